@@ -1,0 +1,5 @@
+"""`python -m ratebridge`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,50 @@
+"""Where the feed is, as its URI means it (RFC 3986, RFC 6455 section 3). Pure."""
+
+from urllib.parse import quote, urlsplit
+
+import attrs
+
+
+@attrs.frozen
+class Address:
+    """`host` as DNS wants it, `target` as the request line wants it."""
+
+    host: str
+    port: int
+    target: str
+    secure: bool
+
+    @classmethod
+    def parse(cls, uri: str) -> "Address":
+        """Raises ValueError with what was expected, and no part of the URI: it may hold a secret."""
+        if not uri.isprintable() or " " in uri:
+            raise ValueError("a URI without spaces or control characters")
+        try:
+            parts = urlsplit(uri)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            raise ValueError("a URI with a valid host and port") from None
+        if parts.scheme not in ("ws", "wss"):
+            raise ValueError("a URI that begins with ws:// or wss://")
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("a URI without user or password")
+        if parts.fragment or "#" in uri:
+            raise ValueError("a URI without a fragment")
+        if not host or port == 0:
+            raise ValueError("a URI with a host, and a port from 1 to 65535 if any")
+        if ":" not in host:
+            try:
+                host = host.encode("idna").decode("ascii")
+            except UnicodeError:
+                raise ValueError("a URI with a valid host") from None
+        secure = parts.scheme == "wss"
+        target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
+        if parts.query:
+            target += "?" + quote(parts.query, safe="/?%:@!$&'()*+,;=~")
+        return cls(host, port or (443 if secure else 80), target, secure)
+
+    @property
+    def authority(self) -> str:
+        """The value of the Host header; the scheme's own port is left out."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.secure else 80) else f"{host}:{self.port}"

@@ -1,0 +1,178 @@
+"""The service put together: settings in, a running bridge out."""
+
+import random
+import signal
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Final
+
+import attrs
+import trio
+
+from .backoff import Backoff
+from .bridge import Bridge
+from .journal import Journal
+from .link import Dial, Link, network_dial, open_link
+from .observer import Observer
+from .outbox import Outbox
+from .providers.chain import RateChain
+from .providers.ecb import Ecb
+from .providers.frankfurter import Frankfurter
+from .providers.freecurrencyapi import FreeCurrencyApi
+from .providers.http import HttpClient
+from .providers.source import Source
+from .rates import Tables
+from .session import Rhythm
+from .settings import Settings
+from .supervisor import Supervisor
+
+SUMMARY_EVERY: Final = 60.0  # s
+
+
+def utc_now() -> datetime:
+    """The wall clock."""
+    return datetime.now(UTC)
+
+
+def tls_context(verify: bool) -> ssl.SSLContext:
+    """What the feed's and the sources' certificates are checked with."""
+    context = ssl.create_default_context()
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def make_source(name: str, settings: Settings, http: HttpClient) -> Source:
+    """The source that the settings call `name`."""
+    match name:
+        case "freecurrencyapi":
+            assert settings.key is not None, "the settings have been judged"
+            return FreeCurrencyApi(http, settings.key.reveal(), settings.freecurrencyapi_url)
+        case "frankfurter":
+            return Frankfurter(http, settings.frankfurter_url)
+        case _:
+            return Ecb()
+
+
+@asynccontextmanager
+async def open_chain(
+    settings: Settings,
+    nursery: trio.Nursery,
+    observer: Observer,
+    *,
+    sources: Sequence[Source] | None = None,
+    clock: Callable[[], datetime] = utc_now,
+    jitter: Callable[[], float] = random.random,
+) -> AsyncIterator[RateChain]:
+    """The rate sources of the settings (or `sources`), fetching in `nursery`."""
+    http = HttpClient(tls_context(settings.verify_ssl))
+    try:
+        yield RateChain(
+            sources or [make_source(name, settings, http) for name in settings.providers],
+            Tables(settings.cache_ttl),
+            nursery,
+            deadline=settings.rate_deadline,
+            utc_now=clock,
+            observer=observer,
+            jitter=jitter,
+        )
+    finally:
+        with trio.CancelScope(shield=True):
+            await http.aclose()
+
+
+@attrs.define
+class World:
+    """What a service touches beyond its settings; each can be replaced, as the tests do."""
+
+    dial: Dial | None = None
+    sources: Sequence[Source] | None = None
+    clock: Callable[[], datetime] = utc_now
+    jitter: Callable[[], float] = random.random
+
+
+async def serve(
+    settings: Settings,
+    journal: Journal,
+    stop: trio.Event,
+    world: World | None = None,
+) -> None:
+    """Run the service until `stop` is set and what was in flight is answered, or cannot be."""
+    world = world or World()
+    assert settings.feed is not None, "the settings have been judged"
+    feed = settings.feed
+    dial = world.dial or network_dial(feed, tls_context(settings.verify_ssl))
+
+    async def open_feed(nursery: trio.Nursery) -> Link:
+        return await open_link(nursery, feed, dial)
+
+    if not settings.verify_ssl:
+        journal.warn("tls.unverified", detail="VERIFY_SSL is off: certificates are not checked")
+    for name in settings.unknown:
+        journal.warn("settings.unknown", name=name)
+    journal.note("service.started", feed=feed.authority, sources=list(settings.providers))
+    async with (
+        trio.open_nursery() as service_nursery,
+        open_chain(
+            settings,
+            service_nursery,
+            journal,
+            sources=world.sources,
+            clock=world.clock,
+            jitter=world.jitter,
+        ) as chain,
+    ):
+        outbox = Outbox(journal)
+        bridge = Bridge(chain, service_nursery, outbox.add, utc_now=world.clock, observer=journal)
+        supervisor = Supervisor(
+            open_feed,
+            bridge,
+            outbox,
+            rhythm=Rhythm(settings.heartbeat_interval, settings.heartbeat_timeout),
+            backoff=Backoff(settings.reconnect_min, settings.reconnect_max, world.jitter),
+            observer=journal,
+        )
+        service_nursery.start_soon(_summarize, journal, bridge, outbox, chain, name="summary")
+        async with trio.open_nursery() as supervisor_nursery:
+            supervisor_nursery.start_soon(supervisor.run, name="supervisor")
+            await stop.wait()
+            journal.note("service.stopping", waiting=bridge.waiting, outbox=len(outbox))
+            bridge.stopping = True
+            with trio.move_on_after(settings.drain_timeout):
+                await _drain(bridge, outbox)
+            supervisor.stop()
+        outbox.give_up_all("the service stopped")
+        service_nursery.cancel_scope.cancel()
+    journal.note("service.stopped", answered=journal.stats.answered)
+
+
+async def _drain(bridge: Bridge, outbox: Outbox) -> None:
+    """Wait until all that came is answered and written."""
+    await bridge.wait_settled()
+    await outbox.wait_empty()
+
+
+async def _summarize(journal: Journal, bridge: Bridge, outbox: Outbox, chain: RateChain) -> None:
+    while True:
+        await trio.sleep(SUMMARY_EVERY)
+        journal.summarize(waiting=bridge.waiting, outbox=len(outbox), tables=len(chain.tables))
+
+
+async def run_until_signal(run: Callable[[trio.Event], Awaitable[None]]) -> None:
+    """Run with an Event that SIGTERM or SIGINT sets; a second signal leaves at once."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        stop = trio.Event()
+
+        async def obey(scope: trio.CancelScope) -> None:
+            await anext(signals)
+            stop.set()
+            await anext(signals)
+            scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(obey, nursery.cancel_scope, name="signals")
+            await run(stop)
+            nursery.cancel_scope.cancel()

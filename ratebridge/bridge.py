@@ -1,0 +1,120 @@
+"""The whole story of a message: a frame in, a reply out.
+
+A reply is made at once when the rate is at hand. When it is not, a task of the
+service's nursery waits for it, and the reply finds its way into the outbox
+later, on whichever link is up by then.
+"""
+
+from collections.abc import Callable
+from datetime import date, datetime
+from typing import Final
+
+import trio
+
+from .conversion import plain, rounded, to_euro
+from .dates import BadDate, rate_day, wire_time
+from .errors import NoRate, Refused, Unreadable
+from .messages import Heartbeat, Request, decode, encode_error, encode_reply
+from .observer import Observer
+from .outbox import Reply
+from .providers.chain import RateChain
+from .rates import Rate
+
+MOST_WAITING: Final = 1_000  # requests without a rate: what a flood may cost in memory
+
+
+class Bridge:
+    """Answers frames. `deliver` takes each reply that was not ready at once."""
+
+    def __init__(
+        self,
+        chain: RateChain,
+        nursery: trio.Nursery,
+        deliver: Callable[[Reply], None],
+        *,
+        utc_now: Callable[[], datetime],
+        observer: Observer,
+    ) -> None:
+        self._chain = chain
+        self._nursery = nursery
+        self._deliver = deliver
+        self._utc_now = utc_now
+        self._observer = observer
+        self.waiting = 0  # requests whose rate is being fetched
+        self.stopping = False  # set: new requests are refused
+        self._settled = trio.Event()
+
+    def answer(self, frame: bytes) -> Heartbeat | Reply | None:
+        """Take one text frame. None when there is no answer, or it comes later."""
+        came = trio.current_time()
+        try:
+            message = decode(frame)
+        except Unreadable as problem:
+            self._observer.dropped(problem.reason, frame)
+            return None
+        except Refused as problem:
+            return self._refuse(problem.id, problem, came)
+        if isinstance(message, Heartbeat):
+            return message
+        try:
+            return self._answer_now(message, came)
+        except NoRate as problem:
+            return self._refuse(message.id, problem, came)
+
+    def _answer_now(self, request: Request, came: float) -> Reply | None:
+        """The reply, or None when a task was started that waits for the rate. Raises `NoRate`."""
+        try:
+            day = rate_day(request.instant, self._utc_now())
+        except BadDate as flaw:
+            raise NoRate("bad-date", f"date {wire_time(request.instant)} {flaw}") from None
+        if self.stopping:
+            raise NoRate("stopping", "the service is stopping")
+        if request.currency == "EUR":
+            return self._convert(request, None, came)
+        rate = self._chain.rate_at_hand(request.currency, day)
+        if rate is not None:
+            return self._convert(request, rate, came)
+        if self.waiting >= MOST_WAITING:
+            raise NoRate("overloaded", "overloaded, too many requests wait for rates")
+        self.waiting += 1
+        self._nursery.start_soon(self._answer_later, request, day, came, name="request")
+        return None
+
+    async def _answer_later(self, request: Request, day: date, came: float) -> None:
+        try:
+            rate = await self._chain.rate(request.currency, day)
+            reply = self._convert(request, rate, came)
+        except NoRate as problem:
+            reply = self._refuse(request.id, problem, came)
+        except Exception as bug:  # noqa: BLE001 - a bug costs one request and not the service
+            self._observer.request_crashed(bug)
+            crash = NoRate("crash", "an internal error, see the service's log")
+            reply = self._refuse(request.id, crash, came)
+        self._deliver(reply)
+        self.waiting -= 1
+        if not self.waiting:
+            self._settled.set()
+
+    async def wait_settled(self) -> None:
+        """Returns when no request waits for its rate."""
+        while self.waiting:
+            self._settled = trio.Event()
+            await self._settled.wait()
+
+    def _convert(self, request: Request, rate: Rate | None, came: float) -> Reply:
+        if rate is None:
+            euro = rounded(request.stake)
+        else:
+            euro = to_euro(request.stake, rate.units, rate.euro)
+        at = self._utc_now()
+        frame = encode_reply(request, plain(euro), wire_time(at))
+        now = trio.current_time()
+        self._observer.converted(request, euro, rate, at, now - came)
+        return Reply(request.id, frame, now)
+
+    def _refuse(self, message_id: bytes, problem: Refused | NoRate, came: float) -> Reply:
+        now = trio.current_time()
+        self._observer.refused(problem, message_id, now - came)
+        # "Overloaded" is the state of this moment: nobody wants to hear of it after a reconnect.
+        keep = problem.kind != "overloaded"
+        return Reply(message_id, encode_error(message_id, problem.text), now, keep)

@@ -1,0 +1,143 @@
+"""The commands. Everything heavy is imported by the command that needs it."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from . import __version__
+from .errors import BadSettings
+
+DONE, FAILED, BAD_USAGE = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and exit: 0 done or stopped by a signal, 1 failed, 2 bad usage or settings."""
+    # Until the service has its own receiver: as PID 1 an unhandled SIGTERM would be ignored.
+    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGINT, _leave)
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except BadSettings as bad:
+        for problem in bad.args:
+            print(problem, file=sys.stderr)
+        code = BAD_USAGE
+    except BrokenPipeError:
+        # Whoever read standard output has left; let the flush at exit not fail as well.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = DONE
+    sys.exit(code)
+
+
+def _leave(_number: int, _frame: object) -> NoReturn:
+    raise SystemExit(DONE)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ratebridge",
+        description="Answers a trading platform's stakes in euro. Without a command: runs the "
+        "service, set up by the environment and a .env file (see the README).",
+    )
+    parser.add_argument("--version", action="version", version=f"ratebridge {__version__}")
+    parser.set_defaults(run=_run)
+    commands = parser.add_subparsers(metavar="COMMAND")
+
+    demo = _add(
+        commands,
+        "demo",
+        _demo,
+        "the whole loop on this machine: no key, no account, no network",
+        ("ratebridge demo", "a score of conversions, then a summary"),
+        ("ratebridge demo --forever --rate 50", "until Ctrl-C, fifty requests a second"),
+    )
+    demo.add_argument("--count", type=_positive_int, default=20, help="requests (default: 20)")
+    demo.add_argument("--rate", type=_positive, default=5.0, help="a second (default: 5)")
+    demo.add_argument("--forever", action="store_true", help="run on until stopped")
+
+    mock = _add(
+        commands,
+        "mock-server",
+        _mock_server,
+        "the stand-in feed alone, to point a service at",
+        ("ratebridge mock-server --port 8765", "random requests at ws://127.0.0.1:8765"),
+        ("ratebridge mock-server --replay traffic.jsonl", "recorded requests, in their order"),
+    )
+    mock.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    mock.add_argument("--port", type=int, default=8765, help="port to listen on (default: 8765)")
+    mock.add_argument("--rate", type=_positive, default=5.0, help="requests a second (default: 5)")
+    mock.add_argument("--replay", type=Path, metavar="FILE", help="a file of JSON lines")
+    mock.add_argument("--loop", action="store_true", help="begin the file again at its end")
+    mock.add_argument("--seed", type=int, default=None, help="of the random requests")
+    return parser
+
+
+def _add(
+    commands: Any, name: str, run: Any, summary: str, *examples: tuple[str, str]
+) -> argparse.ArgumentParser:
+    width = max(len(command) for command, _ in examples)
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog="examples:\n"
+        + "\n".join(f"  {command:<{width}}  {what}" for command, what in examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 1e9:
+        raise ValueError
+    return number
+
+
+def _positive_int(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def _run(_options: argparse.Namespace) -> int:
+    from .settings import load_settings, read_environment
+
+    settings = load_settings(read_environment(os.environ))
+
+    import trio
+
+    from .app import run_until_signal, serve
+    from .journal import Journal
+    from .logs import configure_logs
+    from .stats import Stats
+
+    configure_logs(settings.log_level, settings.log_format)
+    journal = Journal(Stats())
+    trio.run(run_until_signal, lambda stop: serve(settings, journal, stop))
+    return DONE
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .demo import run_demo
+
+    return run_demo(count=None if options.forever else options.count, rate=options.rate)
+
+
+def _mock_server(options: argparse.Namespace) -> int:
+    from .demo import run_mock_server
+
+    return run_mock_server(
+        host=options.host,
+        port=options.port,
+        rate=options.rate,
+        replay=options.replay,
+        loop=options.loop,
+        seed=options.seed,
+    )

@@ -1,0 +1,118 @@
+"""The commands that need no feed of yours: `demo` and `mock-server`."""
+
+import itertools
+import random
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import structlog
+import trio
+
+from .address import Address
+from .app import World, run_until_signal, serve, utc_now
+from .errors import BadSettings
+from .fakes.feed import FeedPeer, StandIn, random_requests, requests_of, serve_feed
+from .journal import Journal
+from .logs import configure_logs
+from .providers.ecb import Ecb
+from .settings import Settings
+from .stats import Stats
+
+
+def run_demo(*, count: int | None, rate: float) -> int:
+    """Convert `count` requests (None: until stopped) of a stand-in feed by the embedded table."""
+    configure_logs("error", "auto")
+    ecb = Ecb()
+
+    async def demo(stop: trio.Event) -> None:
+        newest = await ecb.last_day() - timedelta(days=1)
+        requests: Iterator[str] = random_requests(random.Random(), newest)
+        feed = StandIn(itertools.islice(requests, count), rate, _show)
+        peers: list[FeedPeer] = []
+        journal = Journal(Stats())
+        async with trio.open_nursery() as feed_nursery:
+            port = await feed_nursery.start(serve_feed, feed, peers)
+            print(f"A stand-in feed at ws://127.0.0.1:{port}, rates of the ECB's embedded table.")
+            settings = Settings(Address("127.0.0.1", port, "/", secure=False), providers=("ecb",))
+
+            async def stop_when_done() -> None:
+                await feed.done.wait()
+                stop.set()
+
+            feed_nursery.start_soon(stop_when_done)
+            await serve(settings, journal, stop, World(sources=[ecb]))
+            feed_nursery.cancel_scope.cancel()
+        print(
+            f"{feed.sent} requests, {feed.replies - feed.errors} converted, "
+            f"{feed.errors} answered with an error, {feed.heartbeats} heartbeats."
+        )
+
+    trio.run(run_until_signal, demo)
+    return 0
+
+
+def _show(request: Any, reply: Any) -> None:
+    asked = request["payload"]
+    before = f"{asked['date'][:10]}  {asked['stake']:>12} {asked['currency']}"
+    if reply["type"] == "error":
+        print(f"{before}  {reply['message']}", flush=True)
+    else:
+        print(f"{before}  {reply['payload']['stake']:>14} EUR", flush=True)
+
+
+def run_mock_server(
+    *, host: str, port: int, rate: float, replay: Path | None, loop: bool, seed: int | None
+) -> int:
+    """Serve a stand-in feed until stopped: random requests, or those of a file."""
+    configure_logs("info", "auto", sys.stdout)
+    log = structlog.get_logger()
+    if replay is None:
+        newest = utc_now().date() - timedelta(days=21)
+        requests = random_requests(random.Random(seed), newest)
+    else:
+        try:
+            recorded = requests_of(replay.read_text(encoding="utf-8").splitlines())
+        except (OSError, UnicodeDecodeError):
+            raise BadSettings("--replay: expected a file of JSON lines that can be read") from None
+        requests = itertools.cycle(recorded) if loop else iter(recorded)
+
+    def show(request: Any, reply: Any) -> None:
+        log.info("feed.reply", request=request["payload"], reply=reply.get("payload", reply))
+
+    feed = StandIn(requests, rate, show)
+
+    async def mock_server(stop: trio.Event) -> None:
+        peers: list[FeedPeer] = []
+        async with trio.open_nursery() as feed_nursery:
+            try:
+                bound = await feed_nursery.start(
+                    lambda **kw: serve_feed(feed, peers, host=host, port=port, **kw)
+                )
+            except OSError as error:
+                raise BadSettings(f"--port: {error.strerror}") from None
+            log.info("feed.listening", uri=f"ws://{host}:{bound}")
+
+            async def tell_when_done() -> None:
+                await feed.done.wait()
+                log.info("feed.done", **_figures(feed))
+
+            feed_nursery.start_soon(tell_when_done)
+            await stop.wait()
+            feed_nursery.cancel_scope.cancel()
+        log.info("feed.stopped", **_figures(feed))
+
+    trio.run(run_until_signal, mock_server)
+    return 0
+
+
+def _figures(feed: StandIn) -> dict[str, int]:
+    return {
+        "connections": feed.connections,
+        "requests": feed.sent,
+        "replies": feed.replies,
+        "errors": feed.errors,
+        "heartbeats": feed.heartbeats,
+    }

@@ -1,0 +1,101 @@
+"""The error tree, sorted by what the one who catches does about it.
+
+==================  ========================================================
+lost link           `LinkFailed`: record the end, back off, connect again
+unreadable message  `Unreadable`: count it, log it cut short, read on
+refused request     `Refused`: answer with an error message, read on
+no rate             `NoRate`: answer with an error message; later may differ
+failed source       `SourceFailed`: remember it, ask the next source
+bad settings        `BadSettings`: print every problem, exit with code 2
+==================  ========================================================
+
+Anything else that is raised is a bug, and surfaces.
+"""
+
+from typing import Literal
+
+import attrs
+
+
+class RatebridgeError(Exception):
+    """The root of every error that ratebridge raises on purpose."""
+
+
+@attrs.frozen(eq=False, str=False)
+class LinkFailed(RatebridgeError):
+    """The link could not be opened, or has ended.
+
+    `reason` is one word for logs and metrics, `detail` one line for people.
+    `status` is the HTTP status of a refused upgrade, `code` the close code of
+    an open link, `retry_after` the seconds that the peer asked us to stay away.
+    """
+
+    reason: str
+    detail: str = ""
+    code: int | None = None
+    status: int | None = None
+    retry_after: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
+
+
+class Unreadable(RatebridgeError):
+    """A frame that cannot be answered: no JSON, no object, no type, no id.
+
+    The first argument is one of a few stable words, fit for a metric label.
+    """
+
+    @property
+    def reason(self) -> str:
+        return str(self.args[0])
+
+
+@attrs.frozen(eq=False, str=False)
+class Refused(RatebridgeError):
+    """A request with an id (`id`, raw JSON) that cannot be converted as it stands.
+
+    `kind` is a stable word for metrics, `text` one safe line for the trader.
+    """
+
+    id: bytes
+    kind: str
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@attrs.frozen(eq=False, str=False)
+class NoRate(RatebridgeError):
+    """There is no rate for a request: never, for that day or currency, or not at the moment."""
+
+    kind: Literal["bad-date", "unknown-currency", "unavailable", "overloaded", "stopping", "crash"]
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@attrs.frozen(eq=False, str=False)
+class SourceFailed(RatebridgeError):
+    """One attempt to get a day's table from one source failed.
+
+    `outcome` is a stable word for metrics, `text` a safe half-sentence for
+    people. `again` tells whether the same question may be put again at once,
+    `after` how many seconds to wait before doing so, `silence` for how many
+    seconds nothing at all should be asked of this source.
+    """
+
+    outcome: str
+    text: str
+    again: bool = False
+    after: float | None = None
+    silence: float | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class BadSettings(RatebridgeError):
+    """The settings cannot be used; the arguments are the problems, a line each."""

@@ -1,0 +1,342 @@
+"""A feed to order: one script per connection, and two doors to it.
+
+`MemoryFeed` is dialled in memory, for a virtual clock; `serve_feed` listens on
+a port. Behind both a script plays the server's side of one connection, byte by
+byte where it wants to, so that it can be as wrong as a peer can be.
+"""
+
+import json
+import random
+import ssl
+import struct
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from datetime import date, datetime, timedelta
+from typing import Any
+
+import attrs
+import trio
+import trio.testing
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import (
+    AcceptConnection,
+    BytesMessage,
+    CloseConnection,
+    Ping,
+    Pong,
+    RejectConnection,
+    RejectData,
+    Request,
+    TextMessage,
+)
+from wsproto.utilities import ProtocolError
+
+HEARTBEAT = '{"type":"heartbeat"}'
+
+
+class FeedGone(Exception):
+    """The client has closed or broken off the connection."""
+
+
+@attrs.frozen
+class Received:
+    """A text message from the client, and the trio time of its coming."""
+
+    at: float
+    text: str
+
+    @property
+    def message(self) -> Any:
+        """The message read by the stdlib, numbers as their text."""
+        return json.loads(self.text, parse_float=str, parse_int=str)
+
+
+@attrs.define(eq=False)
+class FeedPeer:
+    """The server's side of one connection. Every call may raise `FeedGone`."""
+
+    stream: trio.abc.Stream
+    received: list[Received] = attrs.Factory(list)
+    close_code: int | None = None  # of the close frame that the client sent
+    path: str = ""
+    host: str = ""
+    _protocol: WSConnection = attrs.Factory(lambda: WSConnection(ConnectionType.SERVER))
+    _parts: list[str] = attrs.Factory(list)
+    _texts: list[str] = attrs.Factory(list)
+
+    async def accept(self) -> None:
+        """Wait for the upgrade request and grant it."""
+        await self.wait_for_request()
+        await self.send_raw(self._protocol.send(AcceptConnection()))
+
+    async def reject(
+        self, status: int, headers: Sequence[tuple[bytes, bytes]] = (), body: bytes = b""
+    ) -> None:
+        """Wait for the upgrade request and refuse it."""
+        await self.wait_for_request()
+        headers = [*headers, (b"content-length", str(len(body)).encode())]
+        answer = RejectConnection(status_code=status, headers=headers, has_body=True)
+        await self.send_raw(
+            self._protocol.send(answer) + self._protocol.send(RejectData(data=body))
+        )
+
+    async def wait_for_request(self) -> None:
+        """Wait for the upgrade request, and leave it unanswered."""
+        while not self.path:
+            await self._read()
+
+    async def send(self, text: str) -> None:
+        await self.send_raw(self._protocol.send(TextMessage(data=text)))
+
+    async def heartbeat(self) -> None:
+        await self.send(HEARTBEAT)
+
+    async def ping(self, payload: bytes = b"") -> None:
+        await self.send_raw(self._protocol.send(Ping(payload=payload)))
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Send a close frame; `receive` sees the answer."""
+        await self.send_raw(self._protocol.send(CloseConnection(code=code, reason=reason)))
+
+    async def send_raw(self, data: bytes) -> None:
+        """Send bytes as they are."""
+        try:
+            await self.stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise FeedGone from None
+
+    async def reset(self) -> None:
+        """Break off: with a RST where there is a socket."""
+        transport: Any = self.stream
+        while isinstance(transport, trio.SSLStream):
+            transport = transport.transport_stream
+        if isinstance(transport, trio.SocketStream):
+            linger = struct.pack("ii", 1, 0)
+            transport.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, linger)
+        await trio.aclose_forcefully(self.stream)
+
+    async def receive(self) -> Received:
+        """The next text message of the client; it stands in `received` too."""
+        while not self._texts:
+            await self._read()
+        received = Received(trio.current_time(), self._texts.pop(0))
+        self.received.append(received)
+        return received
+
+    async def receive_reply(self) -> Any:
+        """The next message of the client that is no heartbeat."""
+        while (message := (await self.receive()).message)["type"] == "heartbeat":
+            pass
+        return message
+
+    async def _read(self) -> None:
+        """Read once, and deal with all that it brought."""
+        try:
+            data = await self.stream.receive_some(65536)
+            self._protocol.receive_data(bytes(data) or None)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError):
+            raise FeedGone from None
+        for event in self._protocol.events():
+            match event:
+                case Request():
+                    self.path, self.host = event.target, event.host
+                case TextMessage():
+                    self._parts.append(event.data)
+                    if event.message_finished:
+                        self._texts.append("".join(self._parts))
+                        self._parts.clear()
+                case Ping():
+                    await self.send_raw(self._protocol.send(event.response()))
+                case CloseConnection():
+                    self.close_code = event.code
+                    if data and self._protocol.state.name == "REMOTE_CLOSING":
+                        await self.send_raw(self._protocol.send(event.response()))
+                    raise FeedGone
+                case Pong() | BytesMessage() | _:
+                    pass
+
+
+Script = Callable[[FeedPeer], Awaitable[None]]
+
+
+async def play(script: Script, stream: trio.abc.Stream, peers: list[FeedPeer]) -> None:
+    """Play a script on one connection, and close that by force when it is over."""
+    peer = FeedPeer(stream)
+    peers.append(peer)
+    try:
+        await script(peer)
+    except* FeedGone:  # alone, or in the groups of a script's nurseries
+        pass
+    finally:
+        await trio.aclose_forcefully(stream)
+
+
+class MemoryFeed:
+    """A feed in memory. `dial` is what a link wants; `peers` are the connections so far."""
+
+    def __init__(self, nursery: trio.Nursery, script: Script) -> None:
+        self._nursery = nursery
+        self.script = script
+        self.peers: list[FeedPeer] = []
+
+    async def dial(self) -> trio.abc.Stream:
+        client, server = trio.testing.memory_stream_pair()
+        self._nursery.start_soon(play, self.script, server, self.peers)
+        await trio.lowlevel.checkpoint()
+        return client
+
+
+async def serve_feed(
+    script: Script,
+    peers: list[FeedPeer],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    tls: ssl.SSLContext | None = None,
+    task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """A feed on a port; `started` gives its number."""
+
+    async def handle(stream: trio.SocketStream) -> None:
+        if tls is None:
+            await play(script, stream, peers)
+            return
+        secured = trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
+        try:
+            await secured.do_handshake()
+        except trio.BrokenResourceError:
+            await trio.aclose_forcefully(stream)
+            return
+        await play(script, secured, peers)
+
+    listeners = await trio.open_tcp_listeners(port, host=host)
+    task_status.started(listeners[0].socket.getsockname()[1])
+    await trio.serve_listeners(handle, listeners)
+
+
+# Traffic.
+
+CURRENCIES = (
+    "UAH",
+    "EUR",
+    "PLN",
+    "USD",
+    "ZWL",
+    "HRK",
+    "GBP",
+    "CZK",
+    "BTC",
+)  # those of the real feed
+
+
+def request_text(
+    message_id: int | str,
+    stake: str | float = "253.67",
+    currency: str = "USD",
+    date: str = "2021-05-18T21:32:42.324Z",
+) -> str:
+    """A request as the real feed writes it; `stake` as it shall stand there."""
+    return (
+        f'{{"type":"message","id":{json.dumps(message_id)},"payload":{{"marketId":123456,'
+        f'"selectionId":987654,"odds":2.2,"stake":{stake},"currency":{json.dumps(currency)},'
+        f'"date":{json.dumps(date)}}}}}'
+    )
+
+
+def random_requests(
+    chance: random.Random, newest: date, currencies: Sequence[str] = CURRENCIES
+) -> Iterator[str]:
+    """Requests without end, like those of the real feed: up to two weeks before `newest`."""
+    message_id = chance.randrange(1, 10_000)
+    while True:
+        made = datetime.combine(newest, datetime.min.time()) - timedelta(
+            days=chance.randrange(14), milliseconds=-chance.randrange(86_400_000)
+        )
+        payload = {
+            "marketId": chance.randrange(1, 10_000),
+            "selectionId": chance.randrange(1, 10_000),
+            "odds": chance.randrange(101, 1000) / 100,
+            "stake": chance.randrange(1_00000, 10_000_00000) / 100_000,
+            "currency": chance.choice(currencies),
+            "date": made.isoformat(timespec="milliseconds") + "Z",
+        }
+        message = {"type": "message", "id": message_id, "payload": payload}
+        yield json.dumps(message, separators=(",", ":"))
+        message_id += 1
+
+
+def requests_of(lines: Sequence[str]) -> list[str]:
+    """The requests among recorded messages, a JSON text each; the heartbeats are left out."""
+    return [line for line in map(str.strip, lines) if line and '"heartbeat"' not in line]
+
+
+@attrs.define(eq=False)
+class StandIn:
+    """The script of a well-behaved feed: heartbeats each second, requests at random intervals.
+
+    `rate` is requests a second in the mean; `requests` may end, the heartbeats
+    go on. `on_reply` gets each request and its reply; `done` is set when the
+    requests have ended and all of them are answered.
+    """
+
+    requests: Iterator[str]
+    rate: float
+    on_reply: Callable[[Any, Any], None] = lambda _request, _reply: None
+    interval: float = 1.0
+    chance: random.Random = attrs.Factory(random.Random)
+    sent: int = 0
+    replies: int = 0
+    errors: int = 0
+    heartbeats: int = 0
+    connections: int = 0
+    done: trio.Event = attrs.Factory(trio.Event)
+    _open: dict[str, list[Any]] = attrs.Factory(dict)
+    _ended: bool = False
+
+    async def __call__(self, peer: FeedPeer) -> None:
+        await peer.accept()
+        self.connections += 1
+        async with trio.open_nursery() as nursery:
+            writing = trio.Lock()
+            nursery.start_soon(self._beat, peer, writing)
+            nursery.start_soon(self._ask, peer, writing)
+            while True:
+                self._hear((await peer.receive()).message)
+
+    async def _beat(self, peer: FeedPeer, writing: trio.Lock) -> None:
+        due = trio.current_time()
+        while True:
+            async with writing:
+                await peer.heartbeat()
+            due += self.interval
+            await trio.sleep_until(due)
+
+    async def _ask(self, peer: FeedPeer, writing: trio.Lock) -> None:
+        due = trio.current_time()
+        for text in self.requests:
+            due += self.chance.expovariate(self.rate)
+            await trio.sleep_until(due)
+            request = json.loads(text, parse_float=str, parse_int=str)
+            self._open.setdefault(json.dumps(request.get("id")), []).append(request)
+            self.sent += 1
+            async with writing:
+                await peer.send(text)
+        self._ended = True
+        self._see_if_done()
+
+    def _hear(self, message: Any) -> None:
+        if message["type"] == "heartbeat":
+            self.heartbeats += 1
+            return
+        self.replies += 1
+        self.errors += message["type"] == "error"
+        key = json.dumps(message["id"])
+        requests = self._open.get(key)
+        if requests:
+            self.on_reply(requests.pop(0), message)
+            if not requests:
+                del self._open[key]
+        self._see_if_done()
+
+    def _see_if_done(self) -> None:
+        if self._ended and not self._open:
+            self.done.set()

@@ -1,0 +1,221 @@
+"""The observer that writes down what it is told: into the log and the figures.
+
+Events have stable names: `link.up`, `link.lost`, `link.excused`, `rates.fetched`,
+`rates.failed`, `rates.silenced`, `message.dropped`, `conversion.done`,
+`conversion.failed`, `reply.given_up`, `crash`, `summary`, `service.started`,
+`service.stopping`, `service.stopped`.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any, Final
+
+import structlog
+import trio
+
+from .errors import NoRate, Refused, SourceFailed
+from .messages import Request, clipped
+from .observer import Observer
+from .rates import Rate, RateTable
+from .session import SessionEnd
+from .stats import Stats
+
+OFTEN: Final = 10  # lines a minute for one kind of trouble; the rest at debug and in the summary
+
+
+class Journal(Observer):
+    """Logs and counts. `utc_now` dates the troubles that are kept for the status page."""
+
+    def __init__(
+        self, stats: Stats, utc_now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self.stats = stats
+        self._utc_now = utc_now
+        self._log = structlog.get_logger()
+        self._debug = self._log.is_enabled_for(10)
+        self._this_minute: Counter[str] = Counter()
+        self._at_last_summary = (0, 0, 0)
+
+    # The link.
+
+    def link_up(self) -> None:
+        stats = self.stats
+        stats.link_up = True
+        stats.link_since = trio.current_time()
+        stats.links_opened += 1
+        self._log.info("link.up", links=stats.links_opened)
+
+    def link_lost(self, end: SessionEnd, retry_in: float | None) -> None:
+        stats = self.stats
+        was_up = stats.link_up
+        stats.link_up = False
+        if was_up:
+            stats.link_since = trio.current_time()
+        cause = end.cause
+        fields: dict[str, Any] = {"reason": cause.reason}
+        if cause.detail:
+            fields["detail"] = clipped(cause.detail, 120)
+        if cause.code is not None:
+            fields["code"] = cause.code
+        if cause.status is not None:
+            fields["status"] = cause.status
+        if was_up:
+            fields["uptime"] = round(end.uptime, 3)
+        if retry_in is None:
+            self._log.info("link.down", **fields)
+            return
+        stats.lost[cause.reason] += 1
+        fields["retry_in"] = round(retry_in, 3)
+        self._trouble("link.lost", fields, f"link lost: {cause}")
+
+    def session_crashed(self, error: Exception) -> None:
+        self._crash("session", error)
+
+    def heartbeat_received(self, gap: float) -> None:
+        stats = self.stats
+        stats.heartbeats += 1
+        stats.heartbeat_at = trio.current_time()
+        stats.heartbeat_gaps.append(gap)
+
+    def excused(self, late: float) -> None:
+        self._log.warning("link.excused", our_own_stall=round(late, 3))
+
+    # The messages.
+
+    def dropped(self, reason: str, frame: bytes) -> None:
+        self.stats.dropped[reason] += 1
+        self._trouble(
+            "message.dropped",
+            {"reason": reason, "size": len(frame), "begins": clipped(frame)},
+            f"message dropped: {reason}",
+        )
+
+    def converted(
+        self, request: Request, eur: Decimal, rate: Rate | None, at: datetime, seconds: float
+    ) -> None:
+        stats = self.stats
+        stats.converted += 1
+        stats.latency.add(seconds)
+        if rate is None or rate.cached:
+            stats.from_cache += 1
+        if self._debug:
+            fields: dict[str, Any] = {
+                "id": clipped(request.id),
+                "stake": str(request.stake),
+                "currency": request.currency,
+                "eur": str(eur),
+                "ms": round(seconds * 1000, 3),
+            }
+            if rate is not None:
+                fields |= {
+                    "rate": rate.text,
+                    "rate_date": str(rate.day),
+                    "asked": str(rate.asked),
+                    "provider": rate.provider,
+                    "fetched": f"{rate.fetched:%Y-%m-%dT%H:%M:%SZ}",
+                    "cached": rate.cached,
+                }
+            self._log.debug("conversion.done", **fields)
+
+    def refused(self, problem: Refused | NoRate, message_id: bytes, seconds: float) -> None:
+        self.stats.refused[problem.kind] += 1
+        self.stats.latency.add(seconds)
+        self._trouble(
+            "conversion.failed",
+            {"id": clipped(message_id), "kind": problem.kind, "error": problem.text},
+            f"request {clipped(message_id)} refused: {problem.text}",
+        )
+
+    def given_up(self, message_id: bytes, why: str) -> None:
+        self.stats.given_up += 1
+        self._log.warning("reply.given_up", id=clipped(message_id), why=why)
+
+    def request_crashed(self, error: Exception) -> None:
+        self._crash("request", error)
+
+    # The rates.
+
+    def fetched(self, table: RateTable, seconds: float) -> None:
+        self.stats.fetches[table.provider, "ok"] += 1
+        self._log.info(
+            "rates.fetched",
+            provider=table.provider,
+            day=str(table.day),
+            currencies=len(table.quotes),
+            seconds=round(seconds, 3),
+        )
+
+    def fetch_failed(self, provider: str, day: date, failure: SourceFailed) -> None:
+        self.stats.fetches[provider, failure.outcome] += 1
+        self._trouble(
+            "rates.failed",
+            {
+                "kind": failure.outcome,
+                "provider": provider,
+                "day": str(day),
+                "detail": failure.text,
+            },
+            f"{provider} {failure.text}",
+        )
+
+    def silenced(self, provider: str, failure: SourceFailed) -> None:
+        self._log.error(
+            "rates.silenced",
+            provider=provider,
+            detail=failure.text,
+            seconds=round(failure.silence or 0.0, 1),
+        )
+
+    def source_crashed(self, provider: str, error: Exception) -> None:
+        self._crash(provider, error)
+
+    # The service.
+
+    def note(self, event: str, **fields: Any) -> None:
+        """An event in the life of the service itself."""
+        self._log.info(event, **fields)
+
+    def warn(self, event: str, **fields: Any) -> None:
+        """A state of the service that an operator should know of."""
+        self._log.warning(event, **fields)
+
+    def summarize(self, *, waiting: int, outbox: int, tables: int) -> None:
+        """Log what the last minute brought; called once a minute."""
+        stats = self.stats
+        counts = (stats.converted, stats.refused.total(), stats.dropped.total())
+        converted, refused, dropped = (
+            now - before for now, before in zip(counts, self._at_last_summary, strict=True)
+        )
+        self._at_last_summary = counts
+        self._this_minute.clear()
+        self._log.info(
+            "summary",
+            link="up" if stats.link_up else "down",
+            converted=converted,
+            refused=refused,
+            dropped=dropped,
+            waiting=waiting,
+            outbox=outbox,
+            tables=tables,
+            links=stats.links_opened,
+        )
+
+    def _trouble(self, event: str, fields: dict[str, Any], words: str) -> None:
+        """Keep a trouble for the page, and log it unless there were many of its kind."""
+        self.stats.troubles.append((self._utc_now(), words))
+        key = f"{event} {fields.get('kind') or fields.get('reason')}"
+        self._this_minute[key] += 1
+        said = self._this_minute[key]
+        if said < OFTEN:
+            self._log.warning(event, **fields)
+        elif said == OFTEN:
+            self._log.warning(event, **fields, further="counted in the summary, logged at debug")
+        else:
+            self._log.debug(event, **fields)
+
+    def _crash(self, where: str, error: Exception) -> None:
+        self.stats.crashes += 1
+        self.stats.troubles.append((self._utc_now(), f"a bug ({where}), see the log"))
+        self._log.error("crash", where=where, exc_info=error)

@@ -1,0 +1,71 @@
+"""What the service reports of itself: one method per fact, and nothing done about it here.
+
+The modules that decide call these and stay free of logs, metrics and files;
+`journal.Journal` is the observer that writes them down. Each method is called
+from the event loop, returns at once and does not raise.
+"""
+
+from datetime import date, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from .errors import NoRate, Refused, SourceFailed
+from .rates import Rate, RateTable
+
+if TYPE_CHECKING:
+    from .messages import Request
+    from .session import SessionEnd
+
+
+class Observer:
+    """An observer that looks away; the base of those that do not."""
+
+    # The link.
+
+    def link_up(self) -> None:
+        """A link is open."""
+
+    def link_lost(self, end: "SessionEnd", retry_in: float | None) -> None:
+        """A session is over; the next is tried in `retry_in` seconds, None for never."""
+
+    def session_crashed(self, error: Exception) -> None:
+        """A bug of ours ended a session."""
+
+    def heartbeat_received(self, gap: float) -> None:
+        """A heartbeat came, `gap` seconds after the one before it (the first: after the open)."""
+
+    def excused(self, late: float) -> None:
+        """Our own loop stood still for `late` seconds, so a silent peer got another period."""
+
+    # The messages.
+
+    def dropped(self, reason: str, frame: bytes) -> None:
+        """A frame came to which there is no answer."""
+
+    def converted(
+        self, request: "Request", eur: Decimal, rate: Rate | None, at: datetime, seconds: float
+    ) -> None:
+        """A stake was converted; `rate` is None where it was in euro already."""
+
+    def refused(self, problem: Refused | NoRate, message_id: bytes, seconds: float) -> None:
+        """A request was answered with an error."""
+
+    def given_up(self, message_id: bytes, why: str) -> None:
+        """A reply will never be sent."""
+
+    def request_crashed(self, error: Exception) -> None:
+        """A bug of ours came up while a request waited for its rate."""
+
+    # The rates.
+
+    def fetched(self, table: RateTable, seconds: float) -> None:
+        """A source gave a table."""
+
+    def fetch_failed(self, provider: str, day: date, failure: SourceFailed) -> None:
+        """A source did not give a table, after the retries."""
+
+    def silenced(self, provider: str, failure: SourceFailed) -> None:
+        """A source is not asked again for `failure.silence` seconds."""
+
+    def source_crashed(self, provider: str, error: Exception) -> None:
+        """A bug of ours came up while asking a source."""

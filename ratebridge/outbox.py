@@ -1,0 +1,114 @@
+"""What waits to be written: replies, which outlive the link they were made on, and heartbeats.
+
+The rule (protocol, "One request, one reply"): a reply that never left goes out
+first on the next link, byte for byte the same, unless it is too old. One whose
+write was cut short counts as never left.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+import attrs
+import trio
+
+from .messages import HEARTBEAT
+from .observer import Observer
+
+MOST_REPLIES: Final = 10_000  # some 3 MB; minutes of a feed at tens a second
+OLDEST_REPLY: Final = 60.0  # s
+WRITE_SIZE: Final = 32 * 1024  # bytes of replies in one write: a heartbeat waits for one at most
+
+
+@attrs.define(eq=False)
+class Reply:
+    """A reply on its way. `id` is raw JSON; `keep` tells whether it survives a reconnect."""
+
+    id: bytes
+    frame: bytes
+    made_at: float
+    keep: bool = True
+
+
+class Outbox:
+    """A bounded queue with one reader at a time: the writer of the present session."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._replies: deque[Reply] = deque()
+        self._taken: Sequence[Reply] = ()
+        self._heartbeat_due = False
+        self._filled = trio.Event()
+        self._emptied = trio.Event()
+
+    def __len__(self) -> int:
+        """The replies that have not left, those being written among them."""
+        return len(self._replies) + len(self._taken)
+
+    def add(self, reply: Reply) -> None:
+        """Queue a reply; when there are too many the oldest is given up."""
+        if len(self) >= MOST_REPLIES and self._replies:
+            self._give_up(self._replies.popleft(), "too many replies wait for a link")
+        self._replies.append(reply)
+        self._filled.set()
+
+    def add_heartbeat(self) -> None:
+        """A heartbeat is due: it goes before everything else, and on this link or never."""
+        self._heartbeat_due = True
+        self._filled.set()
+
+    async def take(self) -> list[bytes]:
+        """The frames of the next write, at least one. `sent` or `lose_link` follows."""
+        while True:
+            while not self._heartbeat_due and not self._replies:
+                self._filled = trio.Event()
+                await self._filled.wait()
+            self._expire()
+            heartbeat = [HEARTBEAT] if self._heartbeat_due else []
+            self._heartbeat_due = False
+            self._taken = self._batch()
+            if heartbeat or self._taken:
+                return heartbeat + [reply.frame for reply in self._taken]
+
+    def sent(self) -> None:
+        """What was taken has been written, all of it."""
+        self._taken = ()
+        if not self._replies:
+            self._emptied.set()
+
+    async def wait_empty(self) -> None:
+        """Returns when every reply has left."""
+        while len(self):
+            self._emptied = trio.Event()
+            await self._emptied.wait()
+
+    def lose_link(self) -> None:
+        """The link is gone: what was taken and not `sent` goes first on the next."""
+        self._replies.extendleft(reversed(self._taken))
+        self._taken = ()
+        self._replies = deque(reply for reply in self._replies if reply.keep)
+        self._heartbeat_due = False
+
+    def give_up_all(self, why: str) -> None:
+        """Nothing more will be sent."""
+        self.lose_link()
+        while self._replies:
+            self._give_up(self._replies.popleft(), why)
+
+    def _batch(self) -> list[Reply]:
+        batch: list[Reply] = []
+        size = 0
+        replies = self._replies
+        while replies and (not batch or size + len(replies[0].frame) <= WRITE_SIZE):
+            reply = replies.popleft()
+            size += len(reply.frame)
+            batch.append(reply)
+        return batch
+
+    def _expire(self) -> None:
+        oldest = trio.current_time() - OLDEST_REPLY
+        while self._replies and self._replies[0].made_at <= oldest:
+            self._give_up(self._replies.popleft(), "it was too old")
+
+    def _give_up(self, reply: Reply, why: str) -> None:
+        self._observer.given_up(reply.id, why)

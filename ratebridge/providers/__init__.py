@@ -1,0 +1,1 @@
+"""The rate sources: one file each, and the chain that asks them in order."""

@@ -1,0 +1,60 @@
+"""Frankfurter v2: some 160 currencies from 80 central banks, no key, self-hostable.
+
+A blend of the banks' rates, rounded to 4 or 5 digits. Each row has its own day.
+"""
+
+from datetime import date, datetime
+from typing import Final
+
+import msgspec
+from msgspec import Raw
+
+from ..errors import SourceFailed
+from ..rates import RateTable
+from .http import HttpClient
+from .source import make_table
+
+
+class _Row(msgspec.Struct):
+    date: date
+    base: str
+    quote: str
+    rate: Raw
+
+
+_rows = msgspec.json.Decoder(list[_Row]).decode
+_EURO_ROW: Final = Raw(b"1")
+
+
+class Frankfurter:
+    """One call a day-table, with a euro base."""
+
+    name = "frankfurter"
+    quota = None
+
+    def __init__(self, http: HttpClient, url: str) -> None:
+        self._http = http
+        self._url = url
+
+    async def fetch(self, day: date, now: datetime) -> RateTable:
+        """See `Source`. The day is always sent: without it tomorrow's rows can come."""
+        params = {"date": day.isoformat(), "base": "EUR"}
+        answer = await self._http.get(f"{self._url}/rates", params)
+        status = answer.status
+        if status != 200:
+            raise SourceFailed(
+                f"http-{status}",
+                f"answered HTTP {status}",
+                again=status == 429 or status >= 500,
+                after=float(after)
+                if (after := answer.headers.get("retry-after", "")).isdigit()
+                else None,
+            )
+        try:
+            rows = _rows(answer.body)
+        except (msgspec.DecodeError, RecursionError):
+            raise SourceFailed("bad-body", "answered with something else than rates") from None
+        if any(row.base != "EUR" for row in rows):
+            raise SourceFailed("bad-table", "answered with another base than the euro")
+        quotes = [(row.quote, row.rate, row.date) for row in rows]
+        return make_table(self.name, day, now, [("EUR", _EURO_ROW, day), *quotes])

@@ -1,0 +1,112 @@
+"""The one module that knows httpx: a GET whose answer is small, whole and ours to judge.
+
+A request has no time limit here: httpx has none for the whole of it, so the
+caller puts a cancel scope around it. Nor does the client's pool ever queue; the
+chain lets fewer requests go at a time than the pool has connections.
+"""
+
+import logging
+import socket
+import ssl
+from collections.abc import Mapping
+from typing import Final
+
+import attrs
+import httpx
+
+from .. import __version__
+from ..errors import SourceFailed
+
+MAX_BODY: Final = 1024 * 1024  # bytes; the largest table of any source is some 15 KiB
+POOL: Final = 10  # more than the fetches at a time, or cancelled ones leak its slots
+
+# httpx and httpcore write whole URLs and headers to their logs.
+logging.getLogger("httpx").disabled = True
+logging.getLogger("httpcore").setLevel(logging.CRITICAL)
+
+
+@attrs.frozen
+class Answer:
+    """An answer of any status, with lower-case header names."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class HttpClient:
+    """A pool of connections for all the sources.
+
+    `verify` is the context for TLS, `transport` takes the network's place in tests.
+    """
+
+    def __init__(
+        self, verify: ssl.SSLContext, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        self._client = httpx.AsyncClient(
+            verify=verify,
+            transport=transport,
+            timeout=None,  # noqa: S113 - the caller has a deadline for the whole of it
+            limits=httpx.Limits(max_connections=POOL, max_keepalive_connections=POOL),
+            headers={
+                "Accept": "application/json",
+                "Accept-Encoding": "identity",
+                "User-Agent": f"ratebridge/{__version__}",
+            },
+        )
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    async def get(
+        self, url: str, params: Mapping[str, str], headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """GET `url` with `params`. No redirect is followed, no compressed body taken.
+
+        Raises `SourceFailed`, with a text that names neither URL nor header.
+        """
+        try:
+            try:
+                return await self._get(url, params, headers)
+            except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+                # Most likely a kept-alive connection that the server had closed:
+                # a GET may be sent again, and a new connection tells.
+                return await self._get(url, params, headers)
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+            raise SourceFailed("unreachable", _explain(error), again=True) from None
+
+    async def _get(
+        self, url: str, params: Mapping[str, str], headers: Mapping[str, str] | None
+    ) -> Answer:
+        async with self._client.stream("GET", url, params=params, headers=headers) as response:
+            if response.is_redirect:
+                raise SourceFailed("redirect", "answered with a redirect, which is not followed")
+            if response.headers.get("content-encoding", "identity") != "identity":
+                raise SourceFailed("bad-body", "answered with a compressed body")
+            body = bytearray()
+            async for chunk in response.aiter_raw():
+                body += chunk
+                if len(body) > MAX_BODY:
+                    raise SourceFailed("bad-body", "answered with over 1 MiB")
+            return Answer(response.status_code, dict(response.headers), bytes(body))
+
+
+def _explain(error: BaseException) -> str:
+    """Half a sentence on why a request failed, from the system's words and never httpx's."""
+    cause: BaseException | None = error
+    while cause is not None:
+        match cause:
+            case ssl.SSLCertVerificationError():
+                return f"has a certificate that does not pass ({cause.verify_message})"
+            case ssl.SSLError():
+                return "could not be reached (TLS failed)"
+            case socket.gaierror():
+                return "could not be reached (host not found)"
+            case ConnectionRefusedError():
+                return "could not be reached (connection refused)"
+            case UnicodeError() | httpx.InvalidURL():
+                return "could not be reached (its address is not valid)"
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, httpx.ConnectError):
+        return "could not be reached"
+    return "broke off the connection"

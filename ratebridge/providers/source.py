@@ -1,0 +1,76 @@
+"""What every rate source is to the chain, and what they all do with a quote."""
+
+from collections.abc import Iterable
+from datetime import date, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from typing import Protocol
+
+import attrs
+from msgspec import Raw
+
+from ..conversion import is_quote
+from ..errors import SourceFailed
+from ..rates import MAX_DAYS_BACK, Quote, RateTable
+
+_QUOTE_TEXT = 80  # characters; a quote of 34 digits needs no more, and a number bomb may not try
+
+
+@attrs.define
+class Quota:
+    """What a source lets us ask for, where it says so: calls left this minute and this month."""
+
+    minute_left: int | None = None
+    month_left: int | None = None
+    month_total: int | None = None
+
+
+class Source(Protocol):
+    """A source of day-tables. `name` is what the settings call it."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def fetch(self, day: date, now: datetime) -> RateTable:
+        """All quotes valid on a day no later than the UTC day of `now`.
+
+        One call, or as near to it as the source allows. Raises `SourceFailed`;
+        has no time limit of its own beyond that of a single request.
+        """
+        ...
+
+    @property
+    def quota(self) -> Quota | None:
+        """What the source said of our quota, None when it has none."""
+        ...
+
+
+def read_quote(raw: Raw) -> Decimal | None:
+    """A JSON value as a quote; None when it is anything but a number in range."""
+    text = bytes(raw)
+    if not text or text[0] not in b"0123456789" or len(text) > _QUOTE_TEXT:
+        return None  # negative numbers and strings go here too
+    try:
+        quote = Decimal(text.decode("ascii"))
+    except InvalidOperation:
+        return None
+    return quote if is_quote(quote) else None
+
+
+def make_table(
+    provider: str, day: date, fetched: datetime, rows: Iterable[tuple[str, Raw, date]]
+) -> RateTable:
+    """A table of the good rows: (currency, quote as JSON, the day it is of).
+
+    A bad quote, or one more than five days older than the day asked for (or
+    younger than it), is left out. Raises `SourceFailed` when EUR, or all else,
+    is not among the rest.
+    """
+    oldest = day - timedelta(days=MAX_DAYS_BACK)
+    quotes = {
+        currency: Quote(units, quoted_on)
+        for currency, raw, quoted_on in rows
+        if oldest <= quoted_on <= day and (units := read_quote(raw)) is not None
+    }
+    if "EUR" not in quotes or len(quotes) < 2:
+        raise SourceFailed("bad-table", f"has no usable table for {day}")
+    return RateTable(provider, day, quotes, fetched)

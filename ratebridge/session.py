@@ -1,0 +1,137 @@
+"""One connection from its opening to its end: heartbeat sender, receive loop, writer, watchdog.
+
+`Session.run` is one life; `supervisor` is the loop around it.
+"""
+
+from typing import Final
+
+import attrs
+import trio
+
+from .bridge import Bridge
+from .errors import LinkFailed
+from .link import Link
+from .messages import Heartbeat
+from .observer import Observer
+from .outbox import Outbox
+
+GRACE: Final = 0.1  # s to read what has arrived before the peer is called silent
+STALL: Final = 0.25  # s: woken later than that, it was our own loop that stood still
+GOING_AWAY: Final = 1001  # RFC 6455, 7.4.1
+
+
+@attrs.frozen
+class SessionEnd:
+    """How a session ended. `uptime` is in seconds, `proved` tells whether a heartbeat came."""
+
+    cause: LinkFailed
+    uptime: float = 0.0
+    proved: bool = False
+
+
+@attrs.frozen
+class Rhythm:
+    """Seconds between our heartbeats, and without one of the peer's until the link is refreshed."""
+
+    interval: float = 1.0
+    timeout: float = 2.0
+
+
+class Session:
+    """The life of one open link."""
+
+    def __init__(
+        self, link: Link, bridge: Bridge, outbox: Outbox, rhythm: Rhythm, observer: Observer
+    ) -> None:
+        self._link = link
+        self._bridge = bridge
+        self._outbox = outbox
+        self._rhythm = rhythm
+        self._observer = observer
+        self._opened = trio.current_time()
+        self._heard = self._opened  # when the last heartbeat came; the opening stands for the first
+        self._heartbeats = 0
+        self._watchdog = trio.CancelScope()
+        self._excused = False  # a stall of our own has been allowed for since the last heartbeat
+        self._ended = trio.Event()
+        self._cause: LinkFailed | None = None
+
+    async def run(self) -> SessionEnd:
+        """Run until the link fails, the peer falls silent, or `stop` is called."""
+        async with trio.open_nursery() as session_nursery:
+            session_nursery.start_soon(self._send_heartbeats, name="heartbeat sender")
+            session_nursery.start_soon(self._receive, name="receive loop")
+            session_nursery.start_soon(self._write, name="writer")
+            session_nursery.start_soon(self._watch, name="watchdog")
+            await self._ended.wait()
+            if self._cause is None:
+                await self._link.close(GOING_AWAY)
+            session_nursery.cancel_scope.cancel()
+        cause = self._cause or LinkFailed("stopped")
+        return SessionEnd(cause, trio.current_time() - self._opened, self._heartbeats > 0)
+
+    def stop(self) -> None:
+        """End the session with a polite close."""
+        self._ended.set()
+
+    def _fail(self, cause: LinkFailed) -> None:
+        if not self._ended.is_set():
+            self._cause = cause
+            self._ended.set()
+
+    async def _send_heartbeats(self) -> None:
+        due = trio.current_time()
+        while True:
+            self._outbox.add_heartbeat()
+            # A beat that we were too late for is left out, not made up for.
+            due = max(due + self._rhythm.interval, trio.current_time())
+            await trio.sleep_until(due)
+
+    async def _receive(self) -> None:
+        try:
+            while True:
+                for frame in await self._link.receive():
+                    answer = self._bridge.answer(frame)
+                    if isinstance(answer, Heartbeat):
+                        self._hear_heartbeat()
+                    elif answer is not None:
+                        self._outbox.add(answer)
+        except LinkFailed as failure:
+            self._fail(failure)
+
+    def _hear_heartbeat(self) -> None:
+        now = trio.current_time()
+        self._observer.heartbeat_received(now - self._heard)
+        self._heard = now
+        self._heartbeats += 1
+        self._watchdog.deadline = now + self._rhythm.timeout
+        self._excused = False
+
+    async def _write(self) -> None:
+        """The only writer of messages. A heartbeat waits for one bounded write at most."""
+        try:
+            while True:
+                await self._link.send(await self._outbox.take())
+                self._outbox.sent()
+        except LinkFailed as failure:
+            self._fail(failure)
+
+    async def _watch(self) -> None:
+        """End the session when no heartbeat has been received for the timeout."""
+        while True:
+            with trio.CancelScope(deadline=self._heard + self._rhythm.timeout) as self._watchdog:
+                await trio.sleep_forever()
+            heartbeats = self._heartbeats
+            late = trio.current_time() - self._watchdog.deadline
+            grace = GRACE
+            if late > STALL and not self._excused:
+                # We did not look for a while. A healthy peer has beaten meanwhile, or
+                # will within a period; a dead one gets that period once.
+                self._excused = True
+                self._observer.excused(late)
+                grace = self._rhythm.timeout
+            await trio.sleep(grace)
+            if self._heartbeats == heartbeats:
+                silence = trio.current_time() - self._heard
+                self._fail(LinkFailed("stale", f"no heartbeat for {silence:.1f} s"))
+                return

@@ -1,0 +1,84 @@
+"""The loop that starts sessions again, for as long as the service lives."""
+
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from .backoff import PROOF, Backoff
+from .bridge import Bridge
+from .errors import LinkFailed
+from .link import Link
+from .observer import Observer
+from .outbox import Outbox
+from .session import Rhythm, Session, SessionEnd
+
+OpenLink = Callable[[trio.Nursery], Awaitable[Link]]
+
+
+class Supervisor:
+    """Keeps a session alive. `open_link` opens the link of one, in a nursery given to it."""
+
+    def __init__(
+        self,
+        open_link: OpenLink,
+        bridge: Bridge,
+        outbox: Outbox,
+        *,
+        rhythm: Rhythm,
+        backoff: Backoff,
+        observer: Observer,
+    ) -> None:
+        self._open_link = open_link
+        self._bridge = bridge
+        self._outbox = outbox
+        self._rhythm = rhythm
+        self._backoff = backoff
+        self._observer = observer
+        self._opening = trio.CancelScope()
+        self._session: Session | None = None
+        self._stopping = trio.Event()
+
+    async def run(self) -> None:
+        """Open, live, back off, and again; returns after `stop`."""
+        while not self._stopping.is_set():
+            try:
+                end = await self._live()
+            except Exception as bug:  # noqa: BLE001 - no bug of a session ends the service
+                self._observer.session_crashed(bug)
+                end = SessionEnd(LinkFailed("crash", "a bug, see the trace"))
+            if self._stopping.is_set():
+                self._observer.link_lost(end, None)
+                return
+            if end.proved and end.uptime >= PROOF:
+                self._backoff.reset()
+            cause = end.cause
+            wait = self._backoff.next_wait(status=cause.status, retry_after=cause.retry_after)
+            self._observer.link_lost(end, wait)
+            with trio.move_on_after(wait):
+                await self._stopping.wait()
+
+    def stop(self) -> None:
+        """End the present session politely, or the present attempt at once, and start no other."""
+        self._stopping.set()
+        self._opening.cancel()
+        if self._session is not None:
+            self._session.stop()
+
+    async def _live(self) -> SessionEnd:
+        """One link, from its opening to its end."""
+        async with trio.open_nursery() as link_nursery:
+            try:
+                with trio.CancelScope() as self._opening:
+                    link = await self._open_link(link_nursery)
+            except LinkFailed as failure:
+                return SessionEnd(failure)
+            if self._opening.cancelled_caught:
+                return SessionEnd(LinkFailed("stopped"))
+            self._observer.link_up()
+            self._session = Session(link, self._bridge, self._outbox, self._rhythm, self._observer)
+            try:
+                return await self._session.run()
+            finally:
+                self._session = None
+                self._outbox.lose_link()
+                link_nursery.cancel_scope.cancel()
