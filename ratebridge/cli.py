@@ -4,7 +4,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,17 +20,25 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, _leave)
     options = _parser().parse_args(arguments)
+    code = DONE
     try:
-        code: int = options.run(options)
-    except BadSettings as bad:
-        for problem in bad.args:
-            print(problem, file=sys.stderr)
+        code = options.run(options)
+    except* BadSettings as bad:
+        print(*_words(bad), sep="\n", file=sys.stderr)
         code = BAD_USAGE
-    except BrokenPipeError:
+    except* BrokenPipeError:
         # Whoever read standard output has left; let the flush at exit not fail as well.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = DONE
     sys.exit(code)
+
+
+def _words(errors: BaseExceptionGroup[BadSettings]) -> Iterator[str]:
+    """The problems in a group, however deep they are in it."""
+    for error in errors.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _words(error)
+        else:
+            yield from error.args
 
 
 def _leave(_number: int, _frame: object) -> NoReturn:

@@ -21,6 +21,9 @@ from .providers.ecb import Ecb
 from .settings import Settings
 from .stats import Stats
 
+# Those of the real feed that the embedded table knows, and one it does not.
+_CURRENCIES = ("USD", "GBP", "PLN", "CZK", "EUR", "USD", "GBP", "PLN", "CZK", "BTC")
+
 
 def run_demo(*, count: int | None, rate: float) -> int:
     """Convert `count` requests (None: until stopped) of a stand-in feed by the embedded table."""
@@ -29,7 +32,7 @@ def run_demo(*, count: int | None, rate: float) -> int:
 
     async def demo(stop: trio.Event) -> None:
         newest = await ecb.last_day() - timedelta(days=1)
-        requests: Iterator[str] = random_requests(random.Random(), newest)
+        requests: Iterator[str] = random_requests(random.Random(), newest, _CURRENCIES)
         feed = StandIn(itertools.islice(requests, count), rate, _show)
         peers: list[FeedPeer] = []
         journal = Journal(Stats())

@@ -1,0 +1,205 @@
+"""The real process: its commands, its exit codes, its signals, and what an operator reads."""
+
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import trio
+import trustme
+
+from ratebridge.fakes.feed import FeedPeer, StandIn, request_text, serve_feed
+
+COMMAND = [sys.executable, "-m", "ratebridge"]
+RECORDED = [
+    request_text(8302, "2753.93103", "ZWL", "2022-01-15T04:22:21.775Z"),
+    request_text(8303, "1444.17742", "EUR", "2022-01-13T03:33:19.555Z"),
+    request_text("8304", "217.75168", "PLN", "2022-01-15T04:34:18.473Z"),
+    request_text(8305, "5220.60172", "GBP", "2022-01-15T05:07:58.499Z"),
+]
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """The machine's environment without settings of ours that may stand in it, and with these."""
+    ours = ("RATEBRIDGE_", "CURRENCY_ASSIGNMENT_", "FREECURRENCY_", "FRANKFURTER_", "VERIFY_SSL")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return {**kept, **settings}
+
+
+def run_command(*arguments: str, cwd: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        cwd=cwd,
+        env=environment(**settings),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+@attrs.define
+class Ended:
+    """A service process that has ended."""
+
+    code: int
+    out: str
+    log: str
+    peers: list[FeedPeer]
+
+    @property
+    def events(self) -> list[Any]:
+        return [json.loads(line) for line in self.log.splitlines()]
+
+    def event(self, name: str) -> Any:
+        [*_, last] = [event for event in self.events if event["event"] == name]
+        return last
+
+
+def run_service(
+    script: Callable[[FeedPeer], Any],
+    until: Callable[[str], bool],
+    cwd: Path,
+    *,
+    tls: ssl.SSLContext | None = None,
+    stop_by: int = signal.SIGTERM,
+    **settings: str,
+) -> Ended:
+    """Run the service against a feed on a port, and stop it by a signal when `until` holds.
+
+    `until` is given the log so far. The peers are told at the end.
+    """
+    log_file = cwd / "log.jsonl"
+
+    async def main() -> Ended:
+        peers: list[FeedPeer] = []
+        async with trio.open_nursery() as nursery:
+            port = await nursery.start(
+                lambda task_status: serve_feed(script, peers, tls=tls, task_status=task_status)
+            )
+            scheme = "ws" if tls is None else "wss"
+            env = environment(
+                CURRENCY_ASSIGNMENT_WS_URI=f"{scheme}://localhost:{port}/stream",
+                RATEBRIDGE_PROVIDERS="ecb",
+                **settings,
+            )
+            with log_file.open("w") as log:
+                process = subprocess.Popen(
+                    COMMAND, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=log
+                )
+            try:
+                with trio.fail_after(20):
+                    while not until(log_file.read_text()):
+                        await trio.sleep(0.02)
+                process.send_signal(stop_by)
+                out, _ = await trio.to_thread.run_sync(lambda: process.communicate(timeout=10))
+            finally:
+                process.kill()
+            nursery.cancel_scope.cancel()
+        return Ended(process.returncode, out, log_file.read_text(), peers)
+
+    return trio.run(main)
+
+
+def test_wrong_settings_are_told_at_once_with_exit_code_2_and_no_traceback(tmp_path):
+    (tmp_path / ".env").write_text("export VERIFY_SSL=perhaps  # a comment\n")
+    ended = run_command(cwd=tmp_path, RATEBRIDGE_CACHE_TTL="-1", FREECURRENCY_API_KEY="s3cr et")
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    lines = ended.stderr.splitlines()
+    assert [line.partition(": expected ")[0] for line in lines] == [
+        "CURRENCY_ASSIGNMENT_WS_URI",
+        "FREECURRENCY_API_KEY",
+        "VERIFY_SSL",
+        "RATEBRIDGE_CACHE_TTL",
+    ]
+    assert "s3cr" not in ended.stderr
+
+
+def test_bad_usage_is_exit_code_2(tmp_path):
+    ended = run_command("no-such-command", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "usage: ratebridge" in ended.stderr
+
+
+@pytest.mark.parametrize("stop_by", [signal.SIGTERM, signal.SIGINT])
+def test_recorded_requests_are_all_answered_and_a_signal_stops_with_exit_code_0(tmp_path, stop_by):
+    seen: list[tuple[Any, Any]] = []
+    feed = StandIn(iter(RECORDED), 100, lambda *pair: seen.append(pair))
+    ended = run_service(
+        feed, lambda _: feed.done.is_set() and feed.heartbeats > 0, tmp_path, stop_by=stop_by
+    )
+    assert ended.code == 0
+    assert ended.out == ""
+    replies = {request["id"]: reply for request, reply in seen}
+    assert set(replies) == {"8302", "8303", "8304", "8305"}
+    assert "'ZWL'" in replies["8302"]["message"]
+    assert replies["8303"]["payload"]["stake"] == "1444.17742"
+    assert replies["8304"]["payload"]["stake"] == "47.94814"
+    assert replies["8305"]["payload"]["stake"] == "6251.61867"
+    assert [event["event"] for event in ended.events][:2] == ["service.started", "link.up"]
+    assert ended.events[-1]["event"] == "service.stopped"
+    assert "Traceback" not in ended.log
+
+
+def test_the_last_frame_at_a_stop_is_a_close_with_going_away(tmp_path):
+    feed = StandIn(iter(()), 1)
+    ended = run_service(feed, lambda _: feed.heartbeats > 0, tmp_path)
+    assert ended.code == 0
+    assert ended.peers[0].close_code == 1001
+    assert ended.peers[0].path == "/stream"
+    assert ended.event("link.down")["reason"] == "stopped"
+
+
+def test_a_self_signed_feed_is_refused_with_the_certificate_as_the_reason(tmp_path):
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("localhost").configure_cert(tls)
+    feed = StandIn(iter(()), 1)
+    ended = run_service(feed, lambda log: "link.lost" in log, tmp_path, tls=tls)
+    assert ended.code == 0
+    assert feed.connections == 0
+    lost = ended.event("link.lost")
+    assert lost["reason"] == "certificate"
+    assert "certificate" in lost["detail"]
+
+
+def test_a_self_signed_feed_is_taken_with_verify_ssl_off_and_a_warning(tmp_path):
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("localhost").configure_cert(tls)
+    feed = StandIn(iter(RECORDED), 100)
+    ended = run_service(feed, lambda _: feed.done.is_set(), tmp_path, tls=tls, VERIFY_SSL="false")
+    assert ended.code == 0
+    assert ended.event("tls.unverified")["level"] == "warning"
+
+
+def test_the_demo_shows_conversions_and_ends_by_itself(tmp_path):
+    ended = run_command("demo", "--count", "20", "--rate", "100", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("EUR") >= 4
+    assert "20 requests" in ended.stdout
+    assert ended.stderr == ""
+
+
+def test_a_reader_who_leaves_the_demo_ends_it_without_a_traceback(tmp_path):
+    process = subprocess.Popen(
+        [*COMMAND, "demo", "--forever", "--rate", "200"],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    log = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(20) == 0
+    assert log == ""
