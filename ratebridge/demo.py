@@ -3,7 +3,6 @@
 import itertools
 import random
 import sys
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from .app import World, run_until_signal, serve, utc_now
 from .errors import BadSettings
 from .fakes.feed import FeedPeer, StandIn, random_requests, requests_of, serve_feed
 from .journal import Journal
+from .live import REDRAWS, LiveView
 from .logs import configure_logs
 from .providers.ecb import Ecb
 from .settings import Settings
@@ -32,17 +32,25 @@ def run_demo(*, count: int | None, rate: float) -> int:
 
     async def demo(stop: trio.Event) -> None:
         newest = await ecb.last_day() - timedelta(days=1)
-        requests: Iterator[str] = random_requests(random.Random(), newest, _CURRENCIES)
-        feed = StandIn(itertools.islice(requests, count), rate, _show)
+        requests = random_requests(random.Random(), newest, _CURRENCIES)
+        feed = StandIn(itertools.islice(requests, count), rate)
         peers: list[FeedPeer] = []
         journal = Journal(Stats())
         async with trio.open_nursery() as feed_nursery:
             port = await feed_nursery.start(serve_feed, feed, peers)
-            print(f"A stand-in feed at ws://127.0.0.1:{port}, rates of the ECB's embedded table.")
+            title = f"A stand-in feed at ws://127.0.0.1:{port}, rates of the ECB's embedded table."
+            if sys.stdout.isatty():
+                view = LiveView(title, journal.stats)
+                feed.on_reply = lambda *pair: view.rows.append(_row(*pair))
+                feed_nursery.start_soon(view.draw_on, sys.stdout)
+            else:
+                print(title, flush=True)
+                feed.on_reply = lambda *pair: print(_row(*pair), flush=True)
             settings = Settings(Address("127.0.0.1", port, "/", secure=False), providers=("ecb",))
 
             async def stop_when_done() -> None:
                 await feed.done.wait()
+                await trio.sleep(REDRAWS)  # a last look at the view
                 stop.set()
 
             feed_nursery.start_soon(stop_when_done)
@@ -57,13 +65,12 @@ def run_demo(*, count: int | None, rate: float) -> int:
     return 0
 
 
-def _show(request: Any, reply: Any) -> None:
+def _row(request: Any, reply: Any) -> str:
     asked = request["payload"]
     before = f"{asked['date'][:10]}  {asked['stake']:>12} {asked['currency']}"
     if reply["type"] == "error":
-        print(f"{before}  {reply['message']}", flush=True)
-    else:
-        print(f"{before}  {reply['payload']['stake']:>14} EUR", flush=True)
+        return f"{before}  {reply['message']}"
+    return f"{before}  {reply['payload']['stake']:>14} EUR"
 
 
 def run_mock_server(
