@@ -60,6 +60,7 @@ class FeedPeer:
     path: str = ""
     host: str = ""
     _protocol: WSConnection = attrs.Factory(lambda: WSConnection(ConnectionType.SERVER))
+    _sending: trio.Lock = attrs.Factory(trio.Lock)
     _parts: list[str] = attrs.Factory(list)
     _texts: list[str] = attrs.Factory(list)
 
@@ -98,9 +99,10 @@ class FeedPeer:
         await self.send_raw(self._protocol.send(CloseConnection(code=code, reason=reason)))
 
     async def send_raw(self, data: bytes) -> None:
-        """Send bytes as they are."""
+        """Send bytes as they are. Several tasks of a script may send at the same time."""
         try:
-            await self.stream.send_all(data)
+            async with self._sending:
+                await self.stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise FeedGone from None
 
@@ -296,21 +298,19 @@ class StandIn:
         await peer.accept()
         self.connections += 1
         async with trio.open_nursery() as nursery:
-            writing = trio.Lock()
-            nursery.start_soon(self._beat, peer, writing)
-            nursery.start_soon(self._ask, peer, writing)
+            nursery.start_soon(self._beat, peer)
+            nursery.start_soon(self._ask, peer)
             while True:
                 self._hear((await peer.receive()).message)
 
-    async def _beat(self, peer: FeedPeer, writing: trio.Lock) -> None:
+    async def _beat(self, peer: FeedPeer) -> None:
         due = trio.current_time()
         while True:
-            async with writing:
-                await peer.heartbeat()
+            await peer.heartbeat()
             due += self.interval
             await trio.sleep_until(due)
 
-    async def _ask(self, peer: FeedPeer, writing: trio.Lock) -> None:
+    async def _ask(self, peer: FeedPeer) -> None:
         due = trio.current_time()
         for text in self.requests:
             due += self.chance.expovariate(self.rate)
@@ -318,8 +318,7 @@ class StandIn:
             request = json.loads(text, parse_float=str, parse_int=str)
             self._open.setdefault(json.dumps(request.get("id")), []).append(request)
             self.sent += 1
-            async with writing:
-                await peer.send(text)
+            await peer.send(text)
         self._ended = True
         self._see_if_done()
 

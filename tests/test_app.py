@@ -1,0 +1,325 @@
+"""The whole service over memory streams, on a virtual clock: what a user of it relies on."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from itertools import pairwise
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+from ratebridge.address import Address
+from ratebridge.app import World, serve, tls_context
+from ratebridge.errors import SourceFailed
+from ratebridge.fakes.feed import FeedPeer, MemoryFeed, request_text
+from ratebridge.journal import Journal
+from ratebridge.rates import Quote, RateTable
+from ratebridge.settings import Settings
+from ratebridge.stats import Stats
+
+START = datetime(2021, 6, 1, 12, tzinfo=UTC)
+FEED = Address("feed.example", 80, "/", secure=False)
+MAY_17, MAY_18, TODAY = date(2021, 5, 17), date(2021, 5, 18), START.date()
+DOLLARS = {MAY_17: "1.2", MAY_18: "1.25", TODAY: "1.5"}
+
+
+@attrs.define
+class Bank:
+    """A source that gives what `DOLLARS` says, when it is let."""
+
+    name: str = "bank"
+    quota: None = None
+    calls: list[date] = attrs.Factory(list)
+    before: Callable[[date], Awaitable[None]] = trio.lowlevel.checkpoint  # type: ignore[assignment]
+
+    async def fetch(self, day: date, now: datetime) -> RateTable:
+        self.calls.append(day)
+        await self.before(day)
+        if day not in DOLLARS:
+            raise SourceFailed("bad-table", "has no table")
+        quotes = {"EUR": Quote(Decimal(1), day), "USD": Quote(Decimal(DOLLARS[day]), day)}
+        return RateTable(self.name, day, quotes, now)
+
+
+async def at_once(_day: date) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+@attrs.define
+class Service:
+    """A running service and what it is made of."""
+
+    feed: MemoryFeed
+    bank: Bank
+    stats: Stats
+    stop: trio.Event
+    ended: trio.Event
+
+    async def next_peer(self, number: int) -> FeedPeer:
+        """The connection with this number, once it is there and open."""
+        while len(self.feed.peers) <= number or not self.feed.peers[number].path:
+            await trio.sleep(0.01)
+        return self.feed.peers[number]
+
+
+@asynccontextmanager
+async def running(
+    script: Callable[[FeedPeer], Awaitable[None]], bank: Bank | None = None, **settings: Any
+) -> AsyncIterator[Service]:
+    bank = bank or Bank(before=at_once)
+    began = trio.current_time()
+    stats = Stats()
+    stop, ended = trio.Event(), trio.Event()
+
+    def clock() -> datetime:
+        return START + timedelta(seconds=trio.current_time() - began)
+
+    async with trio.open_nursery() as nursery:
+        feed = MemoryFeed(nursery, script)
+
+        async def run() -> None:
+            world = World(feed.dial, [bank], clock, jitter=lambda: 0.5)
+            await serve(Settings(FEED, **settings), Journal(stats, clock), stop, world)
+            ended.set()
+
+        nursery.start_soon(run)
+        yield Service(feed, bank, stats, stop, ended)
+        stop.set()
+        await ended.wait()
+        nursery.cancel_scope.cancel()
+
+
+async def beat(peer: FeedPeer) -> None:
+    while True:
+        await peer.heartbeat()
+        await trio.sleep(1)
+
+
+async def quiet(peer: FeedPeer) -> None:
+    """A feed that only beats and listens."""
+    await peer.accept()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(beat, peer)
+        while True:
+            await peer.receive()
+
+
+def asking(*texts: str) -> tuple[Callable[[FeedPeer], Awaitable[None]], list[Any]]:
+    """A feed that asks all of this once per connection, and the replies it got."""
+    replies: list[Any] = []
+
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(beat, peer)
+            for text in texts:
+                await peer.send(text)
+            while True:
+                replies.append(await peer.receive_reply())
+
+    return script, replies
+
+
+async def test_a_request_gets_its_stake_in_euro_and_all_else_back(autojump_clock):
+    script, replies = asking(request_text(456))
+    async with running(script):
+        await trio.sleep(1)
+    assert replies == [
+        {
+            "type": "message",
+            "id": "456",
+            "payload": {
+                "marketId": "123456",
+                "selectionId": "987654",
+                "odds": "2.2",
+                "stake": "202.936",
+                "currency": "EUR",
+                "date": "2021-06-01T12:00:00.000Z",
+            },
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("when", "stake"),
+    [
+        ("2021-05-18T21:32:42.324Z", "80"),
+        ("2021-05-17T21:32:42.324Z", "83.33333"),
+        ("2021-05-18T00:30:00+02:00", "83.33333"),
+        ("2021-05-17T23:30:00-02:00", "80"),
+        ("2021-05-18T21:32:42", "80"),
+        ("2021-06-01T00:00:00Z", "66.66667"),
+        ("2021-06-01T12:05:00Z", "66.66667"),
+    ],
+)
+async def test_the_rate_is_the_one_of_the_requests_utc_day(autojump_clock, when, stake):
+    script, replies = asking(request_text(1, "100", date=when))
+    async with running(script):
+        await trio.sleep(1)
+    assert [reply["payload"]["stake"] for reply in replies] == [stake]
+
+
+@pytest.mark.parametrize(
+    ("when", "what"),
+    [
+        ("2021-06-01T12:05:01Z", "is in the future"),
+        ("2022-01-01T00:00:00Z", "is in the future"),
+        ("1999-01-03T23:59:59Z", "is before 1999-01-04"),
+    ],
+)
+async def test_a_date_without_rates_is_an_error(autojump_clock, when, what):
+    script, replies = asking(request_text(1, "100", date=when))
+    async with running(script) as service:
+        await trio.sleep(0.5)
+        assert service.bank.calls == []
+    [reply] = replies
+    assert reply["type"] == "error"
+    assert reply["id"] == "1"
+    assert what in reply["message"]
+
+
+async def test_heartbeats_and_answers_go_on_while_a_rates_call_hangs(autojump_clock):
+    async def hang_on_may_17(day: date) -> None:
+        if day == MAY_17:
+            await trio.sleep_forever()
+
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(beat, peer)
+            nursery.start_soon(ask, peer)
+            while True:
+                await peer.receive()
+
+    async def ask(peer: FeedPeer) -> None:
+        await peer.send(request_text("hangs", "100", date="2021-05-17T12:00:00Z"))
+        for number in range(200):
+            await peer.send(request_text(number, "100"))
+            await trio.sleep(0.02)
+
+    async with running(script, Bank(before=hang_on_may_17)) as service:
+        await trio.sleep(6)
+        received = service.feed.peers[0].received
+    answered = [got for got in received if got.message["type"] == "message"]
+    assert [got.message["id"] for got in answered] == [str(number) for number in range(200)]
+    assert answered[-1].at - answered[0].at < 4.1
+    [error] = [got for got in received if got.message["type"] == "error"]
+    assert error.message["id"] == "hangs"
+    assert error.at - received[0].at == pytest.approx(5, abs=0.1)
+    beats = [got.at for got in received if got.message["type"] == "heartbeat"]
+    gaps = [later - sooner for sooner, later in pairwise(beats)]
+    assert gaps == pytest.approx([1.0] * len(gaps), abs=0.05)
+    assert len(gaps) >= 5
+
+
+async def test_when_heartbeats_stop_and_requests_go_on_the_link_is_refreshed(autojump_clock):
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        await peer.heartbeat()
+        while True:
+            await peer.send(request_text(1))
+            await trio.sleep(0.1)
+
+    async with running(script) as service:
+        opened = trio.current_time()
+        await service.next_peer(1)
+        assert 2 <= trio.current_time() - opened <= 3.2
+        assert service.stats.lost["stale"] == 1
+
+
+async def test_a_reply_whose_rate_came_after_the_link_was_lost_goes_first_on_the_next(
+    autojump_clock,
+):
+    async def slow(_day: date) -> None:
+        await trio.sleep(1)
+
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        if len(service.feed.peers) == 1:
+            await peer.send(request_text("early", "100"))
+            await trio.sleep(0.1)
+            return
+        await quiet_from_here(peer)
+
+    async def quiet_from_here(peer: FeedPeer) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(beat, peer)
+            while True:
+                await peer.receive()
+
+    async with running(script, Bank(before=slow)) as service:
+        peer = await service.next_peer(1)
+        await trio.sleep(2)
+    replies = [got.message for got in peer.received if got.message["type"] != "heartbeat"]
+    assert [(reply["id"], reply["payload"]["stake"]) for reply in replies] == [("early", "80")]
+    assert service.bank.calls == [MAY_18]
+
+
+async def test_a_stop_answers_what_is_in_flight_and_refuses_what_is_new(autojump_clock):
+    async def slow(_day: date) -> None:
+        await trio.sleep(2)
+
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(beat, peer)
+            nursery.start_soon(ask, peer)
+            while True:
+                await peer.receive()
+
+    async def ask(peer: FeedPeer) -> None:
+        await peer.send(request_text("old", "100"))
+        await trio.sleep(1)
+        service.stop.set()
+        await trio.sleep(0.1)
+        await peer.send(request_text("new", "100"))
+
+    async with running(script, Bank(before=slow)) as service:
+        began = trio.current_time()
+        await service.ended.wait()
+        assert trio.current_time() - began < 3.2
+    [peer] = service.feed.peers
+    replies = [got.message for got in peer.received if got.message["type"] != "heartbeat"]
+    assert [reply["id"] for reply in replies] == ["new", "old"]
+    assert "the service is stopping" in replies[0]["message"]
+    assert replies[1]["payload"]["stake"] == "80"
+    assert peer.close_code == 1001
+
+
+async def test_a_stop_waits_no_longer_than_the_drain_timeout(autojump_clock):
+    async def hang(_day: date) -> None:
+        await trio.sleep_forever()
+
+    script, replies = asking(request_text(1))
+    async with running(script, Bank(before=hang), rate_deadline=60, drain_timeout=3) as service:
+        await trio.sleep(1)
+        began = trio.current_time()
+        service.stop.set()
+        await service.ended.wait()
+        assert 3 <= trio.current_time() - began <= 4.1
+    assert replies == []
+
+
+async def test_a_summary_is_logged_each_minute(autojump_clock, log):
+    async with running(quiet):
+        await trio.sleep(121)
+    assert [event["link"] for event in log if event["event"] == "summary"] == ["up", "up"]
+
+
+def test_certificates_are_checked_unless_told_otherwise():
+    assert tls_context(verify=True).verify_mode.name == "CERT_REQUIRED"
+    unchecked = tls_context(verify=False)
+    assert unchecked.verify_mode.name == "CERT_NONE"
+    assert not unchecked.check_hostname
+
+
+@pytest.fixture
+def log():
+    """The events logged meanwhile."""
+    import structlog
+
+    with structlog.testing.capture_logs() as events:
+        yield events

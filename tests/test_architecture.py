@@ -1,0 +1,148 @@
+"""The picture of the house: who may import whom, who knows which library, and no circle."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import attrs
+import pytest
+
+import ratebridge
+
+PACKAGE = Path(ratebridge.__file__).parent
+
+# From the ground up. A module imports from the floors below its own, and from nothing beside it
+# but what the list within its floor puts before it.
+FLOORS = [
+    ["errors", "dates", "conversion", "address", "framing", "backoff"],
+    ["messages", "rates"],
+    ["settings", "stats", "logs", "observer"],
+    ["providers.source", "providers.http", "outbox", "link"],
+    ["providers.ecb", "providers.frankfurter", "providers.freecurrencyapi", "providers.chain"],
+    ["bridge"],
+    ["session"],
+    ["supervisor", "audit", "metrics"],
+    ["journal"],
+    ["status"],
+    ["app"],
+    ["live", "fakes.feed", "fakes.rates"],
+    ["check", "convert", "verify", "demo"],
+    ["cli"],
+]
+
+# The doors: a library, and the only modules that may know it.
+DOORS = {
+    "trio_websocket": {"link"},
+    "httpx": {"providers.http", "fakes.rates"},
+    "wsproto": {"link", "fakes.feed"},
+    "h11": {"link", "fakes.rates"},
+    "structlog": {"logs", "journal", "demo"},
+    "dotenv": {"settings"},
+    "currency_converter": {"providers.ecb"},
+    "prometheus_client": {"metrics", "status"},
+    "starlette": {"status"},
+    "hypercorn": {"status"},
+}
+
+PURE = {"errors", "dates", "conversion", "address", "framing", "backoff", "messages", "rates"}
+
+
+@attrs.frozen
+class Import:
+    """`name` is a module of ours without the package's name, or a library's top level."""
+
+    name: str
+    ours: bool
+    names: tuple[str, ...]
+    for_types_only: bool
+
+
+def imports_of(path: Path) -> Iterator[Import]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    package = path.relative_to(PACKAGE).parts[:-1]
+    typing_only = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        only = id(node) in typing_only
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(alias.name.partition(".")[0], False, (), only)
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            base = [*package[: len(package) + 1 - node.level], *(node.module or "").split(".")]
+            names = tuple(alias.name for alias in node.names)
+            module = ".".join(part for part in base if part)
+            if (PACKAGE / Path(*base)).is_dir():  # from .package import module
+                for name in names:
+                    yield Import(f"{module}.{name}".strip("."), True, (), only)
+            else:
+                yield Import(module, True, names, only)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None
+            yield Import(node.module.partition(".")[0], False, (), only)
+
+
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.stem not in ("__init__", "__main__")
+}
+IMPORTS = {name: list(imports_of(path)) for name, path in MODULES.items()}
+
+
+def test_every_module_has_its_floor():
+    assert {name for floor in FLOORS for name in floor} == set(MODULES)
+
+
+def test_arrows_run_one_way():
+    place = {name: at for at, name in enumerate(name for floor in FLOORS for name in floor)}
+    upward = [
+        (name, found.name)
+        for name, found_here in IMPORTS.items()
+        for found in found_here
+        if found.ours
+        and not found.for_types_only
+        and found.name in place
+        and place[found.name] >= place[name]
+    ]
+    assert upward == []
+
+
+def test_there_is_no_circle():
+    graph = {
+        name: {i.name for i in found if i.ours and not i.for_types_only}
+        for name, found in IMPORTS.items()
+    }
+    TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_a_library_is_known_to_its_door_only(library):
+    assert {
+        name for name, found in IMPORTS.items() if any(i.name == library for i in found)
+    } <= DOORS[library]
+
+
+@pytest.mark.parametrize("module", sorted(PURE))
+def test_what_decides_is_pure(module):
+    shell = {"trio", *DOORS, "socket", "ssl", "os", "time", "random", "logging", "pathlib"}
+    allowed = {"os"} if module == "framing" else set()  # the entropy of the masks
+    assert {i.name for i in IMPORTS[module]} & shell <= allowed
+
+
+def test_nobody_reaches_into_anothers_private_names():
+    assert [
+        (name, private)
+        for name, found in IMPORTS.items()
+        for i in found
+        for private in i.names
+        if i.ours and private.startswith("_") and private != "__version__"
+    ] == []
+
+
+def test_there_is_no_asyncio():
+    assert not [name for name, found in IMPORTS.items() if any(i.name == "asyncio" for i in found)]
