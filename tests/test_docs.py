@@ -1,0 +1,33 @@
+"""What the documents say is so: the tests that TASK.md names exist, the settings are all told."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ratebridge.cli import command_line
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+NAMED = sorted(set(re.findall(r"`(test_\w+)::(test_\w+)`", (ROOT / "TASK.md").read_text("utf-8"))))
+
+
+def test_task_md_names_tests():
+    assert len(NAMED) > 10
+
+
+@pytest.mark.parametrize(("module", "test"), NAMED, ids=lambda name: name)
+def test_each_test_that_task_md_names_is_there(module, test):
+    text = (ROOT / "tests" / f"{module}.py").read_text(encoding="utf-8")
+    assert re.search(rf"^(async )?def {test}\(", text, re.MULTILINE)
+
+
+def test_the_readme_tells_every_setting():
+    settings = re.findall(r"^([A-Z_]+)=", (ROOT / ".env.example").read_text("ascii"), re.MULTILINE)
+    assert [name for name in settings if f"`{name}`" not in README] == []
+
+
+def test_the_readme_tells_every_command():
+    commands = re.findall(r"\n    ([a-z-]+)(?: {2,}|\n)", command_line().format_help())
+    assert len(commands) > 2
+    assert [name for name in commands if f"`ratebridge {name}" not in README] == []
