@@ -11,12 +11,14 @@ from typing import Final
 import attrs
 import trio
 
+from .audit import Audit
 from .backoff import Backoff
 from .bridge import Bridge
 from .journal import Journal
 from .link import Dial, Link, network_dial, open_link
 from .observer import Observer
 from .outbox import Outbox
+from .overview import Service
 from .providers.chain import RateChain
 from .providers.ecb import Ecb
 from .providers.frankfurter import Frankfurter
@@ -84,6 +86,16 @@ async def open_chain(
             await http.aclose()
 
 
+@asynccontextmanager
+async def open_outbox(observer: Observer) -> AsyncIterator[Outbox]:
+    """An outbox that gives up what is left in it, whichever way the service ends."""
+    outbox = Outbox(observer)
+    try:
+        yield outbox
+    finally:
+        outbox.give_up_all("the service stopped")
+
+
 @attrs.define
 class World:
     """What a service touches beyond its settings; each can be replaced, as the tests do."""
@@ -100,11 +112,23 @@ async def serve(
     stop: trio.Event,
     world: World | None = None,
 ) -> None:
-    """Run the service until `stop` is set and what was in flight is answered, or cannot be."""
+    """Run the service until `stop` is set and what was in flight is answered, or cannot be.
+
+    Raises `CannotStart` before anything has begun.
+    """
     world = world or World()
     assert settings.feed is not None, "the settings have been judged"
     feed = settings.feed
     dial = world.dial or network_dial(feed, tls_context(settings.verify_ssl))
+
+    if settings.audit_file is not None:
+        journal.audit = Audit(settings.audit_file, journal)
+
+    status = None
+    if settings.status_address is not None:
+        from .status import StatusServer  # what it stands on is imported only when it is on
+
+        status = StatusServer(settings.status_address, journal)
 
     async def open_feed(nursery: trio.Nursery) -> Link:
         return await open_link(nursery, feed, dial)
@@ -115,6 +139,7 @@ async def serve(
         journal.warn("settings.unknown", name=name)
     journal.note("service.started", feed=feed.authority, sources=list(settings.providers))
     async with (
+        open_outbox(journal) as outbox,
         trio.open_nursery() as service_nursery,
         open_chain(
             settings,
@@ -125,7 +150,8 @@ async def serve(
             jitter=world.jitter,
         ) as chain,
     ):
-        outbox = Outbox(journal)
+        if journal.audit is not None:
+            await service_nursery.start(journal.audit.run)
         bridge = Bridge(chain, service_nursery, outbox.add, utc_now=world.clock, observer=journal)
         supervisor = Supervisor(
             open_feed,
@@ -136,6 +162,12 @@ async def serve(
             observer=journal,
         )
         service_nursery.start_soon(_summarize, journal, bridge, outbox, chain, name="summary")
+        if status is not None:
+            # It ends with the nursery, so it still answers while the service drains.
+            view = Service(
+                settings, journal.stats, bridge, outbox, chain, trio.current_time(), world.clock
+            )
+            await service_nursery.start(status.run, view, name="status server")
         async with trio.open_nursery() as supervisor_nursery:
             supervisor_nursery.start_soon(supervisor.run, name="supervisor")
             await stop.wait()
@@ -144,7 +176,6 @@ async def serve(
             with trio.move_on_after(settings.drain_timeout):
                 await _drain(bridge, outbox)
             supervisor.stop()
-        outbox.give_up_all("the service stopped")
         service_nursery.cancel_scope.cancel()
     journal.note("service.stopped", answered=journal.stats.answered)
 

@@ -86,6 +86,9 @@ class Bridge:
             reply = self._convert(request, rate, came)
         except NoRate as problem:
             reply = self._refuse(request.id, problem, came)
+        except trio.Cancelled:
+            self._observer.given_up(request.id, "the service stopped")
+            raise
         except Exception as bug:  # noqa: BLE001 - a bug costs one request and not the service
             self._observer.request_crashed(bug)
             crash = NoRate("crash", "an internal error, see the service's log")

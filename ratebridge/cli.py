@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
-from .errors import BadSettings
+from .errors import BadSettings, CannotStart
 
 DONE, FAILED, BAD_USAGE = 0, 1, 2
 
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # Until the service has its own receiver: as PID 1 an unhandled SIGTERM would be ignored.
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, _leave)
-    options = _parser().parse_args(arguments)
+    options = command_line().parse_args(arguments)
     code = DONE
     try:
         code = options.run(options)
@@ -45,7 +45,7 @@ def _leave(_number: int, _frame: object) -> NoReturn:
     raise SystemExit(DONE)
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ratebridge",
         description="Answers a trading platform's stakes in euro. Without a command: runs the "
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ratebridge {__version__}")
     parser.set_defaults(run=_run)
-    commands = parser.add_subparsers(metavar="COMMAND")
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
 
     demo = _add(
         commands,
@@ -81,6 +81,30 @@ def _parser() -> argparse.ArgumentParser:
     mock.add_argument("--replay", type=Path, metavar="FILE", help="a file of JSON lines")
     mock.add_argument("--loop", action="store_true", help="begin the file again at its end")
     mock.add_argument("--seed", type=int, default=None, help="of the random requests")
+
+    check = _add(
+        commands,
+        "check",
+        _check,
+        "tries the settings against the real feed and the real sources, and tells what works",
+        ("ratebridge check", "a line for each step; exit code 1 when one would not work"),
+        ("ratebridge check && ratebridge", "the service, only if all of it would work"),
+    )
+    check.description = (
+        "Tries the settings against the real feed and the real sources, and tells what works.\n"
+        "For a few seconds it is a further client of the feed, and answers no request. It takes\n"
+        "two calls of each source's quota."
+    )
+
+    verify = _add(
+        commands,
+        "verify",
+        _verify,
+        "recomputes every line of an audit file",
+        ("ratebridge verify audit.jsonl", "exit code 1 when a line is not what it should be"),
+        ("zcat audit.jsonl.2.gz | ratebridge verify -", "what was compressed"),
+    )
+    verify.add_argument("file", metavar="FILE", help="an audit file, - for standard input")
     return parser
 
 
@@ -128,8 +152,14 @@ def _run(_options: argparse.Namespace) -> int:
 
     configure_logs(settings.log_level, settings.log_format)
     journal = Journal(Stats())
-    trio.run(run_until_signal, lambda stop: serve(settings, journal, stop))
-    return DONE
+    code = DONE
+    try:
+        trio.run(run_until_signal, lambda stop: serve(settings, journal, stop))
+    except* CannotStart as failed:
+        for why in failed.exceptions:
+            print(why, file=sys.stderr)
+        code = FAILED
+    return code
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -149,3 +179,19 @@ def _mock_server(options: argparse.Namespace) -> int:
         loop=options.loop,
         seed=options.seed,
     )
+
+
+def _check(_options: argparse.Namespace) -> int:
+    from .settings import load_settings, read_environment
+
+    settings = load_settings(read_environment(os.environ))
+
+    from .check import run_check
+
+    return run_check(settings)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from .verify import run_verify
+
+    return run_verify(options.file)

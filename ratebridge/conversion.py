@@ -34,53 +34,63 @@ _ONE: Final = Decimal(1)
 _EXACT: Final = Context(prec=STAKE_DIGITS + QUOTE_DIGITS, traps=[Inexact, InvalidOperation])
 
 # A quotient is below 10^15 * 10^10 / 10^-10 = 10^35: 35 digits before the
-# point, five behind it, one to stand for all the rest, and three to spare.
+# point, five behind it, and one to stand for all the rest (see `to_euro`).
+_DIGITS: Final = 35 + PLACES + 1
 _STICKY: Final = Context(
-    prec=44, rounding=ROUND_05UP, traps=[InvalidOperation, DivisionByZero, Overflow]
+    prec=_DIGITS, rounding=ROUND_05UP, traps=[InvalidOperation, DivisionByZero, Overflow]
 )
-_ROUND: Final = Context(prec=44, rounding=ROUND_HALF_EVEN, traps=[InvalidOperation])
+_HALF_EVEN: Final = Context(prec=_DIGITS, rounding=ROUND_HALF_EVEN, traps=[InvalidOperation])
 
 _multiply = _EXACT.multiply
 _divide = _STICKY.divide
+_round = _HALF_EVEN.quantize
 
 
 def to_euro(stake: Decimal, units: Decimal, euro: Decimal = _ONE) -> Decimal:
-    """The stake in euro, correctly rounded to five places.
+    """The stake in euro: ``stake * euro / units``, correctly rounded to five places.
 
     `units` and `euro` are the quotes of the stake's currency and of the euro in
     the same table: how much of each makes one of the table's base. The stake is
-    within the bounds of the protocol, the quotes within `QUOTE_MIN` and
-    `QUOTE_MAX` and of at most `QUOTE_DIGITS` digits.
+    within the bounds of the protocol, the quotes pass `is_quote`.
 
-    Why the result is that of exact arithmetic, though a quotient may be endless.
-    The product is exact. The division is cut after p = 44 significant digits,
-    and ROUND_05UP makes the last of them sticky: when digits are lost behind a
-    last digit of 0 or 5, it becomes 1 or 6. A rounding tie, or a number with five
-    places, followed by nothing but zeros, is what a lost digit could be taken
-    for; both end in a 5 or a 0 where the quotient is cut. So after the
-    division the two are told apart from everything near them, however near (a
-    quotient of a 68 by a 34 digit number that is no tie can be as near as 10^-40
-    to one, so that no modest precision with a common rounding would do). This
-    needs one digit behind the fifth place to be kept; the quotient is below
-    10^35, so at least 44 - 35 - 5 = 4 are.
+    Why this is the result of exact arithmetic, though a quotient may be endless
+    and is cut after 41 digits. The product is exact. The division cuts towards
+    zero, and where it cuts anything off behind a last digit of 0 or 5 it makes
+    that digit 1 or 6 (ROUND_05UP). So the last of 41 digits is 0 or 5 only if
+    the quotient is exact. The second rounding has to know on which side of a tie
+    (an odd multiple of 10^-5 / 2) the quotient lies, or that it is one. The
+    quotient is below 10^35, so its digits reach to the sixth place at least, and
+    there a tie ends in 5, or further on in 0. Hence a quotient that was cut
+    neither becomes a tie nor gets to the other side of one.
+
+    Why two ordinary roundings would not do. Let the product be a, a whole number
+    A of 68 digits at most over 10^i, and `units` b, a whole number over 10^j. A
+    quotient that is not the tie t = (2n + 1) / (2 * 10^5) differs from it by
+
+        |a/b - t| = |2 * 10^5 * a - (2n + 1) * b| / (2 * 10^5 * b),
+
+    where the numerator is a whole number of 10^-max(i - 5, j). With A < 10^68,
+    a < 10^25 and j <= 43 (34 digits from the tenth place on), the difference is
+    more than 10^-73 / 2 of the quotient, and it can be as little as a few times
+    that (the tests make such). At a precision of 72 digits, and at any below, an
+    ordinary rounding turns one of these into a tie, and the next goes wrong.
     """
     amount = stake if euro == _ONE else _multiply(stake, euro)
-    return _divide(amount, units).quantize(_QUANTUM, None, _ROUND)
+    return _round(_divide(amount, units), _QUANTUM)
 
 
 def rounded(stake: Decimal) -> Decimal:
     """A stake that is in euro already, rounded half to even to five places."""
-    return stake.quantize(_QUANTUM, None, _ROUND)
+    return _round(stake, _QUANTUM)
 
 
 def plain(amount: Decimal) -> str:
     """An amount in plain notation, its trailing zeros cut: `207.5`, `100`, never `1E+2` or `-0`.
 
-    The amount comes from `to_euro` or `rounded`, so its text is short.
+    The amount comes from `to_euro` or `rounded`: with five places, and few
+    digits before them, its `str` has a point and no exponent.
     """
-    text = format(amount, "f")
-    if "." in text:
-        text = text.rstrip("0").rstrip(".")
+    text = str(amount).rstrip("0").rstrip(".")
     return "0" if text == "-0" else text
 
 

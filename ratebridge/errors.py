@@ -7,6 +7,7 @@ refused request     `Refused`: answer with an error message, read on
 no rate             `NoRate`: answer with an error message; later may differ
 failed source       `SourceFailed`: remember it, ask the next source
 bad settings        `BadSettings`: print every problem, exit with code 2
+no start            `CannotStart`: print why, exit with code 1
 ==================  ========================================================
 
 Anything else that is raised is a bug, and surfaces.
@@ -99,3 +100,7 @@ class SourceFailed(RatebridgeError):
 
 class BadSettings(RatebridgeError):
     """The settings cannot be used; the arguments are the problems, a line each."""
+
+
+class CannotStart(RatebridgeError):
+    """Good settings that cannot be carried out here and now; `str()` is a line for people."""

@@ -1,9 +1,11 @@
 """The observer that writes down what it is told: into the log and the figures.
 
-Events have stable names: `link.up`, `link.lost`, `link.excused`, `rates.fetched`,
-`rates.failed`, `rates.silenced`, `message.dropped`, `conversion.done`,
-`conversion.failed`, `reply.given_up`, `crash`, `summary`, `service.started`,
-`service.stopping`, `service.stopped`.
+Events have stable names: `link.up`, `link.lost`, `link.down`, `link.excused`,
+`rates.fetched`, `rates.failed`, `rates.silenced`, `message.dropped`,
+`conversion.done`, `conversion.failed`, `reply.given_up`, `crash`, `summary`,
+`audit.failed`, `audit.lost`, `audit.mended`, `status.listening`, `status.client`,
+`tls.unverified`, `settings.unknown`, `service.started`, `service.stopping`,
+`service.stopped`.
 """
 
 from collections import Counter
@@ -15,23 +17,28 @@ from typing import Any, Final
 import structlog
 import trio
 
+from .audit import Audit
 from .errors import NoRate, Refused, SourceFailed
 from .messages import Request, clipped
 from .observer import Observer
 from .rates import Rate, RateTable
 from .session import SessionEnd
-from .stats import Stats
+from .stats import Stats, Trouble
 
 OFTEN: Final = 10  # lines a minute for one kind of trouble; the rest at debug and in the summary
 
 
 class Journal(Observer):
-    """Logs and counts. `utc_now` dates the troubles that are kept for the status page."""
+    """Logs and counts. `utc_now` dates the troubles that are kept for the status page.
+
+    `audit` is the audit trail, where there is one.
+    """
 
     def __init__(
         self, stats: Stats, utc_now: Callable[[], datetime] = lambda: datetime.now(UTC)
     ) -> None:
         self.stats = stats
+        self.audit: Audit | None = None
         self._utc_now = utc_now
         self._log = structlog.get_logger()
         self._debug = self._log.is_enabled_for(10)
@@ -44,6 +51,7 @@ class Journal(Observer):
         stats = self.stats
         stats.link_up = True
         stats.link_since = trio.current_time()
+        stats.retry_at = None
         stats.links_opened += 1
         self._log.info("link.up", links=stats.links_opened)
 
@@ -55,8 +63,10 @@ class Journal(Observer):
             stats.link_since = trio.current_time()
         cause = end.cause
         fields: dict[str, Any] = {"reason": cause.reason}
+        stats.link_ended = cause.reason
         if cause.detail:
             fields["detail"] = clipped(cause.detail, 120)
+            stats.link_ended += f", {fields['detail']}"
         if cause.code is not None:
             fields["code"] = cause.code
         if cause.status is not None:
@@ -67,8 +77,10 @@ class Journal(Observer):
             self._log.info("link.down", **fields)
             return
         stats.lost[cause.reason] += 1
+        stats.retry_at = trio.current_time() + retry_in
         fields["retry_in"] = round(retry_in, 3)
-        self._trouble("link.lost", fields, f"link lost: {cause}")
+        what = "link lost" if was_up else "no link"
+        self._trouble("link.lost", fields, f"{what}: {stats.link_ended}")
 
     def session_crashed(self, error: Exception) -> None:
         self._crash("session", error)
@@ -98,8 +110,10 @@ class Journal(Observer):
         stats = self.stats
         stats.converted += 1
         stats.latency.add(seconds)
-        if rate is None or rate.cached:
+        if rate is not None and rate.cached:
             stats.from_cache += 1
+        if self.audit is not None:
+            self.audit.add(request, eur, rate, at)
         if self._debug:
             fields: dict[str, Any] = {
                 "id": clipped(request.id),
@@ -130,6 +144,7 @@ class Journal(Observer):
 
     def given_up(self, message_id: bytes, why: str) -> None:
         self.stats.given_up += 1
+        self._keep("reply.given_up", f"the reply to request {clipped(message_id)} given up: {why}")
         self._log.warning("reply.given_up", id=clipped(message_id), why=why)
 
     def request_crashed(self, error: Exception) -> None:
@@ -139,6 +154,10 @@ class Journal(Observer):
 
     def fetched(self, table: RateTable, seconds: float) -> None:
         self.stats.fetches[table.provider, "ok"] += 1
+        source = self.stats.sources[table.provider]
+        source.answered_at = trio.current_time()
+        source.seconds = seconds
+        source.outcome, source.failure = "ok", ""
         self._log.info(
             "rates.fetched",
             provider=table.provider,
@@ -149,6 +168,8 @@ class Journal(Observer):
 
     def fetch_failed(self, provider: str, day: date, failure: SourceFailed) -> None:
         self.stats.fetches[provider, failure.outcome] += 1
+        source = self.stats.sources[provider]
+        source.outcome, source.failure = failure.outcome, failure.text
         self._trouble(
             "rates.failed",
             {
@@ -161,17 +182,46 @@ class Journal(Observer):
         )
 
     def silenced(self, provider: str, failure: SourceFailed) -> None:
+        silence = failure.silence or 0.0
+        self.stats.sources[provider].silent_until = trio.current_time() + silence
         self._log.error(
             "rates.silenced",
             provider=provider,
             detail=failure.text,
-            seconds=round(failure.silence or 0.0, 1),
+            seconds=round(silence, 1),
         )
 
     def source_crashed(self, provider: str, error: Exception) -> None:
         self._crash(provider, error)
 
+    # The audit trail.
+
+    def audit_failed(self, why: str, waiting: int) -> None:
+        self._keep("audit.failed", f"the audit file cannot be written: {why}")
+        self._log.error("audit.failed", detail=why, waiting=waiting)
+
+    def audit_lost(self, lines: int, why: str) -> None:
+        self._keep("audit.lost", f"lines of the audit trail are lost: {why}")
+        self._log.error("audit.lost", lines=lines, why=why)
+
+    def audit_mended(self, lost: int) -> None:
+        self._log.warning("audit.mended", lost=lost)
+
+    def audit_crashed(self, error: Exception) -> None:
+        self._crash("audit", error)
+
     # The service.
+
+    def status_crashed(self, error: BaseException) -> None:
+        """A bug of ours came up while the status server made an answer."""
+        self._crash("status", error)
+
+    def status_client_failed(self, error: BaseException) -> None:
+        """What a client of the status server sent was too much for the server's library."""
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        fields = {"kind": "nonsense", "detail": clipped(f"{type(error).__name__}: {error}", 120)}
+        self._trouble("status.client", fields, "a client of the status server sent nonsense")
 
     def note(self, event: str, **fields: Any) -> None:
         """An event in the life of the service itself."""
@@ -204,8 +254,8 @@ class Journal(Observer):
 
     def _trouble(self, event: str, fields: dict[str, Any], words: str) -> None:
         """Keep a trouble for the page, and log it unless there were many of its kind."""
-        self.stats.troubles.append((self._utc_now(), words))
         key = f"{event} {fields.get('kind') or fields.get('reason')}"
+        self._keep(key, words)
         self._this_minute[key] += 1
         said = self._this_minute[key]
         if said < OFTEN:
@@ -215,7 +265,13 @@ class Journal(Observer):
         else:
             self._log.debug(event, **fields)
 
-    def _crash(self, where: str, error: Exception) -> None:
+    def _keep(self, kind: str, words: str) -> None:
+        """Keep the last trouble of a kind; the kinds are few and ours."""
+        before = self.stats.troubles.get(kind)
+        count = before.count + 1 if before else 1
+        self.stats.troubles[kind] = Trouble(self._utc_now(), words, count)
+
+    def _crash(self, where: str, error: BaseException) -> None:
         self.stats.crashes += 1
-        self.stats.troubles.append((self._utc_now(), f"a bug ({where}), see the log"))
+        self._keep(f"crash {where}", f"a bug ({where}), see the log")
         self._log.error("crash", where=where, exc_info=error)

@@ -13,8 +13,11 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from email.utils import parsedate_to_datetime
+from itertools import accumulate
 from typing import Final
 
+import attrs
 import h11
 import trio
 import trio_websocket
@@ -26,9 +29,14 @@ from .framing import MAX_FRAME, FrameCutter, client_frames
 
 OPEN_WITHIN: Final = 5.0  # s for DNS, TCP, TLS and upgrade together
 WRITE_WITHIN: Final = 2.0  # s, the period after which a heartbeat is overdue
+WRITE_LOOKS: Final = 8  # in that time: a stall of our own counts as one of them, not as the peer's
+LAST_WORDS: Final = 0.1  # s to read what came before the end, when a write has failed
 CLOSE_WITHIN: Final = 1.0  # s for the close handshake; a container gets 10 s for all
 READ_SIZE: Final = 64 * 1024  # bytes, the most that one batch is made of
-CONTROL_BACKLOG: Final = 16 * 1024  # bytes of pongs that wait for a peer who does not read
+PONG_BACKLOG: Final = 16 * 1024  # bytes of pongs that wait for a peer who does not read
+
+_OPCODE: Final = 0x0F
+_CLOSE: Final = 0x08
 
 Dial = Callable[[], Awaitable[trio.abc.Stream]]
 
@@ -37,43 +45,51 @@ def network_dial(address: Address, tls: ssl.SSLContext) -> Dial:
     """A dial that opens TCP, and TLS where the address says so. It raises `LinkFailed`."""
 
     async def dial() -> trio.abc.Stream:
-        try:
-            stream = await trio.open_tcp_stream(address.host, address.port)
-        except (OSError, UnicodeError) as error:
-            raise _dial_failure(error) from None
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            # Keepalive never fires while we send, and we send each second.
-            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 5000)
-        if not address.secure:
-            return stream
-        secured = trio.SSLStream(stream, tls, server_hostname=address.host, https_compatible=True)
-        try:
-            await secured.do_handshake()
-        except trio.BrokenResourceError as error:
-            await trio.aclose_forcefully(stream)
-            raise _tls_failure(error.__cause__) from None
-        except BaseException:
-            await trio.aclose_forcefully(stream)
-            raise
-        return secured
+        stream = await open_tcp(address)
+        return await add_tls(stream, address, tls) if address.secure else stream
 
     return dial
 
 
-def _dial_failure(error: BaseException) -> LinkFailed:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, BaseExceptionGroup):  # one per address that was tried
-            cause = cause.exceptions[0]
-        if isinstance(cause, socket.gaierror):
-            return LinkFailed("dns", "the host was not found")
-        if isinstance(cause, UnicodeError):
-            return LinkFailed("dns", "the host's name is not valid")
-        if isinstance(cause, ConnectionRefusedError):
+async def open_tcp(address: Address) -> trio.SocketStream:
+    """Look the host up and connect. Raises `LinkFailed`."""
+    try:
+        stream = await trio.open_tcp_stream(address.host, address.port)
+    except (OSError, UnicodeError) as error:
+        raise _dial_failure(error) from None
+    with suppress(AttributeError, OSError):  # not every platform knows it
+        # Keepalive never fires while we send, and we send each second.
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 5000)
+    return stream
+
+
+async def add_tls(
+    stream: trio.SocketStream, address: Address, tls: ssl.SSLContext
+) -> trio.SSLStream[trio.SocketStream]:
+    """Put TLS on a connection; on failure that is closed. Raises `LinkFailed`."""
+    try:
+        secured = trio.SSLStream(stream, tls, server_hostname=address.host, https_compatible=True)
+        await secured.do_handshake()
+    except trio.BrokenResourceError as error:
+        await trio.aclose_forcefully(stream)
+        raise _tls_failure(error.__cause__) from None
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+    return secured
+
+
+def _dial_failure(error: OSError | UnicodeError) -> LinkFailed:
+    if isinstance(error, socket.gaierror):
+        return LinkFailed("dns", "the host was not found")
+    if isinstance(error, UnicodeError):
+        return LinkFailed("dns", "the host's name is not valid")
+    attempts = error.__cause__
+    if isinstance(attempts, ExceptionGroup):  # an error for each address that was tried
+        if attempts.subgroup(ConnectionRefusedError) is not None:
             return LinkFailed("refused", "nobody listens on that port")
-        cause = cause.__cause__
-    text = error.strerror if isinstance(error, OSError) else None
-    return LinkFailed("unreachable", text or "no connection could be made")
+        error = next(e for e in attempts.exceptions if isinstance(e, OSError))
+    return LinkFailed("unreachable", error.strerror or "no connection could be made")
 
 
 def _tls_failure(cause: BaseException | None) -> LinkFailed:
@@ -84,72 +100,117 @@ def _tls_failure(cause: BaseException | None) -> LinkFailed:
     return LinkFailed("tls", "the peer broke off the TLS handshake")
 
 
-class _Stream(trio.abc.Stream):
+class _Inbox:
+    """The texts on their way from those who read them to the one who takes them."""
+
+    def __init__(self) -> None:
+        self.failure: LinkFailed | None = None
+        self._texts: list[bytes] = []
+        self._came = trio.Event()
+        self._taken = trio.Event()
+
+    async def put(self, texts: Sequence[bytes]) -> None:
+        """Hand over texts; returns when they have been taken, so that no more is read before."""
+        self._texts += texts
+        self._came.set()
+        while self._texts:
+            await self._taken.wait()
+
+    async def take(self) -> list[bytes]:
+        """All texts that have come, at least one. Raises the failure when there will be no more."""
+        while not self._texts:
+            if self.failure is not None:
+                raise self.failure
+            self._came = trio.Event()
+            await self._came.wait()
+        texts, self._texts = self._texts, []
+        self._taken.set()
+        self._taken = trio.Event()
+        return texts
+
+    def end(self, failure: LinkFailed) -> None:
+        """No more texts will come. The first reason counts."""
+        self.failure = self.failure or failure
+        self._came.set()
+
+
+@attrs.define(eq=False)
+class _Write:
+    """Bytes to be written at a time, and how many of them the system has taken."""
+
+    data: bytes
+    taken: int = 0
+
+
+class _Stream:
     """The stream that trio-websocket sees: texts are cut out, writes are put in line."""
 
-    def __init__(self, network: trio.abc.Stream) -> None:
+    def __init__(self, network: trio.abc.Stream, inbox: _Inbox) -> None:
         self._network = network
+        self._inbox = inbox
+        self._response: h11.Connection | None = _response_reader()  # until the upgrade is done
+        self._cutter = FrameCutter()  # for what comes behind the upgrade
+        self._pongs = bytearray()  # that wait to be written
+        self._pongs_came = trio.Event()
         self._writing = trio.Lock()
-        self._poisoned = False  # a write was cut short: no byte may follow
-        self._head = bytearray()  # of the response to the upgrade
-        self._cutter: FrameCutter | None = None  # for what comes behind that head
-        self._texts: list[bytes] = []
-        self._texts_came = trio.Event()
-        self._texts_taken = trio.Event()
-        self._control = bytearray()  # frames of trio-websocket's own that wait to be written
-        self._control_came = trio.Event()
-        self.is_open = False  # the upgrade is done
-        self.closing = False  # texts are of no interest any more
-        self.broke_off = trio.Event()  # the peer will send no more
+        self._shut = False  # no byte may follow: a write is under way or was cut short, or a close
+        self.write_under_way: _Write | None = None
 
     # What trio-websocket calls.
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:  # noqa: ARG002
         """The next bytes for trio-websocket, once it has dealt with those before."""
+        if self._response is not None:
+            return await self._receive_response(self._response)
         while True:
-            if self._cutter is not None:
-                texts, rest = self._cutter.cut()
-                if texts and not self.closing:
-                    await self.put(texts)
-                if rest:
-                    return rest
-                if texts:
-                    continue
-            try:
-                data = bytes(await self._network.receive_some(READ_SIZE))
-            except trio.BrokenResourceError:
-                self.broke_off.set()
-                raise
+            texts, rest = self._cutter.cut()
+            if texts:
+                await self._inbox.put(texts)
+            if rest:
+                return rest
+            data = await self._network.receive_some(READ_SIZE)
             if not data:
-                self.broke_off.set()
-                return data
-            if self._cutter is None:
-                return self._upgrade(data)
-            self._cutter.feed(data)
+                return b""
+            self._cutter.feed(bytes(data))
 
-    def _upgrade(self, data: bytes) -> bytes:
-        """Hand on the head of the response, but no byte of the frames behind it."""
-        before = len(self._head)
-        self._head += data
-        end = self._head.find(b"\r\n\r\n", max(0, before - 3)) + 4
-        if end < 4 or not self._head.startswith(b"HTTP/1.1 101"):
-            return data  # wsproto refuses anything but a 101, and bounds a head without end
-        self._cutter = FrameCutter()
-        self._cutter.feed(data[end - before :])
-        return data[: end - before]
+    async def _receive_response(self, response: h11.Connection) -> bytes:
+        """A piece of the response to the upgrade, and no byte of the frames behind it.
 
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        if not self.is_open:
-            await self.write(data)
-            return
-        # The reader must not wait for the writer. A pong too many may be left out (5.5.3).
-        if len(self._control) < CONTROL_BACKLOG:
-            self._control += data
-            self._control_came.set()
-        await trio.lowlevel.checkpoint()
+        Raises `LinkFailed` for a response that grants no upgrade, as soon as its
+        head is there, and when there will be none: trio-websocket would wait on.
+        """
+        try:
+            data = bytes(await self._network.receive_some(READ_SIZE))
+        except trio.BrokenResourceError:
+            data = b""
+        if not data:
+            raise LinkFailed("reset", "the peer broke off the upgrade")
+        response.receive_data(data)
+        event = response.next_event()
+        if event is h11.NEED_DATA:
+            return data
+        assert isinstance(event, h11.InformationalResponse | h11.Response)
+        if event.status_code != 101:
+            raise _rejected(event)
+        behind, _ = response.trailing_data
+        self._response = None
+        self._cutter.feed(behind)
+        return data[: len(data) - len(behind)]
 
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._network.wait_send_all_might_not_block()
+    async def send_all(self, data: bytes) -> None:
+        """Write the upgrade and the close; leave the rest, which is pongs, to `next_pongs`."""
+        if self._response is not None:
+            # A peer who breaks off may have said why: the response is read all the same.
+            with suppress(trio.BrokenResourceError):
+                await self.write(_Write(data))
+        elif data[0] & _OPCODE == _CLOSE:
+            await self.write(_Write(self._take_pongs() + data), last=True)
+        else:
+            # The reader must not wait for the writer. A pong too many may be left out (5.5.3).
+            if len(self._pongs) < PONG_BACKLOG:
+                self._pongs += data
+                self._pongs_came.set()
+            await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
         """Does nothing: the network is closed by who opened it, in any case and by force."""
@@ -157,109 +218,148 @@ class _Stream(trio.abc.Stream):
 
     # What the link calls.
 
-    async def put(self, texts: Sequence[bytes]) -> None:
-        """Hand over texts; returns when they have been taken."""
-        self._texts += texts
-        self._texts_came.set()
-        while self._texts and not self.closing:
-            await self._texts_taken.wait()
+    async def write(self, write: _Write, *, last: bool = False) -> None:
+        """Write all of it. Cut short in any way, nothing else is written, nor after the `last`.
 
-    async def take(self, ended: Callable[[], LinkFailed | None]) -> list[bytes]:
-        """The texts that have come; waits for some, and raises what `ended` gives instead."""
-        if self._texts:
-            await trio.lowlevel.checkpoint()
-        while not self._texts:
-            if failure := ended():
-                raise failure
-            self._texts_came = trio.Event()
-            await self._texts_came.wait()
-        texts, self._texts = self._texts, []
-        self._wake_putters()
-        return texts
-
-    def wake_taker(self) -> None:
-        self._texts_came.set()
-
-    def stop_taking(self) -> None:
-        self.closing = True
-        self._wake_putters()
-
-    def _wake_putters(self) -> None:
-        self._texts_taken.set()
-        self._texts_taken = trio.Event()
-
-    async def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Write all of it. Cut short in any way, the stream is poisoned and writes no more."""
+        Raises `trio.BrokenResourceError` or `trio.ClosedResourceError`.
+        """
         async with self._writing:
-            if self._poisoned:
-                raise trio.BrokenResourceError("an earlier write was cut short")
-            self._poisoned = True
-            await self._network.send_all(data)
-            self._poisoned = False
+            if self._shut:
+                raise trio.BrokenResourceError("nothing may follow what was written last")
+            self._shut = True
+            self.write_under_way = write
+            if isinstance(self._network, trio.SocketStream):
+                await _send_counted(self._network, write)
+            else:
+                await self._network.send_all(write.data)
+                write.taken = len(write.data)
+            self.write_under_way = None
+            self._shut = last
 
-    async def next_control(self) -> bytes:
-        """The frames that trio-websocket wants to be written; waits for some."""
-        while not self._control:
-            self._control_came = trio.Event()
-            await self._control_came.wait()
-        data = bytes(self._control)
-        self._control.clear()
-        return data
+    async def next_pongs(self) -> bytes:
+        """The pongs that trio-websocket wants to be written; waits for some."""
+        while not self._pongs:
+            self._pongs_came = trio.Event()
+            await self._pongs_came.wait()
+        return self._take_pongs()
+
+    def _take_pongs(self) -> bytes:
+        pongs = bytes(self._pongs)
+        self._pongs.clear()
+        return pongs
+
+
+def _response_reader() -> h11.Connection:
+    """What reads the response to an upgrade: wsproto tells neither where it ends nor what it is."""
+    reader = h11.Connection(h11.CLIENT)
+    headers = [("Host", ""), ("Connection", "Upgrade"), ("Upgrade", "websocket")]
+    reader.send(h11.Request(method="GET", target="/", headers=headers))
+    return reader
+
+
+def _rejected(response: h11.InformationalResponse | h11.Response) -> LinkFailed:
+    status = response.status_code
+    headers = dict(response.headers)
+    retry_after = _retry_after(headers.get(b"retry-after", b""), headers.get(b"date", b""))
+    return LinkFailed(
+        "rejected", f"the peer answered HTTP {status}", status=status, retry_after=retry_after
+    )
+
+
+def _retry_after(value: bytes, now: bytes) -> float | None:
+    """Seconds of a Retry-After: a number, or a date, which is seen from the response's own Date."""
+    if value.isdigit():
+        return float(value[:9])
+    try:
+        until, since = (parsedate_to_datetime(date.decode("ascii")) for date in (value, now))
+        return max(0.0, (until - since).total_seconds())
+    except (ValueError, TypeError):  # no date, or one of them without a time zone
+        return None
+
+
+async def _send_counted(network: trio.SocketStream, write: _Write) -> None:
+    """`send_all`, with the count of what was taken even if it does not come to its end."""
+    with memoryview(write.data) as data:
+        while write.taken < len(data):
+            try:
+                write.taken += await network.socket.send(data[write.taken :])
+            except OSError:
+                raise trio.BrokenResourceError("the peer broke off") from None
 
 
 class Link:
     """An open websocket, made by `open_link`. Once it has ended its methods raise `LinkFailed`.
 
-    `receive` has one caller at a time, and so has `send`.
+    `receive` has one caller at a time, and so has `send`. `scope` is that of the link's tasks.
     """
 
-    def __init__(self, stream: _Stream, websocket: trio_websocket.WebSocketConnection) -> None:
+    def __init__(
+        self,
+        stream: _Stream,
+        inbox: _Inbox,
+        websocket: trio_websocket.WebSocketConnection,
+        scope: trio.CancelScope,
+    ) -> None:
         self._stream = stream
+        self._inbox = inbox
         self._websocket = websocket
-        self._failure: LinkFailed | None = None
+        self._scope = scope
+        self._ended = trio.Event()
+        self._is_closing = False
+        self._goodbye = trio.CancelScope()
+        self.left = 0  # texts of the last `send` that the system has taken whole
 
     async def receive(self) -> list[bytes]:
         """The next batch of whole text messages (UTF-8), at least one."""
-        return await self._stream.take(self._why_ended)
+        return await self._inbox.take()
 
     async def send(self, texts: Sequence[bytes]) -> None:
-        """Write a batch of text messages. That it returns says only that the system took them."""
-        await self._write(client_frames(texts))
+        """Write a batch of text messages. That it returns says only that the system took them.
+
+        `left` tells how many it took, also when this raises or is cancelled. (Over
+        TLS, which does not tell how far it came, that is all of them or none.)
+        """
+        write = _Write(client_frames(texts))
+        self.left = 0
+        try:
+            await self._write(write)
+        finally:
+            whole = write.taken == len(write.data)
+            self.left = len(texts) if whole else _whole_frames(texts, write.taken)
 
     async def close(self, code: int) -> None:
-        """Say goodbye and wait for the answer, for no more than `CLOSE_WITHIN` seconds."""
-        self._stream.stop_taking()
-        with trio.move_on_after(CLOSE_WITHIN, shield=True):
-            # Errors say that the peer was faster.
-            with suppress(trio.BrokenResourceError, wsproto.utilities.LocalProtocolError):
-                await self._websocket.aclose(code)
+        """Say goodbye and wait for the answer, for no more than `CLOSE_WITHIN` seconds.
 
-    async def _write(self, data: bytes) -> None:
-        if failure := self._why_ended():
-            raise failure
-        with trio.move_on_after(WRITE_WITHIN):
-            try:
-                await self._stream.write(data)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                raise self._why_ended() or LinkFailed("reset", "the peer broke off") from None
-            return
-        raise LinkFailed("write-stalled", f"a write was not taken within {WRITE_WITHIN:g} s")
+        Nothing can be sent after that. Texts go on coming until the answer, and
+        are to be received, or they stand in its way.
+        """
+        self._is_closing = True
+        self._goodbye.deadline = trio.current_time() + CLOSE_WITHIN
+        with self._goodbye:
+            await self._websocket.aclose(code)
 
-    def _why_ended(self) -> LinkFailed | None:
-        return self._failure
+    async def _write(self, write: _Write) -> None:
+        if self._ended.is_set():
+            raise self._why_ended()
+        try:
+            await self._stream.write(write)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            # The reader comes upon the reason, and upon the last messages before it.
+            with trio.move_on_after(LAST_WORDS):
+                await self._ended.wait()
+            raise self._why_ended() from None
+
+    def _why_ended(self) -> LinkFailed:
+        return self._inbox.failure or LinkFailed("reset", "the peer broke off")
 
     def end(self, failure: LinkFailed) -> None:
-        """The link has failed; the first reason counts."""
-        self._failure = self._failure or failure
-        self._stream.wake_taker()
+        """The link has failed, or its tasks have; the first reason counts."""
+        self._inbox.end(failure)
+        self._ended.set()
+        self._goodbye.cancel()
+        self._scope.cancel()
 
-    async def write_control(self) -> None:
-        """Write what trio-websocket has to say: pongs, and the close."""
-        try:
-            while True:
-                await self._write(await self._stream.next_control())
-        except LinkFailed as failure:
-            self.end(failure)
+    # The link's own tasks.
 
     async def pump_messages(self) -> None:
         """Hand over the messages that did not come as one whole text frame, until the end."""
@@ -268,19 +368,57 @@ class Link:
                 message = await self._websocket.get_message()
                 # A binary message is none of this protocol: it goes on as a text that is no JSON.
                 text = message.encode() if isinstance(message, str) else b"\0binary"
-                await self._stream.put([text])
+                if len(text) > MAX_FRAME:  # trio-websocket has counted characters
+                    self.end(_closed(_TOO_BIG))
+                    return
+                await self._inbox.put([text])
         except trio_websocket.ConnectionClosed as closed:
-            self.end(_closed(closed.reason))
+            if not self._is_closing:
+                self.end(_closed(closed.reason or _NO_CLOSE))
+
+    async def write_pongs(self) -> None:
+        """Write the answers to pings."""
+        try:
+            while True:
+                await self._write(_Write(await self._stream.next_pongs()))
+        except LinkFailed as failure:
+            self.end(failure)
+
+    async def watch_writes(self) -> None:
+        """End the link when a write is not taken in time.
+
+        No deadline on the write itself would do: one that passes while our own
+        loop stands still would cut a healthy link.
+        """
+        looks = 0
+        seen = None
+        while looks < WRITE_LOOKS:
+            await trio.sleep(WRITE_WITHIN / WRITE_LOOKS)
+            present = self._stream.write_under_way
+            looks = looks + 1 if present is seen and present is not None else 0
+            seen = present
+        self.end(LinkFailed("write-stalled", f"a write was not taken within {WRITE_WITHIN:g} s"))
 
 
-def _closed(reason: trio_websocket.CloseReason | None) -> LinkFailed:
-    if reason is None or reason.code == 1006:
-        return LinkFailed("reset", "the peer broke off without a close", code=1006)
-    if reason.code in (1002, 1007):
-        return LinkFailed("protocol-error", reason.reason or "", code=reason.code)
-    if reason.code == 1009:
-        return LinkFailed("oversized", "a message of over 1 MiB", code=1009)
-    return LinkFailed("closed", reason.reason or "", code=reason.code)
+def _whole_frames(texts: Sequence[bytes], size: int) -> int:
+    """How many of the texts have their frame within the first `size` bytes of a write."""
+    ends = accumulate(len(client_frames([text])) for text in texts)
+    return sum(end <= size for end in ends)
+
+
+_NO_CLOSE: Final = trio_websocket.CloseReason(1006, None)
+_TOO_BIG: Final = trio_websocket.CloseReason(1009, None)
+
+
+def _closed(reason: trio_websocket.CloseReason) -> LinkFailed:
+    code = int(reason.code)  # out of its enumeration
+    if code == 1006:
+        return LinkFailed("reset", "the peer broke off without a close", code=code)
+    if code in (1002, 1007):
+        return LinkFailed("protocol-error", reason.reason or "", code=code)
+    if code == 1009:
+        return LinkFailed("oversized", "a message of over 1 MiB", code=code)
+    return LinkFailed("closed", reason.reason or "", code=code)
 
 
 async def open_link(nursery: trio.Nursery, address: Address, dial: Dial) -> Link:
@@ -298,54 +436,40 @@ async def open_link(nursery: trio.Nursery, address: Address, dial: Dial) -> Link
 async def _run_link(address: Address, dial: Dial, *, task_status: trio.TaskStatus[Link]) -> None:
     """The life of a link: trio-websocket's task, and ours beside it."""
     link: Link | None = None
-    failure = LinkFailed("reset", "the peer broke off the upgrade")
+    failure: LinkFailed | None = None
     network = await dial()
-    stream = _Stream(network)
+    inbox = _Inbox()
+    stream = _Stream(network, inbox)
     try:
         async with trio.open_nursery() as websocket_nursery:
-
-            async def upgrade_or_end() -> None:
-                await stream.broke_off.wait()
-                if not stream.is_open:
-                    websocket_nursery.cancel_scope.cancel()
-
-            # FIN or RST here would leave wrap_client_stream waiting for ever.
-            websocket_nursery.start_soon(upgrade_or_end, name="upgrade watch")
             websocket = await trio_websocket.wrap_client_stream(
                 websocket_nursery,
-                stream,  # type: ignore[arg-type]  # any trio stream will do
+                stream,  # type: ignore[arg-type]  # it has all of a stream that is called
                 address.authority,
                 address.target,
                 max_message_size=MAX_FRAME,
             )
-            stream.is_open = True
-            link = Link(stream, websocket)
-            websocket_nursery.start_soon(link.write_control, name="control writer")
+            link = Link(stream, inbox, websocket, websocket_nursery.cancel_scope)
+            websocket_nursery.start_soon(link.pump_messages, name="message pump")
+            websocket_nursery.start_soon(link.write_pongs, name="pong writer")
+            websocket_nursery.start_soon(link.watch_writes, name="write watch")
             task_status.started(link)
-            await link.pump_messages()
-            websocket_nursery.cancel_scope.cancel()
-    except* trio_websocket.ConnectionRejected as rejections:
-        failure = _rejected(rejections)
-    except* (h11.ProtocolError, wsproto.utilities.ProtocolError):
+    except* LinkFailed as failures:  # of the upgrade
+        failure = _first(failures)
+    except* (h11.ProtocolError, wsproto.utilities.ProtocolError, UnicodeError):
         # Garbage in place of an upgrade; or, on an open link, a ping while it closed.
         failure = LinkFailed("protocol-error", "the peer does not speak websocket")
     finally:
         await trio.aclose_forcefully(network)
-    if link is None:
-        raise failure
-    link.end(failure)
+    if failure is not None:
+        if link is None:
+            raise failure
+        link.end(failure)
 
 
-def _rejected(rejections: BaseExceptionGroup[trio_websocket.ConnectionRejected]) -> LinkFailed:
-    error: BaseException = rejections
+def _first(failures: BaseExceptionGroup[LinkFailed]) -> LinkFailed:
+    error: BaseException = failures
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    assert isinstance(error, trio_websocket.ConnectionRejected)
-    status = error.status_code
-    retry_after = None
-    for name, value in error.headers or ():
-        if name.lower() == b"retry-after" and value.isdigit() and len(value) < 9:
-            retry_after = float(value)
-    return LinkFailed(
-        "rejected", f"the peer answered HTTP {status}", status=status, retry_after=retry_after
-    )
+    assert isinstance(error, LinkFailed)
+    return error

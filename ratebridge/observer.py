@@ -69,3 +69,17 @@ class Observer:
 
     def source_crashed(self, provider: str, error: Exception) -> None:
         """A bug of ours came up while asking a source."""
+
+    # The audit trail.
+
+    def audit_failed(self, why: str, waiting: int) -> None:
+        """The audit file cannot be written from now on; so many lines wait for it."""
+
+    def audit_lost(self, lines: int, why: str) -> None:
+        """Lines will never be written: the first that found no room, or those left at the stop."""
+
+    def audit_mended(self, lost: int) -> None:
+        """The audit file is written again; so many lines were lost meanwhile."""
+
+    def audit_crashed(self, error: Exception) -> None:
+        """A bug of ours came up while lines were written; it has cost some of them."""

@@ -6,7 +6,6 @@ write was cut short counts as never left.
 """
 
 from collections import deque
-from collections.abc import Sequence
 from typing import Final
 
 import attrs
@@ -36,10 +35,11 @@ class Outbox:
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
         self._replies: deque[Reply] = deque()
-        self._taken: Sequence[Reply] = ()
         self._heartbeat_due = False
+        self._taken: list[Reply] = []
+        self._heartbeats_taken = 0  # in front of those
         self._filled = trio.Event()
-        self._emptied = trio.Event()
+        self._lessened = trio.Event()
 
     def __len__(self) -> int:
         """The replies that have not left, those being written among them."""
@@ -58,36 +58,38 @@ class Outbox:
         self._filled.set()
 
     async def take(self) -> list[bytes]:
-        """The frames of the next write, at least one. `sent` or `lose_link` follows."""
-        while True:
-            while not self._heartbeat_due and not self._replies:
-                self._filled = trio.Event()
-                await self._filled.wait()
+        """The frames of the next write, at least one. `sent` follows, then `lose_link` perhaps."""
+        self._expire()
+        while not self._heartbeat_due and not self._replies:
+            self._filled = trio.Event()
+            await self._filled.wait()
             self._expire()
-            heartbeat = [HEARTBEAT] if self._heartbeat_due else []
-            self._heartbeat_due = False
-            self._taken = self._batch()
-            if heartbeat or self._taken:
-                return heartbeat + [reply.frame for reply in self._taken]
+        heartbeats = [HEARTBEAT] if self._heartbeat_due else []
+        self._heartbeat_due = False
+        self._heartbeats_taken = len(heartbeats)
+        self._taken = self._batch()
+        return heartbeats + [reply.frame for reply in self._taken]
 
-    def sent(self) -> None:
-        """What was taken has been written, all of it."""
-        self._taken = ()
-        if not self._replies:
-            self._emptied.set()
+    def sent(self, count: int) -> None:
+        """The first `count` frames of what was taken have been written; no others of it will be."""
+        del self._taken[: max(0, count - self._heartbeats_taken)]
+        self._lessened.set()
 
     async def wait_empty(self) -> None:
-        """Returns when every reply has left."""
+        """Returns when every reply has left, or was given up."""
         while len(self):
-            self._emptied = trio.Event()
-            await self._emptied.wait()
+            self._lessened = trio.Event()
+            await self._lessened.wait()
 
     def lose_link(self) -> None:
         """The link is gone: what was taken and not `sent` goes first on the next."""
-        self._replies.extendleft(reversed(self._taken))
-        self._taken = ()
-        self._replies = deque(reply for reply in self._replies if reply.keep)
+        replies = [*self._taken, *self._replies]
+        self._taken = []
         self._heartbeat_due = False
+        self._replies = deque(reply for reply in replies if reply.keep)
+        for reply in replies:
+            if not reply.keep:
+                self._give_up(reply, "it was for the link that is gone")
 
     def give_up_all(self, why: str) -> None:
         """Nothing more will be sent."""
@@ -111,4 +113,5 @@ class Outbox:
             self._give_up(self._replies.popleft(), "it was too old")
 
     def _give_up(self, reply: Reply, why: str) -> None:
+        self._lessened.set()
         self._observer.given_up(reply.id, why)

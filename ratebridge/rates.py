@@ -8,11 +8,13 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Final
+from typing import Final, TypeVar
 
 import attrs
 
 from .errors import SourceFailed
+
+T = TypeVar("T")
 
 MAX_DAYS_BACK: Final = 5  # how much older than the day asked for a quote may be (protocol, dates)
 FAILURE_LIFE: Final = 5.0  # s: an outage costs a call per 5 s and table, not one per request
@@ -31,7 +33,7 @@ class Quote:
 class RateTable:
     """Every quote that one source gives for one day. It holds EUR, and only good quotes.
 
-    `day` is the day asked for, `fetched` the UTC instant of the answer.
+    `day` is the day asked for, `fetched` the UTC instant at which it was asked for.
     """
 
     provider: str
@@ -50,7 +52,8 @@ class Rate:
     """One currency's rate with its provenance.
 
     One euro is `units / euro` of the currency; `day` is the day the rate is of,
-    `asked` the day it was asked for. `cached` tells that no call was made for it.
+    `asked` the day asked for, `fetched` the UTC instant of asking. `cached` tells
+    that no call was made for it.
     """
 
     currency: str
@@ -86,29 +89,39 @@ def rate_from(table: RateTable, currency: str, *, cached: bool) -> Rate | None:
     )
 
 
-@attrs.define
-class _Entry:
+@attrs.frozen
+class Failing:
+    """What is known of a (source, day) whose last word was a failure.
+
+    `table` is a final one that serves on for the time being. `due` tells whether
+    the source should be asked again.
+    """
+
+    failure: SourceFailed
     table: RateTable | None = None
-    fetched_at: float = 0.0
-    failure: SourceFailed | None = None
-    failed_at: float = 0.0
+    due: bool = False
+
+
+_Key = tuple[str, date]
 
 
 class Tables:
-    """What is known of each (source, day): a table, a recent failure, or both.
+    """What is known of each (source, day): a table, a failure since, or both.
 
-    Holds at most `most` of them and forgets the one unused for longest. A table
-    lives `life` seconds; beyond that it is served only while its source fails,
-    and only if it is final.
+    Holds at most `most` tables, and as many failures, and forgets what was
+    unused for longest. A table lives `life` seconds; beyond that it is served
+    only while its source fails, and only if it is final.
     """
 
     def __init__(self, life: float, most: int = MAX_TABLES) -> None:
         self._life = life
         self._most = most
-        self._entries: OrderedDict[tuple[str, date], _Entry] = OrderedDict()
+        # With the monotonic time that each came at.
+        self._tables: OrderedDict[_Key, tuple[RateTable, float]] = OrderedDict()
+        self._failures: OrderedDict[_Key, tuple[SourceFailed, float]] = OrderedDict()
 
     def __len__(self) -> int:
-        return sum(entry.table is not None for entry in self._entries.values())
+        return len(self._tables)
 
     def find(
         self,
@@ -117,45 +130,52 @@ class Tables:
         *,
         today: date,
         now: float,
-        failure: SourceFailed | None = None,
-    ) -> RateTable | SourceFailed | None:
-        """What to go by at monotonic time `now`; None when the source has to be asked.
+        silence: SourceFailed | None = None,
+    ) -> RateTable | Failing | None:
+        """What to go by at monotonic time `now`; None when the source has to be asked first.
 
-        `failure` is why the source cannot be asked for anything at present, if so.
+        `silence` is why the source cannot be asked for anything at present, if so.
         """
         key = (provider, day)
-        entry = self._entries.get(key)
-        if entry is None:
-            return failure
-        self._entries.move_to_end(key)
-        table = entry.table
-        if table is not None and not table.final and day < today:
-            table = None  # made while the day still ran: not what its final table says
-        if table is not None and now - entry.fetched_at < self._life:
-            return table
-        if entry.failure is not None and now - entry.failed_at < FAILURE_LIFE:
-            failure = entry.failure
-        if failure is not None and table is not None and table.final:
-            return table
-        return failure
+        table = None
+        held = self._tables.get(key)
+        if held is not None:
+            self._tables.move_to_end(key)
+            table, came = held
+            # One made while the day still ran is not what its final table says.
+            valid = table.final or day >= today
+            if valid and now - came < self._life:
+                return table
+            if not table.final:
+                table = None
+        if silence is not None:
+            return Failing(silence, table)
+        failed = self._failures.get(key)
+        if failed is None:
+            return None
+        self._failures.move_to_end(key)
+        failure, at = failed
+        return Failing(failure, table, due=now - at >= FAILURE_LIFE)
 
     def store(self, table: RateTable, now: float) -> None:
         """Keep a fetched table; it takes the place of what was known."""
-        self._put((table.provider, table.day), _Entry(table, now))
+        key = (table.provider, table.day)
+        held = self._tables.get(key)
+        if held is not None and held[0].final and not table.final:
+            return  # asked for before midnight, and overtaken by the final one
+        self._failures.pop(key, None)
+        self._put(self._tables, key, (table, now))
 
     def store_failure(self, provider: str, day: date, failure: SourceFailed, now: float) -> None:
         """Remember that the source was asked in vain, beside the table that may be there."""
-        entry = self._entries.get((provider, day)) or _Entry()
-        entry.failure = failure
-        entry.failed_at = now
-        self._put((provider, day), entry)
+        self._put(self._failures, (provider, day), (failure, now))
 
     def tables(self) -> list[tuple[RateTable, float]]:
-        """Each table held, with the monotonic time it was fetched at, least recently used first."""
-        return [(e.table, e.fetched_at) for e in self._entries.values() if e.table is not None]
+        """Each table held, with the monotonic time it came at, least recently used first."""
+        return list(self._tables.values())
 
-    def _put(self, key: tuple[str, date], entry: _Entry) -> None:
-        self._entries[key] = entry
-        self._entries.move_to_end(key)
-        if len(self._entries) > self._most:
-            self._entries.popitem(last=False)
+    def _put(self, held: OrderedDict[_Key, T], key: _Key, what: T) -> None:
+        held[key] = what
+        held.move_to_end(key)
+        if len(held) > self._most:
+            held.popitem(last=False)

@@ -16,6 +16,7 @@ from .observer import Observer
 from .outbox import Outbox
 
 GRACE: Final = 0.1  # s to read what has arrived before the peer is called silent
+LOOKS: Final = 10  # in that time: a stall of our own counts as one of them, not as the peer's
 STALL: Final = 0.25  # s: woken later than that, it was our own loop that stood still
 GOING_AWAY: Final = 1001  # RFC 6455, 7.4.1
 
@@ -80,12 +81,10 @@ class Session:
             self._ended.set()
 
     async def _send_heartbeats(self) -> None:
-        due = trio.current_time()
         while True:
             self._outbox.add_heartbeat()
-            # A beat that we were too late for is left out, not made up for.
-            due = max(due + self._rhythm.interval, trio.current_time())
-            await trio.sleep_until(due)
+            # A beat that we were too late for is not made up for.
+            await trio.sleep(self._rhythm.interval)
 
     async def _receive(self) -> None:
         try:
@@ -111,27 +110,31 @@ class Session:
         """The only writer of messages. A heartbeat waits for one bounded write at most."""
         try:
             while True:
-                await self._link.send(await self._outbox.take())
-                self._outbox.sent()
+                frames = await self._outbox.take()
+                try:
+                    await self._link.send(frames)
+                finally:
+                    self._outbox.sent(self._link.left)
         except LinkFailed as failure:
             self._fail(failure)
 
     async def _watch(self) -> None:
         """End the session when no heartbeat has been received for the timeout."""
+        timeout = self._rhythm.timeout
         while True:
-            with trio.CancelScope(deadline=self._heard + self._rhythm.timeout) as self._watchdog:
+            with trio.CancelScope(deadline=self._heard + timeout) as self._watchdog:
                 await trio.sleep_forever()
-            heartbeats = self._heartbeats
-            late = trio.current_time() - self._watchdog.deadline
+            late = trio.current_time() - self._heard - timeout
             grace = GRACE
             if late > STALL and not self._excused:
                 # We did not look for a while. A healthy peer has beaten meanwhile, or
                 # will within a period; a dead one gets that period once.
                 self._excused = True
                 self._observer.excused(late)
-                grace = self._rhythm.timeout
-            await trio.sleep(grace)
-            if self._heartbeats == heartbeats:
-                silence = trio.current_time() - self._heard
+                grace = timeout
+            for _ in range(LOOKS):
+                await trio.sleep(grace / LOOKS)
+            silence = trio.current_time() - self._heard
+            if silence > timeout:
                 self._fail(LinkFailed("stale", f"no heartbeat for {silence:.1f} s"))
                 return

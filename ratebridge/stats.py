@@ -5,7 +5,7 @@ like to Prometheus or on the status page is decided when somebody asks.
 """
 
 from bisect import bisect_left
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from datetime import datetime
 from typing import Final
 
@@ -16,19 +16,49 @@ LATENCY_BOUNDS: Final = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025),
     *(0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
 )
-TROUBLES: Final = 20  # how many of the last troubles are kept for the status page
 
 
 @attrs.define
 class Histogram:
-    """Counts per bound of `LATENCY_BOUNDS` (and one beyond), and their sum in seconds."""
+    """Counts per bound of `LATENCY_BOUNDS` (and one beyond), and their sum in seconds.
+
+    `slowest` is the largest since somebody last took it.
+    """
 
     counts: list[int] = attrs.Factory(lambda: [0] * (len(LATENCY_BOUNDS) + 1))
     total: float = 0.0
+    slowest: float = 0.0
 
     def add(self, seconds: float) -> None:
         self.counts[bisect_left(LATENCY_BOUNDS, seconds)] += 1
         self.total += seconds
+        if seconds > self.slowest:
+            self.slowest = seconds
+
+    def take_slowest(self) -> float:
+        """The slowest in seconds since the last taking; 0 when there was none."""
+        slowest, self.slowest = self.slowest, 0.0
+        return slowest
+
+
+@attrs.define
+class SourceStats:
+    """How one rate source has been of late. Times are trio's; None is never."""
+
+    answered_at: float | None = None
+    seconds: float = 0.0  # that the last answer took
+    outcome: str = "ok"  # of the last fetch, a word
+    failure: str = ""  # the same in half a sentence, where it failed
+    silent_until: float | None = None
+
+
+@attrs.define
+class Trouble:
+    """A kind of trouble: when it last came up, in which words, and how often it has."""
+
+    at: datetime
+    words: str
+    count: int = 1
 
 
 @attrs.define
@@ -36,7 +66,7 @@ class Stats:
     """What has happened since the start. The keys of the counters are stable words of ours."""
 
     converted: int = 0
-    from_cache: int = 0
+    from_cache: int = 0  # conversions whose rate was at hand; those from euro need none
     refused: Counter[str] = attrs.Factory(Counter)
     dropped: Counter[str] = attrs.Factory(Counter)
     given_up: int = 0
@@ -44,15 +74,18 @@ class Stats:
 
     link_up: bool = False
     link_since: float | None = None  # trio time of the last change
+    link_ended: str = ""  # why the last link, or attempt, ended: a word, and some more for people
+    retry_at: float | None = None  # trio time of the next attempt
     links_opened: int = 0
     lost: Counter[str] = attrs.Factory(Counter)
     crashes: int = 0
     heartbeats: int = 0
-    heartbeat_at: float | None = None  # trio time
+    heartbeat_at: float | None = None  # trio time of the last one, on whichever link
     heartbeat_gaps: deque[float] = attrs.Factory(lambda: deque(maxlen=120))
 
     fetches: Counter[tuple[str, str]] = attrs.Factory(Counter)  # (provider, outcome)
-    troubles: deque[tuple[datetime, str]] = attrs.Factory(lambda: deque(maxlen=TROUBLES))
+    sources: defaultdict[str, SourceStats] = attrs.Factory(lambda: defaultdict(SourceStats))
+    troubles: dict[str, Trouble] = attrs.Factory(dict)  # by kind, so that many hide no other
 
     @property
     def answered(self) -> int:

@@ -75,9 +75,12 @@ class Supervisor:
             if self._opening.cancelled_caught:
                 return SessionEnd(LinkFailed("stopped"))
             self._observer.link_up()
-            self._session = Session(link, self._bridge, self._outbox, self._rhythm, self._observer)
+            session = Session(link, self._bridge, self._outbox, self._rhythm, self._observer)
+            self._session = session
+            if self._stopping.is_set():  # too late for the scope of the opening
+                session.stop()
             try:
-                return await self._session.run()
+                return await session.run()
             finally:
                 self._session = None
                 self._outbox.lose_link()

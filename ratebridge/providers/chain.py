@@ -3,31 +3,48 @@
 A source is asked for a whole day-table, once however many wait for it, in a
 task of the service's nursery: neither a requester that is cancelled nor a
 connection that is lost takes the answer from the others. The next source is
-asked when one fails or does not know the currency.
+asked when one fails or does not know the currency. A source that has failed is
+asked again every 5 s at most, and behind the back of the requests when another
+table can serve them meanwhile.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from math import inf
+from types import MappingProxyType
 from typing import Final
 
+import attrs
 import trio
 
 from ..errors import NoRate, SourceFailed
 from ..observer import Observer
-from ..rates import Rate, RateTable, Tables, rate_from
+from ..rates import Failing, Rate, RateTable, Tables, rate_from
 from .source import Source
 
 MOST_FETCHES: Final = 8  # at a time; below the pool of the HTTP client, see there
 PAUSES: Final = (0.1, 0.4)  # s before the second and the third attempt; then the source failed
+
+Outcome = RateTable | Failing
+_NOTHING: Final[Mapping[str, Outcome]] = MappingProxyType({})
+_STOPPED: Final = Failing(SourceFailed("stopped", "was not asked to the end"))
+
+
+@attrs.define(eq=False)
+class _Flight:
+    """One fetch that is under way, and what came of it once it has landed."""
+
+    landed: trio.Event = attrs.Factory(trio.Event)
+    outcome: Outcome = _STOPPED
 
 
 class RateChain:
     """The sources in their order, and the tables they gave.
 
     `deadline` is the time in seconds for one rate, failover included; each
-    source gets an equal share of it, so that the last is reached in time.
+    source gets an equal share of it, so that the last is reached in time, and
+    of the fetches at a time, so that one that hangs does not hold up the others.
     `utc_now` is the wall clock. Fetches run in `nursery`.
     """
 
@@ -49,8 +66,9 @@ class RateChain:
         self._utc_now = utc_now
         self._observer = observer
         self._jitter = jitter
-        self._limiter = trio.CapacityLimiter(MOST_FETCHES)
-        self._flights: dict[tuple[str, date], trio.Event] = {}
+        at_a_time = max(1, MOST_FETCHES // len(sources))
+        self._limiters = {source.name: trio.CapacityLimiter(at_a_time) for source in sources}
+        self._flights: dict[tuple[str, date, bool], _Flight] = {}
         self._silence: dict[str, tuple[float, SourceFailed]] = {}  # until when (trio time), and why
 
     def rate_at_hand(self, currency: str, day: date) -> Rate | None:
@@ -58,94 +76,129 @@ class RateChain:
 
         Raises `NoRate` when the tables suffice to tell that there is none.
         """
-        found = self._look(currency, day, trio.current_time(), cached=True)
+        found = self._look(currency, day, _NOTHING)
         return found if isinstance(found, Rate) else None
 
     async def rate(self, currency: str, day: date) -> Rate:
-        """The rate, asking the sources as needed. Raises `NoRate`, by the deadline at the latest."""
-        began = trio.current_time()
-        cached = True
+        """The rate, asking the sources as needed. Raises `NoRate`, by the deadline at the latest.
+
+        Each source is asked once at most, and what it said then counts, however
+        short its life in the tables.
+        """
+        learnt: dict[str, Outcome] = {}
         while True:
-            # Judged as of the beginning: what was learnt since counts, however short its life.
-            found = self._look(currency, day, began, cached=cached)
+            found = self._look(currency, day, learnt)
             if isinstance(found, Rate):
                 return found
-            cached = False
-            await self._ask(found, day)
+            flight = self._start(found, day)
+            await flight.landed.wait()
+            learnt[found.name] = flight.outcome
 
-    def _look(self, currency: str, day: date, now: float, *, cached: bool) -> Rate | Source:
+    def _look(self, currency: str, day: date, learnt: Mapping[str, Outcome]) -> Rate | Source:
         """A rate, or the source to be asked next. Raises `NoRate` when both are lacking."""
         today = self._utc_now().date()
+        now = trio.current_time()
+        due: list[Source] = []
         unaware: list[str] = []
         failures: list[tuple[str, SourceFailed]] = []
         for source in self.sources:
-            silence = self._silenced(source.name)
-            known = self.tables.find(source.name, day, today=today, now=now, failure=silence)
-            if isinstance(known, RateTable):
-                rate = rate_from(known, currency, cached=cached)
-                if rate is not None:
-                    return rate
-                unaware.append(source.name)
-            elif known is not None:
-                failures.append((source.name, known))
-            else:
-                return source
+            name = source.name
+            known = learnt.get(name)
+            if known is None:
+                silence = self._silenced(name, now)
+                known = self.tables.find(name, day, today=today, now=now, silence=silence)
+            if known is None:
+                return due[0] if due else source
+            if isinstance(known, Failing):
+                if known.due:
+                    due.append(source)
+                if known.table is None:
+                    failures.append((name, known.failure))
+                    continue
+                known = known.table
+            rate = rate_from(known, currency, cached=known is not learnt.get(name))
+            if rate is not None:
+                for failing in due:
+                    self._start(failing, day)
+                return rate
+            unaware.append(name)
+        if due:
+            return due[0]
         raise _no_rate(currency, day, unaware, failures)
 
-    def _silenced(self, provider: str) -> SourceFailed | None:
+    def _silenced(self, provider: str, now: float) -> SourceFailed | None:
         until, failure = self._silence.get(provider, (-inf, None))
-        return failure if trio.current_time() < until else None
+        return failure if now < until else None
 
-    async def _ask(self, source: Source, day: date) -> None:
-        """Wait for the one fetch of this table that is under way, starting it if need be."""
-        key = (source.name, day)
-        landed = self._flights.get(key)
-        if landed is None:
-            landed = self._flights[key] = trio.Event()
-            self._nursery.start_soon(self._fly, source, day, name=f"fetch {source.name} {day}")
-        await landed.wait()
+    def _start(self, source: Source, day: date) -> _Flight:
+        """The one fetch of this table that is under way, started if need be."""
+        # What a running day's table is asked for with is not what an ended one's is.
+        key = (source.name, day, day < self._utc_now().date())
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = self._flights[key] = _Flight()
+            name = f"fetch {source.name} {day}"
+            self._nursery.start_soon(self._fly, source, day, key, name=name)
+        return flight
 
-    async def _fly(self, source: Source, day: date) -> None:
+    async def _fly(self, source: Source, day: date, key: tuple[str, date, bool]) -> None:
         """One fetch from start to end: it stores a table or a failure, and wakes who waits."""
+        try:
+            self._flights[key].outcome = await self._fetch_or_fail(source, day)
+        finally:
+            self._flights.pop(key).landed.set()
+
+    async def _fetch_or_fail(self, source: Source, day: date) -> Outcome:
         began = trio.current_time()
-        failure = SourceFailed("timeout", f"did not answer within {self._share:g} s")
+        failure = SourceFailed("timeout", f"gave no answer within {self._share:g} s")
         try:
             with trio.move_on_at(began + self._share):
-                async with self._limiter:
-                    table = await self._fetch(source, day, began + self._share)
-                self.tables.store(table, trio.current_time())
-                self._observer.fetched(table, trio.current_time() - began)
-                return
+                table = await self._fetch(source, day, began + self._share)
+                now = trio.current_time()
+                self.tables.store(table, now)
+                self._observer.fetched(table, now - began)
+                return table
         except SourceFailed as error:
-            failure = error
+            failure = attrs.evolve(error)  # as it was made: its frames hold answers and headers
         except Exception as error:  # noqa: BLE001 - a bug in a source costs that source
             self._observer.source_crashed(source.name, error)
             failure = SourceFailed("crash", "could not be read")
-        finally:
-            self._flights.pop((source.name, day)).set()
-        self._note_failure(source, day, failure)
-
-    def _note_failure(self, source: Source, day: date, failure: SourceFailed) -> None:
-        now = trio.current_time()
-        if failure.silence is not None:
-            if self._silenced(source.name) is None:
-                self._observer.silenced(source.name, failure)
-            self._silence[source.name] = (now + failure.silence, failure)
-        self.tables.store_failure(source.name, day, failure, now)
-        self._observer.fetch_failed(source.name, day, failure)
+        return self._note_failure(source.name, day, failure)
 
     async def _fetch(self, source: Source, day: date, deadline: float) -> RateTable:
-        for pause in (*PAUSES, None):
+        pauses = iter(PAUSES)
+        while True:
             try:
-                return await source.fetch(day, self._utc_now())
+                async with self._limiters[source.name]:
+                    return await source.fetch(day, self._utc_now())
             except SourceFailed as failure:
-                if not failure.again or pause is None:
+                pause = next(pauses, None)
+                if pause is None or not failure.again:
                     raise
                 rest = max(pause * (0.5 + self._jitter()), failure.after or 0.0)
                 if trio.current_time() + rest >= deadline:
                     raise
-                await trio.sleep(rest)
-        raise AssertionError("the last attempt returns or raises")
+            await trio.sleep(rest)
+
+    def _note_failure(self, provider: str, day: date, failure: SourceFailed) -> Outcome:
+        """Remember a failure; gives what to go by all the same."""
+        now = trio.current_time()
+        if failure.silence is not None:
+            self._silence_for(failure.silence, provider, failure)
+        self.tables.store_failure(provider, day, failure, now)
+        self._observer.fetch_failed(provider, day, failure)
+        today = self._utc_now().date()
+        known = self.tables.find(provider, day, today=today, now=now, silence=failure)
+        assert known is not None, "a silent source is never to be asked"
+        return known
+
+    def _silence_for(self, seconds: float, provider: str, failure: SourceFailed) -> None:
+        """Ask the source nothing for a while, and say so, unless it is known already."""
+        now = trio.current_time()
+        known_until, _ = self._silence.get(provider, (now, None))
+        if now + seconds > known_until + 1.0:  # fetches at the same time are refused alike
+            self._silence[provider] = (now + seconds, failure)
+            self._observer.silenced(provider, failure)
 
 
 def _no_rate(

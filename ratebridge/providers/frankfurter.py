@@ -12,7 +12,7 @@ from msgspec import Raw
 from ..errors import SourceFailed
 from ..rates import RateTable
 from .http import HttpClient
-from .source import make_table
+from .source import make_table, retry_after
 
 
 class _Row(msgspec.Struct):
@@ -41,15 +41,14 @@ class Frankfurter:
         params = {"date": day.isoformat(), "base": "EUR"}
         answer = await self._http.get(f"{self._url}/rates", params)
         status = answer.status
-        if status != 200:
+        if status == 429:
+            # Its guard against abuse tells of no quota: only its own word says when to come back.
+            wait = retry_after(answer.headers)
             raise SourceFailed(
-                f"http-{status}",
-                f"answered HTTP {status}",
-                again=status == 429 or status >= 500,
-                after=float(after)
-                if (after := answer.headers.get("retry-after", "")).isdigit()
-                else None,
+                "http-429", "answered HTTP 429", again=wait is not None, after=wait, silence=wait
             )
+        if status != 200:
+            raise SourceFailed(f"http-{status}", f"answered HTTP {status}", again=status >= 500)
         try:
             rows = _rows(answer.body)
         except (msgspec.DecodeError, RecursionError):
@@ -57,4 +56,4 @@ class Frankfurter:
         if any(row.base != "EUR" for row in rows):
             raise SourceFailed("bad-table", "answered with another base than the euro")
         quotes = [(row.quote, row.rate, row.date) for row in rows]
-        return make_table(self.name, day, now, [("EUR", _EURO_ROW, day), *quotes])
+        return make_table(self.name, day, now, [*quotes, ("EUR", _EURO_ROW, day)])

@@ -5,7 +5,7 @@ Its rates are not the ECB's. Weekends are served under their own day.
 
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import attrs
 import msgspec
@@ -15,13 +15,37 @@ from msgspec import Raw
 from ..errors import SourceFailed
 from ..rates import RateTable
 from .http import Answer, HttpClient
-from .source import Quota, make_table
+from .source import Quota, make_table, read_count, retry_after
 
 T = TypeVar("T")
 
-_latest = msgspec.json.Decoder(dict[str, dict[str, Raw]]).decode
-_historical = msgspec.json.Decoder(dict[str, dict[str, dict[str, Raw]]]).decode
-_status = msgspec.json.Decoder(dict[str, dict[str, dict[str, int]]]).decode
+LATE: Final = timedelta(hours=1)  # after midnight: how long yesterday's table may be missing
+
+
+class _Latest(msgspec.Struct):
+    data: dict[str, Raw]
+
+
+class _Historical(msgspec.Struct):
+    data: dict[date, dict[str, Raw]]
+
+
+class _Month(msgspec.Struct):
+    total: int | None = None
+    remaining: int | None = None
+
+
+class _Quotas(msgspec.Struct):
+    month: _Month
+
+
+class _Status(msgspec.Struct):
+    quotas: _Quotas
+
+
+_latest = msgspec.json.Decoder(_Latest).decode
+_historical = msgspec.json.Decoder(_Historical).decode
+_status = msgspec.json.Decoder(_Status).decode
 
 
 class FreeCurrencyApi:
@@ -47,29 +71,34 @@ class FreeCurrencyApi:
 
     async def fetch(self, day: date, now: datetime) -> RateTable:
         """See `Source`. Today is `/latest`, any other day `/historical`."""
-        today = now.date()
-        if day < today:
+        if day < now.date():
             answer = await self._get("historical", {"date": day.isoformat()}, now)
             # Just after midnight it may not have yesterday yet; the latest is yesterday's last.
-            if answer.status != 422 or day < today - timedelta(days=1):
-                tables = _read(_historical, answer)
-                return self._table(day, now, tables.get(day.isoformat(), {}))
+            midnight = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
+            if answer.status != 422 or now - midnight > LATE:
+                days = _read(_historical, answer).data
+                quoted_on = max((known for known in days if known <= day), default=day)
+                return self._table(day, now, days.get(quoted_on, {}), quoted_on)
         answer = await self._get("latest", {}, now)
-        return self._table(day, now, _read(_latest, answer))
+        return self._table(day, now, _read(_latest, answer).data, day)
 
-    def _table(self, day: date, now: datetime, quotes: dict[str, Raw]) -> RateTable:
-        return make_table(self.name, day, now, ((code, raw, day) for code, raw in quotes.items()))
+    def _table(
+        self, day: date, now: datetime, quotes: dict[str, Raw], quoted_on: date
+    ) -> RateTable:
+        rows = ((currency, raw, quoted_on) for currency, raw in quotes.items())
+        return make_table(self.name, day, now, rows)
 
     async def check(self) -> Quota:
         """Ask `/status`, which is not counted: is the key good, and what has it left?"""
         answer = await self._http.get(f"{self._url}/status", {}, self._headers)
-        month = _read(_status, answer, "quotas").get("month", {})
-        self._quota.month_left = month.get("remaining")
-        self._quota.month_total = month.get("total")
+        month = _read(_status, answer).quotas.month
+        self._quota.month_left = month.remaining
+        self._quota.month_total = month.total
         return self._quota
 
     async def _get(self, path: str, params: dict[str, str], now: datetime) -> Answer:
-        self._rest_if_due()
+        """An answer to go by. Raises `SourceFailed` while the quota is used up."""
+        self._raise_if_resting()
         url = f"{self._url}/{path}"
         answer = await self._http.get(url, {**params, **self._base}, self._headers)
         if answer.status == 403 and self._base:
@@ -78,62 +107,59 @@ class FreeCurrencyApi:
             if answer.status == 200:
                 self._base = {}
         self._read_quota(answer, now)
+        if answer.status == 429:
+            self._raise_if_resting()
         return answer
 
     def _read_quota(self, answer: Answer, now: datetime) -> None:
-        headers = answer.headers
-        minute = _count(headers.get("x-ratelimit-remaining-quota-minute"))
-        month = _count(headers.get("x-ratelimit-remaining-quota-month"))
-        total = _count(headers.get("x-ratelimit-limit-quota-month"))
+        def count(name: str) -> int | None:
+            return read_count(answer.headers.get(f"x-ratelimit-{name}"))
+
+        minute = count("remaining-quota-minute")
+        month = count("remaining-quota-month")
+        total = count("limit-quota-month")
         quota = self._quota
-        quota.minute_left = minute if minute is not None else quota.minute_left
-        quota.month_left = month if month is not None else quota.month_left
-        quota.month_total = total if total is not None else quota.month_total
+        quota.minute_left = quota.minute_left if minute is None else minute
+        quota.month_left = quota.month_left if month is None else month
+        quota.month_total = quota.month_total if total is None else total
         if month is not None and month <= 0:
             first = next_month(now)
-            self._rests_until = trio.current_time() + (first - now).total_seconds()
-            self._rest = SourceFailed(
-                "quota-month", f"has no calls left this month (until {first:%Y-%m-%d} UTC)"
+            self._rest_for(
+                (first - now).total_seconds(),
+                SourceFailed(
+                    "quota-month", f"has no calls left this month (until {first:%Y-%m-%d} UTC)"
+                ),
             )
         elif answer.status == 429 or (minute is not None and minute <= 0):
-            asked = _count(headers.get("retry-after"))
             to_next_minute = 60 - now.second - now.microsecond / 1e6
-            self._rests_until = trio.current_time() + (asked or to_next_minute)
-            self._rest = SourceFailed("quota-minute", "has no calls left this minute", again=True)
-        if answer.status == 429:
-            self._rest_if_due()
+            self._rest_for(
+                retry_after(answer.headers) or to_next_minute,
+                SourceFailed("quota-minute", "has no calls left this minute", again=True),
+            )
 
-    def _rest_if_due(self) -> None:
-        """Raises `SourceFailed` while the quota is used up."""
+    def _rest_for(self, seconds: float, why: SourceFailed) -> None:
+        until = trio.current_time() + seconds
+        if until > self._rests_until:
+            self._rests_until = until
+            self._rest = why
+
+    def _raise_if_resting(self) -> None:
         left = self._rests_until - trio.current_time()
         if left > 0:
             raise attrs.evolve(self._rest, after=left, silence=left)
 
 
-def _read(decode: Callable[[bytes], dict[str, T]], answer: Answer, member: str = "data") -> T:
-    """One member of the body of a good answer.
-
-    Raises `SourceFailed` for any other; the body's prose decides nothing.
-    """
+def _read(decode: Callable[[bytes], T], answer: Answer) -> T:
+    """The body of a good answer. Raises `SourceFailed` for any other; prose decides nothing."""
     status = answer.status
     if status in (401, 403):
         raise SourceFailed("refused-key", f"did not accept the key (HTTP {status})")
     if status != 200:
         raise SourceFailed(f"http-{status}", f"answered HTTP {status}", again=status >= 500)
     try:
-        return decode(answer.body)[member]
-    except (msgspec.DecodeError, KeyError, RecursionError):
+        return decode(answer.body)
+    except (msgspec.DecodeError, RecursionError):
         raise SourceFailed("bad-body", "answered with something else than rates") from None
-
-
-def _count(header: str | None) -> int | None:
-    """A whole number from a header, None when there is none to be had."""
-    if header is None or len(header) > 12:
-        return None
-    try:
-        return int(header)
-    except ValueError:
-        return None
 
 
 def next_month(now: datetime) -> datetime:

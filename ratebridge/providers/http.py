@@ -2,20 +2,22 @@
 
 A request has no time limit here: httpx has none for the whole of it, so the
 caller puts a cancel scope around it. Nor does the client's pool ever queue; the
-chain lets fewer requests go at a time than the pool has connections.
+chain lets fewer requests go at a time than the pool has connections. A request
+that breaks off is not sent again here either: the chain does so.
 """
 
 import logging
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import attrs
 import httpx
+import trio
 
 from .. import __version__
-from ..errors import SourceFailed
+from ..errors import BadSettings, SourceFailed
 
 MAX_BODY: Final = 1024 * 1024  # bytes; the largest table of any source is some 15 KiB
 POOL: Final = 10  # more than the fetches at a time, or cancelled ones leak its slots
@@ -38,22 +40,29 @@ class HttpClient:
     """A pool of connections for all the sources.
 
     `verify` is the context for TLS, `transport` takes the network's place in tests.
+    The proxies of the environment are used, as by other programs. Raises
+    `BadSettings` when they cannot be.
     """
 
     def __init__(
         self, verify: ssl.SSLContext, transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
-        self._client = httpx.AsyncClient(
-            verify=verify,
-            transport=transport,
-            timeout=None,  # noqa: S113 - the caller has a deadline for the whole of it
-            limits=httpx.Limits(max_connections=POOL, max_keepalive_connections=POOL),
-            headers={
-                "Accept": "application/json",
-                "Accept-Encoding": "identity",
-                "User-Agent": f"ratebridge/{__version__}",
-            },
-        )
+        try:
+            self._client = httpx.AsyncClient(
+                verify=verify,
+                transport=transport,
+                timeout=None,  # noqa: S113 - the caller has a deadline for the whole of it
+                limits=httpx.Limits(max_connections=POOL, max_keepalive_connections=POOL),
+                headers={
+                    "Accept": "application/json",
+                    "Accept-Encoding": "identity",
+                    "User-Agent": f"ratebridge/{__version__}",
+                },
+            )
+        except (ImportError, ValueError, httpx.InvalidURL):  # SOCKS, or no URL at all
+            raise BadSettings(
+                "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY: expected http:// or https:// proxies"
+            ) from None
 
     async def aclose(self) -> None:
         await self._client.aclose()
@@ -66,12 +75,7 @@ class HttpClient:
         Raises `SourceFailed`, with a text that names neither URL nor header.
         """
         try:
-            try:
-                return await self._get(url, params, headers)
-            except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
-                # Most likely a kept-alive connection that the server had closed:
-                # a GET may be sent again, and a new connection tells.
-                return await self._get(url, params, headers)
+            return await self._get(url, params, headers)
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise SourceFailed("unreachable", _explain(error), again=True) from None
 
@@ -81,20 +85,24 @@ class HttpClient:
         async with self._client.stream("GET", url, params=params, headers=headers) as response:
             if response.is_redirect:
                 raise SourceFailed("redirect", "answered with a redirect, which is not followed")
-            if response.headers.get("content-encoding", "identity") != "identity":
+            if response.headers.get("content-encoding", "identity").lower() != "identity":
                 raise SourceFailed("bad-body", "answered with a compressed body")
             body = bytearray()
-            async for chunk in response.aiter_raw():
-                body += chunk
-                if len(body) > MAX_BODY:
-                    raise SourceFailed("bad-body", "answered with over 1 MiB")
+            # Left in any other way than by an error of their own, the generators of httpx
+            # would wait for the garbage collector.
+            with trio.CancelScope() as reading:
+                async for chunk in response.aiter_raw():
+                    body += chunk
+                    if len(body) > MAX_BODY:
+                        reading.cancel()
+            if len(body) > MAX_BODY:
+                raise SourceFailed("bad-body", "answered with over 1 MiB")
             return Answer(response.status_code, dict(response.headers), bytes(body))
 
 
-def _explain(error: BaseException) -> str:
+def _explain(error: Exception) -> str:
     """Half a sentence on why a request failed, from the system's words and never httpx's."""
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in _causes(error):
         match cause:
             case ssl.SSLCertVerificationError():
                 return f"has a certificate that does not pass ({cause.verify_message})"
@@ -106,7 +114,16 @@ def _explain(error: BaseException) -> str:
                 return "could not be reached (connection refused)"
             case UnicodeError() | httpx.InvalidURL():
                 return "could not be reached (its address is not valid)"
-        cause = cause.__cause__ or cause.__context__
     if isinstance(error, httpx.ConnectError):
         return "could not be reached"
     return "broke off the connection"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and what led to it, the failures of each address tried among it."""
+    while error is not None:
+        yield error
+        if isinstance(error, BaseExceptionGroup):
+            for failed in error.exceptions:
+                yield from _causes(failed)
+        error = error.__cause__ or error.__context__

@@ -1,9 +1,10 @@
 """What every rate source is to the chain, and what they all do with a quote."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from datetime import date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
-from typing import Protocol
+from typing import Final, Protocol
 
 import attrs
 from msgspec import Raw
@@ -12,7 +13,10 @@ from ..conversion import is_quote
 from ..errors import SourceFailed
 from ..rates import MAX_DAYS_BACK, Quote, RateTable
 
-_QUOTE_TEXT = 80  # characters; a quote of 34 digits needs no more, and a number bomb may not try
+LONGEST_WAIT: Final = 86400  # s: longer than a day no header keeps us away
+
+_QUOTE_TEXT: Final = 80  # characters; 34 digits need no more, and a number bomb may not try
+_COUNT: Final = re.compile(r"-?\d{1,12}", re.ASCII)
 
 
 @attrs.define
@@ -74,3 +78,14 @@ def make_table(
     if "EUR" not in quotes or len(quotes) < 2:
         raise SourceFailed("bad-table", f"has no usable table for {day}")
     return RateTable(provider, day, quotes, fetched)
+
+
+def read_count(header: str | None) -> int | None:
+    """A whole number from a header, None when there is none to be had."""
+    return int(header) if header is not None and _COUNT.fullmatch(header) else None
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """The seconds that a source asks us to stay away; None where it does not say so in seconds."""
+    seconds = read_count(headers.get("retry-after"))
+    return float(min(seconds, LONGEST_WAIT)) if seconds is not None and seconds > 0 else None

@@ -1,0 +1,241 @@
+"""What there is to see of a running service: whether it is ready, and all of it at a glance.
+
+Pure but for the sampler's clock: `now` is trio's time in seconds, and what goes
+out is plain data for JSON. The status server hands it on; nobody else asks.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from statistics import median
+from typing import Any, Final
+
+import attrs
+import trio
+
+from . import __version__
+from .bridge import Bridge
+from .dates import wire_time
+from .outbox import Outbox
+from .providers.chain import RateChain
+from .providers.source import Quota, Source
+from .settings import Settings
+from .stats import SourceStats, Stats
+
+SAMPLES: Final = 600  # a second each: ten minutes, what a page shows when somebody comes to look
+LACKING: Final = ("no-table", "bad-table")  # a failure of one day and not of the source
+MOST_SHOWN: Final = 60  # tables in one overview, the newest days; two months of one source
+
+
+@attrs.frozen
+class Service:
+    """The parts of a running service. `started` is when it did, in trio time."""
+
+    settings: Settings
+    stats: Stats
+    bridge: Bridge
+    outbox: Outbox
+    chain: RateChain
+    started: float
+    utc_now: Callable[[], datetime]
+
+
+def heartbeat_age(stats: Stats, now: float) -> float | None:
+    """Seconds since the last heartbeat on the present link; None before its first, or with none."""
+    if not stats.link_up or stats.heartbeat_at is None or stats.link_since is None:
+        return None
+    return now - stats.heartbeat_at if stats.heartbeat_at >= stats.link_since else None
+
+
+def readiness(service: Service, now: float) -> tuple[bool, str]:
+    """Whether requests are taken and answered, and why, in one line for people."""
+    stats = service.stats
+    if service.bridge.stopping:
+        return False, "stopping"
+    if not stats.link_up:
+        if stats.link_since is None:
+            since = f"no link yet, {now - service.started:.1f} s after the start"
+        else:
+            since = f"no link for {now - stats.link_since:.1f} s"
+        return False, f"{since}: {stats.link_ended}" if stats.link_ended else since
+    age = heartbeat_age(stats, now)
+    if age is None:
+        return False, "the link is up, but no heartbeat has come on it yet"
+    if age >= service.settings.heartbeat_timeout:
+        return False, f"the link is up, but its last heartbeat came {age:.1f} s ago"
+    return True, f"the link is up, its last heartbeat came {age:.1f} s ago"
+
+
+@attrs.frozen
+class Sample:
+    """About a second: answers of each kind a second, and how long one took, in seconds.
+
+    `mean` and `slowest` are None when there was no answer.
+    """
+
+    converted: float
+    refused: float
+    mean: float | None
+    slowest: float | None
+
+
+class History:
+    """The last ten minutes, a sample a second. `taken` counts the samples since the start."""
+
+    def __init__(self, stats: Stats) -> None:
+        self._stats = stats
+        self._samples: deque[Sample] = deque(maxlen=SAMPLES)
+        self._before = self._counts()
+        stats.latency.take_slowest()
+        self.taken = 0
+
+    def _counts(self) -> tuple[int, int, int, float]:
+        stats = self._stats
+        latency = stats.latency
+        return stats.converted, stats.refused.total(), sum(latency.counts), latency.total
+
+    def take(self, elapsed: float) -> None:
+        """Take a sample of the `elapsed` seconds (above 0) since the one before."""
+        counts = self._counts()
+        converted, refused, answers, seconds = (
+            now - before for now, before in zip(counts, self._before, strict=True)
+        )
+        self._before = counts
+        slowest = self._stats.latency.take_slowest()
+        self._samples.append(
+            Sample(
+                converted / elapsed,
+                refused / elapsed,
+                seconds / answers if answers else None,
+                slowest if answers else None,
+            )
+        )
+        self.taken += 1
+
+    def since(self, taken: int) -> list[Sample]:
+        """The samples that came after the first `taken` ones, as far as they are kept."""
+        samples = list(self._samples)
+        return samples[max(0, len(samples) - max(0, self.taken - taken)) :]
+
+    async def keep(self) -> None:
+        """Take a sample each second, until cancelled."""
+        before = trio.current_time()
+        while True:
+            await trio.sleep(1.0)
+            now = trio.current_time()
+            self.take(now - before)
+            before = now
+
+
+def overview(service: Service, history: History, now: float, taken: int = 0) -> dict[str, Any]:
+    """All of it, as the page shows it; samples after the first `taken` ones. Durations in seconds.
+
+    Words of a peer are among it, cut short: whoever shows them escapes them.
+    """
+    stats = service.stats
+    today = service.utc_now()
+    ready, why = readiness(service, now)
+
+    def instant(at: float) -> str:
+        return wire_time(today - timedelta(seconds=now - at))
+
+    tables = sorted(service.chain.tables.tables(), key=lambda held: held[0].day, reverse=True)
+    troubles = sorted(stats.troubles.values(), key=lambda trouble: trouble.at, reverse=True)
+    feed = service.settings.feed
+    return {
+        "version": __version__,
+        "feed": feed.authority if feed else None,
+        "now": wire_time(today),
+        "uptime": now - service.started,
+        "ready": ready,
+        "why": why,
+        "stopping": service.bridge.stopping,
+        "link": {
+            "up": stats.link_up,
+            "since": None if stats.link_since is None else instant(stats.link_since),
+            "age": None if stats.link_since is None else now - stats.link_since,
+            "opened": stats.links_opened,
+            "lost": stats.lost.total(),
+            "last_ended": stats.link_ended or None,
+            "retry_in": None if stats.retry_at is None else max(0.0, stats.retry_at - now),
+        },
+        "heartbeat": {
+            "received": stats.heartbeats,
+            "age": heartbeat_age(stats, now),
+            "timeout": service.settings.heartbeat_timeout,
+            "gaps": [round(gap, 3) for gap in list(stats.heartbeat_gaps)[-60:]],
+            "median": median(stats.heartbeat_gaps) if stats.heartbeat_gaps else None,
+            "longest": max(stats.heartbeat_gaps, default=None),
+        },
+        "messages": {
+            "converted": stats.converted,
+            "refused": dict(stats.refused.most_common()),
+            "dropped": dict(stats.dropped.most_common()),
+            "given_up": stats.given_up,
+            "waiting": service.bridge.waiting,
+            "outbox": len(service.outbox),
+            "cache_hits": stats.from_cache,
+            "crashes": stats.crashes,
+        },
+        "sources": [_source(service, source, now) for source in service.chain.sources],
+        "tables": {
+            "held": len(tables),
+            "shown": [
+                {
+                    "day": str(table.day),
+                    "provider": table.provider,
+                    "currencies": len(table.quotes),
+                    "age": now - fetched_at,
+                    "final": table.final,
+                }
+                for table, fetched_at in tables[:MOST_SHOWN]
+            ],
+        },
+        "troubles": [
+            {"at": wire_time(trouble.at), "words": trouble.words, "count": trouble.count}
+            for trouble in troubles
+        ],
+        "history": {
+            "taken": history.taken,
+            "samples": [_rounded(sample) for sample in history.since(taken)],
+        },
+    }
+
+
+def _source(service: Service, source: Source, now: float) -> dict[str, Any]:
+    """How a source is, by the last that was heard of it."""
+    stats = service.stats
+    seen = stats.sources.get(source.name, SourceStats())
+    quota = source.quota or Quota()
+    answered = stats.fetches[source.name, "ok"]
+    asked = sum(count for (name, _), count in stats.fetches.items() if name == source.name)
+    silent_for = 0.0 if seen.silent_until is None else seen.silent_until - now
+    if silent_for > 0:
+        state = "resting"
+    elif seen.failure:
+        state = "incomplete" if seen.outcome in LACKING and answered else "failing"
+    else:
+        state = "answering" if answered else "not asked yet"
+    return {
+        "name": source.name,
+        "state": state,
+        "failure": seen.failure or None,
+        "silent_for": silent_for if silent_for > 0 else None,
+        "answered": answered,
+        "failed": asked - answered,
+        "answered_ago": None if seen.answered_at is None else now - seen.answered_at,
+        "took": None if seen.answered_at is None else seen.seconds,
+        "minute_left": quota.minute_left,
+        "month_left": quota.month_left,
+        "month_total": quota.month_total,
+    }
+
+
+def _rounded(sample: Sample) -> list[float | None]:
+    """A sample as it travels: six significant digits of milliseconds suffice for a picture."""
+    return [
+        round(sample.converted, 2),
+        round(sample.refused, 2),
+        None if sample.mean is None else round(sample.mean * 1000, 4),
+        None if sample.slowest is None else round(sample.slowest * 1000, 4),
+    ]

@@ -1,0 +1,460 @@
+// The status page: asks for the figures each second and shows them. Whatever it shows goes through
+// textContent or an attribute of a drawing, so that no text of a peer is ever read as markup.
+"use strict";
+
+const PERIOD = 1000; // ms between two questions
+const PATIENCE = 5000; // ms for an answer
+const KEPT = 600; // samples, a second each
+const CURRENT = 5; // samples that the large figures are the mean of
+// The span of a chart grows with what there is to show; each has 120 points.
+const SPANS = [
+  { samples: 120, each: 1, words: "2 min ago" },
+  { samples: 240, each: 2, words: "4 min ago" },
+  { samples: 600, each: 5, words: "10 min ago" },
+];
+const WIDTH = 600; // of a drawing, in its own units
+const HEIGHT = 160;
+const SVG = "http://www.w3.org/2000/svg";
+
+const byId = (id) => document.getElementById(id);
+const whole = new Intl.NumberFormat("en");
+
+let samples = []; // [converted a second, refused a second, mean ms or null, slowest ms or null]
+let taken = 0; // how many samples the service had taken when it was asked last
+let uptime = 0;
+let heardAt = null;
+
+// Words.
+
+function duration(seconds) {
+  if (seconds < 10) return `${seconds.toFixed(1)} s`;
+  const s = Math.floor(seconds);
+  if (s < 60) return `${s} s`;
+  if (s < 3600) return `${Math.floor(s / 60)} min ${s % 60} s`;
+  if (s < 86400) return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
+  return `${Math.floor(s / 86400)} d ${Math.floor((s % 86400) / 3600)} h`;
+}
+
+function coarse(seconds) {
+  if (seconds < 60) return "< 1 min";
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min`;
+  return duration(seconds);
+}
+
+function milliseconds(ms) {
+  if (ms >= 1000) return `${Number((ms / 1000).toPrecision(3))} s`;
+  return `${Number(ms.toPrecision(ms < 100 ? 2 : 3))} ms`;
+}
+
+function clock(iso, today) {
+  const time = iso.slice(11, 19);
+  return iso.slice(0, 10) === today.slice(0, 10) ? time : `${iso.slice(0, 10)} ${time}`;
+}
+
+function times(count) {
+  return count === 1 ? "once" : `${whole.format(count)} times`;
+}
+
+const spaced = (word) => word.replaceAll("-", " ");
+
+// Elements.
+
+function element(tag, name, ...content) {
+  const made = document.createElement(tag);
+  if (name) made.className = name;
+  made.append(...content.map(String));
+  return made;
+}
+
+function within(parent, ...children) {
+  parent.append(...children);
+  return parent;
+}
+
+function say(id, text) {
+  const target = byId(id);
+  if (target.textContent !== text) target.textContent = text;
+}
+
+function describe(id, words) {
+  byId(id).setAttribute("aria-label", words);
+}
+
+// A list is built anew only when it reads differently, so that a selection or a scroll survives.
+const built = new Map();
+function fill(id, items, build) {
+  const key = JSON.stringify(items);
+  if (built.get(id) === key) return;
+  built.set(id, key);
+  byId(id).replaceChildren(...items.flatMap(build));
+}
+
+function facts(id, rows) {
+  fill(id, rows, ([term, value, more, name]) => {
+    const description = element("dd", name, value);
+    if (more) within(description, " ", element("small", "", more));
+    return [element("dt", name, term), description];
+  });
+}
+
+// Drawings.
+
+function shape(tag, name, attributes) {
+  const made = document.createElementNS(SVG, tag);
+  made.setAttribute("class", name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  return made;
+}
+
+function grid(y, name = "grid") {
+  return shape("line", name, { x1: 0, x2: WIDTH, y1: y, y2: y });
+}
+
+function scale(id, marks, height) {
+  fill(id, marks.map(({ y, words }) => [y, words]), ([y, words]) => {
+    const mark = element("li", "", words);
+    mark.style.top = `${(100 * y) / height}%`;
+    return mark;
+  });
+}
+
+const known = (value) => value !== null && value !== undefined;
+const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+
+// Points of the chart: the samples in bins that keep their members as time goes on.
+function points() {
+  const span = SPANS.find(({ samples: most }) => samples.length <= most) ?? SPANS.at(-1);
+  const first = taken - samples.length;
+  const bins = new Map();
+  samples.forEach((sample, index) => {
+    const bin = Math.floor((first + index) / span.each);
+    if (!bins.has(bin)) bins.set(bin, []);
+    bins.get(bin).push(sample);
+  });
+  const last = Math.floor((taken - 1) / span.each);
+  const count = span.samples / span.each;
+  return {
+    words: span.words,
+    bins: [...bins]
+      .filter(([bin]) => last - bin < count)
+      .map(([bin, members]) => ({ x: WIDTH * (1 - (last - bin) / (count - 1)), members })),
+  };
+}
+
+// "M x y L x y ..." for each stretch without a hole.
+function stretches(dots) {
+  const found = [];
+  let current = [];
+  for (const dot of dots) {
+    if (known(dot.y)) {
+      current.push(dot);
+    } else if (current.length) {
+      found.push(current);
+      current = [];
+    }
+  }
+  if (current.length) found.push(current);
+  return found;
+}
+
+const place = ({ x, y }) => `${x.toFixed(1)} ${y.toFixed(1)}`;
+
+function line(dots) {
+  return stretches(dots)
+    .map((stretch) => `M${stretch.map(place).join("L")}${stretch.length === 1 ? "h0.1" : ""}`)
+    .join("");
+}
+
+// What lies between two lines that have their holes in the same places.
+function band(dots, floor) {
+  const floors = stretches(floor);
+  return stretches(dots)
+    .map((stretch, index) => {
+      const back = [...floors[index]].reverse();
+      return `M${stretch.map(place).join("L")}L${back.map(place).join("L")}Z`;
+    })
+    .join("");
+}
+
+// The least of 1, 2, 4, 5, 6, 8, 10, 20 ... that is not below the value.
+function round(value) {
+  const power = 10 ** Math.floor(Math.log10(value));
+  return [1, 2, 4, 5, 6, 8, 10].map((step) => step * power).find((step) => step >= value * 0.999);
+}
+
+function drawThroughput() {
+  const { words, bins } = points();
+  const all = bins.map(({ x, members }) => ({
+    x,
+    answers: mean(members.map((sample) => sample[0] + sample[1])),
+    errors: mean(members.map((sample) => sample[1])),
+  }));
+  const top = round(Math.max(1, ...all.map((point) => point.answers)));
+  const y = (value) => HEIGHT * (1 - value / top);
+  const answers = all.map((point) => ({ x: point.x, y: y(point.answers) }));
+  const floor = all.map((point) => ({ x: point.x, y: HEIGHT }));
+  const errors = all.map((point) => ({ x: point.x, y: y(point.errors) }));
+  byId("throughput-plot").replaceChildren(
+    grid(0), grid(HEIGHT / 2), grid(HEIGHT),
+    shape("path", "area", { d: band(answers, floor) }),
+    shape("path", "line", { d: line(answers) }),
+    shape("path", "dashes", { d: line(errors) }),
+  );
+  scale("throughput-scale", [
+    { y: 0, words: whole.format(top) },
+    { y: HEIGHT / 2, words: whole.format(top / 2) },
+  ], HEIGHT);
+  say("throughput-from", words);
+
+  const recent = samples.slice(-CURRENT);
+  say("throughput", recent.length ? mean(recent.map((sample) => sample[0] + sample[1])).toFixed(1) : "–");
+  const wrong = recent.length ? mean(recent.map((sample) => sample[1])).toFixed(1) : "none";
+  describe("throughput-plot", `Answers a second, from ${words}: at present `
+    + `${byId("throughput").textContent}, ${wrong} of them errors; the scale ends at ${top}`);
+}
+
+function drawLatency() {
+  const { words, bins } = points();
+  const all = bins.map(({ x, members }) => {
+    const answered = members.filter((sample) => known(sample[2]));
+    const count = answered.reduce((sum, sample) => sum + sample[0] + sample[1], 0);
+    const time = answered.reduce((sum, sample) => sum + (sample[0] + sample[1]) * sample[2], 0);
+    return {
+      x,
+      mean: answered.length ? time / count : null,
+      slowest: answered.length ? Math.max(...answered.map((sample) => sample[3])) : null,
+    };
+  });
+  const values = all.flatMap((point) => [point.mean, point.slowest]).filter((value) => value > 0);
+  // Decades, two at least, as answers from a table at hand and from a source lie far apart.
+  const low = values.length ? Math.floor(Math.log10(Math.min(...values))) : -1;
+  const high = Math.max(low + 2, values.length ? Math.ceil(Math.log10(Math.max(...values))) : 1);
+  const y = (value) =>
+    known(value) ? HEIGHT * (1 - (Math.log10(Math.max(value, 10 ** low)) - low) / (high - low)) : null;
+  const means = all.map((point) => ({ x: point.x, y: y(point.mean) }));
+  const slowest = all.map((point) => ({ x: point.x, y: y(point.slowest) }));
+  const decades = Array.from({ length: high - low + 1 }, (_, index) => low + index);
+  byId("latency-plot").replaceChildren(
+    ...decades.map((decade) => grid(y(10 ** decade))),
+    shape("path", "area", { d: band(slowest, means) }),
+    shape("path", "line", { d: line(means) }),
+  );
+  scale("latency-scale",
+    decades.slice(1).map((decade) => ({ y: y(10 ** decade), words: milliseconds(10 ** decade) })), HEIGHT);
+  say("latency-from", words);
+
+  const recent = samples.slice(-CURRENT).filter((sample) => known(sample[2]));
+  const count = recent.reduce((sum, sample) => sum + sample[0] + sample[1], 0);
+  const time = recent.reduce((sum, sample) => sum + (sample[0] + sample[1]) * sample[2], 0);
+  say("latency", recent.length ? milliseconds(time / count) : "–");
+  const worst = Math.max(0, ...values);
+  describe("latency-plot", `Time to answer, from ${words}: in the mean ${byId("latency").textContent} `
+    + `at present, the slowest shown took ${milliseconds(worst)}`);
+}
+
+function drawRhythm({ gaps, timeout, age, received, median, longest }) {
+  const height = 80;
+  const top = Math.max(1.25 * timeout, ...gaps);
+  const y = (seconds) => height * (1 - seconds / top);
+  const room = WIDTH / 60;
+  const start = 60 - gaps.length;
+  byId("rhythm-plot").replaceChildren(
+    grid(height),
+    ...gaps.map((gap, index) =>
+      shape("rect", gap >= timeout ? "late" : "beat", {
+        x: (start + index) * room + 1.5, width: room - 3, y: y(gap), height: height - y(gap),
+      })),
+    grid(y(timeout), "limit"),
+  );
+  scale("rhythm-scale", [{ y: y(timeout), words: `limit ${timeout} s` }], height);
+  const last = known(age) ? `the last ${duration(age)} ago` : "none on the present link";
+  const spread = received
+    ? `, ${median.toFixed(2)} s apart in the median, ${longest.toFixed(2)} s at the longest` : "";
+  const words = `${whole.format(received)} received, ${last}${spread}.`;
+  say("rhythm", words);
+  describe("rhythm-plot", `Seconds between the last ${gaps.length} heartbeats: ${words}`);
+}
+
+// Sections.
+
+function showLink({ link, now }) {
+  const rows = [];
+  if (link.up) {
+    rows.push(["State", "up", `for ${duration(link.age)}, since ${clock(link.since, now)}`]);
+  } else {
+    const since = known(link.since) ? `for ${duration(link.age)}, since ${clock(link.since, now)}` : "since the start";
+    rows.push(["State", "down", since]);
+    if (known(link.retry_in)) {
+      rows.push(["Next attempt", link.retry_in > 0 ? `in ${duration(link.retry_in)}` : "under way"]);
+    }
+  }
+  rows.push(["Opened", times(link.opened), link.lost ? `${whole.format(link.lost)} losses and failed attempts` : "never lost"]);
+  if (link.last_ended) rows.push(["Last ended", link.last_ended]);
+  facts("link", rows);
+}
+
+function showMessages({ messages }) {
+  const sum = (kinds) => whole.format(Object.values(kinds).reduce((total, count) => total + count, 0));
+  const parts = (kinds) =>
+    Object.entries(kinds).map(([kind, count]) => [spaced(kind), whole.format(count), "", "sub"]);
+  const hits = messages.converted ? `${whole.format(messages.cache_hits)} by a rate at hand` : "";
+  facts("messages", [
+    ["Converted", whole.format(messages.converted), hits, "amount"],
+    ["Errors", sum(messages.refused), "", "amount"],
+    ...parts(messages.refused),
+    ["Dropped", sum(messages.dropped), "without an answer", "amount"],
+    ...parts(messages.dropped),
+    ["Given up", whole.format(messages.given_up), "replies that never left", "amount"],
+    ["Waiting", whole.format(messages.waiting), "for a rate, at present", "amount"],
+    ["Outbox", whole.format(messages.outbox), "not written yet, at present", "amount"],
+    ...(messages.crashes ? [["Bugs", whole.format(messages.crashes), "see the log", "amount"]] : []),
+  ]);
+}
+
+function showSources({ sources }) {
+  const items = sources.map((source) => {
+    const sentences = [];
+    if (known(source.answered_ago)) {
+      sentences.push(`${whole.format(source.answered)} tables, the last ${coarse(source.answered_ago)} ago in ${milliseconds(source.took * 1000)}`);
+    } else {
+      sentences.push("No table yet");
+    }
+    if (source.failed) sentences.push(`${whole.format(source.failed)} failures`);
+    let state = source.state === "incomplete" ? "answering, but not for every day" : source.state;
+    if (known(source.silent_for)) state += ` for ${coarse(source.silent_for)}`;
+    const quota = [];
+    if (known(source.month_left)) {
+      const total = known(source.month_total) ? ` of ${whole.format(source.month_total)}` : "";
+      quota.push(`${whole.format(source.month_left)}${total} calls left this month`);
+    }
+    if (known(source.minute_left)) quota.push(`${whole.format(source.minute_left)} this minute`);
+    return {
+      name: source.name,
+      kind: source.state,
+      state,
+      sentence: `${sentences.join(", ")}.`,
+      failure: source.failure ? `It ${source.failure}.` : "",
+      quota: quota.join(", "),
+      share: source.month_total ? Math.max(0, Math.min(1, source.month_left / source.month_total)) : null,
+    };
+  });
+  fill("sources", items, (item) => {
+    const entry = within(element("li", ""),
+      within(element("div", "head"), element("span", "name", item.name), element("span", `state ${item.kind}`, item.state)));
+    if (item.failure) within(entry, element("p", "failure", item.failure));
+    within(entry, element("p", "", item.sentence));
+    if (known(item.share)) {
+      const bar = element("div", "");
+      bar.style.width = `${100 * item.share}%`;
+      within(entry, within(element("div", "quota"), bar));
+    }
+    if (item.quota) within(entry, element("p", "", item.quota));
+    return entry;
+  });
+}
+
+function showTables({ tables }) {
+  say("tables-count", whole.format(tables.held));
+  const items = tables.shown.map((table) => [
+    table.day, table.provider, whole.format(table.currencies), `${coarse(table.age)} ago`, table.final,
+  ]);
+  fill("tables", items.length ? items : [["None yet: the first request fetches one."]], (item) => {
+    const row = element("tr", "");
+    if (item.length === 1) {
+      const cell = element("td", "empty", item[0]);
+      cell.colSpan = 4;
+      return within(row, cell);
+    }
+    const [day, provider, currencies, fetched, final] = item;
+    return within(row,
+      final ? element("td", "", day) : within(element("td", "", day), " ", element("small", "", "today's")),
+      element("td", "", provider), element("td", "number", currencies), element("td", "number", fetched));
+  });
+  const hidden = tables.held - tables.shown.length;
+  say("tables-note", hidden > 0 ? `And ${whole.format(hidden)} of older days.` : "");
+}
+
+function showTroubles({ troubles, now }) {
+  const items = troubles.map((trouble) =>
+    [trouble.words, trouble.at, clock(trouble.at, now), times(trouble.count)]);
+  fill("troubles", items.length ? items : [["None so far."]], ([words, at, time, count]) => {
+    const entry = element("li", at ? "" : "empty", words);
+    if (!at) return entry;
+    const stamp = element("time", "", time);
+    stamp.dateTime = at;
+    return within(entry, within(element("p", ""), stamp, `, ${count}`));
+  });
+}
+
+function showState(state, title, why) {
+  byId("banner").dataset.state = state;
+  say("state", title);
+  say("why", why);
+  document.title = `${title} · ratebridge`;
+}
+
+const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+
+function show(figures) {
+  byId("main").classList.remove("stale");
+  const title = figures.stopping ? "Stopping" : figures.ready ? "Ready" : "Not ready";
+  const why = figures.stopping ? "What is in flight is answered, new requests are refused." : `${capital(figures.why)}.`;
+  showState(figures.ready ? "ready" : "down", title, why);
+  say("feed", figures.feed ?? "");
+  say("about", `version ${figures.version}, up for ${duration(figures.uptime)}, ${clock(figures.now, figures.now)}`);
+  drawThroughput();
+  drawLatency();
+  drawRhythm(figures.heartbeat);
+  showLink(figures);
+  showMessages(figures);
+  showSources(figures);
+  showTables(figures);
+  showTroubles(figures);
+}
+
+// The loop.
+
+function keep(figures) {
+  if (figures.uptime < uptime) samples = []; // it was started anew
+  uptime = figures.uptime;
+  taken = figures.history.taken;
+  samples = samples.concat(figures.history.samples).slice(-KEPT);
+}
+
+async function ask(after) {
+  const answer = await fetch(`status.json?after=${after}`, { signal: AbortSignal.timeout(PATIENCE), cache: "no-store" });
+  if (!answer.ok) throw new Error(`HTTP ${answer.status}`);
+  return answer.json();
+}
+
+async function look() {
+  try {
+    let figures = await ask(taken);
+    if (figures.uptime < uptime) figures = await ask(0);
+    heardAt = new Date();
+    keep(figures);
+    show(figures);
+  } catch (error) {
+    byId("main").classList.add("stale");
+    const since = heardAt ? ` since ${heardAt.toISOString().slice(11, 19)} UTC; the figures are from then` : "";
+    showState("down", "No answer", `The service has not answered${since}.`);
+    if (!(error instanceof DOMException || error instanceof TypeError)) console.error(error);
+  }
+}
+
+async function run() {
+  for (;;) {
+    if (!document.hidden) await look();
+    await new Promise((resolve) => {
+      const timer = setTimeout(wake, PERIOD);
+      function wake() {
+        clearTimeout(timer);
+        document.removeEventListener("visibilitychange", wake);
+        resolve();
+      }
+      document.addEventListener("visibilitychange", wake);
+    });
+  }
+}
+
+run();
