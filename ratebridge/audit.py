@@ -138,14 +138,17 @@ class AuditFile:
     def open(self) -> None:
         """Open for appending, and see to it that what is appended begins a line."""
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        self._fd = os.open(self._path, flags, 0o640)
+        fd = os.open(self._path, flags, 0o640)
+        try:
+            half = _ends_in_half_a_line(fd)
+        except OSError:
+            os.close(fd)
+            raise
         # A line that was begun elsewhere, or stands half written here, is begun again.
         begun = self._block.rfind(b"\n", 0, self._written) + 1
-        self._block, self._written = self._block[begun:], 0
-        about = os.fstat(self._fd)
-        size = about.st_size
-        if stat.S_ISREG(about.st_mode) and size and os.pread(self._fd, 1, size - 1) != b"\n":
-            self._block = b"\n" + self._block
+        self._block = (b"\n" if half else b"") + self._block[begun:]
+        self._written = 0
+        self._fd = fd
 
     def _close(self) -> None:
         if self._fd >= 0:
@@ -158,13 +161,20 @@ class AuditFile:
         self._looked = now
         try:
             return not os.path.samestat(os.fstat(self._fd), self._path.stat())
-        except FileNotFoundError:
+        except OSError:  # gone, or out of reach: opening it will tell
             return True
 
     def _take(self, records: deque[Record]) -> list[Record]:
         taken = [records.popleft() for _ in range(min(BATCH, len(records)))]
         self.id_bytes += sum(len(record[1]) for record in taken)
         return taken
+
+
+def _ends_in_half_a_line(fd: int) -> bool:
+    about = os.fstat(fd)
+    if not stat.S_ISREG(about.st_mode) or not about.st_size:
+        return False
+    return os.pread(fd, 1, about.st_size - 1) != b"\n"
 
 
 class Audit:

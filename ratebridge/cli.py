@@ -76,7 +76,13 @@ def command_line() -> argparse.ArgumentParser:
         ("ratebridge mock-server --replay traffic.jsonl", "recorded requests, in their order"),
     )
     mock.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    mock.add_argument("--port", type=int, default=8765, help="port to listen on (default: 8765)")
+    mock.add_argument("--port", type=_port, default=8765, help="port to listen on (default: 8765)")
+    mock.add_argument(
+        "--rates-port",
+        type=_port,
+        metavar="PORT",
+        help="stand-ins for freecurrencyapi and Frankfurter too, below /v1 and /v2",
+    )
     mock.add_argument("--rate", type=_positive, default=5.0, help="requests a second (default: 5)")
     mock.add_argument("--replay", type=Path, metavar="FILE", help="a file of JSON lines")
     mock.add_argument("--loop", action="store_true", help="begin the file again at its end")
@@ -95,6 +101,19 @@ def command_line() -> argparse.ArgumentParser:
         "For a few seconds it is a further client of the feed, and answers no request. It takes\n"
         "two calls of each source's quota."
     )
+
+    convert = _add(
+        commands,
+        "convert",
+        _convert,
+        "one conversion, with its provenance",
+        ("ratebridge convert 253.67 USD --date 2021-05-18", "by the sources of the settings"),
+        ("ratebridge convert 253.67 USD --source ecb --date 2021-05-18", "without network"),
+    )
+    convert.add_argument("stake", metavar="STAKE", help="a number such as 253.67")
+    convert.add_argument("currency", metavar="CURRENCY", help="a code such as USD")
+    convert.add_argument("--date", help="a day, or an instant with its offset (default: today)")
+    convert.add_argument("--source", help="only this one: freecurrencyapi, frankfurter or ecb")
 
     verify = _add(
         commands,
@@ -122,6 +141,13 @@ def _add(
     )
     parser.set_defaults(run=run)
     return parser
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= 65535:
+        raise ValueError
+    return number
 
 
 def _positive(text: str) -> float:
@@ -174,6 +200,7 @@ def _mock_server(options: argparse.Namespace) -> int:
     return run_mock_server(
         host=options.host,
         port=options.port,
+        rates_port=options.rates_port,
         rate=options.rate,
         replay=options.replay,
         loop=options.loop,
@@ -195,3 +222,14 @@ def _verify(options: argparse.Namespace) -> int:
     from .verify import run_verify
 
     return run_verify(options.file)
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from .convert import run_convert
+
+    return run_convert(
+        stake=options.stake,
+        currency=options.currency,
+        date_text=options.date,
+        source=options.source,
+    )

@@ -14,6 +14,7 @@ from .address import Address
 from .app import World, run_until_signal, serve, utc_now
 from .errors import BadSettings
 from .fakes.feed import FeedPeer, StandIn, random_requests, requests_of, serve_feed
+from .fakes.rates import FakeRates, serve_rates
 from .journal import Journal
 from .live import REDRAWS, LiveView
 from .logs import configure_logs
@@ -74,9 +75,19 @@ def _row(request: Any, reply: Any) -> str:
 
 
 def run_mock_server(
-    *, host: str, port: int, rate: float, replay: Path | None, loop: bool, seed: int | None
+    *,
+    host: str,
+    port: int,
+    rate: float,
+    replay: Path | None,
+    loop: bool,
+    seed: int | None,
+    rates_port: int | None = None,
 ) -> int:
-    """Serve a stand-in feed until stopped: random requests, or those of a file."""
+    """Serve a stand-in feed until stopped: random requests, or those of a file.
+
+    With a `rates_port` stand-ins for the rate sources too, for which any key will do.
+    """
     configure_logs("info", "auto", sys.stdout)
     log = structlog.get_logger()
     if replay is None:
@@ -104,6 +115,15 @@ def run_mock_server(
             except OSError as error:
                 raise BadSettings(f"--port: {error.strerror}") from None
             log.info("feed.listening", uri=f"ws://{host}:{bound}")
+            if rates_port is not None:
+                try:
+                    bound = await feed_nursery.start(
+                        lambda **kw: serve_rates(FakeRates(), host=host, port=rates_port, **kw)
+                    )
+                except OSError as error:
+                    raise BadSettings(f"--rates-port: {error.strerror}") from None
+                url = f"http://{host}:{bound}"
+                log.info("rates.listening", freecurrencyapi=f"{url}/v1", frankfurter=f"{url}/v2")
 
             async def tell_when_done() -> None:
                 await feed.done.wait()

@@ -59,6 +59,7 @@ class Session:
 
     async def run(self) -> SessionEnd:
         """Run until the link fails, the peer falls silent, or `stop` is called."""
+        self._outbox.add_heartbeat()
         async with trio.open_nursery() as session_nursery:
             session_nursery.start_soon(self._send_heartbeats, name="heartbeat sender")
             session_nursery.start_soon(self._receive, name="receive loop")
@@ -82,9 +83,9 @@ class Session:
 
     async def _send_heartbeats(self) -> None:
         while True:
-            self._outbox.add_heartbeat()
             # A beat that we were too late for is not made up for.
             await trio.sleep(self._rhythm.interval)
+            self._outbox.add_heartbeat()
 
     async def _receive(self) -> None:
         try:
@@ -132,8 +133,12 @@ class Session:
                 self._excused = True
                 self._observer.excused(late)
                 grace = timeout
+            look = grace / LOOKS
             for _ in range(LOOKS):
-                await trio.sleep(grace / LOOKS)
+                began = trio.current_time()
+                await trio.sleep(look)
+            if trio.current_time() - began > look + STALL:
+                await trio.sleep(look)  # the last one told nothing: what came lies unread
             silence = trio.current_time() - self._heard
             if silence > timeout:
                 self._fail(LinkFailed("stale", f"no heartbeat for {silence:.1f} s"))

@@ -34,6 +34,7 @@ from .overview import History, Service, overview, readiness
 MOST_CLIENTS: Final = 64  # connections; more are closed at once, a feed must find descriptors left
 ANSWER_WITHIN: Final = 10.0  # s from one write to the next, or from the opening: above any idling
 WRITE_WITHIN: Final = 5.0  # s for a client to take an answer
+CLOSE_WITHIN: Final = 0.5  # s for what a client asked before it closed its side
 BACKLOG: Final = 64
 
 # Sent with every answer. The page brings all it needs and talks to nobody but us.
@@ -107,18 +108,24 @@ class _Contained:
         self._journal = journal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
+        begun = client_lost = False
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal begun
+            nonlocal begun, client_lost
             if message["type"] == "http.response.start":
                 begun = True
                 message["headers"] = [*message["headers"], *HEADERS]
-            await send(message)
+            try:
+                await send(message)
+            except Exception:
+                client_lost = True
+                raise
 
         try:
             await self._app(scope, receive, send_with_headers)
-        except Exception as bug:  # noqa: BLE001 - a bug costs one answer and not the service
+        except Exception as bug:
+            if client_lost:
+                raise  # the server's library could not send: it closes, and no bug is ours
             self._journal.status_crashed(bug)
             if not begun:
                 answer = PlainTextResponse("an internal error, see the service's log", 500)
@@ -137,8 +144,9 @@ class StatusServer:
         host, port = address
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
+            host.encode("idna")  # a name that fails here would cost `create_server` a socket
             self._socket = socket.create_server(address, family=family, backlog=BACKLOG)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             where = _spelled(host, port)
             raise CannotStart(
                 f"RATEBRIDGE_STATUS_ADDRESS: cannot listen on {where} ({_why(error)})"
@@ -163,10 +171,11 @@ class StatusServer:
                 door.shut()
 
 
-def _why(error: OSError) -> str:
-    """The system's own words: `create_server` adds some that repeat the address."""
-    number = error.errno or 0
-    return os.strerror(number) if number > 0 else error.strerror or "the host was not found"
+def _why(error: OSError | ValueError) -> str:
+    """The system's own words, without the address that `create_server` puts behind them."""
+    if isinstance(error, OSError) and (error.errno or 0) > 0:
+        return os.strerror(error.errno or 0)
+    return "there is no such host"  # the resolver has negative numbers, a strange name no number
 
 
 def _spelled(host: str, port: int) -> str:
@@ -208,33 +217,39 @@ class _Door:
                     self._config,
                     WorkerContext(None),
                     ConnectionState({}),
-                    _Client(stream, client_scope),  # type: ignore[arg-type]  # any such stream
+                    _Client(stream, client_scope),  # type: ignore[arg-type]  # all that it uses
                 ).run()
         except* Exception as failures:  # noqa: BLE001 - it costs one client and not the service
             self._journal.status_client_failed(failures)
 
 
-class _Client(trio.abc.HalfCloseableStream):
-    """A client's stream: a write has its time, and puts the connection's end off."""
+class _Client:
+    """A client's stream: soon over when the client has closed, in time when it does nothing.
+
+    `scope` is that of the connection. A write has its time too.
+    """
 
     def __init__(self, stream: trio.SocketStream, scope: trio.CancelScope) -> None:
         self._stream = stream
         self._scope = scope
+        self._has_closed = False
         self.socket: Final = stream.socket  # hypercorn asks it for the addresses
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        return await self._stream.receive_some(max_bytes)
+        data = await self._stream.receive_some(max_bytes)
+        if not data:
+            self._has_closed = True  # hypercorn would keep the connection for its idle time
+            self._scope.deadline = trio.current_time() + CLOSE_WITHIN
+        return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         with trio.move_on_after(WRITE_WITHIN):
             await self._stream.send_all(data)
-            self._scope.deadline = trio.current_time() + ANSWER_WITHIN
+            if not self._has_closed:
+                self._scope.deadline = trio.current_time() + ANSWER_WITHIN
             return
         self.socket.close()
         raise trio.BrokenResourceError("the client does not read")
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
 
     async def send_eof(self) -> None:
         await self._stream.send_eof()

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import date, timedelta
 from decimal import Decimal
+from functools import lru_cache
 from time import monotonic
 from typing import BinaryIO, Final, Literal, TextIO
 
@@ -117,6 +118,7 @@ def _number(text: str) -> str:
     return text
 
 
+@lru_cache(4096)  # a file has many lines of few rates
 def _rate(text: str) -> tuple[Decimal, Decimal]:
     """Units and euro of "units" or "units/euro"."""
     units, slash, euro = text.partition("/")
@@ -145,6 +147,7 @@ def _check_dates(line: _Line) -> None:
         raise _Fault("false", f"differs: rate_date is {rate_day}, should be from {oldest} to {day}")
 
 
+@lru_cache(4096)
 def _day(text: str) -> date:
     if _DAY.fullmatch(text) is None:
         raise ValueError

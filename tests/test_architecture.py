@@ -22,7 +22,7 @@ FLOORS = [
     ["providers.ecb", "providers.frankfurter", "providers.freecurrencyapi", "providers.chain"],
     ["bridge"],
     ["session"],
-    ["supervisor", "audit", "metrics"],
+    ["supervisor", "audit", "overview", "metrics"],
     ["journal"],
     ["status"],
     ["app"],

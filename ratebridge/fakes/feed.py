@@ -21,6 +21,7 @@ from wsproto.events import (
     AcceptConnection,
     BytesMessage,
     CloseConnection,
+    Event,
     Ping,
     Pong,
     RejectConnection,
@@ -28,7 +29,7 @@ from wsproto.events import (
     Request,
     TextMessage,
 )
-from wsproto.utilities import ProtocolError
+from wsproto.utilities import LocalProtocolError, ProtocolError
 
 HEARTBEAT = '{"type":"heartbeat"}'
 
@@ -86,17 +87,24 @@ class FeedPeer:
             await self._read()
 
     async def send(self, text: str) -> None:
-        await self.send_raw(self._protocol.send(TextMessage(data=text)))
+        await self._send_event(TextMessage(data=text))
 
     async def heartbeat(self) -> None:
         await self.send(HEARTBEAT)
 
     async def ping(self, payload: bytes = b"") -> None:
-        await self.send_raw(self._protocol.send(Ping(payload=payload)))
+        await self._send_event(Ping(payload=payload))
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Send a close frame; `receive` sees the answer."""
-        await self.send_raw(self._protocol.send(CloseConnection(code=code, reason=reason)))
+        await self._send_event(CloseConnection(code=code, reason=reason))
+
+    async def _send_event(self, event: Event) -> None:
+        try:
+            data = self._protocol.send(event)
+        except LocalProtocolError:  # another task has just read the client's close frame
+            raise FeedGone from None
+        await self.send_raw(data)
 
     async def send_raw(self, data: bytes) -> None:
         """Send bytes as they are. Several tasks of a script may send at the same time."""
@@ -155,6 +163,8 @@ class FeedPeer:
                     raise FeedGone
                 case Pong() | BytesMessage() | _:
                     pass
+        if not data:  # before the upgrade nothing else tells of it
+            raise FeedGone
 
 
 Script = Callable[[FeedPeer], Awaitable[None]]

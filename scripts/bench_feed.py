@@ -1,0 +1,383 @@
+"""The other side of bench.py: rates of its own making, a source that serves them, and the feed.
+
+The feed is made to cost little: its requests are frames made beforehand, a
+reply is found by its header and looked at only where that is asked for. One
+connection at a time, one thread, one poll a turn; frames of RFC 6455 by hand.
+"""
+
+import base64
+import hashlib
+import json
+import random
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from math import inf
+from typing import Any, Generic, TypeVar
+from urllib.parse import parse_qs, urlsplit
+
+import attrs
+
+T = TypeVar("T")
+
+HEARTBEAT = b'\x81\x14{"type":"heartbeat"}'
+REPLY_LEAST = 64  # bytes of payload: a heartbeat has fewer, a reply has more
+PATIENCE = 30.0  # s for what ought to take a moment
+UNKNOWN = "BTC"  # a currency that no table has
+
+# Those of freecurrencyapi.
+CODES = [
+    *("EUR", "AUD", "BGN", "BRL", "CAD", "CHF", "CNY", "CZK", "DKK", "GBP", "HKD", "HRK", "HUF"),
+    *("IDR", "ILS", "INR", "ISK", "JPY", "KRW", "MXN", "MYR", "NOK", "NZD", "PHP", "PLN", "RON"),
+    *("RUB", "SEK", "SGD", "THB", "TRY", "USD", "ZAR"),
+]
+
+
+@attrs.define
+class Rates:
+    """Quotes for one euro: ten decimals, other ones each day, the same in each run."""
+
+    codes: list[str] = attrs.Factory(lambda: list(CODES))
+
+    def table(self, day: date) -> dict[str, Decimal]:
+        chance = random.Random(day.toordinal())
+        quotes = {code: Decimal(chance.randrange(10**9, 10**13)).scaleb(-10) for code in self.codes}
+        return quotes | {"EUR": Decimal(1)}
+
+
+def serve_rates(rates: Rates) -> int:
+    """Serve the rates as freecurrencyapi and as Frankfurter would; returns the port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def do_GET(self) -> None:
+            url = urlsplit(self.path)
+            asked = parse_qs(url.query).get("date")
+            day = date.fromisoformat(asked[0]) if asked else datetime.now(UTC).date()
+            quotes = rates.table(day)
+            if url.path == "/v1/historical":
+                body = f'{{"data":{{"{day}":{_object(quotes)}}}}}'
+            elif url.path == "/v1/latest":
+                body = f'{{"data":{_object(quotes)}}}'
+            else:
+                body = ",".join(
+                    f'{{"date":"{day}","base":"EUR","quote":"{code}","rate":{units}}}'
+                    for code, units in quotes.items()
+                )
+                body = f"[{body}]"
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base's name
+            """Says nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(60.0,), daemon=True).start()
+    return server.server_port
+
+
+def _object(quotes: dict[str, Decimal]) -> str:
+    return "{" + ",".join(f'"{code}":{units}' for code, units in quotes.items()) + "}"
+
+
+@attrs.frozen
+class Asked:
+    """A request as a frame, and the stake that the reply has to hold (None: an error)."""
+
+    frame: bytes
+    eur: Decimal | None
+
+
+def make_requests(
+    rates: Rates, days: int, *, unknown: float = 0.0, count: int = 8192
+) -> list[Asked]:
+    """Requests like the real feed's, of the `days` up to three weeks ago, ids 0, 1, 2 and on.
+
+    `unknown` is the share of those in a currency that no table has. The first
+    of them ask for each day and currency in turn.
+    """
+    chance = random.Random(7)
+    newest = datetime.now(UTC).date() - timedelta(days=21)
+    tables = {day: rates.table(day) for day in (newest - timedelta(days=i) for i in range(days))}
+    asked = []
+    for number in range(count):
+        day = newest - timedelta(days=number % days)
+        code = rates.codes[number % len(rates.codes)]
+        if chance.random() < unknown:
+            code = UNKNOWN
+        stake = Decimal(chance.randrange(10**5, 10**9)).scaleb(-5)
+        midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
+        made = midnight + timedelta(milliseconds=chance.randrange(86_400_000))
+        text = (
+            f'{{"type":"message","id":{number},"payload":{{'
+            f'"marketId":{chance.randrange(1, 10_000)},"selectionId":{chance.randrange(1, 10_000)},'
+            f'"odds":{chance.randrange(101, 1000) / 100},"stake":{stake},"currency":"{code}",'
+            f'"date":"{made.replace(tzinfo=None).isoformat(timespec="milliseconds")}Z"}}}}'
+        ).encode()
+        units = tables[day].get(code)
+        asked.append(
+            Asked(
+                b"\x81\x7e" + len(text).to_bytes(2) + text,
+                None if units is None else _exact(stake, units),
+            )
+        )
+    return asked
+
+
+def _exact(stake: Decimal, units: Decimal) -> Decimal:
+    """The amount in euro by exact arithmetic; round() of a Fraction is half to even."""
+    return Decimal(round(Fraction(stake) / Fraction(units) * 10**5)).scaleb(-5)
+
+
+@attrs.frozen
+class Load(Generic[T]):
+    """What came of one load: requests answered, in how many seconds, and two marks."""
+
+    requests: int
+    seconds: float
+    before: T
+    after: T
+
+
+class Feed:
+    """Listens, and is one connection's server at a time. Every call may raise `OSError`."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.settimeout(PATIENCE)
+        self.port: int = self._listener.getsockname()[1]
+        self._link = self._listener  # until there is one
+        self._poll = select.poll()
+        self._came = b""
+        self._out = b""
+        self._beat_due = 0.0
+        self._requests: list[Asked] = []
+        self._next = 0
+        self.heartbeats = 0
+
+    def use(self, requests: list[Asked]) -> None:
+        """What is asked from now on are `requests`, in turn and again."""
+        self._requests = requests
+        self._next = 0
+
+    def accept(self) -> None:
+        """Wait for the next client and upgrade it."""
+        self.heartbeats = 0
+        self._out = b""
+        self._link, _ = self._listener.accept()
+        self._link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += self._link.recv(4096)
+        head, _, self._came = head.partition(b"\r\n\r\n")
+        lines = (line.partition(b":") for line in head.split(b"\r\n"))
+        key = next(value for name, _, value in lines if name.lower() == b"sec-websocket-key")
+        proof = hashlib.sha1(key.strip() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+        self._link.sendall(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: " + base64.b64encode(proof) + b"\r\n\r\n"
+        )
+        self._link.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(self._link, select.POLLIN)
+        self._beat_due = 0.0
+
+    def wait_heartbeat(self) -> None:
+        """Return when the client has beaten once."""
+        until = time.perf_counter() + PATIENCE
+        while not self.heartbeats:
+            self._turn(until)
+            self._count()
+
+    def load(self, outstanding: int, warm: float, seconds: float, mark: Callable[[], T]) -> Load[T]:
+        """Keep so many requests unanswered; measures `seconds` after the first `warm` ones.
+
+        `mark` is called at the beginning and the end of the time measured.
+        """
+        self._ask(outstanding)
+        self._keep_up(time.perf_counter() + warm)
+        before, began = mark(), time.perf_counter()
+        answered = self._keep_up(began + seconds)
+        result = Load(answered, time.perf_counter() - began, before, mark())
+        self._drain(outstanding)
+        return result
+
+    def _keep_up(self, until: float) -> int:
+        """Put a new request for each one answered; the number of these."""
+        answered = 0
+        while time.perf_counter() < until:
+            self._turn(inf, wake=until)
+            count = self._count()
+            answered += count
+            self._ask(count)
+        return answered
+
+    def load_until(self, outstanding: int, requests: int) -> None:
+        """Keep so many unanswered until that many `requests` are answered."""
+        self._ask(outstanding)
+        answered = 0
+        while answered < requests:
+            self._turn(time.perf_counter() + PATIENCE)
+            count = self._count()
+            answered += count
+            self._ask(count)
+        self._drain(outstanding)
+
+    def _drain(self, outstanding: int) -> None:
+        """Wait for the replies that are still to come."""
+        until = time.perf_counter() + PATIENCE
+        while outstanding:
+            self._turn(until)
+            outstanding -= self._count()
+
+    def ask_all(self, count: int, outstanding: int) -> None:
+        """Ask the first `count` requests, not more than `outstanding` at a time.
+
+        Raises ValueError for a reply that is not the right one.
+        """
+        asked = answered = 0
+        self._next = 0
+        until = time.perf_counter() + PATIENCE
+        while answered < count:
+            more = min(outstanding - (asked - answered), count - asked)
+            self._ask(more)
+            asked += more
+            self._turn(until)
+            for reply in self._replies():
+                answered += 1
+                self._judge(reply)
+
+    def pace(self, rate: float, count: int) -> list[float]:
+        """Ask at random moments, `rate` a second in the mean; the seconds that each reply took.
+
+        Raises ValueError for a reply that is not the right one.
+        """
+        chance = random.Random(count)
+        sent: dict[int, float] = {}
+        took: list[float] = []
+        due = time.perf_counter()
+        until = due + count / rate + PATIENCE
+        asked = 0
+        while len(took) < count:
+            now = time.perf_counter()
+            if asked < count and now >= due:
+                sent[self._next] = now
+                self._ask(1)
+                asked += 1
+                due += chance.expovariate(rate)
+            self._turn(until, wake=due if asked < count else until)
+            came = time.perf_counter()
+            took += [came - sent.pop(self._judge(reply)) for reply in self._replies()]
+        return took
+
+    def hang_up(self) -> None:
+        self._link.close()
+
+    def _turn(self, until: float, wake: float = inf) -> None:
+        """Write what is to be written, then wait for what comes, till `wake` at the latest.
+
+        Raises TimeoutError when it is later than `until`.
+        """
+        now = time.perf_counter()
+        if now > until:
+            raise TimeoutError("replies that were due never came")
+        if now >= self._beat_due:
+            self._out += HEARTBEAT
+            self._beat_due = now + 1
+        self._write()
+        wait = max(0.0, min(wake, self._beat_due) - now)
+        self._poll.modify(self._link, select.POLLIN | (select.POLLOUT if self._out else 0))
+        # Poll counts in milliseconds: the last one is spent in turns without waiting.
+        for _, what in self._poll.poll(int(wait * 1000)):
+            if what & ~select.POLLOUT:
+                came = self._link.recv(1 << 20)
+                if not came:
+                    raise ConnectionResetError("the client has left")
+                self._came += came
+
+    def _write(self) -> None:
+        if self._out:
+            with suppress(BlockingIOError):
+                self._out = self._out[self._link.send(self._out) :]
+
+    def _ask(self, count: int) -> None:
+        """Put the next requests in line."""
+        if count <= 0:
+            return
+        requests = self._requests
+        at = self._next
+        if at + count <= len(requests):
+            chosen = requests[at : at + count]
+        else:
+            chosen = [requests[i % len(requests)] for i in range(at, at + count)]
+        self._out += b"".join([asked.frame for asked in chosen])
+        self._next = (at + count) % len(requests)
+
+    def _count(self) -> int:
+        """The replies among what has come, which is used up."""
+        data = self._came
+        have = len(data)
+        at = replies = 0
+        while have - at >= 4:
+            size = data[at + 1] & 127
+            end = at + 6 + size if size < 126 else at + 8 + (data[at + 2] << 8 | data[at + 3])
+            if end > have:
+                break
+            at = end
+            if size < REPLY_LEAST:
+                self.heartbeats += 1
+            else:
+                replies += 1
+        self._came = data[at:]
+        return replies
+
+    def _replies(self) -> Iterator[bytes]:
+        """The texts of the replies among what has come, which is used up."""
+        data = self._came
+        at = 0
+        while len(data) - at >= 4:
+            size = data[at + 1] & 127
+            begin = at + 6
+            if size == 126:
+                size = int.from_bytes(data[at + 2 : at + 4])
+                begin += 2
+            if begin + size > len(data):
+                break
+            at = begin + size
+            key = data[begin - 4 : begin] * (size // 4 + 1)
+            text = int.from_bytes(data[begin:at]) ^ int.from_bytes(key[:size])
+            if size < REPLY_LEAST:
+                self.heartbeats += 1
+            else:
+                yield text.to_bytes(size)
+        self._came = data[at:]
+
+    def _judge(self, reply: bytes) -> int:
+        """The id of a reply. Raises ValueError when it is not the right one."""
+        message = json.loads(reply, parse_float=Decimal)
+        number: int = message["id"]
+        asked = self._requests[number]
+        request = json.loads(asked.frame[4:], parse_float=Decimal)
+        if asked.eur is None:
+            right = message["type"] == "error" and UNKNOWN in message["message"]
+        else:
+            made = datetime.fromisoformat(message["payload"]["date"])
+            late = datetime.now(UTC) - made
+            changed = {"stake": asked.eur, "currency": "EUR", "date": message["payload"]["date"]}
+            right = message == request | {"payload": request["payload"] | changed} and timedelta(
+                milliseconds=-1
+            ) <= late < timedelta(seconds=30)
+        if not right:
+            raise ValueError(f"{request} was answered by {message}, with {asked.eur} expected")
+        return number

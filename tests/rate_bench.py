@@ -1,0 +1,120 @@
+"""A chain over the fake sources in memory, on the clock of the test."""
+
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import attrs
+import httpx
+import trio
+
+from ratebridge.errors import NoRate, SourceFailed
+from ratebridge.fakes.rates import FakeRates, memory_transport
+from ratebridge.observer import Observer
+from ratebridge.providers.chain import RateChain
+from ratebridge.providers.ecb import Ecb
+from ratebridge.providers.frankfurter import Frankfurter
+from ratebridge.providers.freecurrencyapi import FreeCurrencyApi
+from ratebridge.providers.http import HttpClient
+from ratebridge.providers.source import Source
+from ratebridge.rates import RateTable, Tables
+
+KEY = "fca_live_s3cr3t"
+START = datetime(2026, 11, 20, 12, 0, 20, tzinfo=UTC)  # a Friday, twenty seconds into its minute
+DAY = date(2026, 11, 3)  # a Tuesday
+URL = "http://rates.test"
+TLS = ssl.create_default_context()
+
+
+class Wall:
+    """A wall clock that runs with trio's."""
+
+    def __init__(self, start: datetime = START) -> None:
+        self._start = start
+        self._zero = trio.current_time()
+
+    def __call__(self) -> datetime:
+        return self._start + timedelta(seconds=trio.current_time() - self._zero)
+
+
+class Notes(Observer):
+    """An observer that keeps what the chain tells it."""
+
+    def __init__(self) -> None:
+        self.tables: list[RateTable] = []
+        self.failures: list[tuple[str, date, SourceFailed]] = []
+        self.silences: list[tuple[str, SourceFailed]] = []
+        self.crashes: list[tuple[str, Exception]] = []
+
+    def fetched(self, table: RateTable, seconds: float) -> None:
+        self.tables.append(table)
+
+    def fetch_failed(self, provider: str, day: date, failure: SourceFailed) -> None:
+        self.failures.append((provider, day, failure))
+
+    def silenced(self, provider: str, failure: SourceFailed) -> None:
+        self.silences.append((provider, failure))
+
+    def source_crashed(self, provider: str, error: Exception) -> None:
+        self.crashes.append((provider, error))
+
+
+@attrs.frozen
+class Bench:
+    fake: FakeRates
+    chain: RateChain
+    nursery: trio.Nursery
+    notes: Notes
+    wall: Wall
+
+    async def ask(self, currency: str, day: date = DAY) -> Any:
+        """The `Rate` or the `NoRate` that a requester gets: now if it is at hand, later if not."""
+        try:
+            return self.chain.rate_at_hand(currency, day) or await self.chain.rate(currency, day)
+        except NoRate as problem:
+            return problem
+
+
+def make_client(fake: FakeRates, transport: httpx.AsyncBaseTransport | None = None) -> HttpClient:
+    return HttpClient(TLS, transport or memory_transport(fake))
+
+
+def make_source(name: str, http: HttpClient) -> Source:
+    if name == "freecurrencyapi":
+        return FreeCurrencyApi(http, KEY, f"{URL}/v1")
+    return Frankfurter(http, f"{URL}/v2") if name == "frankfurter" else Ecb()
+
+
+@asynccontextmanager
+async def open_bench(
+    *sources: str | Source,
+    start: datetime = START,
+    deadline: float = 5.0,
+    life: float = 7200.0,
+    most: int = 512,
+    jitter: float = 0.5,
+    fake: FakeRates | None = None,
+    transport: httpx.AsyncBaseTransport | None = None,
+) -> AsyncIterator[Bench]:
+    """The sources named (freecurrencyapi and frankfurter, if none is), in their order."""
+    wall = Wall(start)
+    fake = fake or FakeRates(wall, key=KEY, per_minute=10**6, per_month=10**6)
+    http = make_client(fake, transport)
+    notes = Notes()
+    async with trio.open_nursery() as nursery:
+        chain = RateChain(
+            [
+                make_source(source, http) if isinstance(source, str) else source
+                for source in sources or ("freecurrencyapi", "frankfurter")
+            ],
+            Tables(life, most),
+            nursery,
+            deadline=deadline,
+            utc_now=wall,
+            observer=notes,
+            jitter=lambda: jitter,
+        )
+        yield Bench(fake, chain, nursery, notes, wall)
+        nursery.cancel_scope.cancel()

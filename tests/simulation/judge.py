@@ -1,0 +1,436 @@
+"""The invariants, judged on the chronicle of a run.
+
+What "answered" means. A request has surely been received when its last byte was
+read from a link that was still up at a later instant, before the stop. A reply
+has left once the system has taken the last byte of its frame; more no sender can
+know. So a reply may be lost in a link that dies with the bytes under way (at most
+once), but none leaves twice. A reply that has not left when its write is cut short
+must be found at the beginning of the next, on the next link, byte for byte, unless
+it was given up by name. A stream that does not tell how far a write has come
+(TLS) makes one exception: there a write that was cut short counts as a whole, so
+the peer may see a second copy of the replies in its front (at least once).
+"""
+
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
+from decimal import Decimal
+from math import inf
+from typing import Final
+
+from ratebridge import outbox
+from ratebridge.settings import Settings
+
+from .chronicle import Attempt, Chronicle
+from .sources import ScriptedSource, acceptable
+from .traffic import Ask, day_of, id_of, number_of, read_reply, to_euro
+from .wire import CLOSE, PONG, TEXT, Wire
+
+TOLERANCE: Final = 1e-3  # s; on a virtual clock nothing takes time but waiting
+GRACE: Final = 0.1  # s to read what has arrived, then the peer is silent
+OPEN_WITHIN: Final = 5.0
+WRITE_WITHIN: Final = 2.0 * 9 / 8  # it is looked at eight times, and begins between two looks
+CLOSE_WITHIN: Final = 1.0
+EXCUSE: Final = 0.25  # s of a stall of our own from which on a silent peer gets a period more
+PROOF: Final = 5.0  # s up
+BLIP: Final = 0.1
+FORBIDDEN: Final = (30.0, 33.0)
+# s, and how many dials follow a dial within them at most: 7 are usual after a first
+# failure, and full jitter makes 16 of them in one case of some ten million.
+STORM: Final = (5.0, 16)
+HEARTBEAT: Final = b'{"type":"heartbeat"}'
+
+_ONE: Final = Decimal(1)
+_ERROR: Final = re.compile(
+    r'\{"type":"error","id":[^,]+,"message":"Unable to convert stake\. Error: [^\n]+"\}'
+)
+
+
+class Judge:
+    """Judges one chronicle; what it finds goes there."""
+
+    def __init__(
+        self,
+        chronicle: Chronicle,
+        settings: Settings,
+        sources: Sequence[ScriptedSource],
+        utc_at: Callable[[float], datetime],
+    ) -> None:
+        self._chronicle = chronicle
+        self._settings = settings
+        self._sources = sources
+        self._utc_at = utc_at
+        self._stop_at = chronicle.stop_at if chronicle.stop_at is not None else inf
+
+    def judge(self) -> None:
+        self._judge_stop()
+        self._judge_dials()
+        for attempt in self._chronicle.attempts:
+            self._judge_opening(attempt)
+            if attempt.wire is None:
+                continue
+            self._judge_writes(attempt.wire)
+            if attempt.up is not None and attempt.lost is not None:
+                self._judge_refresh(attempt, attempt.wire, attempt.up)
+                self._judge_staleness(attempt, attempt.wire, attempt.up)
+                self._judge_heartbeats_sent(attempt, attempt.wire, attempt.up, attempt.lost)
+                self._judge_pongs(attempt, attempt.wire)
+        self._judge_order_of_what_was_refused()
+        self._judge_accounts()
+        self._judge_replies()
+        self._judge_refusals()
+
+    def _complain(self, what: str, at: float | None = None) -> None:
+        self._chronicle.complain(what, (self._chronicle.served_at or 0.0) if at is None else at)
+
+    # The stop.
+
+    def _judge_stop(self) -> None:
+        served_at = self._chronicle.served_at
+        if served_at is None:
+            self._complain("the service did not end")
+            return
+        stop_at = self._stop_at
+        bound = self._settings.drain_timeout + CLOSE_WITHIN
+        bound += self._chronicle.stalled(stop_at, served_at) + TOLERANCE
+        if served_at - stop_at > bound:
+            self._complain(f"the stop took {served_at - stop_at:.2f} s")
+        for attempt in self._chronicle.attempts:
+            if attempt.wire is not None and attempt.wire.closed is None:
+                self._complain("a stream was left open", attempt.began)
+            if attempt.lost is None:
+                self._complain("a link was left without an end", attempt.began)
+            self._judge_goodbye(attempt)
+
+    def _judge_goodbye(self, attempt: Attempt) -> None:
+        """A link that was up until the stop is closed as RFC 6455 has it, if the peer reads."""
+        if attempt.end is None or attempt.end.cause.reason != "stopped" or attempt.up is None:
+            return
+        assert attempt.wire is not None
+        if any(mark.kind == "fatal" for _, mark in attempt.wire.arrived):
+            return
+        closes = [f for write in attempt.wire.writes for f in write.frames if f.opcode == CLOSE]
+        held_up = any(write.ended != write.at for write in attempt.wire.writes[-2:])
+        if not held_up and [frame.payload[:2] for frame in closes] != [b"\x03\xe9"]:
+            self._complain(f"the link was closed by {closes}", attempt.lost)
+
+    # The opening and the reconnect.
+
+    def _judge_dials(self) -> None:
+        dials = [attempt.began for attempt in self._chronicle.attempts]
+        span, most = STORM
+        for first, last in zip(dials, dials[most:], strict=False):
+            if last - first < span:
+                self._complain(f"{most + 1} dials in {last - first:.2f} s", last)
+                break
+        for before, after in zip(
+            self._chronicle.attempts, self._chronicle.attempts[1:], strict=False
+        ):
+            self._judge_wait(before, after)
+
+    def _judge_wait(self, before: Attempt, after: Attempt) -> None:
+        if before.lost is None or before.end is None:
+            return
+        waited = after.began - before.lost - self._chronicle.stalled(before.lost, after.began)
+        end = before.end
+        refused = end.cause.reason == "rejected"
+        away = before.asked_to_stay_away if refused else 0.0
+        most, why = self._settings.reconnect_max, "after a failure"
+        if before.forbidden and refused:
+            least, most = FORBIDDEN
+            if after.began - before.lost < least - TOLERANCE:
+                self._complain(f"came back {waited:.2f} s after a 401 or 403", after.began)
+        elif end.proved and end.uptime >= PROOF:
+            most, why = BLIP, "after a blip"
+        if waited > max(most, away) + TOLERANCE:
+            self._complain(f"waited {waited:.2f} s {why}", after.began)
+        if after.began - before.lost < away - TOLERANCE:
+            self._complain(f"waited {waited:.2f} s, asked for {away:g}", after.began)
+
+    def _judge_opening(self, attempt: Attempt) -> None:
+        opened = attempt.up if attempt.up is not None else attempt.lost
+        if opened is None:
+            return
+        stalled = self._chronicle.stalled(attempt.began, opened)
+        if opened - attempt.began > OPEN_WITHIN + stalled + TOLERANCE:
+            self._complain(f"an opening took {opened - attempt.began:.2f} s", opened)
+
+    # The life of a link.
+
+    def _judge_refresh(self, attempt: Attempt, wire: Wire, up: float) -> None:
+        """No link lives on without a heartbeat, nor behind a fatal error of the peer."""
+        chronicle = self._chronicle
+        closed = wire.closed if wire.closed is not None else inf
+        fatal = next((at for at, mark in wire.read if mark.kind == "fatal"), inf)
+        beats = [max(at, up) for at, mark in wire.read if mark.kind == "beat"]
+        for heard, then in zip([up, *beats], [*beats, closed], strict=True):
+            bound = self._settings.heartbeat_timeout + GRACE
+            if chronicle.longest_stall(heard, then) >= EXCUSE:
+                bound += self._settings.heartbeat_timeout
+            if self._stop_at <= then:
+                bound += CLOSE_WITHIN
+            bound += chronicle.stalled(heard, then) + TOLERANCE
+            if then - heard > bound:
+                self._complain(f"no heartbeat for {then - heard:.2f} s, and no refresh", heard)
+        fatal = max(fatal, up)
+        bound = chronicle.stalled(fatal, closed) + _held_up(wire, fatal, closed) + TOLERANCE
+        if fatal < self._stop_at and closed - fatal > bound:
+            self._complain(f"the link lived on for {closed - fatal:.2f} s after its end", fatal)
+
+    def _judge_staleness(self, attempt: Attempt, wire: Wire, up: float) -> None:
+        """A link called stale has been without a heartbeat for the timeout, read or unread."""
+        lost = attempt.lost
+        if lost is None or attempt.end is None or attempt.end.cause.reason != "stale":
+            return
+        beats = [at for at, mark in wire.read if mark.kind == "beat"]
+        heard = max([up, *(at for at in beats if at < lost - TOLERANCE)])
+        came = [at for at, mark in wire.arrived if mark.kind == "beat" and heard < at < lost]
+        silence = max(then - at for at, then in zip([heard, *came], [*came, lost], strict=True))
+        if silence < self._settings.heartbeat_timeout - TOLERANCE:
+            self._complain(f"called stale, and was never silent for over {silence:.2f} s", lost)
+
+    def _judge_heartbeats_sent(self, attempt: Attempt, wire: Wire, up: float, lost: float) -> None:
+        """One a period, as soon as the link is up, but for the time that a write is held up."""
+        sent = [
+            write.at
+            for write in wire.writes
+            if any(frame.payload == HEARTBEAT for frame in write.frames)
+        ]
+        # The first at once: as if there had been one a period before the opening.
+        before = [up - self._settings.heartbeat_interval, *sent]
+        for one, other in zip(before, [*sent, lost], strict=True):
+            bound = self._settings.heartbeat_interval + TOLERANCE
+            bound += self._chronicle.stalled(one, other) + _held_up(wire, one, other)
+            if self._stop_at <= other:
+                bound += CLOSE_WITHIN
+            if other - one > bound:
+                self._complain(f"{other - one:.2f} s between heartbeats of ours", other)
+
+    def _judge_writes(self, wire: Wire) -> None:
+        for write in wire.writes:
+            ended = write.ended if write.ended is not None else inf
+            limit = WRITE_WITHIN if write.frames else OPEN_WITHIN
+            if ended - write.at > limit + self._chronicle.stalled(write.at, ended) + TOLERANCE:
+                self._complain(f"a write hung for {ended - write.at:.2f} s", write.at)
+
+    def _judge_pongs(self, attempt: Attempt, wire: Wire) -> None:
+        """Each ping is answered, in order, unless a write is held up."""
+        pongs = [
+            frame.payload for write in wire.writes for frame in write.frames if frame.opcode == PONG
+        ]
+        pings = [mark.what for _, mark in wire.read if mark.kind == "ping"]
+        if not _is_subsequence(pongs, pings):
+            self._complain("pongs that nobody asked for, or out of order", attempt.began)
+        sure = [
+            mark.what for at, mark in wire.read if mark.kind == "ping" and self._sure(attempt, at)
+        ]
+        held_up = any(write.ended != write.at for write in wire.writes)
+        if not held_up and not _is_subsequence(sure, pongs):
+            self._complain("a ping was not answered", attempt.began)
+
+    # The messages.
+
+    def _sure(self, attempt: Attempt, at: float) -> bool:
+        """Whether what was read at `at` must have been dealt with: see the module's text."""
+        if attempt.wire is None or attempt.up is None:
+            return False
+        fatal = next((t for t, mark in attempt.wire.read if mark.kind == "fatal"), inf)
+        lost = attempt.lost if attempt.lost is not None else inf
+        settled = self._chronicle.settled(max(at, attempt.up))
+        return settled + 1e-9 < min(fatal, lost, self._stop_at)
+
+    def _writes_of_replies(self) -> Iterator[tuple[float, list[bytes], int]]:
+        """Every write that held replies: when, their frames, and how many of these have left."""
+        for attempt in self._chronicle.attempts:
+            for write in attempt.wire.writes if attempt.wire is not None else ():
+                replies = [f for f in write.frames if f.opcode == TEXT and f.payload != HEARTBEAT]
+                if replies:
+                    counted = write.taken if write.done or not attempt.sealed else 0
+                    left = sum(frame.end <= counted for frame in replies)
+                    yield write.at, [frame.payload for frame in replies], left
+
+    def _judge_order_of_what_was_refused(self) -> None:
+        owed: deque[bytes] = deque()
+        given_up = Counter({key: len(times) for key, times in self._chronicle.given_up.items()})
+        for at, frames, left in self._writes_of_replies():
+            for frame in frames:
+                while owed and owed[0] != frame and given_up[id_of(owed[0].decode())] > 0:
+                    given_up[id_of(owed.popleft().decode())] -= 1
+                if owed and owed[0] == frame:
+                    owed.popleft()
+                elif owed:
+                    self._complain(f"{frame!r} went before {owed[0]!r}, which was refused", at)
+                    owed.clear()
+            owed.extendleft(frame for frame in reversed(frames[left:]) if not _is_overloaded(frame))
+
+    def _judge_accounts(self) -> None:
+        """Each request surely received has one reply that left, or one that was given up."""
+        chronicle = self._chronicle
+        sure: Counter[str] = Counter()
+        perhaps: Counter[str] = Counter()
+        junk_sure: Counter[str] = Counter()
+        junk_perhaps: Counter[str] = Counter()
+        for attempt in chronicle.attempts:
+            for at, mark in attempt.wire.read if attempt.wire is not None else ():
+                if mark.kind == "ask":
+                    perhaps[mark.what.id] += 1
+                    sure[mark.what.id] += self._sure(attempt, at)
+                elif mark.kind == "junk":
+                    junk_perhaps[mark.what] += 1
+                    junk_sure[mark.what] += self._sure(attempt, at)
+        left: Counter[str] = Counter()
+        for _, frames, count in self._writes_of_replies():
+            left.update(id_of(frame.decode()) for frame in frames[:count])
+        for key in {*perhaps, *chronicle.made, *chronicle.given_up, *left}:
+            made = len(chronicle.made.get(key, ()))
+            given_up = len(chronicle.given_up.get(key, ()))
+            figures = f"{made} made, {left[key]} left, {given_up} given up"
+            if not sure[key] <= left[key] + given_up <= perhaps[key]:
+                self._complain(f"request {key}: {sure[key]} to {perhaps[key]} received, {figures}")
+            if left[key] > made or left[key] + given_up < made:
+                self._complain(f"request {key}: {figures}")
+        for reason in {*junk_perhaps, *chronicle.dropped}:
+            dropped = chronicle.dropped[reason]
+            if not junk_sure[reason] <= dropped <= junk_perhaps[reason]:
+                self._complain(
+                    f"{reason}: {junk_sure[reason]} to {junk_perhaps[reason]} came, "
+                    f"{dropped} dropped"
+                )
+
+    def _came(self) -> dict[int, float]:
+        """When each request was read, by its number."""
+        return {
+            mark.what.number: at
+            for attempt in self._chronicle.attempts
+            if attempt.wire is not None
+            for at, mark in attempt.wire.read
+            if mark.kind == "ask"
+        }
+
+    def _asks(self) -> dict[int, Ask]:
+        return {
+            mark.what.number: mark.what
+            for attempt in self._chronicle.attempts
+            if attempt.wire is not None
+            for _, mark in attempt.wire.read
+            if mark.kind == "ask"
+        }
+
+    def _judge_replies(self) -> None:
+        """Every good reply says what it must, byte for byte."""
+        asks, came = self._asks(), self._came()
+        for at, frames, _left in self._writes_of_replies():
+            for frame in frames:
+                reply = frame.decode()
+                number = number_of(reply)
+                if number is None:
+                    self._judge_error_text(reply, at)
+                elif number not in asks:
+                    self._complain(f"an answer to what was not asked: {reply}", at)
+                else:
+                    self._judge_reply(asks[number], came[number], reply, at)
+
+    def _judge_error_text(self, reply: str, at: float) -> None:
+        if not _ERROR.fullmatch(reply) or len(reply) > 350:
+            self._complain(f"an odd error: {reply}", at)
+
+    def _judge_reply(self, ask: Ask, came: float, reply: str, at: float) -> None:
+        chronicle = self._chronicle
+        read = read_reply(ask, reply)
+        if read is None:
+            self._complain(f"not an echo of {ask.text}: {reply}", at)
+            return
+        stake, made = read
+        begin, settled = self._utc_at(came), self._utc_at(chronicle.settled(came))
+        if not begin - timedelta(milliseconds=1) <= made <= self._utc_at(chronicle.settled(at)):
+            self._complain(f"dated {made}, which is wrong: {reply}", at)
+        # Once a write has begun it may be held up, and so be repeated, but not start so late.
+        if self._utc_at(at) - made > timedelta(
+            seconds=outbox.OLDEST_REPLY + 0.002 + chronicle.stalled(came, at)
+        ):
+            self._complain(f"a reply was written when too old: {reply}", at)
+        if ask.kind == "euro":
+            wanted = {to_euro(ask.stake, _ONE, _ONE)}
+        elif ask.kind == "rate":
+            since = came - self._settings.cache_ttl - TOLERANCE
+            wanted = {
+                to_euro(ask.stake, units, euro)
+                for day in {day_of(ask, begin), day_of(ask, settled)}
+                # What was today's table when the request came still counts after midnight.
+                for final in {day < begin.date(), day < made.date()}
+                for units, euro in acceptable(
+                    self._sources, day, ask.currency, final=final, since=since
+                )
+            }
+        else:
+            self._complain(f"converted what cannot be: {reply}", at)
+            return
+        if stake not in wanted:
+            self._complain(f"{stake} is none of {sorted(wanted)[:4]}: {reply}", at)
+
+    def _judge_refusals(self) -> None:
+        """No refusal without cause, none too late; no conversion of what came after the stop."""
+        chronicle = self._chronicle
+        came, asks = self._came(), self._asks()
+        by_id: dict[str, list[Ask]] = {}
+        for ask in asks.values():
+            by_id.setdefault(ask.id, []).append(ask)
+        stop = chronicle.settled(self._stop_at) + 1e-9
+        for at, number in chronicle.converted:
+            if came.get(number, 0.0) > stop:
+                self._complain(f"request {number} came after the stop, and was converted", at)
+        for key, replies in chronicle.made.items():
+            for reply in replies:
+                stalled = chronicle.stalled(reply.at - reply.seconds, reply.at)
+                if reply.seconds > self._settings.rate_deadline + stalled + TOLERANCE:
+                    self._complain(f"{key} was answered after {reply.seconds:.2f} s", reply.at)
+                if not self._has_cause(reply.kind, reply.at, by_id.get(key, ())):
+                    self._complain(f"{key} was refused as {reply.kind} without cause", reply.at)
+
+    def _has_cause(self, kind: str, at: float, asks: Sequence[Ask]) -> bool:
+        kinds = {ask.kind for ask in asks}
+        match kind:
+            case "converted":
+                return bool(kinds & {"rate", "euro"})
+            case "unknown-currency":
+                return "unknown" in kinds or "lacking" in self._moods(at)
+            case "unavailable":
+                return bool(kinds & {"rate", "unknown"}) and self._moods(at) != {"up"}
+            case "overloaded":
+                return bool(kinds & {"rate", "unknown"})
+            case "stopping":
+                return at >= self._stop_at
+            case "crash":
+                return False
+            case _:
+                return "bad" in kinds
+
+    def _moods(self, at: float) -> set[str]:
+        """The moods of the sources, lately enough to bear on a reply."""
+        # A fetch may take the deadline, a failure is remembered for 5 s, stalls come on top.
+        since = at - 20.0
+        moods = {mood for source in self._sources for mood in source.weather.during(since, at)}
+        if self._chronicle.stalled(since, at):
+            moods.add("stalled")  # a fetch may have run out of time for it
+        # A table without some of the currencies is kept as long as any other.
+        before = {mood for source in self._sources for mood in source.weather.during(0.0, at)}
+        return moods | (before & {"lacking"})
+
+
+def _held_up(wire: Wire, begin: float, end: float) -> float:
+    """Seconds of a span of time during which a write was not taken."""
+    return sum(
+        max(0.0, min(write.ended, end) - max(write.at, begin))
+        for write in wire.writes
+        if write.ended is not None
+    )
+
+
+def _is_overloaded(frame: bytes) -> bool:
+    return b'"error"' in frame and b"overloaded" in frame
+
+
+def _is_subsequence(few: Sequence[bytes], many: Sequence[bytes]) -> bool:
+    rest = iter(many)
+    return all(one in rest for one in few)

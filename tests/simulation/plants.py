@@ -1,0 +1,119 @@
+"""Bugs to plant, one at a time: a simulation that finds none of them proves nothing."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Final
+from unittest.mock import patch
+
+import attrs
+import trio
+
+from ratebridge import link as link_module
+from ratebridge.backoff import Backoff
+from ratebridge.link import Link
+from ratebridge.messages import Heartbeat
+from ratebridge.outbox import Outbox, Reply
+from ratebridge.session import GOING_AWAY, Session, SessionEnd
+from ratebridge.supervisor import OpenLink, Supervisor
+
+
+@contextmanager
+def watchdog_reset_by_any_message() -> Iterator[None]:
+    """A peer without heartbeats, but with requests, is taken for alive."""
+    receive = Session._receive
+
+    async def receive_and_believe(self: Session) -> None:
+        answer = self._bridge.answer
+
+        def answer_and_believe(frame: bytes) -> Heartbeat | Reply | None:
+            self._hear_heartbeat()
+            return answer(frame)
+
+        with patch.object(self._bridge, "answer", answer_and_believe):
+            await receive(self)
+
+    with patch.object(Session, "_receive", receive_and_believe):
+        yield
+
+
+@contextmanager
+def reply_lost_on_reconnect() -> Iterator[None]:
+    """What was being written when the link went down is forgotten."""
+    lose = Outbox.lose_link
+
+    def lose_more(self: Outbox) -> None:
+        self._taken = []
+        lose(self)
+
+    with patch.object(Outbox, "lose_link", lose_more):
+        yield
+
+
+@contextmanager
+def polite_close_on_a_stale_link() -> Iterator[None]:
+    """A silent peer is told goodbye, and waited for."""
+    run = Session.run
+
+    async def run_politely(self: Session) -> SessionEnd:
+        end = await run(self)
+        if end.cause.reason == "stale":
+            await self._link.close(GOING_AWAY)
+        return end
+
+    with patch.object(Session, "run", run_politely):
+        yield
+
+
+@contextmanager
+def backoff_reset_at_connect() -> Iterator[None]:
+    """A link that opens counts as proof of life."""
+    init = Supervisor.__init__
+
+    def init_hopefully(
+        self: Supervisor, open_link: OpenLink, *args: Any, backoff: Backoff, **kwargs: Any
+    ) -> None:
+        async def open_and_reset(nursery: trio.Nursery) -> Link:
+            link = await open_link(nursery)
+            backoff.reset()
+            return link
+
+        init(self, open_and_reset, *args, backoff=backoff, **kwargs)
+
+    with patch.object(Supervisor, "__init__", init_hopefully):
+        yield
+
+
+@contextmanager
+def cut_write_does_not_poison() -> Iterator[None]:
+    """After a write that was cut short the next one goes as if nothing had been."""
+    write = link_module._Stream.write
+
+    async def write_and_forget(
+        self: link_module._Stream, piece: link_module._Write, *, last: bool = False
+    ) -> None:
+        try:
+            await write(self, piece, last=last)
+        finally:
+            if self.write_under_way is piece:
+                self.write_under_way = None
+                self._shut = False
+
+    with patch.object(link_module._Stream, "write", write_and_forget):
+        yield
+
+
+@attrs.frozen
+class Plant:
+    """A bug, and a part of the line that convicts it."""
+
+    plant: Callable[[], AbstractContextManager[None]]
+    convicts: str
+
+
+PLANTS: Final[Mapping[str, Plant]] = {
+    "watchdog-any-message": Plant(watchdog_reset_by_any_message, "and no refresh"),
+    "reply-lost": Plant(reply_lost_on_reconnect, "received"),
+    "polite-stale-close": Plant(polite_close_on_a_stale_link, "and no refresh"),
+    "backoff-reset": Plant(backoff_reset_at_connect, "dials in"),
+    "no-poison": Plant(cut_write_does_not_poison, "follow a write that was cut short"),
+}

@@ -1,0 +1,233 @@
+"""One simulation: the whole service in a hostile world, on a virtual clock, from one seed."""
+
+import random
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from typing import Final
+from unittest.mock import patch
+
+import attrs
+import trio
+from trio.testing import MockClock
+
+from ratebridge import app, bridge, outbox
+from ratebridge.address import Address
+from ratebridge.app import World, serve
+from ratebridge.settings import Settings
+
+from . import feed as feed_module
+from . import sources as sources_module
+from .chronicle import Chronicle
+from .feed import Feed
+from .judge import Judge
+from .plants import PLANTS
+from .sources import ScriptedSource
+from .traffic import Traffic
+from .weather import Weather
+from .witness import Witness, watched_bridge, watched_outbox
+
+MEAN_LENGTH: Final = 30.0  # s, of a run
+MIDDAY: Final = datetime(2025, 6, 13, 12, tzinfo=UTC)
+BEFORE_MIDNIGHT: Final = datetime(2025, 6, 13, 23, 59, 45, tzinfo=UTC)
+
+
+@attrs.frozen
+class Report:
+    """What came of a seed. `seconds` are simulated; no violations means that all is well."""
+
+    seed: int
+    seconds: float
+    links: int
+    received: int
+    replies: int
+    given_up: int
+    faults: Counter[str]
+    violations: tuple[str, ...]
+
+
+def simulate(
+    seed: int,
+    *,
+    length: float | None = None,
+    plant: str | None = None,
+    log: Callable[[str], None] | None = None,
+) -> Report:
+    """Run and judge the simulation of a seed; the same seed brings the same run.
+
+    `length` is the time in simulated seconds after which it is stopped at the
+    latest, `plant` the name of a bug to plant (see `plants`). `log` gets a line
+    for each event.
+    """
+    simulation = _Simulation(random.Random(seed), length, Chronicle(log))
+    with ExitStack() as stack:
+        stack.enter_context(_scheduled_by(seed))
+        stack.enter_context(simulation.patched())
+        if plant is not None:
+            stack.enter_context(PLANTS[plant].plant())
+        simulation.run()
+    return simulation.report(seed)
+
+
+@contextmanager
+def _scheduled_by(seed: int) -> Iterator[None]:
+    """Let trio choose among tasks that are ready by the seed, and not by true chance."""
+    from trio._core import _run  # it has no public name; pytest-trio and hypothesis do the same
+
+    state = _run._r.getstate()
+    with patch.object(_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True):
+        _run._r.seed(seed)
+        try:
+            yield
+        finally:
+            _run._r.setstate(state)
+
+
+_tls_context = cache(app.tls_context)  # 70 ms, and nothing here is encrypted
+
+
+class _Simulation:
+    """The parts of a run, drawn from one source of chance."""
+
+    def __init__(self, chance: random.Random, length: float | None, chronicle: Chronicle) -> None:
+        self._chance = chance
+        self._chronicle = chronicle
+        self._clock = MockClock(autojump_threshold=0)
+        self._begin = BEFORE_MIDNIGHT if chance.random() < 0.2 else MIDDAY
+        self._begin += timedelta(milliseconds=chance.randrange(10_000))
+        if length is None:
+            length = min(600.0, 1.0 + chance.expovariate(1 / MEAN_LENGTH))
+        self._length = length
+        names = chance.choice((("plain",), ("plain", "dollar"), ("dollar", "plain")))
+        self._settings = Settings(
+            Address("feed.example", 80, "/", secure=False),
+            providers=names,
+            cache_ttl=chance.choice((7200.0, 7200.0, 5.0)),
+            rate_deadline=chance.choice((5.0, 5.0, 2.0, 8.0)),
+            drain_timeout=chance.choice((5.0, 5.0, 5.0, 1.0, 0.0)),
+        )
+        calm = chance.random() < 0.3
+        self._sources = [
+            ScriptedSource(
+                name,
+                Weather(
+                    chance, {"up": 1} if calm else sources_module.MOODS, 10.0, self._length + 20
+                ),
+                random.Random(chance.random()),
+                chronicle,
+            )
+            for name in names
+        ]
+        self._traffic = Traffic(random.Random(chance.random()), self._utc_at)
+        self._feed = Feed(
+            random.Random(chance.random()),
+            Weather(chance, feed_module.MOODS, chance.choice((3.0, 8.0, 25.0)), self._length + 20),
+            self._traffic,
+            chronicle,
+        )
+        self._jitter = random.Random(chance.random()).random
+        self._witness = Witness(chronicle, self._utc_now, self._sources)
+
+    def _utc_at(self, at: float) -> datetime:
+        return self._begin + timedelta(seconds=at)
+
+    def _utc_now(self) -> datetime:
+        return self._utc_at(trio.current_time())
+
+    @contextmanager
+    def patched(self) -> Iterator[None]:
+        """Watches on the queues, and in some runs bounds so small that they are met."""
+        chance, chronicle = self._chance, self._chronicle
+        with ExitStack() as stack:
+            put = stack.enter_context
+            put(patch.object(app, "tls_context", _tls_context))
+            put(patch.object(app, "Outbox", watched_outbox(chronicle, self._witness)))
+            put(patch.object(app, "Bridge", watched_bridge(chronicle, self._witness)))
+            if chance.random() < 0.3:
+                put(patch.object(outbox, "MOST_REPLIES", chance.choice((5, 30))))
+            if chance.random() < 0.3:
+                put(patch.object(outbox, "OLDEST_REPLY", chance.choice((2.0, 8.0))))
+            if chance.random() < 0.3:
+                put(patch.object(outbox, "WRITE_SIZE", chance.choice((1, 600))))
+            if chance.random() < 0.3:
+                put(patch.object(bridge, "MOST_WAITING", chance.choice((1, 10))))
+            yield
+
+    def run(self) -> None:
+        try:
+            trio.run(self._main, clock=self._clock)
+        except BaseExceptionGroup:
+            self._chronicle.complain(f"the service crashed: {traceback.format_exc()}", 0.0)
+        else:
+            Judge(self._chronicle, self._settings, self._sources, self._utc_at).judge()
+
+    async def _main(self) -> None:
+        chronicle = self._chronicle
+        stop = trio.Event()
+        async with trio.open_nursery() as world_nursery:
+            world_nursery.start_soon(self._stall, name="stalls")
+            world_nursery.start_soon(self._stop, stop, name="stop")
+            world = World(self._feed.dial, self._sources, self._utc_now, self._jitter)
+            with trio.move_on_at(self._length + 1000.0):
+                await serve(self._settings, self._witness, stop, world)
+                chronicle.served_at = trio.current_time()
+            if self._utc_now().date() > self._begin.date():
+                chronicle.fault("midnight")
+            world_nursery.cancel_scope.cancel()
+
+    async def _stall(self) -> None:
+        """Our own loop stands still now and then: the clock goes on, no task does."""
+        chance = self._chance
+        mean = chance.choice((5.0, 20.0, 1e6, 1e6))
+        while True:
+            await trio.sleep(chance.expovariate(1 / mean))
+            seconds = chance.choice((0.1, 0.3, 1.0, 2.5, 3.0, 10.0))
+            since = trio.current_time()
+            self._clock.jump(seconds)
+            self._chronicle.stalls.append((since, since + seconds))
+            self._chronicle.fault("stall")
+
+    async def _stop(self, stop: trio.Event) -> None:
+        """Ask for the stop: at a certain time, or at the first moment of a kind after a while."""
+        chance, chronicle = self._chance, self._chronicle
+        moment = chance.choice(("time", "time", "dial", "backoff", "asked", "blocked"))
+        if moment == "time":
+            await trio.sleep(self._length)
+        else:
+            await trio.sleep(self._length * 0.6)
+            struck = trio.Event()
+
+            def strike(what: str) -> None:
+                if what == moment:
+                    struck.set()
+
+            chronicle.on = strike
+            with trio.move_on_at(self._length):
+                await struck.wait()
+                await trio.sleep(chance.choice((0.0, 0.01, 0.2, 1.5)))
+        chronicle.stop_at = trio.current_time()
+        chronicle.note("stop")
+        stop.set()
+
+    def report(self, seed: int) -> Report:
+        chronicle = self._chronicle
+        made = sum(map(len, chronicle.made.values()))
+        given_up = sum(map(len, chronicle.given_up.values()))
+        return Report(
+            seed,
+            chronicle.served_at or 0.0,
+            sum(attempt.up is not None for attempt in chronicle.attempts),
+            sum(
+                mark.kind == "ask"
+                for attempt in chronicle.attempts
+                if attempt.wire is not None
+                for _, mark in attempt.wire.read
+            ),
+            made - given_up,
+            given_up,
+            chronicle.faults,
+            tuple(chronicle.violations),
+        )

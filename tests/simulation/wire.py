@@ -1,0 +1,429 @@
+"""A connection in memory: TCP as far as it matters here, and a script for a peer at its far end.
+
+The peer is no task of the loop. What it sends is a series of segments, each with
+the time of its arrival; what it takes goes into a buffer that drains at a given
+rate. So the peer lives on while our own loop stands still, as a peer on another
+machine does, and its heartbeats lie in the buffer when we wake.
+"""
+
+import errno
+import heapq
+import socket
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from math import inf
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+
+import attrs
+import trio
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer  # in the standard library from Python 3.12 on
+
+TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
+
+MarkKind = Literal["beat", "ask", "junk", "ping", "fatal"]
+
+
+@attrs.frozen
+class Mark:
+    """What has come in whole once a certain byte has: a heartbeat, a request, a fatal error."""
+
+    kind: MarkKind
+    what: Any = None
+
+
+@attrs.frozen
+class Segment:
+    """Bytes that arrive together at trio time `at`, and how the stream ends behind them, if so.
+
+    `marks` stand at the offset behind their last byte.
+    """
+
+    at: float
+    data: bytes = b""
+    marks: tuple[tuple[int, Mark], ...] = ()
+    end: Literal["", "fin", "reset"] = ""
+
+
+@attrs.define
+class Uplink:
+    """How the peer takes what we write: `rate` bytes a second from a buffer of `capacity`.
+
+    At trio time `turns_at` the rate becomes `then`. `breaks_after` so many bytes the
+    connection is reset.
+    """
+
+    capacity: int = 65536
+    rate: float = inf
+    turns_at: float = inf
+    then: float = inf
+    breaks_after: float = inf
+
+
+class Peer(Protocol):
+    """The far end of a wire."""
+
+    uplink: Uplink
+
+    def begin(self, now: float, request: bytes) -> Iterator[Segment]:
+        """All that the peer sends of its own, from the upgrade request on."""
+        ...
+
+    def hear_close(self, now: float) -> Iterable[Segment]:
+        """What it sends when it is told goodbye."""
+        ...
+
+
+@attrs.frozen
+class Frame:
+    """A frame of ours; `end` is its offset in the write that holds it."""
+
+    opcode: int
+    payload: bytes
+    end: int
+
+
+@attrs.define(eq=False)
+class Write:
+    """What was to be written at a time, and how much of it the system took till when."""
+
+    at: float
+    data: bytes
+    frames: list[Frame]
+    taken: int = 0
+    ended: float | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.taken == len(self.data)
+
+
+class Wire(trio.socket.SocketType):
+    """Our end of the connection, a socket. It keeps a record of all that passes.
+
+    `complain` gets a line for each thing that no client may do. `hook` is told of
+    moments at which a simulation may want to strike.
+    """
+
+    type = socket.SOCK_STREAM  # what a SocketStream asks of a socket
+    did_shutdown_SHUT_WR = False  # noqa: N815 - the name is trio's
+
+    def __init__(
+        self,
+        peer: Peer,
+        most_at_a_time: int,
+        complain: Callable[[str], None],
+        hook: Callable[[str], None],
+    ) -> None:
+        self.opened: Final = trio.current_time()
+        self.closed: float | None = None
+        self.arrived: Final[list[tuple[float, Mark]]] = []
+        self.read: Final[list[tuple[float, Mark]]] = []
+        self.writes: Final[list[Write]] = []
+        self.said_close = False
+        self._peer = peer
+        self._most_at_a_time = most_at_a_time
+        self._complain = complain
+        self._hook = hook
+        self._upgraded = False
+        # The way down.
+        self._script: Iterator[Segment] = iter(())
+        self._coming: list[tuple[float, int, Segment, bool]] = []  # a heap; whether of the script
+        self._numbers = count()
+        self._buffer = bytearray()
+        self._bytes_arrived = 0
+        self._bytes_read = 0
+        self._unread: deque[tuple[int, Mark]] = deque()
+        self._fin = False
+        self._reset = False
+        self._changed = trio.Event()
+        self._receiving = False
+        # The way up.
+        self._level = 0.0
+        self._level_at = self.opened
+        self._bytes_taken = 0
+        self._sending = False
+        self._write: Write | None = None  # that is not done yet
+        self._cut_short = False
+
+    # What the service calls, as trio's sockets have it.
+
+    async def recv(self, buflen: int, flags: int = 0, /) -> bytes:
+        if self._receiving:
+            self._complain("two tasks read at a time")
+        self._receiving = True
+        try:
+            await trio.lowlevel.checkpoint()
+            while True:
+                self._look()
+                if self._buffer:
+                    return self._take(min(buflen, self._most_at_a_time))
+                if self._fin:
+                    self._meet_the_end()
+                    return b""
+                with trio.move_on_at(self._next_arrival()):
+                    await self._changed.wait()
+        finally:
+            self._receiving = False
+
+    async def send(self, data: "Buffer", flags: int = 0, /) -> int:
+        if self._sending:
+            self._complain("two tasks write at a time")
+        self._sending = True
+        write = self._begin_or_go_on(bytes(data))
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            while True:
+                self._look()
+                taken = self._push(write)
+                if taken:
+                    break
+                self._hook("blocked")
+                with trio.move_on_at(self._when_room(len(write.data) - write.taken)):
+                    await self._changed.wait()
+        except BaseException:
+            self._end_write(write)
+            raise
+        finally:
+            self._sending = False
+        if write.done:
+            self._end_write(write)
+            self._react(write)
+        # A socket does the same: what the system has taken is no more undone by a cancellation.
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return taken
+
+    def close(self) -> None:
+        if self.closed is None:
+            self.closed = trio.current_time()
+            self._wake()
+
+    def fileno(self) -> int:
+        return -1 if self.closed is not None else 1
+
+    def setsockopt(self, *_option: Any) -> None:
+        pass
+
+    def _look(self) -> None:
+        """See what has come; raises what a socket does when there is an end to everything."""
+        if self.closed is not None:
+            raise OSError(errno.EBADF, "closed")
+        self._arrive()
+        if self._reset:
+            self._meet_the_end()
+            raise ConnectionResetError
+
+    # The way down.
+
+    def _arrive(self) -> None:
+        """Let come in what is due by now."""
+        now = trio.current_time()
+        while not self._reset and self._next_arrival() <= now:
+            _, _, segment, of_script = heapq.heappop(self._coming)
+            if of_script:
+                self._look_ahead()
+            if self._fin:
+                continue
+            for offset, mark in segment.marks:
+                self.arrived.append((segment.at, mark))
+                self._unread.append((self._bytes_arrived + offset, mark))
+            self._buffer += segment.data
+            self._bytes_arrived += len(segment.data)
+            self._fin = segment.end == "fin"
+            self._reset = segment.end == "reset"
+            if self._reset:
+                self._coming.clear()
+                self._wake()
+
+    def _next_arrival(self) -> float:
+        return self._coming[0][0] if self._coming else inf
+
+    def _look_ahead(self) -> None:
+        segment = next(self._script, None)
+        if segment is not None:
+            heapq.heappush(self._coming, (segment.at, next(self._numbers), segment, True))
+
+    def _insert(self, segments: Iterable[Segment]) -> None:
+        for segment in segments:
+            heapq.heappush(self._coming, (segment.at, next(self._numbers), segment, False))
+        self._wake()
+
+    def _take(self, most: int) -> bytes:
+        data = bytes(self._buffer[:most])
+        del self._buffer[:most]
+        self._bytes_read += len(data)
+        while self._unread and self._unread[0][0] <= self._bytes_read:
+            mark = self._unread.popleft()[1]
+            self.read.append((trio.current_time(), mark))
+            if mark.kind == "ask":
+                self._hook("asked")
+        return data
+
+    def _meet_the_end(self) -> None:
+        """Nothing more will be read: what lies unread is lost, but for the news of the end."""
+        now = trio.current_time()
+        self.read.extend((now, mark) for _, mark in self._unread if mark.kind == "fatal")
+        self._unread.clear()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    # The way up.
+
+    def _begin_or_go_on(self, data: bytes) -> Write:
+        """The write that `data` is the rest of; or a new one, judged before its first byte goes."""
+        under_way = self._write
+        if under_way is not None:
+            if data == under_way.data[under_way.taken :]:
+                return under_way
+            self._end_write(under_way)
+        if self._cut_short:
+            self._complain("bytes follow a write that was cut short")
+        frames: list[Frame] = []
+        if self._upgraded:
+            frames = client_frames(data)
+            if not frames:
+                self._complain("a write is not made of whole masked frames")
+            if self.said_close and any(f.opcode in (TEXT, BINARY, CLOSE) for f in frames):
+                self._complain("data, or a second close, follows our close")
+        write = self._write = Write(trio.current_time(), data, frames)
+        self.writes.append(write)
+        return write
+
+    def _end_write(self, write: Write) -> None:
+        write.ended = trio.current_time()
+        self._write = None
+        self._cut_short = 0 < write.taken < len(write.data)
+
+    def _push(self, write: Write) -> int:
+        """Take as much of the write as there is room for; that breaks the connection at times."""
+        uplink = self._peer.uplink
+        self._drain()
+        left = len(write.data) - write.taken
+        room = left if uplink.rate == inf else max(0, int(uplink.capacity - self._level))
+        until_broken = uplink.breaks_after - self._bytes_taken
+        if until_broken <= 0:
+            self._insert([Segment(trio.current_time(), end="reset")])
+            self._look()
+        taken = int(min(left, room, until_broken))
+        write.taken += taken
+        self._bytes_taken += taken
+        if uplink.rate != inf:
+            self._level += taken
+        return taken
+
+    def _drain(self) -> None:
+        uplink = self._peer.uplink
+        now = trio.current_time()
+        if now >= uplink.turns_at:
+            self._drain_until(uplink.turns_at)
+            uplink.rate, uplink.turns_at = uplink.then, inf
+        self._drain_until(now)
+
+    def _drain_until(self, at: float) -> None:
+        drained = (at - self._level_at) * self._peer.uplink.rate if at > self._level_at else 0.0
+        self._level = max(0.0, self._level - drained)
+        self._level_at = at
+
+    def _when_room(self, wanted: int) -> float:
+        """When the system wakes a writer: with a third of the buffer free, or all that it wants."""
+        uplink = self._peer.uplink
+        if uplink.rate == 0:
+            return uplink.turns_at
+        enough = min(wanted, max(1, uplink.capacity // 3))
+        excess = self._level + enough - uplink.capacity
+        # A little later, or a rounding error would have us look in vain.
+        return min(self._level_at + excess / uplink.rate + 1e-6, uplink.turns_at)
+
+    def _react(self, write: Write) -> None:
+        """What the peer does about a write that has come to it."""
+        now = trio.current_time()
+        if not self._upgraded:
+            self._upgraded = True
+            self._script = self._peer.begin(now, write.data)
+            self._look_ahead()
+            self._wake()
+        elif any(frame.opcode == CLOSE for frame in write.frames):
+            self.said_close = True
+            if self._peer.uplink.rate > 0:
+                self._insert(self._peer.hear_close(now))
+        elif self._fin:
+            self._insert([Segment(now, end="reset")])  # nobody is there any more
+
+
+class Sealed(trio.abc.Stream):
+    """A stream over a wire that does not tell how far a write has come, as TLS does not."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        with _as_a_stream():
+            return await self._wire.recv(max_bytes or 65536)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        with _as_a_stream(), memoryview(data) as rest:
+            taken = 0
+            while taken < len(data):
+                taken += await self._wire.send(rest[taken:])
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        self._wire.close()
+        await trio.lowlevel.checkpoint()
+
+
+@contextmanager
+def _as_a_stream() -> Iterator[None]:
+    """The errors of a socket as those of a stream."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EBADF:
+            raise trio.ClosedResourceError from None
+        raise trio.BrokenResourceError from None
+
+
+# Frames (RFC 6455, section 5.2).
+
+
+def server_frame(opcode: int, payload: bytes = b"", *, fin: bool = True) -> bytes:
+    """One frame as a server sends it."""
+    size = len(payload)
+    if size < 126:
+        length = bytes((size,))
+    elif size < 65536:
+        length = b"\x7e" + size.to_bytes(2)
+    else:
+        length = b"\x7f" + size.to_bytes(8)
+    return bytes(((0x80 if fin else 0) | opcode,)) + length + payload
+
+
+def client_frames(data: bytes) -> list[Frame]:
+    """The frames of a client's write; none when it does not consist of whole masked ones."""
+    frames: list[Frame] = []
+    at = 0
+    while at < len(data):
+        head = data[at : at + 14]
+        if len(head) < 6 or not head[1] & 0x80 or not head[0] & 0x80:
+            return []
+        size, begin = head[1] & 0x7F, at + 2
+        if size == 126:
+            size, begin = int.from_bytes(head[2:4]), begin + 2
+        elif size == 127:
+            size, begin = int.from_bytes(head[2:10]), begin + 8
+        key = data[begin : begin + 4]
+        masked = data[begin + 4 : begin + 4 + size]
+        if len(masked) < size:
+            return []
+        mask = (key * (size // 4 + 1))[:size]
+        plain = int.from_bytes(masked) ^ int.from_bytes(mask)
+        at = begin + 4 + size
+        frames.append(Frame(head[0] & 0xF, plain.to_bytes(size), at))
+    return frames

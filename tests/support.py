@@ -1,0 +1,136 @@
+"""What the tests of the link, the session and the supervisor share."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import attrs
+import trio
+
+from ratebridge.address import Address
+from ratebridge.bridge import Bridge
+from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script, request_text
+from ratebridge.link import Link, open_link
+from ratebridge.observer import Observer
+from ratebridge.outbox import Outbox
+from ratebridge.session import SessionEnd
+
+ADDRESS = Address("feed.example", 80, "/stream", secure=False)
+NOW = datetime(2021, 6, 1, 12, tzinfo=UTC)
+BEAT = b'{"type":"heartbeat"}'
+NO_CHAIN: Any = None  # of a bridge that is asked for euros only
+
+
+def ask(number: int | str) -> str:
+    """A request that needs no rate."""
+    return request_text(number, "1.5", "EUR", "2021-05-18T21:32:42.324Z")
+
+
+def server_frame(payload: bytes, first: int = 0x81) -> bytes:
+    """A frame as a server writes it; `first` is its first byte, a whole text's if not given."""
+    size = len(payload)
+    if size < 126:
+        return bytes((first, size)) + payload
+    if size < 65536:
+        return bytes((first, 126)) + size.to_bytes(2) + payload
+    return bytes((first, 127)) + size.to_bytes(8) + payload
+
+
+@attrs.define
+class Witness(Observer):
+    """An observer that remembers. Times are trio's."""
+
+    ups: list[float] = attrs.Factory(list)
+    ends: list[SessionEnd] = attrs.Factory(list)
+    waits: list[float | None] = attrs.Factory(list)
+    lost: list[tuple[bytes, str]] = attrs.Factory(list)  # replies: id and why
+    crashes: list[Exception] = attrs.Factory(list)
+    excuses: list[float] = attrs.Factory(list)
+    gaps: list[float] = attrs.Factory(list)  # between heartbeats received
+
+    def link_up(self) -> None:
+        self.ups.append(trio.current_time())
+
+    def link_lost(self, end: SessionEnd, retry_in: float | None) -> None:
+        self.ends.append(end)
+        self.waits.append(retry_in)
+
+    def given_up(self, message_id: bytes, why: str) -> None:
+        self.lost.append((message_id, why))
+
+    def session_crashed(self, error: Exception) -> None:
+        self.crashes.append(error)
+
+    def excused(self, late: float) -> None:
+        self.excuses.append(late)
+
+    def heartbeat_received(self, gap: float) -> None:
+        self.gaps.append(gap)
+
+
+def euro_bridge(nursery: trio.Nursery, outbox: Outbox) -> Bridge:
+    """A bridge for requests in euro."""
+    return Bridge(NO_CHAIN, nursery, outbox.add, utc_now=lambda: NOW, observer=Observer())
+
+
+async def beat(peer: FeedPeer, interval: float = 1.0) -> None:
+    """Heartbeats for ever."""
+    while True:
+        await peer.heartbeat()
+        await trio.sleep(interval)
+
+
+async def listen(peer: FeedPeer) -> None:
+    """Read for ever; what comes stands in `peer.received`."""
+    while True:
+        await peer.receive()
+
+
+async def accept_and_listen(peer: FeedPeer) -> None:
+    """A script: grant the upgrade, say nothing, listen."""
+    await peer.accept()
+    await listen(peer)
+
+
+async def accept_and_beat(peer: FeedPeer) -> None:
+    """A script: a healthy peer without requests."""
+    await peer.accept()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(beat, peer)
+        await listen(peer)
+
+
+def in_turn(*scripts: Script) -> Script:
+    """A script that plays these, one a connection, and the last for every one after them."""
+    left = list(scripts)
+
+    async def script(peer: FeedPeer) -> None:
+        await (left.pop(0) if len(left) > 1 else left[0])(peer)
+
+    return script
+
+
+@attrs.define
+class Dialled:
+    """A dial that keeps our side of the streams it has opened."""
+
+    feed: MemoryFeed
+    streams: list[Any] = attrs.Factory(list)
+
+    async def __call__(self) -> trio.abc.Stream:
+        stream = await self.feed.dial()
+        self.streams.append(stream)
+        return stream
+
+
+@asynccontextmanager
+async def open_to(script: Script) -> AsyncIterator[tuple[Link, MemoryFeed]]:
+    """A link that is open to a feed in memory which plays `script`."""
+    async with trio.open_nursery() as feed_nursery:
+        feed = MemoryFeed(feed_nursery, script)
+        async with trio.open_nursery() as link_nursery:
+            link = await open_link(link_nursery, ADDRESS, feed.dial)
+            yield link, feed
+            link_nursery.cancel_scope.cancel()
+        feed_nursery.cancel_scope.cancel()

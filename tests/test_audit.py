@@ -1,0 +1,732 @@
+"""The audit trail: what a line holds, when it is safe, and what trouble with the file costs."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import structlog
+import trio
+
+from ratebridge import audit as audit_module
+from ratebridge.address import Address
+from ratebridge.app import World, serve
+from ratebridge.audit import BATCH, FLUSH_EVERY, LAST_WITHIN, SLOW, Audit, line_of
+from ratebridge.errors import BadSettings
+from ratebridge.fakes.feed import FeedPeer, MemoryFeed, request_text
+from ratebridge.journal import Journal
+from ratebridge.messages import Request, decode
+from ratebridge.observer import Observer
+from ratebridge.rates import Quote, Rate, RateTable
+from ratebridge.settings import Settings
+from ratebridge.stats import Stats
+from ratebridge.verify import judge
+
+NOW = datetime(2021, 5, 20, 8, 0, 0, 412_000, tzinfo=UTC)
+MAY_18 = date(2021, 5, 18)
+DOLLAR = Rate("USD", Decimal("1.2222"), Decimal(1), MAY_18, MAY_18, "ecb", NOW, cached=True)
+EUROS = Decimal("207.55196")
+
+
+@attrs.define
+class Listener(Observer):
+    """Keeps what the trail reports."""
+
+    told: list[tuple[Any, ...]] = attrs.Factory(list)
+
+    def audit_failed(self, why, waiting):
+        self.told.append(("failed", why, waiting))
+
+    def audit_lost(self, lines, why):
+        self.told.append(("lost", lines, why))
+
+    def audit_mended(self, lost):
+        self.told.append(("mended", lost))
+
+    def audit_crashed(self, error):
+        self.told.append(("crashed", type(error)))
+
+
+def request(message_id: int | str = 456, **fields: Any) -> Request:
+    found = decode(request_text(message_id, **fields).encode())
+    assert isinstance(found, Request)
+    return found
+
+
+def add(audit: Audit, *ids: int) -> None:
+    for message_id in ids:
+        audit.add(request(message_id), EUROS, DOLLAR, NOW)
+
+
+def lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def ids(path: Path) -> list[Any]:
+    return [line["id"] for line in lines(path)]
+
+
+class Here:
+    """Takes the place of the thread, so that a virtual clock can be used."""
+
+    def __init__(self) -> None:
+        self.flushes = 0
+        self.flushed = trio.Event()
+
+    async def __call__(self, write: Callable[[], None], *, abandon_on_cancel: bool) -> None:
+        await trio.lowlevel.checkpoint()
+        try:
+            write()
+        finally:
+            self.flushes += 1
+            self.flushed.set()
+            self.flushed = trio.Event()
+
+
+@asynccontextmanager
+async def running(audit: Audit):
+    async with trio.open_nursery() as nursery:
+        await nursery.start(audit.run)
+        yield nursery
+        nursery.cancel_scope.cancel()
+
+
+# What a line holds.
+
+
+def line(asked: Request, eur: str = "207.55196", rate: Rate | None = DOLLAR) -> Any:
+    date = bytes(asked.payload["date"])
+    return line_of(
+        (NOW, asked.id, asked.currency, asked.stake, Decimal(eur), rate, date, asked.instant)
+    )
+
+
+def test_a_line_is_the_nine_facts_and_their_checksum():
+    assert line(request()) == (
+        b'{"at":"2021-05-20T08:00:00.412Z","id":456,"currency":"USD","stake":"253.67",'
+        b'"eur":"207.55196","rate":"1.2222","rate_date":"2021-05-18",'
+        b'"date":"2021-05-18T21:32:42.324Z","provider":"ecb","crc":"82e2467d"}\n'
+    )
+
+
+@attrs.frozen
+class Row:
+    name: str
+    asked: Request
+    shown: dict[str, Any]
+    eur: str = "1.00000"
+    rate: Rate | None = DOLLAR
+
+
+ROWS = [
+    Row(
+        "euro",
+        request(currency="EUR", stake="7.100", date="2021-05-18T23:30:00-02:00"),
+        {"currency": "EUR", "stake": "7.100", "eur": "7.1", "rate": "1", "provider": "none"}
+        # The UTC day of the request, which is as it came.
+        | {"rate_date": "2021-05-19", "date": "2021-05-18T23:30:00-02:00"},
+        eur="7.10000",
+        rate=None,
+    ),
+    Row(
+        "dollar base",
+        request(currency="GBP"),
+        {"rate": "0.7035/0.8183", "rate_date": "2021-05-17", "provider": "freecurrencyapi"},
+        rate=attrs.evolve(
+            DOLLAR,
+            units=Decimal("0.7035"),
+            euro=Decimal("0.8183"),
+            day=date(2021, 5, 17),
+            provider="freecurrencyapi",
+        ),
+    ),
+    Row("exponents", request(stake="1.50E+2"), {"stake": "150", "eur": "100"}, eur="100.00000"),
+    Row("negative", request(stake="-0.00001"), {"stake": "-0.00001", "eur": "0"}, eur="-0.00000"),
+    Row("string id", request('a"\\\n\u2028'), {"id": 'a"\\\n\u2028'}),
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_line_holds_numbers_as_exact_text_and_the_rest_as_it_came(row):
+    text = line(row.asked, row.eur, row.rate)
+    found = json.loads(text)
+    assert {key: found[key] for key in row.shown} == row.shown
+    assert list(found) == [
+        *("at", "id", "currency", "stake", "eur", "rate", "rate_date", "date", "provider", "crc")
+    ]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+def test_an_id_with_line_ends_in_it_makes_one_line_all_the_same(end):
+    frame = request_text(1).replace('"id":1,', f'"id":[1,{end}{{"a":{end}2}}],').encode()
+    asked = decode(frame)
+    assert isinstance(asked, Request)
+    text = line(asked)
+    assert len(text.splitlines()) == 1
+    assert json.loads(text)["id"] == [1, {"a": 2}]
+    assert judge(text.rstrip()) == ("true", "")
+
+
+# When a line is safe.
+
+
+async def test_lines_are_in_the_file_in_their_order_within_a_second(tmp_path, autojump_clock):
+    path = tmp_path / "audit.jsonl"
+    audit = Audit(path, Listener(), Here())
+    async with running(audit):
+        for first in range(0, 40, 4):
+            await trio.sleep(0.17)
+            add(audit, *range(first, first + 4))
+            made = trio.current_time()
+            while ids(path)[-1:] != [first + 3]:
+                assert trio.current_time() - made <= FLUSH_EVERY
+                await trio.sleep(0.01)
+    assert ids(path) == list(range(40))
+
+
+async def test_a_backlog_of_many_batches_keeps_its_order(tmp_path, autojump_clock):
+    path = tmp_path / "audit.jsonl"
+    audit = Audit(path, Listener(), Here())
+    async with running(audit):
+        add(audit, *range(3 * BATCH + 5))
+        assert audit.waiting == 3 * BATCH + 5
+        await trio.sleep(FLUSH_EVERY)
+        await trio.testing.wait_all_tasks_blocked()
+        assert audit.waiting == 0
+        assert ids(path) == list(range(3 * BATCH + 5))
+
+
+async def test_nothing_to_write_costs_no_thread(tmp_path, autojump_clock):
+    here = Here()
+    async with running(Audit(tmp_path / "audit.jsonl", Listener(), here)):
+        await trio.sleep(60)
+        assert here.flushes == 0
+
+
+async def test_what_came_just_before_the_stop_is_written(tmp_path, autojump_clock):
+    path = tmp_path / "audit.jsonl"
+    listener = Listener()
+    audit = Audit(path, listener, Here())
+    async with running(audit):
+        add(audit, 1, 2, 3)
+    assert ids(path) == [1, 2, 3]
+    assert listener.told == []
+
+
+async def test_the_file_is_private_and_is_appended_to(tmp_path, autojump_clock):
+    path = tmp_path / "audit.jsonl"
+    for message_id in (1, 2):
+        audit = Audit(path, Listener(), Here())
+        async with running(audit):
+            add(audit, message_id)
+    assert ids(path) == [1, 2]
+    assert path.stat().st_mode & 0o777 == 0o640 & ~current_umask()
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@pytest.mark.parametrize("where", ["", "missing/audit.jsonl"])
+def test_a_file_that_cannot_be_opened_at_the_start_is_a_bad_setting(tmp_path, where):
+    with pytest.raises(BadSettings, match=r"^RATEBRIDGE_AUDIT_FILE: expected a file that can be"):
+        Audit(tmp_path / where, Listener())
+
+
+# A file that is moved.
+
+
+async def test_after_a_rename_the_lines_go_to_a_new_file(tmp_path, autojump_clock):
+    path, rotated = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
+    audit = Audit(path, Listener(), Here())
+    async with running(audit):
+        await write(audit, 1)
+        path.rename(rotated)
+        await trio.sleep(1)
+        await write(audit, 2)
+        assert (ids(rotated), ids(path)) == ([1], [2])
+
+
+async def test_the_file_is_looked_for_once_a_second_at_most(tmp_path, autojump_clock):
+    path, rotated = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
+    audit = Audit(path, Listener(), Here())
+    async with running(audit):
+        await write(audit, 1)
+        path.rename(rotated)
+        await write(audit, 2)  # within the second: it goes to the file that was moved
+        await trio.sleep(1)
+        await write(audit, 3)
+        assert (ids(rotated), ids(path)) == ([1, 2], [3])
+
+
+async def test_a_file_in_the_place_of_ours_is_written_to(tmp_path, autojump_clock):
+    path = tmp_path / "audit.jsonl"
+    audit = Audit(path, Listener(), Here())
+    async with running(audit):
+        await write(audit, 1)
+        path.rename(tmp_path / "audit.jsonl.1")
+        path.touch()
+        await trio.sleep(1)
+        await write(audit, 2)
+        assert ids(path) == [2]
+
+
+async def test_a_hangup_opens_the_file_anew_at_once(tmp_path, autojump_clock):
+    path, rotated = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
+    here = Here()
+    audit = Audit(path, Listener(), here)
+    async with running(audit):
+        await write(audit, 1)
+        path.rename(rotated)
+        add(audit, 2)
+        flushed = here.flushed
+        os.kill(os.getpid(), signal.SIGHUP)
+        await flushed.wait()
+        assert (ids(rotated), ids(path)) == ([1], [2])
+
+
+async def test_a_hangup_makes_an_empty_file_when_there_is_nothing_to_write(
+    tmp_path, autojump_clock
+):
+    path = tmp_path / "audit.jsonl"
+    here = Here()
+    async with running(Audit(path, Listener(), here)):
+        path.unlink()
+        flushed = here.flushed
+        os.kill(os.getpid(), signal.SIGHUP)
+        await flushed.wait()
+        assert path.read_bytes() == b""
+
+
+async def test_a_directory_that_is_gone_is_trouble_until_it_is_back(tmp_path, autojump_clock):
+    path = tmp_path / "logs" / "audit.jsonl"
+    path.parent.mkdir()
+    listener = Listener()
+    here = Here()
+    audit = Audit(path, listener, here)
+    async with running(audit):
+        path.unlink()
+        path.parent.rmdir()
+        await write(audit, 1)
+        flushed = here.flushed
+        os.kill(os.getpid(), signal.SIGHUP)
+        await flushed.wait()
+        assert listener.told == [("failed", "No such file or directory", 1)]
+        path.parent.mkdir()
+        await write(audit, 2)
+        assert listener.told[1:] == [("mended", 0)]
+        assert ids(path) == [1, 2]
+
+
+async def test_a_path_out_of_reach_is_one_trouble_and_not_one_each_second(tmp_path, autojump_clock):
+    path = tmp_path / "logs" / "audit.jsonl"
+    path.parent.mkdir()
+    listener = Listener()
+    audit = Audit(path, listener, Here())
+    async with running(audit):
+        await write(audit, 1)
+        path.parent.rename(tmp_path / "logs.1")
+        path.parent.touch()  # a file where the directory was
+        await trio.sleep(1)
+        for message_id in range(2, 10):
+            await write(audit, message_id)
+            await trio.sleep(1)
+        [trouble] = listener.told
+        assert trouble[:2] == ("failed", "Not a directory")
+        path.parent.unlink()
+        path.parent.mkdir()
+        await write(audit, 10)
+        assert listener.told[1:] == [("mended", 0)]
+        assert ids(path) == list(range(2, 11))
+
+
+async def test_a_file_whose_end_cannot_be_read_is_not_written_to(
+    tmp_path, autojump_clock, monkeypatch
+):
+    path = tmp_path / "audit.jsonl"
+    path.write_bytes(line(request(1)))
+    listener = Listener()
+    here = Here()
+    audit = Audit(path, listener, here)
+
+    def unreadable(*_: Any) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    async with running(audit):
+        with monkeypatch.context() as broken:
+            broken.setattr(os, "pread", unreadable)
+            flushed = here.flushed
+            os.kill(os.getpid(), signal.SIGHUP)
+            await flushed.wait()
+            await write(audit, 2)
+            assert ids(path) == [1]
+        await write(audit, 3)
+        assert listener.told == [("failed", "Input/output error", 0), ("mended", 0)]
+    assert ids(path) == [1, 2, 3]
+
+
+async def write(audit: Audit, *message_ids: int) -> None:
+    """Add lines and let the time pass in which they are written."""
+    add(audit, *message_ids)
+    await trio.sleep(FLUSH_EVERY)
+    await trio.testing.wait_all_tasks_blocked()
+
+
+# Trouble.
+
+
+@contextmanager
+def disk_full_at(size: int) -> Iterator[None]:
+    """No file can grow beyond `size` bytes: a write is cut short there, and the next refused."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def test_a_full_disk_is_told_once_and_costs_no_line_when_it_has_room_again(
+    tmp_path, autojump_clock
+):
+    path = tmp_path / "audit.jsonl"
+    listener = Listener()
+    audit = Audit(path, listener, Here())
+    async with running(audit):
+        with disk_full_at(500):  # in the middle of the third line
+            await write(audit, 1, 2, 3, 4)
+            assert listener.told == [("failed", "File too large", 2)]
+            assert path.stat().st_size == 500
+            await write(audit, 5)
+            await trio.sleep(60)
+            assert listener.told == [("failed", "File too large", 2)]
+            assert audit.waiting == 3
+        await trio.sleep(FLUSH_EVERY)
+        await trio.testing.wait_all_tasks_blocked()
+        assert listener.told[1:] == [("mended", 0)]
+    assert ids(path) == [1, 2, 3, 4, 5]
+
+
+async def test_a_device_without_room_is_trouble_and_no_more(autojump_clock):
+    listener = Listener()
+    audit = Audit(Path("/dev/full"), listener, Here())
+    async with running(audit):
+        await write(audit, 1, 2)
+        assert listener.told == [("failed", "No space left on device", 2)]
+    assert listener.told[1:] == [("lost", 2, "the service stopped")]
+
+
+async def test_a_line_cut_short_by_a_full_disk_is_whole_in_the_next_file(tmp_path, autojump_clock):
+    path, rotated = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
+    audit = Audit(path, Listener(), Here())
+    async with running(audit):
+        with disk_full_at(500):
+            await write(audit, 1, 2, 3, 4)
+            path.rename(rotated)
+            await trio.sleep(1)
+            await trio.testing.wait_all_tasks_blocked()
+    assert ids(path) == [3, 4]
+    whole, half = rotated.read_bytes().splitlines()[:2], rotated.read_bytes().splitlines()[2]
+    assert [json.loads(text)["id"] for text in whole] == [1, 2]
+    assert judge(half)[0] == "cut"
+
+
+async def test_a_line_cut_short_stands_alone_when_the_same_file_is_opened_anew(
+    tmp_path, autojump_clock
+):
+    path = tmp_path / "audit.jsonl"
+    here = Here()
+    audit = Audit(path, Listener(), here)
+    async with running(audit):
+        with disk_full_at(500):
+            await write(audit, 1, 2, 3, 4)
+            flushed = here.flushed
+            os.kill(os.getpid(), signal.SIGHUP)
+            await flushed.wait()
+            assert audit.waiting == 2
+    assert kinds(path) == ["true", "true", "cut", "true", "true"]
+
+
+def kinds(path: Path) -> list[str]:
+    return [judge(text)[0] for text in path.read_bytes().splitlines()]
+
+
+async def test_after_a_half_line_of_the_last_run_a_line_begins_its_own(tmp_path, autojump_clock):
+    path = tmp_path / "audit.jsonl"
+    path.write_bytes(line(request(1)) + line(request(2))[:50])
+    audit = Audit(path, Listener(), Here())
+    async with running(audit):
+        add(audit, 3)
+    assert kinds(path) == ["true", "cut", "true"]
+
+
+async def test_a_line_that_lacks_its_end_only_is_whole_again(tmp_path, autojump_clock):
+    path = tmp_path / "audit.jsonl"
+    path.write_bytes(line(request(1)).rstrip())
+    audit = Audit(path, Listener(), Here())
+    async with running(audit):
+        await trio.lowlevel.checkpoint()
+    assert path.read_bytes() == line(request(1))
+
+
+async def test_lines_beyond_what_can_wait_are_lost_and_counted(
+    tmp_path, autojump_clock, monkeypatch
+):
+    monkeypatch.setattr(audit_module, "MOST_WAITING", 3)
+    path = tmp_path / "audit.jsonl"
+    listener = Listener()
+    audit = Audit(path, listener, Here())
+    async with running(audit):
+        add(audit, 1, 2, 3, 4, 5)
+        assert listener.told == [("lost", 1, "too many lines wait to be written")]
+        await write(audit)
+        await write(audit, 6)
+        assert listener.told[1:] == [("mended", 2)]
+        add(audit, 7, 8, 9, 10)  # another time, told again
+        assert listener.told[2:] == [("lost", 1, "too many lines wait to be written")]
+    assert ids(path) == [1, 2, 3, 6, 7, 8, 9]
+    assert audit.lost == 3
+
+
+async def test_ids_of_any_length_cannot_fill_the_memory(tmp_path, autojump_clock, monkeypatch):
+    monkeypatch.setattr(audit_module, "MOST_ID_BYTES", 1000)
+    audit = Audit(tmp_path / "audit.jsonl", Listener(), Here())
+    async with running(audit):
+        for _ in range(2):  # what was written makes room
+            for _ in range(5):
+                audit.add(request("x" * 498), EUROS, DOLLAR, NOW)
+            await write(audit)
+    assert len(lines(tmp_path / "audit.jsonl")) == 2 * 3
+    assert audit.lost == 2 * 2
+
+
+class Stuck:
+    """A thread that does its work, but after a time."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    async def __call__(self, write: Callable[[], None], *, abandon_on_cancel: bool) -> None:
+        await trio.sleep(self.seconds)
+        write()
+
+
+async def test_a_write_that_takes_long_is_told_before_it_ends(tmp_path, autojump_clock):
+    listener = Listener()
+    audit = Audit(tmp_path / "audit.jsonl", listener, Stuck(60))
+    async with running(audit) as nursery:
+        add(audit, 1)
+        await trio.sleep(FLUSH_EVERY + SLOW + 0.1)
+        assert listener.told == [("failed", "a write has taken over 5 s", 1)]
+        await trio.sleep(60)
+        assert listener.told[1:] == [("mended", 0)]
+        nursery.cancel_scope.cancel()
+    assert ids(tmp_path / "audit.jsonl") == [1]
+
+
+async def test_a_disk_that_hangs_does_not_hold_up_the_stop(tmp_path, autojump_clock):
+    listener = Listener()
+    audit = Audit(tmp_path / "audit.jsonl", listener, Stuck(1e9))
+    async with running(audit) as nursery:
+        add(audit, 1, 2)
+        await trio.sleep(1)
+        began = trio.current_time()
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() - began <= LAST_WITHIN
+    assert listener.told == [("lost", 2, "the service stopped")]
+
+
+async def test_a_bug_while_a_line_is_made_costs_lines_and_nothing_else(tmp_path, autojump_clock):
+    listener = Listener()
+    audit = Audit(tmp_path / "audit.jsonl", listener, Here())
+    async with running(audit):
+        audit.add(request(), EUROS, "no rate", NOW)  # type: ignore[arg-type]  # on purpose
+        await write(audit)
+        await write(audit, 2)
+    assert listener.told == [("crashed", AttributeError)]
+    assert ids(tmp_path / "audit.jsonl") == [2]
+
+
+async def test_a_write_given_up_on_and_the_last_one_do_not_mix_their_lines(tmp_path, monkeypatch):
+    """With real threads: the first hangs in a pipe that nobody reads, the second waits behind."""
+    monkeypatch.setattr(audit_module, "FLUSH_EVERY", 0.0)
+    monkeypatch.setattr(audit_module, "LAST_WITHIN", 0.01)
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    listener = Listener()
+    audit = Audit(path, listener)
+    reader = os.open(path, os.O_RDONLY)
+    add(audit, *range(1000))
+    async with running(audit) as nursery:
+        while audit.waiting > 900:
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    [(told, left, why)] = listener.told
+    assert (told, why) == ("lost", "the service stopped")
+    assert 0 < left < 1000
+    text = b""
+    while text.count(b"\n") < 1000:
+        text += await trio.to_thread.run_sync(os.read, reader, 65536)
+    os.close(reader)
+    assert [json.loads(found)["id"] for found in text.splitlines()] == list(range(1000))
+
+
+# In the service.
+
+
+@attrs.define
+class Bank:
+    """A source with one rate, which it gives when it is let."""
+
+    let: trio.Event
+    name: str = "bank"
+    quota: None = None
+
+    async def fetch(self, day: date, now: datetime) -> RateTable:
+        await self.let.wait()
+        quotes = {"EUR": Quote(Decimal(1), day), "USD": Quote(Decimal("1.2222"), day)}
+        return RateTable(self.name, day, quotes, now)
+
+
+async def test_the_service_keeps_a_line_per_conversion_the_drain_included(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    stop, asked, let = trio.Event(), trio.Event(), trio.Event()
+    peers: list[FeedPeer] = []
+
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        peers.append(peer)
+        await peer.heartbeat()
+        await peer.send(request_text(1, currency="EUR"))
+        await peer.send(request_text(2, currency="XXX"))
+        await peer.send(request_text(3))
+        assert (await peer.receive_reply())["id"] == "1"
+        asked.set()
+        while True:
+            await peer.receive()
+
+    async with trio.open_nursery() as nursery:
+        feed = MemoryFeed(nursery, script)
+        settings = Settings(Address("feed.example", 80, "/", secure=False), audit_file=path)
+        journal = Journal(Stats())
+        world = World(dial=feed.dial, sources=[Bank(let)], clock=lambda: NOW)
+
+        async def run() -> None:
+            await serve(settings, journal, stop, world)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(run)
+        await asked.wait()
+        stop.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert 3 not in ids(path)
+        let.set()
+    assert [(line["id"], line["eur"], line["provider"]) for line in lines(path)] == [
+        (1, "253.67", "none"),
+        (3, "207.55196", "bank"),
+    ]
+    assert kinds(path) == ["true", "true"]
+
+
+async def test_a_service_without_an_audit_file_keeps_none(tmp_path, autojump_clock, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    journal = Journal(Stats())
+    journal.converted(request(), EUROS, DOLLAR, NOW, 0.001)
+    assert journal.audit is None
+
+
+async def test_the_journal_tells_of_the_trail_and_keeps_its_troubles(autojump_clock):
+    with structlog.testing.capture_logs() as logs:
+        journal = Journal(Stats(), lambda: NOW)
+        journal.audit_failed("No space left on device", 12)
+        journal.audit_lost(1, "too many lines wait to be written")
+        journal.audit_mended(7)
+        journal.audit_crashed(ValueError("x"))
+    crash = logs.pop()
+    assert (crash["event"], crash["where"], crash["log_level"]) == ("crash", "audit", "error")
+    assert logs == [
+        {
+            "event": "audit.failed",
+            "log_level": "error",
+            "detail": "No space left on device",
+            "waiting": 12,
+        },
+        {
+            "event": "audit.lost",
+            "log_level": "error",
+            "lines": 1,
+            "why": "too many lines wait to be written",
+        },
+        {"event": "audit.mended", "log_level": "warning", "lost": 7},
+    ]
+    assert set(journal.stats.troubles) == {"audit.failed", "audit.lost", "crash audit"}
+
+
+# A real process.
+
+WRITER = """
+import sys, trio
+from datetime import UTC, datetime
+from pathlib import Path
+from decimal import Decimal
+from ratebridge.audit import Audit
+from ratebridge.messages import decode
+from ratebridge.observer import Observer
+
+async def main():
+    audit = Audit(Path(sys.argv[1]), Observer())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(audit.run)
+        for message_id in range(10**9):
+            frame = sys.argv[2].replace("456", str(message_id)).encode()
+            audit.add(decode(frame), Decimal("253.67000"), None, datetime.now(UTC))
+            print(message_id, flush=True)
+            await trio.sleep(0.002)
+
+trio.run(main)
+"""
+
+
+def test_a_kill_loses_a_second_at_most_and_the_next_run_goes_on_after_it(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    frame = request_text(456, currency="EUR")
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path), frame], stdout=subprocess.PIPE, text=True
+    )
+    assert writer.stdout is not None
+    with writer.stdout:
+        made: list[tuple[float, int]] = []
+        while not made or made[-1][0] < made[0][0] + 1.3:
+            message_id = int(writer.stdout.readline())
+            made.append((time.monotonic(), message_id))
+        writer.kill()
+        killed = time.monotonic()
+        writer.wait()
+    written = ids(path)
+    assert written == list(range(len(written)))
+    assert written[-1] >= max(number for at, number in made if at < killed - 1.0)
+    assert written[-1] < made[-1][1] + 100
+
+    with path.open("ab") as file:  # as if the kill had come in the middle of a write
+        file.write(line(request(7))[:99])
+
+    async def next_run() -> None:
+        audit = Audit(path, Listener())
+        async with running(audit):
+            add(audit, 8)
+
+    trio.run(next_run)
+    assert kinds(path) == ["true"] * len(written) + ["cut", "true"]

@@ -1,0 +1,305 @@
+"""The bridge: a frame in, a reply out, now or when the rate has come."""
+
+import json
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import attrs
+import pytest
+import trio
+from rate_bench import DAY, START, Notes, open_bench
+
+from ratebridge.bridge import MOST_WAITING, Bridge
+from ratebridge.fakes.feed import request_text
+from ratebridge.fakes.rates import FREECURRENCYAPI, HANG, Fault, quote
+from ratebridge.messages import HEARTBEAT, THE_HEARTBEAT
+from ratebridge.outbox import Reply
+from ratebridge.rates import Quote, RateTable
+
+NOON = "2026-11-03T12:00:00Z"
+
+
+class Log(Notes):
+    """What the bridge tells its observer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conversions = []
+        self.refusals = []
+        self.drops = []
+        self.lost = []
+        self.bugs = []
+
+    def converted(self, request, eur, rate, at, seconds):
+        self.conversions.append((request.id, eur, rate, seconds))
+
+    def refused(self, problem, message_id, seconds):
+        self.refusals.append((message_id, problem.kind, seconds))
+
+    def dropped(self, reason, frame):
+        self.drops.append(reason)
+
+    def given_up(self, message_id, why):
+        self.lost.append((message_id, why))
+
+    def request_crashed(self, error):
+        self.bugs.append(error)
+
+
+@attrs.define
+class Desk:
+    """A bridge, and what it delivered later."""
+
+    bridge: Bridge
+    log: Log
+    later: list[Reply]
+    fake: object
+    nursery: trio.Nursery
+
+    def ask(self, *wish, **more):
+        return self.bridge.answer(request_text(*wish, **more).encode())
+
+
+@asynccontextmanager
+async def open_desk(*sources, **how):
+    async with open_bench(*sources, **how) as bench:
+        later: list[Reply] = []
+        log = Log()
+        bridge = Bridge(bench.chain, bench.nursery, later.append, utc_now=bench.wall, observer=log)
+        yield Desk(bridge, log, later, bench.fake, bench.nursery)
+
+
+def said(reply):
+    return json.loads(reply.frame, parse_float=Decimal, parse_int=Decimal)
+
+
+def text_of(reply):
+    return said(reply)["message"].removeprefix("Unable to convert stake. Error: ")
+
+
+async def test_a_reply_comes_later_when_the_rate_has_to_be_fetched_and_at_once_from_then_on(
+    autojump_clock,
+):
+    async with open_desk() as desk:
+        desk.fake.latency = 1.0
+        assert desk.ask(1, "253.67", "USD", NOON) is None
+        assert desk.bridge.waiting == 1
+        await desk.bridge.wait_settled()
+        assert trio.current_time() == 1.0
+        (reply,) = desk.later
+        at_once = desk.ask("two", "253.67", "USD", NOON)
+        euro = Decimal("253.67") / Decimal(quote(FREECURRENCYAPI, "USD", DAY))
+        payload = {"marketId": 123456, "selectionId": 987654, "odds": Decimal("2.2")}
+        payload |= {"stake": round(euro, 5), "currency": "EUR", "date": "2026-11-20T12:00:21.000Z"}
+        assert said(reply) == {"type": "message", "id": 1, "payload": payload}
+        assert said(at_once) == {"type": "message", "id": "two", "payload": payload}
+        assert (reply.id, reply.keep, reply.made_at) == (b"1", True, 1.0)
+        (first, second) = desk.log.conversions
+        assert (first[0], first[1], first[2].cached, first[3]) == (b"1", round(euro, 5), False, 1.0)
+        assert (second[0], second[2].cached, second[3]) == (b'"two"', True, 0.0)
+        assert desk.bridge.waiting == 0
+
+
+async def test_euro_is_answered_without_a_call(autojump_clock):
+    async with open_desk() as desk:
+        assert said(desk.ask(1, "2.500005", "EUR", NOON))["payload"]["stake"] == Decimal("2.5")
+        assert desk.fake.count() == 0
+        assert desk.log.conversions == [(b"1", Decimal("2.50000"), None, 0.0)]
+
+
+async def test_a_heartbeat_is_one_and_has_no_reply(autojump_clock):
+    async with open_desk() as desk:
+        assert desk.bridge.answer(HEARTBEAT) is THE_HEARTBEAT
+
+
+async def test_what_nobody_can_be_answered_about_is_dropped(autojump_clock):
+    async with open_desk() as desk:
+        assert desk.bridge.answer(b"garbage") is None
+        assert desk.bridge.answer(b'{"type":"message"}') is None
+        assert desk.log.drops == ["not-json", "no-id"]
+
+
+async def test_a_bad_request_is_answered_with_what_is_bad(autojump_clock):
+    async with open_desk() as desk:
+        reply = desk.ask(7, '"1"', "USD", NOON)
+        assert said(reply)["type"] == "error"
+        assert said(reply)["id"] == 7
+        assert text_of(reply) == 'stake "1" is not a number'
+        assert desk.log.refusals == [(b"7", "bad-stake", 0.0)]
+
+
+# Which day.
+
+
+@pytest.mark.parametrize(
+    ("text", "day"),
+    [
+        ("2026-11-19T23:59:59.999Z", "2026-11-19"),
+        ("2026-11-19T22:30:00-05:00", "2026-11-20"),
+        ("2026-11-20T00:30:00+01:00", "2026-11-19"),
+        ("2026-11-20T12:05:20Z", "2026-11-20"),
+        ("1999-01-04", "1999-01-04"),
+    ],
+    ids=["yesterday", "today there", "yesterday here", "five minutes ahead", "the first"],
+)
+async def test_the_utc_day_chooses_the_table(autojump_clock, text, day):
+    async with open_desk("frankfurter") as desk:
+        assert desk.ask(1, "1", "USD", text) is None
+        await desk.bridge.wait_settled()
+        assert [call.day for call in desk.fake.calls] == [day]
+        assert said(desk.later[0])["type"] == "message"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("2026-11-20T12:05:20.001Z", "date 2026-11-20T12:05:20.001Z is in the future"),
+        (
+            "1999-01-03T23:59:59Z",
+            "date 1999-01-03T23:59:59.000Z is before 1999-01-04, the first day with rates",
+        ),
+    ],
+)
+async def test_days_without_rates_are_refused_without_a_call(autojump_clock, text, problem):
+    async with open_desk() as desk:
+        assert text_of(desk.ask(1, "1", "EUR", text)) == problem
+        assert desk.log.refusals == [(b"1", "bad-date", 0.0)]
+
+
+async def test_a_request_for_today_on_each_side_of_midnight(autojump_clock):
+    evening = datetime(2026, 11, 20, 23, 59, 59, tzinfo=UTC)
+    async with open_desk("frankfurter", start=evening) as desk:
+        desk.ask(1, "1", "USD", "2026-11-21T00:00:30Z")
+        await trio.sleep(2)
+        desk.ask(2, "1", "USD", "2026-11-21T00:00:30Z")
+        await desk.bridge.wait_settled()
+        assert [call.day for call in desk.fake.calls] == ["2026-11-20", "2026-11-21"]
+
+
+# When there is no rate.
+
+
+async def test_an_unknown_currency_is_named(autojump_clock):
+    async with open_desk() as desk:
+        desk.ask(1, "1", "BTC", NOON)
+        await desk.bridge.wait_settled()
+        text = "currency 'BTC' is not known to freecurrencyapi or frankfurter"
+        assert text_of(desk.later[0]) == text_of(desk.ask(2, "1", "BTC", NOON)) == text
+
+
+async def test_a_failure_is_answered_within_the_deadline_and_other_days_at_once(autojump_clock):
+    async with open_desk(deadline=5.0) as desk:
+        desk.fake.disturb = lambda call: HANG if call.day == str(DAY) else None
+        desk.ask(1, "1", "USD", NOON)
+        desk.ask(2, "1", "USD", "2026-11-04T12:00:00Z")
+        await trio.sleep(0.1)
+        assert [said(reply)["id"] for reply in desk.later] == [2]
+        await desk.bridge.wait_settled()
+        assert trio.current_time() == 5.0
+        assert text_of(desk.later[1]).startswith("no rate for 'USD' on 2026-11-03: freecurrencyapi")
+        assert desk.log.refusals == [(b"1", "unavailable", 5.0)]
+
+
+async def test_a_thousand_may_wait_and_one_more_is_overloaded(autojump_clock):
+    async with open_desk() as desk:
+        desk.fake.latency = 1.0
+        for i in range(MOST_WAITING):
+            assert desk.ask(i, "1", "USD", NOON) is None
+        reply = desk.ask(MOST_WAITING, "1", "USD", NOON)
+        assert text_of(reply) == "overloaded, too many requests wait for rates"
+        assert not reply.keep
+        assert said(desk.ask(0, "1", "EUR", NOON))["type"] == "message"
+        assert desk.bridge.waiting == MOST_WAITING
+        await desk.bridge.wait_settled()
+        assert trio.current_time() == 1.0
+        assert sorted(int(reply.id) for reply in desk.later) == list(range(MOST_WAITING))
+        assert desk.fake.count() == 1
+        assert said(desk.ask(1, "1", "USD", NOON))["type"] == "message"
+
+
+async def test_a_thousand_different_days_are_all_answered_by_the_deadline(autojump_clock):
+    async with open_desk(deadline=5.0) as desk:
+        desk.fake.disturb = lambda _call: HANG
+        for i in range(MOST_WAITING):
+            desk.ask(i, "1", "USD", (START - timedelta(days=i)).isoformat())
+        await desk.bridge.wait_settled()
+        assert trio.current_time() == 5.0
+        assert len(desk.later) == MOST_WAITING
+
+
+async def test_a_stopping_bridge_refuses_what_is_new_and_answers_what_waits(autojump_clock):
+    async with open_desk() as desk:
+        desk.fake.latency = 1.0
+        desk.ask(1, "1", "USD", NOON)
+        desk.bridge.stopping = True
+        assert text_of(desk.ask(2, "1", "EUR", NOON)) == "the service is stopping"
+        await desk.bridge.wait_settled()
+        assert said(desk.later[0])["type"] == "message"
+
+
+class Fragile:
+    """A source with a bug that one day brings out."""
+
+    name = "fragile"
+    quota = None
+
+    async def fetch(self, day, now):
+        if day == DAY:
+            raise ZeroDivisionError("oops")
+        quotes = {code: Quote(Decimal(1), day) for code in ("EUR", "USD")}
+        return RateTable("fragile", day, quotes, now)
+
+
+async def test_a_crash_of_a_source_costs_one_error_and_other_requests_nothing(autojump_clock):
+    async with open_desk(Fragile()) as desk:
+        desk.ask(1, "1", "USD", NOON)
+        desk.ask(2, "1", "USD", "2026-11-04T12:00:00Z")
+        await desk.bridge.wait_settled()
+        texts = {reply.id: said(reply)["type"] for reply in desk.later}
+        assert texts == {b"1": "error", b"2": "message"}
+        assert "oops" not in str(desk.later)
+
+
+async def test_a_bug_on_the_way_of_a_request_costs_that_request(autojump_clock, monkeypatch):
+    async with open_desk() as desk:
+        bug = ValueError("oops")
+
+        def broken(*_args):
+            raise bug
+
+        with monkeypatch.context() as patch:
+            patch.setattr("ratebridge.bridge.to_euro", broken)
+            desk.ask(1, "1", "USD", NOON)
+            await desk.bridge.wait_settled()
+        assert text_of(desk.later[0]) == "an internal error, see the service's log"
+        assert desk.log.bugs == [bug]
+        assert said(desk.ask(2, "1", "USD", NOON))["type"] == "message"
+
+
+async def test_requests_that_wait_when_the_service_ends_are_told_of(autojump_clock):
+    async with open_desk() as desk:
+        desk.fake.disturb = lambda _call: HANG
+        desk.ask(1, "1", "USD", NOON)
+        await trio.sleep(0.1)
+        desk.nursery.cancel_scope.cancel()
+    assert desk.log.lost == [(b"1", "the service stopped")]
+    assert desk.later == []
+
+
+async def test_nothing_waits_so_there_is_nothing_to_wait_for(autojump_clock):
+    async with open_desk() as desk:
+        await desk.bridge.wait_settled()
+        assert trio.current_time() == 0
+
+
+async def test_a_failure_leaves_room_for_others(autojump_clock):
+    """Each that was refused makes room again."""
+    async with open_desk("freecurrencyapi") as desk:
+        desk.fake.disturb = lambda _call: Fault(status=404)
+        for day in ("2026-11-03", "2026-11-04"):
+            for i in range(MOST_WAITING):
+                assert desk.ask(i, "1", "USD", day) is None
+            await desk.bridge.wait_settled()
+            assert desk.bridge.waiting == 0
+        assert len(desk.later) == 2 * MOST_WAITING

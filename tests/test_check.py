@@ -1,0 +1,701 @@
+"""The command `check`: each fault is named where it is, and what depends on it is skipped."""
+
+import io
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import attrs
+import pytest
+import trio
+import trustme
+
+from ratebridge.address import Address
+from ratebridge.app import World
+from ratebridge.check import (
+    FeedSteps,
+    Report,
+    can_append,
+    check,
+    describe_certificate,
+    describe_settings,
+    run_check,
+)
+from ratebridge.errors import SourceFailed
+from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script, request_text, serve_feed
+from ratebridge.fakes.rates import (
+    FRANKFURTER,
+    FREECURRENCYAPI,
+    FakeRates,
+    Fault,
+    memory_transport,
+    serve_rates,
+)
+from ratebridge.providers.ecb import Ecb
+from ratebridge.providers.frankfurter import Frankfurter
+from ratebridge.providers.freecurrencyapi import FreeCurrencyApi
+from ratebridge.providers.http import HttpClient
+from ratebridge.providers.source import Source
+from ratebridge.rates import Quote, RateTable
+from ratebridge.session import Rhythm
+from ratebridge.settings import Secret, Settings
+
+NOW = datetime(2021, 6, 15, 12, tzinfo=UTC)
+FEED = Address("feed.example", 80, "/", secure=False)
+QUICK = Settings(heartbeat_interval=0.005, heartbeat_timeout=0.02)  # 0.035 s without a heartbeat
+
+
+def rows(text: str) -> dict[str, str]:
+    """The table by step, each "mark text"; hints are left out."""
+    found = {}
+    for line in text.splitlines():
+        if matched := re.fullmatch(r"(ok|FAIL|skip) +(\S+(?: \S+)?)  +(.*)", line):
+            found[matched[2]] = f"{matched[1]} {matched[3]}"
+    return found
+
+
+def hints(text: str) -> list[str]:
+    return re.findall(r"(?m)^ +hint: (.*)$", text)
+
+
+@attrs.define
+class Bank:
+    """A source that works."""
+
+    name: str = "bank"
+    quota: None = None
+    asked: list[date] = attrs.Factory(list)
+
+    async def fetch(self, day: date, now: datetime) -> RateTable:
+        await trio.lowlevel.checkpoint()
+        self.asked.append(day)
+        quotes = {code: Quote(Decimal(1), day) for code in ("EUR", "USD", "GBP")}
+        return RateTable(self.name, day, quotes, now)
+
+
+@attrs.define
+class Broken(Bank):
+    """A source that fails."""
+
+    failure: SourceFailed = attrs.Factory(lambda: SourceFailed("http-500", "answered HTTP 500"))
+
+    async def fetch(self, day: date, now: datetime) -> RateTable:
+        await trio.lowlevel.checkpoint()
+        self.asked.append(day)
+        raise self.failure
+
+
+async def healthy(peer: FeedPeer) -> None:
+    await peer.accept()
+    for _ in range(3):
+        await peer.heartbeat()
+    while True:
+        await peer.receive()
+
+
+async def mute(peer: FeedPeer) -> None:
+    await peer.accept()
+    while True:
+        await peer.receive()
+
+
+@asynccontextmanager
+async def on_a_port(script: Script, tls: ssl.SSLContext | None = None):
+    peers: list[FeedPeer] = []
+    async with trio.open_nursery() as nursery:
+        port = await nursery.start(lambda **kw: serve_feed(script, peers, tls=tls, **kw))
+        yield port, peers
+        nursery.cancel_scope.cancel()
+
+
+def address(port: int, *, secure: bool = False, host: str = "127.0.0.1") -> Address:
+    return Address(host, port, "/feed?token=feed-secret", secure)
+
+
+async def outcome(
+    settings: Settings, sources: list[Source] | None = None
+) -> tuple[bool, dict[str, str], str]:
+    out = io.StringIO()
+    passed = await check(settings, out, World(sources=sources or [Bank()], clock=lambda: NOW))
+    return passed, rows(out.getvalue()), out.getvalue()
+
+
+# All is well.
+
+
+async def test_every_step_is_told_when_all_is_well():
+    bank = Bank()
+    async with on_a_port(healthy) as (port, peers):
+        settings = attrs.evolve(QUICK, feed=address(port), providers=("bank",))
+        passed, found, text = await outcome(settings, [bank])
+    assert passed
+    assert list(found) == [
+        *("settings", "dns", "tcp", "tls", "upgrade", "heartbeat", "bank today", "bank past")
+    ]
+    assert found["settings"] == f"ok feed 127.0.0.1:{port}, sources bank"
+    assert found["dns"] == "ok 127.0.0.1"
+    assert re.fullmatch(rf"ok connected to port {port} in \d+ ms", found["tcp"])
+    assert found["tls"] == "skip ws:// does without"
+    assert re.fullmatch(r"ok open after \d+ ms", found["upgrade"])
+    assert found["heartbeat"].startswith("ok 3 in 0.0 s, gaps from 0.00 to 0.0")
+    assert re.fullmatch(r"ok 3 currencies for 2021-06-15 in \d+ ms", found["bank today"])
+    assert re.fullmatch(r"ok 3 currencies for 2021-05-18 in \d+ ms", found["bank past"])
+    assert text.endswith("\n\n7 ok, 0 failed, 1 skipped.\n")
+    assert bank.asked == [date(2021, 6, 15), date(2021, 5, 18)]
+    # It has sent a heartbeat itself, and taken leave.
+    assert peers[0].close_code == 1000
+
+
+async def test_a_certificate_is_told_with_its_issuer_and_end(tmp_path, monkeypatch):
+    authority = trustme.CA(organization_name="Test Authority")
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(server)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    async with on_a_port(healthy, server) as (port, _):
+        settings = attrs.evolve(QUICK, feed=address(port, secure=True, host="localhost"))
+        passed, found, _ = await outcome(settings)
+        assert passed
+        assert found["tls"].startswith("ok certificate of Test Authority, good until 3000-01-01 (")
+        unchecked = attrs.evolve(settings, verify_ssl=False)
+        passed, found, text = await outcome(unchecked)
+        assert passed
+        assert found["tls"] == "ok the certificate is not checked, as VERIFY_SSL is off"
+        assert hints(text) == ["VERIFY_SSL is off, so anybody can pass for the feed or a source"]
+
+
+# What is wrong is named.
+
+
+async def test_a_feed_where_nobody_listens():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        passed, found, text = await outcome(
+            attrs.evolve(QUICK, feed=address(free.getsockname()[1]))
+        )
+    assert not passed
+    assert found["tcp"] == "FAIL nobody listens on that port"
+    assert [found[step] for step in ("tls", "upgrade", "heartbeat")] == ["skip needs tcp"] * 3
+    assert found["bank past"].startswith("ok")  # the sources do not depend on the feed
+    assert "is the feed running" in hints(text)[0]
+    assert text.endswith("\n\n4 ok, 1 failed, 3 skipped.\n")
+
+
+class NoNames(trio.abc.HostnameResolver):
+    async def getaddrinfo(self, host, port, family=0, type=0, proto=0, flags=0):  # noqa: A002 - trio's
+        await trio.lowlevel.checkpoint()
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    async def getnameinfo(self, sockaddr, flags):
+        raise NotImplementedError
+
+
+async def test_a_host_that_does_not_exist():
+    trio.socket.set_custom_hostname_resolver(NoNames())
+    passed, found, text = await outcome(attrs.evolve(QUICK, feed=FEED))
+    assert not passed
+    assert found["dns"] == "FAIL the host feed.example was not found"
+    assert found["tcp"] == "skip needs dns"
+    assert "can this machine look names up" in hints(text)[0]
+
+
+async def test_a_certificate_that_nobody_vouches_for():
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("localhost").configure_cert(server)
+    async with on_a_port(healthy, server) as (port, _):
+        settings = attrs.evolve(QUICK, feed=address(port, secure=True, host="localhost"))
+        passed, found, text = await outcome(settings)
+    assert not passed
+    assert found["tls"].startswith("FAIL the certificate does not pass: ")
+    assert found["upgrade"] == "skip needs tls"
+    assert hints(text)[0].startswith("trust its issuer by SSL_CERT_FILE")
+
+
+async def test_a_self_signed_certificate(tmp_path):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    authority = trustme.CA()  # its own certificate is signed by itself
+    authority.private_key_pem.write_to_path(str(key))
+    authority.cert_pem.write_to_path(str(certificate))
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(certificate, key)
+    async with on_a_port(healthy, server) as (port, _):
+        settings = attrs.evolve(QUICK, feed=address(port, secure=True, host="localhost"))
+        _, found, _ = await outcome(settings)
+    assert found["tls"] == "FAIL the certificate does not pass: self-signed certificate"
+
+
+async def test_a_feed_without_tls_that_is_taken_for_one_with():
+    async with on_a_port(healthy) as (port, _):
+        settings = attrs.evolve(QUICK, feed=address(port, secure=True))
+        passed, found, text = await outcome(settings)
+    assert not passed
+    assert found["tls"].startswith("FAIL TLS failed")
+    assert hints(text) == [
+        "is TLS spoken on that port? If not, CURRENCY_ASSIGNMENT_WS_URI begins with ws://"
+    ]
+
+
+def refuse(status: int) -> Script:
+    async def script(peer: FeedPeer) -> None:
+        await peer.reject(status)
+
+    return script
+
+
+@pytest.mark.parametrize(
+    ("status", "hint"),
+    [
+        (404, "the path in CURRENCY_ASSIGNMENT_WS_URI is not the feed's"),
+        (403, "the feed does not let this client in: is all of CURRENCY_ASSIGNMENT_WS_URI right?"),
+        (503, "the feed's host answers, but not with a websocket: is the feed well?"),
+    ],
+)
+async def test_an_upgrade_that_is_refused(status, hint, autojump_clock):
+    found, text = await talk(refuse(status))
+    assert found["upgrade"] == f"FAIL the peer answered HTTP {status}"
+    assert found["heartbeat"] == "skip needs upgrade"
+    assert hints(text) == [hint]
+
+
+async def test_a_feed_that_does_not_answer_the_upgrade(autojump_clock):
+    async def script(peer: FeedPeer) -> None:
+        await peer.wait_for_request()
+        await trio.sleep_forever()
+
+    found, text = await talk(script)
+    assert found["upgrade"] == "FAIL no link within 5 s"
+    assert "does not answer" in hints(text)[0]
+
+
+async def test_a_step_that_takes_too_long(autojump_clock):
+    out = io.StringIO()
+    report = Report(out)
+
+    async def slow() -> str:
+        await trio.sleep(5.1)
+        return "done"
+
+    await report.run([("tcp", 5.0, slow), ("tls", 6.0, slow)])
+    assert rows(out.getvalue()) == {"tcp": "FAIL no answer within 5 s", "tls": "skip needs tcp"}
+
+
+# The heartbeats, on a virtual clock.
+
+
+RHYTHM = Rhythm()
+
+
+async def talk(script: Script, rhythm: Rhythm = RHYTHM) -> tuple[dict[str, str], str]:
+    """The upgrade and the heartbeat of a feed in memory."""
+    out = io.StringIO()
+    report = Report(out)
+    async with trio.open_nursery() as feed_nursery:
+        feed = MemoryFeed(feed_nursery, script)
+        async with trio.open_nursery() as nursery:
+            steps = FeedSteps(nursery, FEED, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), rhythm)
+            steps.stream = await feed.dial()
+            await report.run(
+                [
+                    ("upgrade", float("inf"), steps.upgrade),
+                    ("heartbeat", float("inf"), steps.heartbeat),
+                ]
+            )
+            await steps.close()
+        feed_nursery.cancel_scope.cancel()
+    return rows(out.getvalue()), out.getvalue()
+
+
+def beating(*waits: float, others: int = 0, end: Callable[[FeedPeer], Any] | None = None) -> Script:
+    """A feed that waits so long before each heartbeat."""
+
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        for message_id in range(others):
+            await peer.send(request_text(message_id))
+        if others:
+            await peer.send("no JSON")
+        async with trio.open_nursery() as nursery:
+
+            async def listen() -> None:
+                while True:
+                    await peer.receive()
+
+            nursery.start_soon(listen)
+            for wait in waits:
+                await trio.sleep(wait)
+                await peer.heartbeat()
+            if end is not None:
+                await end(peer)
+
+    return script
+
+
+@attrs.frozen
+class Beat:
+    name: str
+    script: Script
+    shown: str
+    rhythm: Rhythm = RHYTHM
+
+
+BEATS = [
+    Beat("regular", beating(0.5, 1, 1), "ok 3 in 2.5 s, gaps from 1.00 to 1.00 s"),
+    Beat("uneven", beating(0.5, 1.5, 0.7), "ok 3 in 2.7 s, gaps from 0.70 to 1.50 s"),
+    Beat("one", beating(1.75), "ok 1 in 1.8 s"),
+    Beat("none", beating(), "FAIL none came within 3.5 s"),
+    Beat(
+        "only requests",
+        beating(others=2),
+        "FAIL none came within 3.5 s; also 3 other messages, left unanswered",
+    ),
+    Beat(
+        "requests too",
+        beating(0, 1, 1, others=4),
+        "ok 3 in 2.0 s, gaps from 1.00 to 1.00 s; also 5 other messages, left unanswered",
+    ),
+    Beat(
+        "falls silent",
+        beating(0.5, 0.5),
+        "FAIL 2 in 1.0 s, gaps from 0.50 to 0.50 s, and once none for 2.5 s",
+    ),
+    Beat(
+        "late",
+        beating(2.5, 0.5, 0.4),
+        "FAIL 3 in 3.4 s, gaps from 0.40 to 0.50 s, and once none for 2.5 s",
+    ),
+    Beat(
+        "slow, as agreed",
+        beating(5, 5, 5),
+        "ok 3 in 15.0 s, gaps from 5.00 to 5.00 s",
+        Rhythm(interval=5, timeout=10),
+    ),
+    Beat("none, slow", beating(), "FAIL none came within 17.5 s", Rhythm(interval=5, timeout=10)),
+    Beat(
+        "closes",
+        beating(1, end=lambda peer: peer.close(1008, "not \x1b[31myou")),
+        "FAIL not \\x1b[31myou",
+    ),
+    Beat(
+        "breaks off",
+        beating(1, end=lambda peer: peer.reset()),
+        "FAIL the peer broke off without a close",
+    ),
+]
+
+
+@pytest.mark.parametrize("beat", BEATS, ids=lambda beat: beat.name)
+async def test_how_the_heart_beats(beat, autojump_clock):
+    found, _ = await talk(beat.script, beat.rhythm)
+    assert found["upgrade"].startswith("ok")
+    assert found["heartbeat"] == beat.shown
+
+
+async def test_it_beats_itself_so_that_the_feed_keeps_it(autojump_clock):
+    heard: list[float] = []
+
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        began = trio.current_time()
+        while True:
+            received = await peer.receive()
+            assert received.text == '{"type":"heartbeat"}'
+            heard.append(received.at - began)
+
+    await talk(script)
+    assert heard == pytest.approx([0, 1, 2, 3])
+
+
+# The sources.
+
+
+KEY = "source-secret"
+
+
+def asked_of(rates: FakeRates, key: str = KEY) -> FreeCurrencyApi:
+    return FreeCurrencyApi(in_memory(rates), key, "https://source.example/v1")
+
+
+def in_memory(rates: FakeRates) -> HttpClient:
+    return HttpClient(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), memory_transport(rates))
+
+
+def now() -> datetime:
+    return NOW
+
+
+async def source_rows(source: Source, **changes: Any) -> tuple[dict[str, str], str]:
+    """The rows of one source; the feed's host is one that does not exist."""
+    trio.socket.set_custom_hostname_resolver(NoNames())
+    _, found, text = await outcome(attrs.evolve(QUICK, feed=FEED, **changes), [source])
+    return {step: row for step, row in found.items() if step.startswith(source.name)}, text
+
+
+async def test_a_good_key_and_its_quota():
+    rates = FakeRates(now, key=KEY, per_month=5000)
+    found, _ = await source_rows(asked_of(rates))
+    assert found["freecurrencyapi key"] == "ok accepted, 5,000 of 5,000 calls left this month"
+    assert found["freecurrencyapi today"].startswith("ok 33 currencies for 2021-06-15 in ")
+    assert found["freecurrencyapi past"].startswith("ok 33 currencies for 2021-05-18 in ")
+    assert [call.path for call in rates.calls] == ["/v1/status", "/v1/latest", "/v1/historical"]
+
+
+@pytest.mark.parametrize(
+    ("month", "shown"),
+    [(b'{"remaining":4929}', "ok accepted, 4,929 calls left this month"), (b"{}", "ok accepted")],
+)
+async def test_a_quota_that_is_not_told_in_full(month, shown):
+    rates = FakeRates(now)
+    rates.order(FREECURRENCYAPI, Fault(body=b'{"quotas":{"month":%b}}' % month))
+    found, _ = await source_rows(asked_of(rates))
+    assert found["freecurrencyapi key"] == shown
+
+
+async def test_a_key_whose_month_is_used_up():
+    found, text = await source_rows(asked_of(FakeRates(now, per_month=0)))
+    assert found == {
+        "freecurrencyapi key": "FAIL accepted, but 0 of 0 calls left this month",
+        "freecurrencyapi today": "skip needs freecurrencyapi key",
+        "freecurrencyapi past": "skip needs freecurrencyapi key",
+    }
+    assert "larger plan" in hints(text)[1]
+
+
+async def test_a_minute_that_is_used_up():
+    found, text = await source_rows(asked_of(FakeRates(now, per_minute=1)))
+    assert found["freecurrencyapi today"].startswith("ok")
+    assert found["freecurrencyapi past"] == "FAIL has no calls left this minute"
+    assert hints(text)[1] == "wait a minute and try again"
+
+
+async def test_a_bad_key():
+    found, text = await source_rows(asked_of(FakeRates(now, key="another")))
+    assert found["freecurrencyapi key"] == "FAIL did not accept the key (HTTP 401)"
+    assert found["freecurrencyapi today"] == "skip needs freecurrencyapi key"
+    assert hints(text)[1].startswith("compare FREECURRENCY_API_KEY")
+
+
+async def test_a_source_whose_url_is_wrong():
+    source = Frankfurter(in_memory(FakeRates(now)), "https://source.example/v2/v2")
+    found, text = await source_rows(source)
+    assert found["frankfurter today"] == "FAIL answered HTTP 404"
+    assert hints(text)[1] == "is the source's URL right, with the version in its path?"
+
+
+async def test_a_source_without_a_table_of_the_past():
+    rates = FakeRates(now)
+    rates.order(FRANKFURTER, Fault(), Fault(empty=True))
+    found, _ = await source_rows(Frankfurter(in_memory(rates), "https://source.example/v2"))
+    assert found["frankfurter today"].startswith("ok")
+    assert found["frankfurter past"] == "FAIL has no usable table for 2021-05-18"
+
+
+async def test_the_sources_of_the_settings_are_asked_over_the_network():
+    async with trio.open_nursery() as nursery:
+        rates = FakeRates(key=KEY)
+        port = await nursery.start(serve_rates, rates)
+        trio.socket.set_custom_hostname_resolver(NoNames())
+        settings = attrs.evolve(
+            QUICK,
+            feed=FEED,
+            key=Secret(KEY),
+            providers=("freecurrencyapi", "frankfurter"),
+            freecurrencyapi_url=f"http://127.0.0.1:{port}/v1",
+            frankfurter_url=f"http://127.0.0.1:{port}/v2",
+        )
+        out = io.StringIO()
+        assert not await check(settings, out)  # there is no feed
+        nursery.cancel_scope.cancel()
+    found = rows(out.getvalue())
+    assert [step for step, row in found.items() if row.startswith("ok")] == [
+        *("settings", "freecurrencyapi key", "freecurrencyapi today", "freecurrencyapi past"),
+        *("frankfurter today", "frankfurter past"),
+    ]
+
+
+async def test_a_source_that_is_down():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        trio.socket.set_custom_hostname_resolver(NoNames())
+        settings = attrs.evolve(
+            QUICK, feed=FEED, frankfurter_url=f"http://127.0.0.1:{free.getsockname()[1]}/v2"
+        )
+        out = io.StringIO()
+        assert not await check(settings, out)
+    found = rows(out.getvalue())
+    assert found["frankfurter today"].startswith("FAIL could not be reached")
+    assert found["frankfurter past"] == "skip needs frankfurter today"
+    assert hints(out.getvalue())[1].startswith("is there a way from this machine to the source?")
+
+
+async def test_a_source_that_fails_in_a_way_without_a_hint():
+    bank = Broken()
+    found, text = await source_rows(bank)
+    assert found == {"bank today": "FAIL answered HTTP 500", "bank past": "skip needs bank today"}
+    assert len(hints(text)) == 1  # that of the feed
+    assert bank.asked == [date(2021, 6, 15)]
+
+
+async def test_a_source_gets_no_more_time_than_the_service_would_give_it(autojump_clock):
+    @attrs.define
+    class Slow(Bank):
+        async def fetch(self, day: date, now: datetime) -> RateTable:
+            await trio.sleep(2.6)
+            raise AssertionError("it has been cancelled")
+
+    trio.socket.set_custom_hostname_resolver(NoNames())
+    settings = attrs.evolve(QUICK, feed=FEED, rate_deadline=5.0)
+    _, found, _ = await outcome(settings, [Slow("first"), Slow("second")])
+    assert found["first today"] == found["second today"] == "FAIL no answer within 2.5 s"
+
+
+class OldTable(Ecb):
+    """The embedded table without the half second that it takes to load."""
+
+    async def last_day(self) -> date:
+        await trio.lowlevel.checkpoint()
+        return NOW.date() - timedelta(days=46)
+
+    async def fetch(self, day: date, now: datetime) -> RateTable:
+        return await Bank("ecb").fetch(day, now)
+
+
+async def test_the_embedded_table_works_as_far_as_it_reaches():
+    found, _ = await source_rows(OldTable())
+    assert re.fullmatch(
+        r"ok 3 currencies for 2021-04-30 in \d+ ms; the newest it has, 46 days old",
+        found["ecb today"],
+    )
+    assert found["ecb past"].startswith("ok 3 currencies for 2021-04-02 in ")
+
+
+# The rest of the table.
+
+
+async def test_no_secret_is_printed():
+    source = asked_of(FakeRates(now, key="another"), key="source-secret")
+    async with on_a_port(refuse(404)) as (port, _):
+        settings = attrs.evolve(
+            QUICK,
+            feed=address(port),
+            key=Secret("source-secret"),
+            freecurrencyapi_url="https://source.example/url-secret",
+        )
+        _, _, text = await outcome(settings, [source])
+    assert "FAIL" in text
+    assert "secret" not in text
+
+
+def test_remarks_on_settings_that_do_something_else_than_meant():
+    settings = Settings(FEED, verify_ssl=False, unknown=("RATEBRIDGE_TLL", "RATEBRIDGE_X"))
+    text, remarks = describe_settings(settings)
+    assert text == "feed feed.example, sources frankfurter"
+    assert remarks.split("; ") == [
+        "RATEBRIDGE_TLL is not known, and does nothing",
+        "RATEBRIDGE_X is not known, and does nothing",
+        "VERIFY_SSL is off, so anybody can pass for the feed or a source",
+    ]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+@pytest.mark.parametrize("allowed", [True, False])
+async def test_an_audit_file_is_tried_without_touching_it(tmp_path, monkeypatch, exists, allowed):
+    path = tmp_path / "audit.jsonl"
+    if exists:
+        path.write_text("half a li")
+    monkeypatch.setattr(os, "access", lambda *_: allowed)  # who runs tests may be root
+    found, text = await source_rows(Bank(), audit_file=path)
+    del found
+    expected = "ok can be written" if allowed else "FAIL cannot be read and written"
+    assert rows(text)["audit file"] == expected
+    assert (path.read_text() if path.exists() else None) == ("half a li" if exists else None)
+
+
+def test_what_is_asked_of_an_audit_file_that_is_not_there_yet(tmp_path):
+    assert can_append(tmp_path / "audit.jsonl")
+    assert not can_append(tmp_path / "missing" / "audit.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("terminal", "no_color", "begins"),
+    [(True, "", "\x1b[31mFAIL\x1b[0m  tcp"), (True, "1", "FAIL  tcp"), (False, "", "FAIL  tcp")],
+)
+def test_colours_are_for_terminals_that_want_them(monkeypatch, terminal, no_color, begins):
+    monkeypatch.setenv("NO_COLOR", no_color)
+    out = io.StringIO()
+    out.isatty = lambda: terminal  # type: ignore[method-assign]  # a terminal is all it is
+    Report(out).line("FAIL", "tcp", "nobody listens")
+    assert out.getvalue().startswith(begins)
+
+
+@pytest.mark.parametrize(
+    ("issuer", "days", "shown"),
+    [
+        (
+            (("countryName", "US"), ("organizationName", "Let's Encrypt")),
+            40,
+            "of Let's Encrypt, good until 2021-07-25 (40 days)",
+        ),
+        (
+            (("commonName", "R3\x1b[0m"),),
+            13,
+            "of R3\\x1b[0m, good until 2021-06-28 (13 days, which is soon)",
+        ),
+        ((), 40, "of somebody without a name, good until 2021-07-25 (40 days)"),
+    ],
+)
+def test_a_certificate_in_words(issuer, days, shown):
+    end = f"{NOW + timedelta(days=days):%b %d %H:%M:%S %Y} GMT"
+    found = describe_certificate(
+        {"issuer": tuple((pair,) for pair in issuer), "notAfter": end}, NOW
+    )
+    assert found == f"certificate {shown}"
+
+
+# The command.
+
+
+@pytest.fixture
+def quiet_logs(monkeypatch):
+    monkeypatch.setattr("ratebridge.check.configure_logs", lambda *_: None)
+
+
+@pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 1)])
+@pytest.mark.usefixtures("quiet_logs")
+def test_the_exit_code(monkeypatch, passed, code):
+    async def check(settings: Settings, out: Any) -> Any:
+        await trio.lowlevel.checkpoint()
+        return passed
+
+    monkeypatch.setattr("ratebridge.check.check", check)
+    assert run_check(Settings(FEED)) == code
+
+
+@pytest.mark.usefixtures("quiet_logs")
+def test_a_signal_ends_it_at_once(monkeypatch):
+    async def check(settings: Settings, out: Any) -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await trio.sleep_forever()
+        raise AssertionError
+
+    monkeypatch.setattr("ratebridge.check.check", check)
+    assert run_check(Settings(FEED)) == 0
+
+
+def test_bad_settings_are_told_all_at_once(tmp_path):
+    environ = {"PATH": os.environ["PATH"], "RATEBRIDGE_CACHE_TTL": "soon"}
+    command = [sys.executable, "-m", "ratebridge", "check"]
+    done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        "CURRENCY_ASSIGNMENT_WS_URI: expected a value, it is required",
+        "RATEBRIDGE_CACHE_TTL: expected a number of seconds above 0, got 'soon'",
+    ]

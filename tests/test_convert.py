@@ -1,0 +1,176 @@
+"""The command `convert`: what it prints, and its exit codes."""
+
+import os
+import signal
+from datetime import UTC, datetime
+
+import pytest
+import trio
+from rate_bench import KEY, make_client, make_source
+
+from ratebridge.cli import main
+from ratebridge.convert import run_convert
+from ratebridge.errors import BadSettings
+from ratebridge.fakes.rates import FREECURRENCYAPI, FakeRates, Fault
+from ratebridge.providers.ecb import Ecb
+
+NOW = datetime(2090, 11, 20, 12, 0, 20, tzinfo=UTC)  # beyond every embedded table
+ECB = Ecb()  # loaded once for all
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch, tmp_path):
+    """None of the machine's settings, and no `.env`."""
+    for name in list(os.environ):
+        if name.startswith(
+            ("RATEBRIDGE_", "FREECURRENCY_", "FRANKFURTER_", "CURRENCY_", "VERIFY_")
+        ):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def convert(stake="253.67", currency="USD", date_text="2021-05-18", source=None, sources=(ECB,)):
+    return run_convert(
+        stake=stake,
+        currency=currency,
+        date_text=date_text,
+        source=source,
+        sources=sources,
+        clock=lambda: NOW,
+    )
+
+
+def test_a_conversion_with_its_provenance(capsys):
+    assert convert(date_text="2021-05-16T22:30:00-05:00") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "253.67 USD is 208.90225 EUR",
+        "rate      1.2143 USD for one euro",
+        "source    ecb",
+        "day asked 2021-05-17",
+        "day used  2021-05-17",
+        "fetched   2090-11-20 12:00:20 UTC",
+    ]
+
+
+def test_the_day_used_may_be_an_earlier_one(capsys):
+    assert convert(date_text="2021-05-16", currency="usd", stake="-1e2") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("-1e2 USD is -82.")
+    assert lines[3:5] == ["day asked 2021-05-16", "day used  2021-05-14"]
+
+
+def test_a_rate_of_two_quotes_is_shown_as_both(capsys):
+    fake = FakeRates(lambda: NOW, dollar_only=True)
+    assert convert(sources=[make_source("freecurrencyapi", make_client(fake))], currency="GBP") == 0
+    units, _, euro = capsys.readouterr().out.splitlines()[1].split()[1].partition("/")
+    assert 0.5 < float(units) < float(euro) < 1
+
+
+def test_without_a_date_it_is_today(capsys):
+    fake = FakeRates(lambda: NOW)
+    sources = [make_source("frankfurter", make_client(fake))]
+    assert convert(date_text=None, sources=sources) == 0
+    assert "day asked 2090-11-20" in capsys.readouterr().out
+    assert fake.calls[0].day == "2090-11-20"
+
+
+def test_euro_needs_no_rate(capsys):
+    assert convert("2.500005", "EUR", sources=[]) == 0
+    assert capsys.readouterr().out == "2.500005 EUR is 2.5 EUR, and needs no rate\n"
+
+
+@pytest.mark.parametrize(
+    ("wish", "line"),
+    [
+        ({"currency": "BTC"}, "currency 'BTC' is not known to ecb"),
+        ({"date_text": None}, "no rate for 'USD' on 2090-11-20: ecb has no rates for 2090-11-20"),
+        ({"date_text": "2090-11-21"}, "date '2090-11-21' is in the future"),
+        (
+            {"date_text": "1998-12-31"},
+            "date '1998-12-31' is before 1999-01-04, the first day with rates",
+        ),
+    ],
+)
+def test_what_cannot_be_converted_is_one_line_and_exit_code_1(capsys, wish, line):
+    assert convert(**wish) == 1
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", f"{line}\n")
+
+
+def test_a_source_that_fails_is_one_line_without_its_key(capsys):
+    fake = FakeRates(lambda: NOW)
+    fake.order(FREECURRENCYAPI, Fault(status=401, body=KEY.encode()))
+    assert convert(sources=[make_source("freecurrencyapi", make_client(fake))]) == 1
+    assert capsys.readouterr().err == (
+        "no rate for 'USD' on 2021-05-18: freecurrencyapi did not accept the key (HTTP 401)\n"
+    )
+    assert fake.calls[0].key == KEY
+
+
+@pytest.mark.parametrize(
+    ("wish", "problem"),
+    [
+        ({"stake": "abc"}, "stake 'abc' is not a number"),
+        ({"stake": "1_000"}, "stake '1_000' is not a number"),
+        ({"stake": "NaN"}, "stake 'NaN' is not a number"),
+        ({"stake": "01"}, "stake '01' is not a number"),
+        ({"stake": "1e15"}, "stake '1e15' is out of range"),
+        ({"currency": "EURO"}, "currency 'EURO' is not a three-letter code"),
+        (
+            {"currency": "\u20ac\u20ac\u20ac"},
+            "currency '\u20ac\u20ac\u20ac' is not a three-letter code",
+        ),
+        ({"date_text": "yesterday"}, "date 'yesterday' is not an ISO 8601 date and time"),
+        ({"date_text": "2021-02-29"}, "date '2021-02-29' is not a day"),
+        (
+            {"source": "ebc"},
+            "--source: expected one of freecurrencyapi, frankfurter, ecb, got 'ebc'",
+        ),
+        (
+            {"source": "freecurrencyapi"},
+            "FREECURRENCY_API_KEY: expected a key, as freecurrencyapi is among the sources",
+        ),
+    ],
+)
+def test_bad_usage_says_what_was_expected(wish, problem):
+    with pytest.raises(BadSettings) as caught:
+        convert(**wish)
+    assert caught.value.args == (problem,)
+
+
+def test_all_that_is_wrong_is_told_at_once(monkeypatch, capsys):
+    monkeypatch.setenv("RATEBRIDGE_CACHE_TTL", "soon")
+    with pytest.raises(SystemExit) as exited:
+        main(["convert", "abc", "EURO", "--date", "yesterday"])
+    assert exited.value.code == 2
+    assert [line.partition(" ")[0] for line in capsys.readouterr().err.splitlines()] == [
+        *("stake", "currency", "date", "RATEBRIDGE_CACHE_TTL:")
+    ]
+
+
+def test_the_command_asks_the_source_that_is_named(capsys):
+    with pytest.raises(SystemExit) as exited:
+        main(["convert", "253.67", "USD", "--date", "2021-05-18", "--source", "ecb"])
+    assert exited.value.code == 0
+    assert capsys.readouterr().out.startswith("253.67 USD is 207.55196 EUR\n")
+
+
+def test_the_named_source_takes_the_place_of_those_in_the_settings(monkeypatch, capsys):
+    monkeypatch.setenv("RATEBRIDGE_PROVIDERS", "ecb")
+    monkeypatch.setenv("FRANKFURTER_URL", "http://127.0.0.1:1/v2")
+    monkeypatch.setenv("RATEBRIDGE_RATE_DEADLINE", "0.05")
+    assert convert(source="frankfurter", sources=None) == 1
+    assert capsys.readouterr().err.startswith("no rate for 'USD' on 2021-05-18: frankfurter")
+
+
+def test_a_signal_ends_the_wait(capsys):
+    class Slow:
+        name = "slow"
+        quota = None
+
+        async def fetch(self, day, now):
+            os.kill(os.getpid(), signal.SIGINT)
+            await trio.sleep_forever()
+
+    assert convert(sources=[Slow()]) == 0
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,313 @@
+"""`FrameCutter` and `client_frames` against plain wsproto, whose word on RFC 6455 counts."""
+
+import os
+import random
+from collections.abc import Iterable
+from itertools import pairwise
+
+import pytest
+from wsproto import ConnectionType
+from wsproto.connection import Connection
+from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessage
+
+from ratebridge.framing import MAX_FRAME, FrameCutter, client_frames
+
+TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 0x1, 0x2, 0x0, 0x8, 0x9, 0xA
+FIN = 0x80
+
+Happening = tuple[str, object]
+
+
+def frame(
+    opcode: int,
+    payload: bytes = b"",
+    *,
+    fin: bool = True,
+    reserved: int = 0,
+    key: bytes = b"",
+    length_bytes: int | None = None,
+) -> bytes:
+    """One frame; a key masks it, `length_bytes` (0, 2 or 8) writes its length in that form."""
+    size = len(payload)
+    if length_bytes is None:
+        length_bytes = 0 if size < 126 else 2 if size < 65536 else 8
+    masked = FIN if key else 0
+    header = bytes(((FIN if fin else 0) | reserved | opcode,))
+    if length_bytes:
+        header += bytes((masked | (126 if length_bytes == 2 else 127),)) + size.to_bytes(
+            length_bytes
+        )
+    else:
+        header += bytes((masked | size,))
+    if key:
+        payload = bytes(byte ^ key[i % 4] for i, byte in enumerate(payload))
+    return header + key + payload
+
+
+class Peer:
+    """A wsproto connection and what has happened on it, up to its end."""
+
+    def __init__(self, kind: ConnectionType = ConnectionType.CLIENT) -> None:
+        self._connection = Connection(kind)
+        self._parts: list[str | bytes] = []
+        self.happened: list[Happening] = []
+        self.over = False
+
+    def feed(self, data: bytes) -> None:
+        if self.over:
+            return
+        self._connection.receive_data(data)
+        for event in self._connection.events():
+            match event:
+                case TextMessage() | BytesMessage():
+                    self._take(event)
+                case Ping() | Pong():
+                    self.happened.append((type(event).__name__, bytes(event.payload)))
+                case CloseConnection():
+                    self.happened.append(("close", int(event.code)))
+                    self.over = True
+                    return
+
+    def _take(self, event: TextMessage | BytesMessage) -> None:
+        self._parts.append(event.data if isinstance(event, TextMessage) else bytes(event.data))
+        if event.message_finished:
+            kind = "text" if isinstance(event, TextMessage) else "binary"
+            empty: str | bytes = "" if kind == "text" else b""
+            self.happened.append((kind, empty.join(self._parts)))  # type: ignore[arg-type]  # of one kind
+            self._parts = []
+
+
+def by_wsproto(pieces: Iterable[bytes]) -> list[Happening]:
+    peer = Peer()
+    for piece in pieces:
+        peer.feed(piece)
+    return peer.happened
+
+
+def by_cutter(pieces: Iterable[bytes]) -> list[Happening]:
+    """The same as the link does it: texts from the cutter, the rest to wsproto."""
+    peer = Peer()
+    cutter = FrameCutter()
+    for piece in pieces:
+        cutter.feed(piece)
+        while not peer.over:
+            texts, rest = cutter.cut()
+            peer.happened += [("text", text.decode()) for text in texts]
+            if not rest:
+                break
+            peer.feed(rest)
+    return peer.happened
+
+
+def in_pieces(stream: bytes, cuts: Iterable[int]) -> list[bytes]:
+    edges = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
+    return [stream[a:b] for a, b in pairwise(edges)]
+
+
+SIZES = (0, 1, 2, 124, 125, 126, 127, 300)
+WORDS = ("a", "\u00e9", "\u20ac", "\U0001f600")
+BAD_UTF8 = (b"\xff", b"\xc3", b"\xed\xa0\x80", b"a\x80", b"\xf0\x9f\x98")
+CLOSES = (
+    b"",
+    b"\x03",
+    b"\x03\xe8",
+    b"\x03\xe8bye",
+    b"\x03\xe8\xff",
+    b"\x03\xed",
+    b"\0\0",
+    b"\x0f\xa0x",
+)
+OPCODES = (TEXT, TEXT, BINARY, CONTINUATION, PING, PONG, 0x3, 0x7, 0xB, 0xF)
+
+
+def any_payload(rnd: random.Random) -> bytes:
+    match rnd.randrange(4):
+        case 0:
+            return bytes(rnd.choice(SIZES))
+        case 1:
+            return rnd.choice(BAD_UTF8)
+        case _:
+            return (rnd.choice(WORDS) * rnd.choice(SIZES)).encode()
+
+
+def any_frame(rnd: random.Random) -> bytes:
+    return frame(
+        rnd.choice(OPCODES),
+        any_payload(rnd),
+        fin=rnd.random() < 0.7,
+        reserved=rnd.choice((0, 0, 0, 0, 0x10, 0x20, 0x40)),
+        key=rnd.choice((b"", b"", b"", b"\1\2\3\4")),
+        length_bytes=rnd.choice((None, None, None, None, 2, 8)),
+    )
+
+
+def fragments(rnd: random.Random) -> bytes:
+    """A message in fragments, with pings in between, cut anywhere, within characters too."""
+    parts = in_pieces(any_payload(rnd), [rnd.randrange(400) for _ in range(3)]) or [b""]
+    frames = []
+    for i, part in enumerate(parts):
+        opcode = CONTINUATION if i else rnd.choice((TEXT, BINARY))
+        frames.append(frame(opcode, part, fin=i == len(parts) - 1))
+        if rnd.random() < 0.3:
+            frames.append(frame(rnd.choice((PING, PONG)), rnd.randbytes(rnd.randrange(4))))
+    return b"".join(frames)
+
+
+def any_frames(rnd: random.Random) -> bytes:
+    """Mostly lawful, so that many follow each other before one ends the stream."""
+    chance = rnd.random()
+    if chance < 0.6:
+        return frame(TEXT, (rnd.choice(WORDS) * rnd.choice(SIZES)).encode())
+    if chance < 0.75:
+        return fragments(rnd)
+    if chance < 0.85:
+        return frame(rnd.choice((PING, PONG, BINARY)), rnd.randbytes(rnd.randrange(126)))
+    return any_frame(rnd) if chance < 0.95 else frame(CLOSE, rnd.choice(CLOSES))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_happens_is_what_happens_with_plain_wsproto(seed: int):
+    rnd = random.Random(seed)
+    for _ in range(200):
+        stream = b"".join(any_frames(rnd) for _ in range(rnd.randrange(12)))
+        expected = by_wsproto([stream])
+        assert by_cutter([stream]) == expected
+        cuts = [rnd.randrange(len(stream) + 1) for _ in range(rnd.randrange(20))]
+        assert by_cutter(in_pieces(stream, cuts)) == expected
+
+
+def test_a_stream_byte_by_byte_is_the_same():
+    rnd = random.Random(20)
+    for _ in range(30):
+        stream = b"".join(any_frames(rnd) for _ in range(4))
+        assert by_cutter([bytes((byte,)) for byte in stream]) == by_wsproto([stream])
+
+
+HOSTILE = {
+    "nothing": b"",
+    "an empty text": frame(TEXT),
+    "a fragmented text": frame(TEXT, b"a", fin=False) + frame(CONTINUATION, b"b"),
+    "a text within a fragmented one": frame(TEXT, b"a", fin=False) + frame(TEXT, b"b"),
+    "a ping within a fragmented text": frame(TEXT, b"a", fin=False)
+    + frame(PING, b"p")
+    + frame(CONTINUATION, b"b")
+    + frame(TEXT, b"c"),
+    "three fragments": frame(BINARY, b"a", fin=False)
+    + frame(CONTINUATION, b"b", fin=False)
+    + frame(CONTINUATION, b"c")
+    + frame(TEXT, b"d"),
+    "a binary": frame(BINARY, b"\xff") + frame(TEXT, b"a"),
+    "a ping with a text behind it": frame(PING, b"p") + frame(TEXT, b"a"),
+    "a pong that nobody asked for": frame(PONG, b"p") + frame(TEXT, b"a"),
+    "a long ping": frame(PING, bytes(126)) + frame(TEXT, b"a"),
+    "a ping in a fragment": frame(PING, b"p", fin=False) + frame(TEXT, b"a"),
+    "a continuation of nothing": frame(CONTINUATION, b"a") + frame(TEXT, b"b"),
+    "a masked text": frame(TEXT, b"a", key=b"\1\2\3\4") + frame(TEXT, b"b"),
+    "a masked text of 126 bytes": frame(TEXT, bytes(126), key=b"\1\2\3\4"),
+    "a reserved bit": frame(TEXT, b"a", reserved=0x40) + frame(TEXT, b"b"),
+    "a reserved opcode": frame(0x3, b"a") + frame(TEXT, b"b"),
+    "two length bytes for one": frame(TEXT, bytes(125), length_bytes=2) + frame(TEXT, b"b"),
+    "eight length bytes for two": frame(TEXT, bytes(65535), length_bytes=8) + frame(TEXT, b"b"),
+    "a ping with eight length bytes": frame(PING, b"p", length_bytes=8) + frame(TEXT, b"b"),
+    "two length bytes at their least": frame(TEXT, bytes(126)) + frame(TEXT, b"b"),
+    "two length bytes at their most": frame(TEXT, bytes(65535)) + frame(TEXT, b"b"),
+    "eight length bytes at their least": frame(TEXT, bytes(65536)) + frame(TEXT, b"b"),
+    "a length of 2^63": bytes((FIN | TEXT, 127)) + (1 << 63).to_bytes(8) + frame(TEXT, b"b"),
+    "text that is no UTF-8": frame(TEXT, b"a\xff") + frame(TEXT, b"b"),
+    "text that ends within a character": frame(TEXT, b"a\xe2\x82") + frame(TEXT, b"\xac"),
+    "a fragment that is no UTF-8": frame(TEXT, b"\xff", fin=False) + frame(CONTINUATION, b"b"),
+    "a close": frame(CLOSE, b"\x03\xe9bye") + frame(TEXT, b"b"),
+    "a close without a code": frame(CLOSE) + frame(TEXT, b"b"),
+    "a close with a bad code": frame(CLOSE, b"\0\0") + frame(TEXT, b"b"),
+    "garbage": b"HTTP/1.1 200 OK\r\n\r\n" + frame(TEXT, b"b"),
+    "as long as can be": frame(TEXT, bytes(MAX_FRAME)) + frame(TEXT, b"b"),
+    "longer than that": frame(TEXT, bytes(MAX_FRAME + 1)) + frame(TEXT, b"b"),
+}
+
+
+@pytest.mark.parametrize("stream", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_streams_end_as_with_plain_wsproto(stream: bytes):
+    stream = frame(TEXT, b"before") + stream
+    expected = by_wsproto([stream])
+    assert by_cutter([stream]) == expected
+    size = max(1, len(stream) // 1_000)
+    pieces = [stream[i : i + size] for i in range(0, len(stream), size)]
+    assert by_cutter(pieces) == expected
+
+
+def test_whole_texts_are_cut_out_together_and_leave_no_rest():
+    cutter = FrameCutter()
+    cutter.feed(frame(TEXT, b"a") + frame(TEXT, "\u20ac".encode()) + frame(TEXT) + b"\x81\x05hel")
+    assert cutter.cut() == ([b"a", "\u20ac".encode(), b""], b"")
+    assert cutter.cut() == ([], b"")
+    cutter.feed(b"lo")
+    assert cutter.cut() == ([b"hello"], b"")
+
+
+def test_an_unusual_frame_is_handed_on_before_what_is_behind_it_is_cut():
+    cutter = FrameCutter()
+    ping = frame(PING, b"p")
+    cutter.feed(frame(TEXT, b"a") + ping + frame(TEXT, b"b") + ping[:2])
+    assert cutter.cut() == ([b"a"], ping)
+    assert cutter.cut() == ([b"b"], ping[:2])
+    cutter.feed(ping[2:] + frame(TEXT, b"c"))
+    assert cutter.cut() == ([], ping[2:])
+    assert cutter.cut() == ([b"c"], b"")
+
+
+def test_nothing_is_cut_behind_a_close():
+    cutter = FrameCutter()
+    cutter.feed(frame(CLOSE) + frame(TEXT, b"a"))
+    assert cutter.cut() == ([], frame(CLOSE) + frame(TEXT, b"a"))
+    cutter.feed(frame(TEXT, b"b"))
+    assert cutter.cut() == ([], frame(TEXT, b"b"))
+
+
+def test_a_frame_that_is_too_long_is_not_kept():
+    cutter = FrameCutter()
+    header = bytes((FIN | TEXT, 127)) + (1 << 40).to_bytes(8)
+    cutter.feed(header)
+    assert cutter.cut() == ([], header)
+    for _ in range(3):
+        cutter.feed(bytes(100_000))
+        assert cutter.cut() == ([], bytes(100_000))
+
+
+def test_a_header_in_pieces_is_waited_for():
+    cutter = FrameCutter()
+    whole = frame(TEXT, bytes(70_000))
+    for i in range(10):
+        cutter.feed(whole[i : i + 1])
+        assert cutter.cut() == ([], b"")
+    cutter.feed(whole[10:])
+    assert cutter.cut() == ([bytes(70_000)], b"")
+
+
+# Our own frames.
+
+
+def test_a_server_reads_our_frames_as_the_same_texts():
+    rnd = random.Random(30)
+    for _ in range(100):
+        texts = [rnd.choice(WORDS) * rnd.choice(SIZES) for _ in range(rnd.randrange(6))]
+        sent = client_frames([text.encode() for text in texts])
+        server = Peer(ConnectionType.SERVER)
+        for piece in in_pieces(sent, [rnd.randrange(len(sent) + 1) for _ in range(5)]):
+            server.feed(piece)
+        assert server.happened == [("text", text) for text in texts]
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 5, 125, 126, 65535, 65536])
+def test_each_frame_is_masked_by_a_key_of_its_own(size: int, monkeypatch: pytest.MonkeyPatch):
+    entropy = bytes(range(1, 13))
+    monkeypatch.setattr(os, "urandom", lambda count: entropy[:count])
+    text = (b"abcde" * (size // 5 + 1))[:size]
+    assert client_frames([text, b"x", text]) == (
+        frame(TEXT, text, key=entropy[:4])
+        + frame(TEXT, b"x", key=entropy[4:8])
+        + frame(TEXT, text, key=entropy[8:])
+    )
+
+
+def test_keys_are_fresh_for_each_write():
+    assert len({client_frames([b"the same"]) for _ in range(8)}) > 1

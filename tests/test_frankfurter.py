@@ -1,0 +1,134 @@
+"""Frankfurter: what is asked, and how rows are read."""
+
+import json
+from datetime import UTC, date, datetime
+from decimal import Decimal
+
+import pytest
+from rate_bench import START, URL, make_client
+
+from ratebridge.errors import SourceFailed
+from ratebridge.fakes.rates import EMPTY, FRANKFURTER, HTML, FakeRates, Fault, quote
+from ratebridge.providers.frankfurter import Frankfurter
+from ratebridge.rates import Quote
+
+DAY = date(2021, 5, 18)
+
+
+@pytest.fixture
+def fake():
+    return FakeRates(lambda: START)
+
+
+@pytest.fixture
+def source(fake):
+    return Frankfurter(make_client(fake), f"{URL}/v2")
+
+
+async def failure_of(source, day=DAY):
+    with pytest.raises(SourceFailed) as caught:
+        await source.fetch(day, START)
+    return caught.value
+
+
+async def test_a_day_is_one_call_for_all_currencies(fake, source):
+    table = await source.fetch(DAY, START)
+    assert (table.provider, table.day, table.fetched) == ("frankfurter", DAY, START)
+    assert len(table.quotes) > 55
+    assert table.quotes["EUR"] == Quote(Decimal(1), DAY)
+    assert table.quotes["ZWL"] == Quote(Decimal(quote(FRANKFURTER, "ZWL", DAY)), DAY)
+    (call,) = fake.calls
+    assert (call.path, call.params) == ("/v2/rates", {"date": "2021-05-18", "base": "EUR"})
+    assert call.key is None
+    assert source.quota is None
+
+
+async def test_today_is_asked_for_by_its_date_too(fake, source):
+    table = await source.fetch(START.date(), START)
+    assert fake.calls[0].params["date"] == "2026-11-20"
+    assert not table.final
+    assert max(quote.day for quote in table.quotes.values()) == START.date()
+
+
+async def test_each_quote_keeps_its_own_day(source):
+    sunday, friday, thursday = date(2021, 5, 16), date(2021, 5, 14), date(2021, 5, 13)
+    table = await source.fetch(sunday, START)
+    assert (table.quotes["USD"].day, table.quotes["UAH"].day) == (friday, thursday)
+
+
+async def test_a_row_carried_too_far_is_left_out(source):
+    assert "TMT" in (await source.fetch(date(2021, 5, 20), START)).quotes
+    assert "TMT" not in (await source.fetch(date(2021, 5, 21), START)).quotes
+
+
+async def test_one_euro_is_one_euro_whatever_its_row_says(fake, source):
+    fake.order(FRANKFURTER, Fault(quotes={"EUR": "1.2"}))
+    assert (await source.fetch(DAY, START)).quotes["EUR"] == Quote(Decimal(1), DAY)
+
+
+async def test_a_bad_quote_costs_that_quote(fake, source):
+    fake.order(FRANKFURTER, Fault(quotes={"UAH": "0", "USD": '"1.2"'}))
+    table = await source.fetch(DAY, START)
+    assert not {"UAH", "USD"} & set(table.quotes)
+    assert "GBP" in table.quotes
+
+
+async def test_another_base_is_refused(fake, source):
+    fake.order(FRANKFURTER, Fault(base="USD"))
+    failure = await failure_of(source)
+    assert str(failure) == "answered with another base than the euro"
+    assert (failure.outcome, failure.again) == ("bad-table", False)
+
+
+async def test_an_empty_list_is_of_no_use(fake, source):
+    fake.order(FRANKFURTER, EMPTY)
+    assert (await failure_of(source)).outcome == "bad-table"
+
+
+ROW = {"date": "2021-05-18", "base": "EUR", "quote": "USD", "rate": 1.2}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"null", b"{}", b"[1]", b"[{}]", b"\xff", b"[" * 100_000, HTML.body),
+        b'{"amount":1.0,"base":"EUR","date":"2021-05-18","rates":{"USD":1.2}}',
+        json.dumps([ROW]).encode()[:-3],
+        json.dumps([{**ROW, "rate": float("nan")}]).encode(),
+        json.dumps([{**ROW, "date": "18.05.2021"}]).encode(),
+        json.dumps([{**ROW, "quote": 1}]).encode(),
+    ],
+    ids=range(13),
+)
+async def test_a_body_of_another_shape(fake, source, body):
+    fake.order(FRANKFURTER, Fault(body=body))
+    failure = await failure_of(source)
+    assert (failure.outcome, failure.again) == ("bad-body", False)
+    assert str(failure) == "answered with something else than rates"
+
+
+@pytest.mark.parametrize(
+    ("status", "again"), [(400, False), (404, False), (422, False), (500, True), (503, True)]
+)
+async def test_other_statuses(fake, source, status, again):
+    fake.order(FRANKFURTER, Fault(status=status, headers={"retry-after": "1"}))
+    failure = await failure_of(source)
+    assert (failure.outcome, failure.again) == (f"http-{status}", again)
+    assert (failure.after, failure.silence) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("30", 30.0), ("\u00b2", None), ("soon", None), ("999999999999", 86400.0)],
+)
+async def test_a_throttle_is_obeyed_as_long_as_it_says(fake, source, header, seconds):
+    fake.order(FRANKFURTER, Fault(status=429, headers={"retry-after": header}))
+    failure = await failure_of(source)
+    assert (failure.after, failure.silence) == (seconds, seconds)
+    assert failure.again is (seconds is not None)
+
+
+async def test_a_far_future_has_no_table(source):
+    now = datetime(2030, 1, 1, tzinfo=UTC)
+    with pytest.raises(SourceFailed, match="no usable table"):
+        await source.fetch(date(2030, 1, 1), now)

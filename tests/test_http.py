@@ -1,0 +1,280 @@
+"""One GET: what comes back, what is refused, and that no text tells a secret."""
+
+import logging
+import ssl
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+import trio
+import trustme
+
+from ratebridge.errors import BadSettings, SourceFailed
+from ratebridge.fakes.rates import (
+    CLOSE,
+    CUT,
+    DRIP,
+    FREECURRENCYAPI,
+    GZIP,
+    HANG,
+    HUGE,
+    REDIRECT,
+    RESET,
+    FakeRates,
+    Fault,
+    memory_transport,
+    serve_rates,
+)
+from ratebridge.providers.http import MAX_BODY, HttpClient
+
+KEY = "fca_live_s3cr3t"
+HEADERS = {"apikey": KEY}
+DAY = {"date": "2021-05-18"}
+TLS = ssl.create_default_context()
+
+
+@asynccontextmanager
+async def open_server(fake, **how):
+    """The fake on a port, and a client for it."""
+    async with trio.open_nursery() as nursery:
+        port = await nursery.start(lambda **kw: serve_rates(fake, **how, **kw))
+        client = HttpClient(TLS)
+        yield client, f"http://127.0.0.1:{port}/v1/historical"
+        await client.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_answer_has_status_headers_and_body():
+    fake = FakeRates()
+    async with open_server(fake) as (client, url):
+        answer = await client.get(url, DAY, HEADERS)
+        refused = await client.get(url, DAY)
+    assert answer.status == 200
+    assert answer.headers["x-ratelimit-remaining-quota-minute"] == "9"
+    assert answer.body.startswith(b'{"data":{"2021-05-18":{')
+    assert refused.status == 401
+    first, second = fake.calls
+    assert (first.params, first.key, second.key) == (DAY, KEY, None)
+
+
+async def test_a_connection_is_used_again(monkeypatch):
+    accepted = []
+    accept = trio.SocketListener.accept
+
+    async def count_and_accept(listener):
+        stream = await accept(listener)
+        accepted.append(stream)
+        return stream
+
+    monkeypatch.setattr(trio.SocketListener, "accept", count_and_accept)
+    fake = FakeRates()
+    async with open_server(fake) as (client, url):
+        for _ in range(3):
+            await client.get(url, DAY, HEADERS)
+    assert (fake.count(), len(accepted)) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome", "text", "again"),
+    [
+        (RESET, "unreachable", "broke off the connection", True),
+        (CLOSE, "unreachable", "broke off the connection", True),
+        (REDIRECT, "redirect", "answered with a redirect, which is not followed", False),
+        (GZIP, "bad-body", "answered with a compressed body", False),
+        (HUGE, "bad-body", "answered with over 1 MiB", False),
+    ],
+    ids=["reset", "closed", "redirect", "gzip", "30 MB"],
+)
+async def test_what_is_no_whole_answer_is_a_failure(fault, outcome, text, again):
+    fake = FakeRates()
+    fake.order(FREECURRENCYAPI, fault)
+    async with open_server(fake) as (client, url):
+        with pytest.raises(SourceFailed) as caught:
+            await client.get(url, DAY, HEADERS)
+        assert (await client.get(url, DAY, HEADERS)).status == 200
+    failure = caught.value
+    assert (failure.outcome, failure.text, failure.again) == (outcome, text, again)
+    assert fake.count() == 2
+
+
+async def test_a_redirect_is_not_followed_wherever_it_leads():
+    fake = FakeRates()
+    fake.disturb = lambda _call: Fault(status=307, headers={"location": "/v1/latest"})
+    async with open_server(fake) as (client, url):
+        with pytest.raises(SourceFailed, match="redirect"):
+            await client.get(url, DAY, HEADERS)
+    assert fake.count() == 1
+
+
+async def test_other_statuses_and_bodies_are_the_callers_to_judge():
+    fake = FakeRates()
+    fake.order(FREECURRENCYAPI, Fault(status=503, headers={"Retry-After": "7"}), CUT)
+    async with open_server(fake) as (client, url):
+        unwell = await client.get(url, DAY, HEADERS)
+        cut = await client.get(url, DAY, HEADERS)
+    assert (unwell.status, unwell.headers["retry-after"]) == (503, "7")
+    assert len(cut.body) == CUT.cut
+
+
+async def test_a_body_of_just_the_most_that_is_taken_is_taken():
+    fake = FakeRates()
+    size = len(fake.answer("/v1/historical?date=2021-05-18", HEADERS).body)
+    fake.order(FREECURRENCYAPI, Fault(padding=MAX_BODY - size), Fault(padding=MAX_BODY - size + 1))
+    async with open_server(fake) as (client, url):
+        assert len((await client.get(url, DAY, HEADERS)).body) == MAX_BODY
+        with pytest.raises(SourceFailed, match="over 1 MiB"):
+            await client.get(url, DAY, HEADERS)
+
+
+@pytest.mark.parametrize("fault", [HANG, DRIP], ids=["hang", "drip"])
+async def test_who_waits_too_long_can_leave_and_come_again(fault):
+    fake = FakeRates()
+    fake.order(FREECURRENCYAPI, fault)
+    async with open_server(fake) as (client, url):
+        with trio.move_on_after(0.05) as patience:
+            await client.get(url, DAY, HEADERS)
+        assert patience.cancelled_caught
+        assert (await client.get(url, DAY, HEADERS)).status == 200
+
+
+# Where nobody answers.
+
+
+async def failure_of(url, tls=TLS):
+    client = HttpClient(tls)
+    with pytest.raises(SourceFailed) as caught:
+        await client.get(url, DAY, HEADERS)
+    await client.aclose()
+    failure = caught.value
+    assert (failure.outcome, failure.again) == ("unreachable", True)
+    return failure.text
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_nobody_listens(host):
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener.socket.getsockname()[1]
+    await listener.aclose()
+    refused = "could not be reached (connection refused)"
+    assert await failure_of(f"http://{host}:{port}/v1/latest") == refused
+
+
+class Nowhere(trio.abc.HostnameResolver):
+    """A resolver that finds no host."""
+
+    async def getaddrinfo(self, host, port, family=0, type=0, proto=0, flags=0):  # noqa: A002 - trio's
+        raise trio.socket.gaierror(trio.socket.EAI_NONAME, "Name or service not known")
+
+    async def getnameinfo(self, sockaddr, flags):
+        raise NotImplementedError
+
+
+async def test_the_host_is_not_found():
+    trio.socket.set_custom_hostname_resolver(Nowhere())
+    text = await failure_of("http://rates.invalid/v1/latest")
+    assert text == "could not be reached (host not found)"
+
+
+@pytest.mark.parametrize("host", ["a" * 64 + ".test", "rates..test", "[::1"])
+async def test_the_address_is_none(host):
+    text = await failure_of(f"http://{host}/v1/latest")
+    assert text == "could not be reached (its address is not valid)"
+
+
+class NoRoute(trio.abc.SocketFactory):
+    """A system that has no sockets to give."""
+
+    def socket(self, family=0, type=0, proto=0):  # noqa: A002 - trio's
+        raise OSError(101, "Network is unreachable")
+
+
+async def test_there_is_no_way_there():
+    trio.socket.set_custom_socket_factory(NoRoute())
+    assert await failure_of("http://127.0.0.1:1/v1/latest") == "could not be reached"
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return trustme.CA()
+
+
+@asynccontextmanager
+async def open_tls_server(authority, *names):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(*names).configure_cert(context)
+    async with trio.open_nursery() as nursery:
+        port = await nursery.start(lambda **kw: serve_rates(FakeRates(), tls=context, **kw))
+        yield port
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_certificate_that_passes(authority):
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    async with open_tls_server(authority, "127.0.0.1") as port:
+        client = HttpClient(trusting)
+        answer = await client.get(f"https://127.0.0.1:{port}/v1/latest", {}, HEADERS)
+        await client.aclose()
+    assert answer.status == 200
+
+
+async def test_a_certificate_that_nobody_knows(authority):
+    async with open_tls_server(authority, "127.0.0.1") as port:
+        text = await failure_of(f"https://127.0.0.1:{port}/v1/latest")
+    assert text.startswith("has a certificate that does not pass (")
+    assert "issuer" in text
+
+
+async def test_a_certificate_for_somebody_else(authority):
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    async with open_tls_server(authority, "rates.test") as port:
+        text = await failure_of(f"https://127.0.0.1:{port}/v1/latest", trusting)
+    assert text.startswith("has a certificate that does not pass (IP address mismatch")
+
+
+async def test_plain_http_where_tls_is_wanted():
+    async with open_server(FakeRates()) as (_, url):
+        text = await failure_of(url.replace("http:", "https:"))
+    assert text == "could not be reached (TLS failed)"
+
+
+# Secrets and surroundings.
+
+
+async def test_no_log_and_no_text_shows_the_key_or_a_url(caplog):
+    caplog.set_level(logging.DEBUG)
+    fake = FakeRates()
+    fake.order(FREECURRENCYAPI, RESET)
+    async with open_server(fake) as (client, url):
+        with pytest.raises(SourceFailed) as caught:
+            await client.get(url, DAY, HEADERS)
+        await client.get(url, DAY, HEADERS)
+        shown = f"{caplog.text}{caught.value}{caught.value!r}{client!r}"
+    assert KEY not in shown
+    assert "127.0.0.1" not in shown
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "ftp://127.0.0.1:1", "http://[::1"])
+def test_a_proxy_that_cannot_be_used_is_a_setting_to_mend(monkeypatch, proxy):
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(BadSettings, match="ALL_PROXY: expected"):
+        HttpClient(TLS)
+
+
+async def test_a_transport_takes_the_networks_place(autojump_clock):
+    fake = FakeRates(latency=3.0)
+    client = HttpClient(TLS, memory_transport(fake))
+    answer = await client.get("http://rates.test/v1/latest", {"base_currency": "EUR"}, HEADERS)
+    assert (answer.status, trio.current_time()) == (200, 3.0)
+    assert fake.calls[0].params == {"base_currency": "EUR"}
+    assert fake.calls[0].key == KEY
+
+
+async def test_a_network_timeout_of_the_system_is_no_more_than_unreachable():
+    class Late(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request):
+            raise httpx.ConnectTimeout("")
+
+    with pytest.raises(SourceFailed, match="broke off"):
+        await HttpClient(TLS, Late()).get("http://rates.test/v1/latest", {})

@@ -1,0 +1,369 @@
+"""The journal: each fact becomes one event with the fields that an operator needs, and a figure."""
+
+from datetime import UTC, date, datetime
+from decimal import Decimal
+
+import pytest
+import structlog
+import trio
+from structlog.testing import capture_logs
+
+from ratebridge.errors import LinkFailed, NoRate, Refused, SourceFailed
+from ratebridge.journal import OFTEN, Journal
+from ratebridge.messages import Request, decode
+from ratebridge.rates import Quote, Rate, RateTable
+from ratebridge.session import SessionEnd
+from ratebridge.stats import Stats, Trouble
+
+NOW = datetime(2021, 6, 1, 12, tzinfo=UTC)
+DAY = date(2021, 5, 18)
+TABLE = RateTable("bank", DAY, {"EUR": Quote(Decimal(1), DAY), "USD": Quote(Decimal(2), DAY)}, NOW)
+RATE = Rate("USD", Decimal("1.2222"), Decimal(1), DAY, DAY, "bank", NOW, cached=True)
+
+
+@pytest.fixture
+def log():
+    with capture_logs() as events:
+        yield events
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def journal(log):
+    return Journal(Stats(), lambda: NOW)
+
+
+def request(currency: str = "USD") -> Request:
+    text = (
+        '{"type":"message","id":456,"payload":{"stake":253.67,"currency":"%s",'
+        '"date":"2021-05-18T21:32:42.324Z"}}'
+    )
+    message = decode((text % currency).encode())
+    assert isinstance(message, Request)
+    return message
+
+
+# The link.
+
+
+async def test_a_link_comes_up(journal, log, autojump_clock):
+    journal.link_up()
+    assert log == [{"event": "link.up", "log_level": "info", "links": 1}]
+    assert journal.stats.link_up
+    assert journal.stats.link_since == trio.current_time()
+
+
+async def test_a_link_is_lost(journal, log, autojump_clock):
+    journal.link_up()
+    await trio.sleep(3)
+    end = LinkFailed("closed", "see\nyou", code=1001)
+    journal.link_lost(SessionEnd(end, 3.0001, proved=True), 0.08)
+    assert log[1:] == [
+        {
+            "event": "link.lost",
+            "log_level": "warning",
+            "reason": "closed",
+            "detail": r"see\nyou",
+            "code": 1001,
+            "uptime": 3.0,
+            "retry_in": 0.08,
+        }
+    ]
+    stats = journal.stats
+    assert (stats.link_up, stats.link_since) == (False, trio.current_time())
+    assert (stats.link_ended, stats.lost) == (r"closed, see\nyou", {"closed": 1})
+    assert stats.retry_at == trio.current_time() + 0.08
+    assert [trouble.words for trouble in stats.troubles.values()] == [
+        r"link lost: closed, see\nyou"
+    ]
+
+
+async def test_a_link_that_never_was_leaves_the_time_of_the_last_one(journal, log, autojump_clock):
+    await trio.sleep(1)
+    journal.link_lost(SessionEnd(LinkFailed("rejected", status=503)), 0.5)
+    assert log == [
+        {
+            "event": "link.lost",
+            "log_level": "warning",
+            "reason": "rejected",
+            "status": 503,
+            "retry_in": 0.5,
+        }
+    ]
+    assert journal.stats.link_since is None
+    assert journal.stats.link_ended == "rejected"
+
+
+async def test_a_link_that_we_took_down_is_no_loss(journal, log, autojump_clock):
+    journal.link_up()
+    journal.link_lost(SessionEnd(LinkFailed("stopped"), 1.0, proved=True), None)
+    assert log[1:] == [
+        {"event": "link.down", "log_level": "info", "reason": "stopped", "uptime": 1.0}
+    ]
+    assert not journal.stats.lost
+    assert not journal.stats.troubles
+
+
+async def test_heartbeats_are_counted_and_not_logged(journal, log, autojump_clock):
+    await trio.sleep(1)
+    journal.heartbeat_received(1.0)
+    assert log == []
+    assert (journal.stats.heartbeats, journal.stats.heartbeat_at) == (1, 1.0)
+    assert list(journal.stats.heartbeat_gaps) == [1.0]
+
+
+def test_a_stall_of_our_own_is_told(journal, log):
+    journal.excused(3.01234)
+    assert log == [{"event": "link.excused", "log_level": "warning", "our_own_stall": 3.012}]
+
+
+# The messages.
+
+
+def test_a_dropped_message_is_quoted_cut_short_and_harmless(journal, log):
+    journal.dropped("not-json", b"\x1b[31m" + b"x" * 5000)
+    (event,) = log
+    assert event["event"] == "message.dropped"
+    assert (event["reason"], event["size"]) == ("not-json", 5005)
+    assert event["begins"].startswith(r"\x1b[31mxxx")
+    assert len(event["begins"]) < 60
+    assert journal.stats.dropped == {"not-json": 1}
+
+
+def test_above_debug_a_conversion_is_counted_and_silent(log):
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("info"))
+    journal = Journal(Stats())
+    journal.converted(request(), Decimal("207.55"), RATE, NOW, 0.0003)
+    assert log == []
+    assert (journal.stats.converted, journal.stats.from_cache) == (1, 1)
+    assert sum(journal.stats.latency.counts) == 1
+
+
+def test_at_debug_a_conversion_tells_where_its_rate_is_from(journal, log):
+    journal.converted(request(), Decimal("207.55196"), RATE, NOW, 0.00031)
+    assert log == [
+        {
+            "event": "conversion.done",
+            "log_level": "debug",
+            "id": "456",
+            "stake": "253.67",
+            "currency": "USD",
+            "eur": "207.55196",
+            "ms": 0.31,
+            "rate": "1.2222",
+            "rate_date": "2021-05-18",
+            "asked": "2021-05-18",
+            "provider": "bank",
+            "fetched": "2021-06-01T12:00:00Z",
+            "cached": True,
+        }
+    ]
+
+
+def test_a_conversion_from_euro_has_no_rate_and_is_no_hit(journal, log):
+    journal.converted(request("EUR"), Decimal("253.67"), None, NOW, 0.0003)
+    assert "rate" not in log[0]
+    assert (journal.stats.converted, journal.stats.from_cache) == (1, 0)
+
+
+def test_every_conversion_goes_to_the_audit_trail(journal):
+    class Trail:
+        def __init__(self) -> None:
+            self.lines: list[object] = []
+
+        def add(self, *line: object) -> None:
+            self.lines.append(line)
+
+    journal.audit = Trail()
+    asked = request()
+    journal.converted(asked, Decimal("207.55"), RATE, NOW, 0.0003)
+    assert journal.audit.lines == [(asked, Decimal("207.55"), RATE, NOW)]
+
+
+@pytest.mark.parametrize(
+    "problem", [Refused(b"7", "bad-date", "the date is missing"), NoRate("bad-date", "no, no")]
+)
+def test_a_refusal_is_logged_with_the_id_and_the_error(journal, log, problem):
+    journal.refused(problem, b'"7\x07"', 0.001)
+    assert log == [
+        {
+            "event": "conversion.failed",
+            "log_level": "warning",
+            "id": r'"7\x07"',
+            "kind": "bad-date",
+            "error": problem.text,
+        }
+    ]
+    assert journal.stats.refused == {"bad-date": 1}
+    assert sum(journal.stats.latency.counts) == 1
+
+
+def test_every_reply_given_up_is_logged_with_its_id(journal, log):
+    for number in range(3 * OFTEN):
+        journal.given_up(str(number).encode(), "it was too old")
+    assert [event["id"] for event in log] == [str(number) for number in range(3 * OFTEN)]
+    assert {event["log_level"] for event in log} == {"warning"}
+    assert journal.stats.given_up == 3 * OFTEN
+    assert [trouble.count for trouble in journal.stats.troubles.values()] == [3 * OFTEN]
+
+
+# The rates.
+
+
+async def test_a_fetched_table_is_told(journal, log, autojump_clock):
+    await trio.sleep(2)
+    journal.fetched(TABLE, 0.12345)
+    assert log == [
+        {
+            "event": "rates.fetched",
+            "log_level": "info",
+            "provider": "bank",
+            "day": "2021-05-18",
+            "currencies": 2,
+            "seconds": 0.123,
+        }
+    ]
+    assert journal.stats.fetches == {("bank", "ok"): 1}
+    assert journal.stats.sources["bank"].answered_at == 2.0
+
+
+async def test_a_failed_fetch_is_told_until_the_source_answers_again(journal, log, autojump_clock):
+    journal.fetch_failed("bank", DAY, SourceFailed("timeout", "did not answer within 5 s"))
+    assert log == [
+        {
+            "event": "rates.failed",
+            "log_level": "warning",
+            "kind": "timeout",
+            "provider": "bank",
+            "day": "2021-05-18",
+            "detail": "did not answer within 5 s",
+        }
+    ]
+    assert journal.stats.fetches == {("bank", "timeout"): 1}
+    assert journal.stats.sources["bank"].failure == "did not answer within 5 s"
+    journal.fetched(TABLE, 0.1)
+    assert journal.stats.sources["bank"].failure == ""
+
+
+@pytest.mark.parametrize(("silence", "seconds"), [(59.96, 60.0), (None, 0.0)])
+async def test_a_silenced_source_is_an_error_in_the_log(
+    journal, log, silence, seconds, autojump_clock
+):
+    journal.silenced("bank", SourceFailed("quota-month", "has no calls left", silence=silence))
+    assert log == [
+        {
+            "event": "rates.silenced",
+            "log_level": "error",
+            "provider": "bank",
+            "detail": "has no calls left",
+            "seconds": seconds,
+        }
+    ]
+    assert journal.stats.sources["bank"].silent_until == (silence or 0.0)
+
+
+# Bugs, troubles, summaries.
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "where"),
+    [
+        ("session_crashed", (), "session"),
+        ("request_crashed", (), "request"),
+        ("source_crashed", ("bank",), "bank"),
+        ("audit_crashed", (), "audit"),
+        ("status_crashed", (), "status"),
+    ],
+)
+def test_a_bug_is_logged_with_its_trace(journal, log, method, arguments, where):
+    bug = RuntimeError("what")
+    getattr(journal, method)(*arguments, bug)
+    assert log == [{"event": "crash", "log_level": "error", "where": where, "exc_info": bug}]
+    assert journal.stats.crashes == 1
+    assert journal.stats.troubles == {
+        f"crash {where}": Trouble(NOW, f"a bug ({where}), see the log")
+    }
+
+
+def test_nonsense_of_a_status_client_is_no_bug_of_ours(journal, log):
+    error = ExceptionGroup("", [ExceptionGroup("", [ValueError("no\nway")])])
+    journal.status_client_failed(error)
+    assert log == [
+        {
+            "event": "status.client",
+            "log_level": "warning",
+            "kind": "nonsense",
+            "detail": r"ValueError: no\nway",
+        }
+    ]
+    assert journal.stats.crashes == 0
+
+
+def test_the_audit_trail_s_troubles_are_told(journal, log):
+    journal.audit_failed("No space left on device", 12)
+    journal.audit_lost(3, "too many wait")
+    journal.audit_mended(3)
+    assert log == [
+        {
+            "event": "audit.failed",
+            "log_level": "error",
+            "detail": "No space left on device",
+            "waiting": 12,
+        },
+        {"event": "audit.lost", "log_level": "error", "lines": 3, "why": "too many wait"},
+        {"event": "audit.mended", "log_level": "warning", "lost": 3},
+    ]
+
+
+def test_many_of_a_kind_are_logged_at_debug_and_hide_no_other(journal, log):
+    for _ in range(OFTEN + 5):
+        journal.refused(NoRate("unavailable", "no rate"), b"1", 0.001)
+    journal.refused(NoRate("overloaded", "overloaded"), b"2", 0.001)
+    journal.dropped("not-json", b"what")
+    levels = [event["log_level"] for event in log]
+    assert levels == ["warning"] * OFTEN + ["debug"] * 5 + ["warning"] * 2
+    assert [number for number, event in enumerate(log) if "further" in event] == [OFTEN - 1]
+    assert [trouble.count for trouble in journal.stats.troubles.values()] == [OFTEN + 5, 1, 1]
+
+
+def test_after_a_summary_they_are_logged_again(journal, log):
+    for _ in range(OFTEN + 1):
+        journal.dropped("not-json", b"what")
+    journal.summarize(waiting=0, outbox=0, tables=0)
+    journal.dropped("not-json", b"what")
+    assert log[-1]["log_level"] == "warning"
+
+
+async def test_a_summary_tells_what_the_minute_brought(journal, log, autojump_clock):
+    journal.link_up()
+    for minute, converted in enumerate((3, 2)):
+        for _ in range(converted):
+            journal.converted(request(), Decimal(1), None, NOW, 0.001)
+        journal.refused(NoRate("unavailable", "no rate"), b"1", 0.001)
+        if minute:
+            journal.dropped("not-json", b"what")
+            journal.link_lost(SessionEnd(LinkFailed("reset"), 1.0, proved=True), 0.1)
+        journal.summarize(waiting=4, outbox=5, tables=6)
+    common = {"event": "summary", "log_level": "info", "refused": 1}
+    common |= {"waiting": 4, "outbox": 5, "tables": 6, "links": 1}
+    assert [event for event in log if event["event"] == "summary"] == [
+        {**common, "link": "up", "converted": 3, "dropped": 0},
+        {**common, "link": "down", "converted": 2, "dropped": 1},
+    ]
+
+
+def test_the_service_s_own_events_pass_through(journal, log):
+    journal.note("service.started", feed="feed.example")
+    journal.warn("tls.unverified", detail="off")
+    assert log == [
+        {"event": "service.started", "log_level": "info", "feed": "feed.example"},
+        {"event": "tls.unverified", "log_level": "warning", "detail": "off"},
+    ]
+
+
+def test_without_a_clock_of_its_own_troubles_are_dated_by_the_wall():
+    journal = Journal(Stats())
+    before = datetime.now(UTC)
+    journal.dropped("not-json", b"what")
+    (trouble,) = journal.stats.troubles.values()
+    assert before <= trouble.at <= datetime.now(UTC)

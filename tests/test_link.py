@@ -1,0 +1,999 @@
+"""One websocket over memory streams: how it opens, what passes, and every way in which it ends."""
+
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import attrs
+import pytest
+import trio
+from support import ADDRESS, Dialled, accept_and_listen, listen, open_to, server_frame
+from wsproto.events import AcceptConnection
+
+from ratebridge.errors import LinkFailed
+from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script
+from ratebridge.framing import MAX_FRAME
+from ratebridge.link import CLOSE_WITHIN, Link, network_dial, open_link
+
+MALFORMED = "the peer does not speak websocket"
+
+
+async def fail_to_open(script: Script) -> LinkFailed:
+    """How an attempt at a feed in memory fails."""
+    async with trio.open_nursery() as nursery:
+        feed = MemoryFeed(nursery, script)
+        with pytest.raises(LinkFailed) as caught:
+            await open_link(nursery, ADDRESS, feed.dial)
+        nursery.cancel_scope.cancel()
+    return caught.value
+
+
+async def take_until_the_end(link: Link) -> tuple[list[bytes], LinkFailed]:
+    """All that comes, and how it ends."""
+    texts: list[bytes] = []
+    while True:
+        try:
+            texts += await link.receive()
+        except LinkFailed as failure:
+            return texts, failure
+
+
+async def granted(peer: FeedPeer, *headers: tuple[bytes, bytes]) -> bytes:
+    """The response that grants the upgrade, not sent yet."""
+    await peer.wait_for_request()
+    return peer._protocol.send(AcceptConnection(extra_headers=list(headers)))
+
+
+def answering(response: bytes, *, hold: bool = False) -> Script:
+    """A script that answers the upgrade with these bytes, and goes, or holds the connection."""
+
+    async def script(peer: FeedPeer) -> None:
+        await peer.wait_for_request()
+        await peer.send_raw(response)
+        if hold:
+            await trio.sleep_forever()
+
+    return script
+
+
+# Opening.
+
+
+async def test_the_upgrade_asks_for_the_target_at_the_authority(autojump_clock):
+    async with open_to(accept_and_listen) as (_, feed):
+        assert feed.peers[0].path == "/stream"
+        assert feed.peers[0].host == "feed.example"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100000])
+@pytest.mark.parametrize("newline", [b"\r\n", b"\n"])
+async def test_frames_behind_the_response_are_read_however_the_bytes_are_cut(
+    size, newline, autojump_clock
+):
+    async def script(peer: FeedPeer) -> None:
+        response = (await granted(peer)).replace(b"\r\n", newline)
+        stream = response + server_frame(b"one") + server_frame(b"two")
+        for at in range(0, len(stream), size):
+            await peer.send_raw(stream[at : at + size])
+        await listen(peer)
+
+    async with open_to(script) as (link, _):
+        texts: list[bytes] = []
+        while len(texts) < 2:
+            texts += await link.receive()
+        assert texts == [b"one", b"two"]
+        await link.send([b"hello"])
+
+
+@pytest.mark.parametrize(
+    ("behind", "texts", "reason"),
+    [
+        pytest.param(server_frame(b"last"), [b"last"], "reset", id="a text"),
+        pytest.param(server_frame(b"", 0x89) + server_frame(b"t"), [b"t"], "reset", id="a ping"),
+        pytest.param(server_frame(b"\x03\xe8", 0x88), [], "closed", id="a close"),
+        pytest.param(b"", [], "reset", id="nothing"),
+        pytest.param(b"\xff\xff", [], "protocol-error", id="garbage"),
+    ],
+)
+async def test_a_peer_may_say_its_last_words_with_the_response(
+    behind, texts, reason, autojump_clock
+):
+    async def script(peer: FeedPeer) -> None:
+        await peer.send_raw(await granted(peer) + behind)
+
+    async with open_to(script) as (link, _):
+        came, failure = await take_until_the_end(link)
+    assert came == texts
+    assert failure.reason == reason
+
+
+@attrs.frozen
+class BadUpgrade:
+    """An answer to the upgrade, and what is made of it: at once, whether the peer goes or stays."""
+
+    response: bytes
+    reason: str
+    detail: str
+    status: int | None = None
+    retry_after: float | None = None
+
+
+BAD_UPGRADES = {
+    "refused with a body": BadUpgrade(
+        b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy",
+        *("rejected", "the peer answered HTTP 503", 503),
+    ),
+    "refused with a body that never comes": BadUpgrade(
+        b"HTTP/1.1 503 Busy\r\nContent-Length: 400\r\nRetry-After: 7\r\n\r\nbu",
+        *("rejected", "the peer answered HTTP 503", 503, 7.0),
+    ),
+    "refused with a body that ends with the connection": BadUpgrade(
+        b"HTTP/1.1 403 No\r\nConnection: close\r\n\r\nno",
+        *("rejected", "the peer answered HTTP 403", 403),
+    ),
+    "refused by HTTP/1.0": BadUpgrade(
+        b"HTTP/1.0 401 No\n\n", *("rejected", "the peer answered HTTP 401", 401)
+    ),
+    "sent elsewhere": BadUpgrade(
+        b"HTTP/1.1 302 Found\r\nLocation: /there\r\n\r\n",
+        *("rejected", "the peer answered HTTP 302", 302),
+    ),
+    "granted as a page": BadUpgrade(
+        b"HTTP/1.1 200 OK\r\n\r\n<html>", *("rejected", "the peer answered HTTP 200", 200)
+    ),
+    "told to go on": BadUpgrade(
+        b"HTTP/1.1 100 Continue\r\n\r\n", *("rejected", "the peer answered HTTP 100", 100)
+    ),
+    "retry at a date": BadUpgrade(
+        b"HTTP/1.1 503 Busy\r\nDate: Tue, 18 May 2021 21:32:42 GMT\r\n"
+        b"Retry-After: Tue, 18 May 2021 21:33:12 GMT\r\n\r\n",
+        *("rejected", "the peer answered HTTP 503", 503, 30.0),
+    ),
+    "retry at a date that is over": BadUpgrade(
+        b"HTTP/1.1 503 Busy\r\nDate: Tue, 18 May 2021 21:32:42 GMT\r\n"
+        b"Retry-After: Tue, 18 May 2021 21:00:00 GMT\r\n\r\n",
+        *("rejected", "the peer answered HTTP 503", 503, 0.0),
+    ),
+    "retry at a date seen from nowhere": BadUpgrade(
+        b"HTTP/1.1 503 Busy\r\nRetry-After: Tue, 18 May 2021 21:33:12 GMT\r\n\r\n",
+        *("rejected", "the peer answered HTTP 503", 503),
+    ),
+    "retry at a date of no zone": BadUpgrade(
+        b"HTTP/1.1 503 Busy\r\nDate: Tue, 18 May 2021 21:32:42 GMT\r\n"
+        b"Retry-After: Tue, 18 May 2021 21:33:12\r\n\r\n",
+        *("rejected", "the peer answered HTTP 503", 503),
+    ),
+    "retry in ages": BadUpgrade(
+        b"HTTP/1.1 503 Busy\r\nRetry-After: " + b"9" * 400 + b"\r\n\r\n",
+        *("rejected", "the peer answered HTTP 503", 503, 999999999.0),
+    ),
+    "retry in nonsense": BadUpgrade(
+        b"HTTP/1.1 503 Busy\r\nRetry-After: -1\xff\r\n\r\n",
+        *("rejected", "the peer answered HTTP 503", 503),
+    ),
+    "a wrong Accept": BadUpgrade(
+        b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: bm8=\r\n\r\n",
+        *("protocol-error", MALFORMED),
+    ),
+    "a header that is not ASCII": BadUpgrade(
+        b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: Upgrad\xe9\r\n\r\n",
+        *("protocol-error", MALFORMED),
+    ),
+    "no HTTP": BadUpgrade(b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "protocol-error", MALFORMED),
+    "bytes of no line": BadUpgrade(b"\x00\xff" * 20000, "protocol-error", MALFORMED),
+    "200 KB of headers": BadUpgrade(
+        b"HTTP/1.1 101 Switching\r\n" + b"X-Filler: 0123456789\r\n" * 9000 + b"\r\n",
+        *("protocol-error", MALFORMED),
+    ),
+    "nothing": BadUpgrade(b"", "reset", "the peer broke off the upgrade"),
+    "a line of no HTTP": BadUpgrade(
+        b"SSH-2.0-OpenSSH_9.2\r\n", *("reset", "the peer broke off the upgrade")
+    ),
+    "half a head": BadUpgrade(
+        b"HTTP/1.1 101 Switching\r\nUpgr", *("reset", "the peer broke off the upgrade")
+    ),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_UPGRADES.values(), ids=BAD_UPGRADES.keys())
+async def test_a_bad_answer_to_the_upgrade_is_told_at_once(bad, autojump_clock):
+    began = trio.current_time()
+    failure = await fail_to_open(answering(bad.response))
+    assert trio.current_time() == began
+    assert (failure.reason, failure.detail) == (bad.reason, bad.detail)
+    assert (failure.status, failure.retry_after) == (bad.status, bad.retry_after)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [bad for bad in BAD_UPGRADES.values() if bad.reason != "reset"],
+    ids=[name for name, bad in BAD_UPGRADES.items() if bad.reason != "reset"],
+)
+async def test_a_bad_answer_is_told_at_once_also_by_a_peer_who_holds_the_connection(
+    bad, autojump_clock
+):
+    began = trio.current_time()
+    failure = await fail_to_open(answering(bad.response, hold=True))
+    assert trio.current_time() == began
+    assert (failure.reason, failure.status) == (bad.reason, bad.status)
+
+
+async def test_an_extension_that_nobody_asked_for_is_refused(autojump_clock):
+    async def script(peer: FeedPeer) -> None:
+        await peer.send_raw(
+            await granted(peer, (b"Sec-WebSocket-Extensions", b"permessage-deflate"))
+        )
+        await trio.sleep_forever()
+
+    failure = await fail_to_open(script)
+    assert failure.reason == "protocol-error"
+
+
+async def test_a_peer_who_goes_before_it_is_asked_is_noticed_at_once(autojump_clock):
+    async def script(peer: FeedPeer) -> None:
+        await trio.lowlevel.checkpoint()
+
+    began = trio.current_time()
+    failure = await fail_to_open(script)
+    assert trio.current_time() == began
+    assert failure.reason == "reset"
+
+
+async def test_a_peer_who_refuses_before_it_is_asked_is_heard(autojump_clock):
+    async def dial() -> trio.abc.Stream:
+        client, server = trio.testing.memory_stream_pair()
+        await server.send_all(b"HTTP/1.1 503 Busy\r\nRetry-After: 9\r\n\r\n")
+        await server.aclose()
+        return client
+
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(LinkFailed) as caught:
+            await open_link(nursery, ADDRESS, dial)
+    assert (caught.value.status, caught.value.retry_after) == (503, 9.0)
+
+
+async def never_answer(peer: FeedPeer) -> None:
+    await peer.wait_for_request()
+    await trio.sleep_forever()
+
+
+async def drip(peer: FeedPeer) -> None:
+    for byte in await granted(peer):
+        await peer.send_raw(bytes([byte]))
+        await trio.sleep(0.5)
+
+
+@pytest.mark.parametrize("script", [never_answer, drip])
+async def test_an_upgrade_without_end_is_given_five_seconds(script, autojump_clock):
+    began = trio.current_time()
+    failure = await fail_to_open(script)
+    assert trio.current_time() - began == 5.0
+    assert failure.reason == "open-timeout"
+
+
+async def test_a_dial_without_end_is_given_the_same_five_seconds(autojump_clock):
+    async def dial() -> trio.abc.Stream:
+        await trio.sleep_forever()
+
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(LinkFailed, match="open-timeout"):
+            await open_link(nursery, ADDRESS, dial)
+    assert trio.current_time() - began == 5.0
+
+
+async def test_a_bug_while_opening_surfaces(autojump_clock):
+    async def dial() -> trio.abc.Stream:
+        raise ZeroDivisionError
+
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(ZeroDivisionError):
+            await open_link(nursery, ADDRESS, dial)
+
+
+@pytest.mark.parametrize("script", [never_answer, answering(b"HTTP/1.1 503 X\r\n\r\n", hold=True)])
+async def test_an_attempt_that_failed_leaves_no_stream_open(script, autojump_clock):
+    closed = trio.Event()
+    async with trio.open_nursery() as nursery:
+        feed = MemoryFeed(nursery, script)
+
+        async def dial() -> trio.abc.Stream:
+            stream: Any = await feed.dial()
+            stream.send_stream.close_hook = closed.set
+            return stream
+
+        with pytest.raises(LinkFailed):
+            await open_link(nursery, ADDRESS, dial)
+        nursery.cancel_scope.cancel()
+    assert closed.is_set()
+
+
+# The network: names, addresses, TLS. What needs a peer on a port is in test_real_feed.
+
+
+@attrs.define
+class Names(trio.abc.HostnameResolver):
+    """A resolver that knows what it is told, or fails as it is told."""
+
+    answer: list[Any] | Exception
+
+    async def getaddrinfo(self, host: Any, port: Any, *args: Any) -> Any:
+        await trio.lowlevel.checkpoint()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return [
+            (
+                socket.AF_INET6 if ":" in host else socket.AF_INET,
+                socket.SOCK_STREAM,
+                6,
+                "",
+                (host, port),
+            )
+            for host in self.answer
+        ]
+
+    async def getnameinfo(self, *args: Any) -> Any:
+        raise NotImplementedError
+
+
+class Errors(trio.abc.SocketFactory):
+    """A socket factory that has none to give."""
+
+    def __init__(self, *errors: OSError) -> None:
+        self._errors = list(errors)
+
+    def socket(self, *args: Any, **kwargs: Any) -> Any:
+        raise self._errors.pop(0)
+
+
+REFUSED = ConnectionRefusedError(111, "Connection refused")
+UNREACHABLE = OSError(101, "Network is unreachable")
+
+
+@pytest.mark.parametrize(
+    ("addresses", "errors", "reason", "detail"),
+    [
+        pytest.param(
+            socket.gaierror(-2, "Name or service not known"),
+            *((), "dns", "the host was not found"),
+            id="not found",
+        ),
+        pytest.param(
+            UnicodeError("label too long"),
+            *((), "dns", "the host's name is not valid"),
+            id="no name",
+        ),
+        pytest.param(
+            ["1.2.3.4"], (REFUSED,), *("refused", "nobody listens on that port"), id="refused"
+        ),
+        pytest.param(
+            ["::2", "1.2.3.4"],
+            (UNREACHABLE, REFUSED),
+            *("refused", "nobody listens on that port"),
+            id="refused by the one address that was reached",
+        ),
+        pytest.param(
+            ["::2", "1.2.3.4"],
+            (UNREACHABLE, UNREACHABLE),
+            *("unreachable", "Network is unreachable"),
+            id="unreachable",
+        ),
+        pytest.param(
+            ["1.2.3.4"],
+            (OSError("odd"),),
+            *("unreachable", "no connection could be made"),
+            id="for no stated reason",
+        ),
+        pytest.param([], (), *("unreachable", "no connection could be made"), id="no address"),
+    ],
+)
+async def test_a_connection_that_cannot_be_made_has_its_reason(addresses, errors, reason, detail):
+    trio.socket.set_custom_hostname_resolver(Names(addresses))
+    trio.socket.set_custom_socket_factory(Errors(*errors))
+    with pytest.raises(LinkFailed) as caught:
+        await network_dial(ADDRESS, ssl.create_default_context())()
+    assert (caught.value.reason, caught.value.detail) == (reason, detail)
+
+
+# Open: what comes.
+
+
+def sending(*pieces: bytes) -> Script:
+    """A script that grants the upgrade, sends these bytes, and listens."""
+
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        for piece in pieces:
+            await peer.send_raw(piece)
+        await listen(peer)
+
+    return script
+
+
+async def test_texts_that_come_together_are_received_together(autojump_clock):
+    texts = [b'{"a":1}', b"", "\u20ac".encode(), b"x" * 70000]
+    stream = b"".join(map(server_frame, texts))
+    async with open_to(sending(stream)) as (link, _):
+        await trio.sleep(1)
+        assert await link.receive() == texts[:3]
+        assert await link.receive() == texts[3:]
+
+
+async def test_fragments_make_one_text_and_a_binary_message_is_no_json(autojump_clock):
+    stream = (
+        server_frame(b"one ", 0x01)
+        + server_frame(b"", 0x89)
+        + server_frame(b"text", 0x80)
+        + server_frame(b"{}", 0x82)
+    )
+    async with open_to(sending(stream)) as (link, _):
+        texts: list[bytes] = []
+        while len(texts) < 2:
+            texts += await link.receive()
+    assert texts == [b"one text", b"\0binary"]
+
+
+async def test_no_more_is_read_than_is_taken(autojump_clock):
+    taken_by_the_link = 0
+
+    async def script(peer: FeedPeer) -> None:
+        nonlocal taken_by_the_link
+        await peer.accept()
+        for number in range(20):
+            await peer.send_raw(server_frame(b"%d" % number))
+            await trio.testing.wait_all_tasks_blocked()
+        await listen(peer)
+
+    async with open_to(script) as (link, _):
+        await trio.sleep(1)
+        # The first was read alone. Then the reader waited, and the others came meanwhile.
+        assert await link.receive() == [b"0"]
+        assert await link.receive() == [b"%d" % number for number in range(1, 20)]
+
+
+async def test_who_waits_for_texts_can_be_cancelled_and_loses_none(autojump_clock):
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        await trio.sleep(2)
+        await peer.send("late")
+        await listen(peer)
+
+    async with open_to(script) as (link, _):
+        with trio.move_on_after(1):
+            await link.receive()
+        assert await link.receive() == [b"late"]
+
+
+# Open: what leaves.
+
+
+async def test_a_batch_of_texts_arrives_in_its_order(autojump_clock):
+    texts = [b"one", b"", "\u20ac".encode(), b"x" * 200, b"y" * 70000]
+    async with open_to(accept_and_listen) as (link, feed):
+        await link.send(texts)
+        assert link.left == len(texts)
+        await trio.sleep(1)
+        assert [got.text.encode() for got in feed.peers[0].received] == texts
+
+
+async def test_a_ping_is_answered(autojump_clock):
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        await peer.ping(b"are you there")
+        pongs.append(bytes(await peer.stream.receive_some(1000)))
+        await listen(peer)
+
+    pongs: list[bytes] = []
+    async with open_to(script) as (link, _):
+        with trio.move_on_after(1):
+            await link.receive()
+    [pong] = pongs
+    assert pong[0] == 0x8A
+    assert bytes(pong[6:]) == bytes(
+        byte ^ pong[2 + at % 4] for at, byte in enumerate(b"are you there")
+    )
+
+
+def stop_taking(stream: Any) -> None:
+    """From now on a write to this memory stream goes nowhere and does not return."""
+    stream.send_stream.send_all_hook = trio.sleep_forever
+
+
+def take_slowly(stream: Any, wait: Callable[[], Awaitable[None]]) -> None:
+    """From now on a write to this memory stream arrives, and returns after this wait."""
+    pass_on = stream.send_stream.send_all_hook
+
+    async def pass_on_slowly() -> None:
+        await pass_on()
+        await wait()
+
+    stream.send_stream.send_all_hook = pass_on_slowly
+
+
+async def test_a_write_that_is_not_taken_ends_the_link_after_two_seconds(autojump_clock):
+    async with trio.open_nursery() as nursery:
+        dial = Dialled(MemoryFeed(nursery, accept_and_listen))
+        link = await open_link(nursery, ADDRESS, dial)
+        stop_taking(dial.streams[0])
+        began = trio.current_time()
+        nursery.start_soon(send_until_the_end, link)
+        _, failure = await take_until_the_end(link)
+        assert 2.0 <= trio.current_time() - began <= 2.3
+        assert failure.reason == "write-stalled"
+        nursery.cancel_scope.cancel()
+
+
+async def send_until_the_end(link: Link) -> None:
+    try:
+        while True:
+            await link.send([b"text"])
+    except LinkFailed:
+        pass
+
+
+async def test_pongs_that_are_not_taken_end_the_link_too(autojump_clock):
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        await trio.sleep(1)
+        await peer.ping()
+        await listen(peer)
+
+    async with trio.open_nursery() as nursery:
+        dial = Dialled(MemoryFeed(nursery, script))
+        link = await open_link(nursery, ADDRESS, dial)
+        stop_taking(dial.streams[0])
+        _, failure = await take_until_the_end(link)
+        assert failure.reason == "write-stalled"
+        nursery.cancel_scope.cancel()
+
+
+async def test_slow_writes_one_after_the_other_are_no_stalled_write(autojump_clock):
+    async with trio.open_nursery() as nursery:
+        dial = Dialled(MemoryFeed(nursery, accept_and_listen))
+        link = await open_link(nursery, ADDRESS, dial)
+
+        take_slowly(dial.streams[0], partial(trio.sleep, 1.9))
+        for _ in range(5):
+            await link.send([b"text"])
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_stall_of_our_own_in_the_middle_of_a_write_does_not_end_the_link(mock_clock):
+    async with trio.open_nursery() as nursery:
+        dial = Dialled(MemoryFeed(nursery, accept_and_listen))
+        link = await open_link(nursery, ADDRESS, dial)
+        written = trio.Event()
+
+        async def stall() -> None:
+            mock_clock.jump(3)  # a busy loop, or a machine that was suspended
+            await trio.testing.wait_all_tasks_blocked()
+            written.set()
+
+        take_slowly(dial.streams[0], stall)
+        for _ in range(10):
+            await link.send([b"text"])
+        assert written.is_set()
+        assert link.left == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_after_a_write_that_was_cut_short_no_byte_is_written(autojump_clock):
+    async with trio.open_nursery() as nursery:
+        dial = Dialled(MemoryFeed(nursery, accept_and_listen))
+        link = await open_link(nursery, ADDRESS, dial)
+        stop_taking(dial.streams[0])
+        with trio.move_on_after(1):
+            await link.send([b"cut"])
+        assert link.left == 0
+        dial.streams[0].send_stream.send_all_hook = fail_the_test
+        with pytest.raises(LinkFailed, match="reset: the peer broke off"):
+            await link.send([b"next"])
+        assert link.left == 0
+        nursery.cancel_scope.cancel()
+
+
+async def fail_the_test() -> None:
+    raise AssertionError("bytes were written")
+
+
+async def test_a_flood_of_pings_costs_bounded_memory_and_the_reading_goes_on(autojump_clock):
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        await trio.sleep(1)
+        for _ in range(300):
+            await peer.send_raw(server_frame(b"p" * 125, 0x89))
+        await peer.send("still heard")
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        dial = Dialled(MemoryFeed(nursery, script))
+        link = await open_link(nursery, ADDRESS, dial)
+        stop_taking(dial.streams[0])
+        assert await link.receive() == [b"still heard"]
+        assert len(link._stream._pongs) < 17 * 1024
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_pong_waits_for_the_write_before_it(autojump_clock):
+    release = trio.Event()
+
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        await trio.sleep(0.1)
+        await peer.ping()
+        await listen(peer)
+
+    async with trio.open_nursery() as nursery:
+        dial = Dialled(MemoryFeed(nursery, script))
+        link = await open_link(nursery, ADDRESS, dial)
+        take_slowly(dial.streams[0], release.wait)
+        nursery.start_soon(link.send, [b"slow"])
+        await trio.sleep(0.5)
+        release.set()
+        await link.send([b"behind"])
+        await trio.sleep(0.5)
+        assert [got.text for got in dial.feed.peers[0].received] == ["slow", "behind"]
+        nursery.cancel_scope.cancel()
+
+
+# The end, by the peer.
+
+
+def close_frame(code: int, reason: bytes = b"") -> bytes:
+    return server_frame(code.to_bytes(2) + reason, 0x88)
+
+
+ENDS = {
+    "close 1000": (close_frame(1000), "closed", "", 1000),
+    "close 1001": (close_frame(1001, b"going"), "closed", "going", 1001),
+    "close 1011": (close_frame(1011), "closed", "", 1011),
+    "close 4999": (close_frame(4999, b"ours"), "closed", "ours", 4999),
+    "close without a code": (server_frame(b"", 0x88), "closed", "", 1005),
+    "garbage": (b"\xff\xff garbage", "protocol-error", "Invalid opcode 0xf", 1002),
+    "a masked frame": (
+        b"\x81\x82mask..",
+        *("protocol-error", "client received unexpected masked frame", 1002),
+    ),
+    "reserved bits": (
+        server_frame(b"text", 0xC1),
+        *("protocol-error", "Reserved bit set unexpectedly", 1002),
+    ),
+    "a continuation of nothing": (
+        server_frame(b"text", 0x80),
+        *("protocol-error", "unexpected CONTINUATION", 1002),
+    ),
+    "a ping in fragments": (
+        server_frame(b"ping", 0x09),
+        *("protocol-error", "Invalid attempt to fragment control frame", 1002),
+    ),
+    "a length spelt too long": (
+        b"\x81\x7e\x00\x04text",
+        *("protocol-error", "Payload length used 2 bytes when 1 would have sufficed", 1002),
+    ),
+    "a close of one byte": (
+        server_frame(b"\x03", 0x88),
+        *("protocol-error", "CLOSE with 1 byte payload", 1002),
+    ),
+    "a close that none may send": (
+        close_frame(1006),
+        *("protocol-error", "remote CLOSE with local-only reason", 1002),
+    ),
+    "a text over 1 MiB": (
+        server_frame(b"x" * (MAX_FRAME + 1)),
+        *("oversized", "a message of over 1 MiB", 1009),
+    ),
+    "a text of over 1 MiB in fewer characters": (
+        server_frame("\u20ac".encode() * 500_000),
+        *("oversized", "a message of over 1 MiB", 1009),
+    ),
+    "fragments over 1 MiB": (
+        server_frame(b"x" * MAX_FRAME, 0x01) + server_frame(b"x", 0x80),
+        *("oversized", "a message of over 1 MiB", 1009),
+    ),
+}
+
+
+@pytest.mark.parametrize("hold", [True, False], ids=["TCP held", "TCP closed"])
+@pytest.mark.parametrize(("stream", "reason", "detail", "code"), ENDS.values(), ids=ENDS.keys())
+async def test_the_peers_end_of_the_link_is_known_by_its_reason_and_at_once(
+    stream, reason, detail, code, hold, autojump_clock
+):
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        await peer.send("before")
+        await peer.send_raw(stream)
+        if hold:
+            await trio.sleep_forever()
+
+    began = trio.current_time()
+    async with open_to(script) as (link, _):
+        texts, failure = await take_until_the_end(link)
+        assert trio.current_time() == began
+        assert texts == [b"before"]
+        assert (failure.reason, failure.detail, failure.code) == (reason, detail, code)
+        for use in (link.receive, lambda: link.send([b"text"])):
+            with pytest.raises(LinkFailed) as caught:
+                await use()
+            assert caught.value is failure
+
+
+async def test_bad_utf8_is_a_protocol_error(autojump_clock):
+    async with open_to(sending(server_frame(b"\xff\xfe"))) as (link, _):
+        _, failure = await take_until_the_end(link)
+    assert (failure.reason, failure.code) == ("protocol-error", 1007)
+    assert "can't decode byte 0xff" in failure.detail
+
+
+@pytest.mark.parametrize("stream", [b"", b"\x81", b"\x81\x7eab", b"\x81\x05hal", b"\x01\x04text"])
+async def test_a_stream_that_breaks_off_is_a_reset_wherever_it_is_cut(stream, autojump_clock):
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        await peer.send_raw(server_frame(b"before") + stream)
+
+    async with open_to(script) as (link, _):
+        texts, failure = await take_until_the_end(link)
+    assert texts == [b"before"]
+    assert (failure.reason, failure.code) == ("reset", 1006)
+
+
+async def test_what_came_before_the_end_is_received_before_it(autojump_clock):
+    async with open_to(sending(server_frame(b"one"), close_frame(1000))) as (link, _):
+        await trio.sleep(1)
+        assert await link.receive() == [b"one"]
+        with pytest.raises(LinkFailed, match="closed"):
+            await link.receive()
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1011, 4999])
+async def test_the_peers_close_is_answered_with_its_code(code, autojump_clock):
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        await peer.close(code)
+        await listen(peer)
+
+    async with open_to(script) as (link, feed):
+        await take_until_the_end(link)
+        assert feed.peers[0].close_code == code
+
+
+async def test_pongs_that_wait_leave_before_the_answer_to_a_close_and_nothing_behind_it(
+    autojump_clock,
+):
+    read = bytearray()
+
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        await peer.send_raw(server_frame(b"", 0x89) + close_frame(1000))
+        while data := await peer.stream.receive_some(1000):
+            read.extend(data)
+
+    async with open_to(script) as (link, _):
+        await take_until_the_end(link)
+        with pytest.raises(LinkFailed):
+            await link.send([b"too late"])
+    opcodes = [read[0], read[6]]
+    assert opcodes == [0x8A, 0x88]
+    assert len(read) == 6 + 8
+
+
+async def test_a_failed_write_waits_for_the_reason_that_the_reader_comes_upon(autojump_clock):
+    """The peer has closed for good: a write fails before its close frame has been read."""
+
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        await peer.send("a request")
+        await peer.close(1011)
+
+    async with trio.open_nursery() as nursery:
+        dial = Dialled(MemoryFeed(nursery, script))
+        link = await open_link(nursery, ADDRESS, dial)
+        await trio.sleep(1)
+        failures: list[LinkFailed] = []
+
+        async def send() -> None:
+            try:
+                await link.send([b"text"])
+            except LinkFailed as failure:
+                failures.append(failure)
+
+        nursery.start_soon(send)
+        await trio.testing.wait_all_tasks_blocked()
+        texts, _ = await take_until_the_end(link)
+        await trio.testing.wait_all_tasks_blocked()
+        assert texts == [b"a request"]
+        assert [failure.code for failure in failures] == [1011]
+        assert link.left == 0
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_peer_who_takes_no_more_but_goes_on_talking_is_given_a_tenth_of_a_second(
+    autojump_clock,
+):
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        stream: Any = peer.stream
+        stream.receive_stream.close()
+        while True:
+            await peer.heartbeat()
+            await trio.sleep(0.01)
+
+    async with open_to(script) as (link, _), trio.open_nursery() as nursery:
+        nursery.start_soon(take_until_the_end, link)
+        await trio.sleep(1)
+        began = trio.current_time()
+        with pytest.raises(LinkFailed, match="reset: the peer broke off"):
+            await link.send([b"text"])
+        assert trio.current_time() - began == pytest.approx(0.1)
+        nursery.cancel_scope.cancel()
+
+
+# The end, by us.
+
+
+async def close_while_receiving(link: Link) -> float:
+    """Close as a session does; the seconds it took."""
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take_until_the_end, link)
+        await link.close(1001)
+        nursery.cancel_scope.cancel()
+    return trio.current_time() - began
+
+
+async def test_our_close_has_its_code_and_is_over_when_it_is_answered(autojump_clock):
+    async with open_to(accept_and_listen) as (link, feed):
+        assert await close_while_receiving(link) == 0.0
+        assert feed.peers[0].close_code == 1001
+
+
+async def deaf(peer: FeedPeer) -> None:
+    await peer.accept()
+    await trio.sleep_forever()
+
+
+async def gone(peer: FeedPeer) -> None:
+    await peer.accept()
+
+
+async def stay(_peer: FeedPeer) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+def hearing_a_close(then: Callable[[FeedPeer], Awaitable[Any]]) -> Script:
+    """A script that reads until a close comes, and does not answer that but does this."""
+
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        while True:
+            data = await peer.stream.receive_some(1000)
+            if not data or data[0] == 0x88:
+                break
+        await then(peer)
+        await trio.sleep_forever()
+
+    return script
+
+
+async def ping_twice(peer: FeedPeer) -> None:
+    await peer.send_raw(server_frame(b"", 0x89) + server_frame(b"", 0x89))
+
+
+async def talk_and_close(peer: FeedPeer) -> None:
+    await peer.send_raw(server_frame(b"text") * 3 + server_frame(b"part", 0x01))
+    await peer.send_raw(server_frame(b"part", 0x80) + close_frame(1001))
+
+
+async def reset(peer: FeedPeer) -> None:
+    await peer.reset()
+
+
+async def garbage(peer: FeedPeer) -> None:
+    await peer.send_raw(b"\xff\xff")
+
+
+@pytest.mark.parametrize(
+    ("script", "seconds"),
+    [
+        pytest.param(deaf, CLOSE_WITHIN, id="no answer"),
+        pytest.param(gone, 0.0, id="the peer has gone"),
+        pytest.param(hearing_a_close(stay), CLOSE_WITHIN, id="heard, no answer"),
+        pytest.param(hearing_a_close(ping_twice), 0.0, id="a ping while we close"),
+        pytest.param(hearing_a_close(talk_and_close), 0.0, id="texts before the answer"),
+        pytest.param(hearing_a_close(reset), 0.0, id="broken off"),
+        pytest.param(hearing_a_close(garbage), 0.0, id="garbage"),
+    ],
+)
+async def test_no_peer_keeps_a_close_from_its_end(script, seconds, autojump_clock):
+    async with open_to(script) as (link, _):
+        await trio.testing.wait_all_tasks_blocked()
+        assert await close_while_receiving(link) == seconds
+
+
+@pytest.mark.parametrize("stream", [close_frame(1000), b"\xff\xff"], ids=["closed", "broken"])
+async def test_a_close_after_the_end_is_over_at_once(stream, autojump_clock):
+    async with open_to(sending(stream)) as (link, _):
+        await take_until_the_end(link)
+        assert await close_while_receiving(link) == 0.0
+
+
+async def test_texts_go_on_coming_until_the_close_is_answered(autojump_clock):
+    async with open_to(hearing_a_close(talk_and_close)) as (link, _):
+        texts: list[bytes] = []
+
+        async def receive() -> None:
+            texts.extend((await take_until_the_end(link))[0])
+
+        async def receive_all() -> None:
+            while True:
+                texts.extend(await link.receive())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive_all)
+            await link.close(1001)
+            nursery.cancel_scope.cancel()
+    assert texts == [b"text"] * 3
+
+
+async def test_a_close_nobody_reads_for_is_over_within_its_second(autojump_clock):
+    async with open_to(hearing_a_close(talk_and_close)) as (link, _):
+        began = trio.current_time()
+        await link.close(1001)
+        assert trio.current_time() - began == CLOSE_WITHIN
+
+
+async def test_nothing_is_written_behind_our_close(autojump_clock):
+    async with open_to(deaf) as (link, _):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(link.close, 1001)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(LinkFailed):
+                await link.send([b"too late"])
+        assert link.left == 0
+
+
+async def test_a_close_waits_for_the_write_under_way_and_for_no_more_than_its_second(
+    autojump_clock,
+):
+    async with trio.open_nursery() as nursery:
+        dial = Dialled(MemoryFeed(nursery, accept_and_listen))
+        link = await open_link(nursery, ADDRESS, dial)
+        take_slowly(dial.streams[0], partial(trio.sleep, 0.5))
+        nursery.start_soon(link.send, [b"under way"])
+        await trio.testing.wait_all_tasks_blocked()
+        assert await close_while_receiving(link) == 1.0
+        [peer] = dial.feed.peers
+        assert [got.text for got in peer.received] == ["under way"]
+        assert peer.close_code == 1001
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_close_behind_a_write_that_is_not_taken_is_over_within_its_second(autojump_clock):
+    async with trio.open_nursery() as nursery:
+        dial = Dialled(MemoryFeed(nursery, accept_and_listen))
+        link = await open_link(nursery, ADDRESS, dial)
+        stop_taking(dial.streams[0])
+        nursery.start_soon(send_until_the_end, link)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await close_while_receiving(link) == CLOSE_WITHIN
+        nursery.cancel_scope.cancel()
+
+
+async def test_when_its_nursery_is_cancelled_the_stream_is_closed_without_a_goodbye(
+    autojump_clock,
+):
+    read: list[bytes] = []
+
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        read.append(bytes(await peer.stream.receive_some(100)))
+
+    async with trio.open_nursery() as feed_nursery:
+        feed = MemoryFeed(feed_nursery, script)
+        async with trio.open_nursery() as link_nursery:
+            await open_link(link_nursery, ADDRESS, feed.dial)
+            await trio.testing.wait_all_tasks_blocked()
+            link_nursery.cancel_scope.cancel()
+    assert read == [b""]

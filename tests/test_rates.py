@@ -1,0 +1,136 @@
+"""The tables of days: what is served, for how long, and how many are kept."""
+
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
+
+import attrs
+import pytest
+
+from ratebridge.errors import SourceFailed
+from ratebridge.rates import FAILURE_LIFE, Failing, Quote, RateTable, Tables, rate_from
+
+DAY = date(2026, 11, 3)
+NEXT = date(2026, 11, 4)
+LIFE = 7200.0
+DOWN = SourceFailed("http-500", "answered HTTP 500")
+SILENT = SourceFailed("quota-month", "has no calls left")
+
+
+def table(day=DAY, fetched_on=NEXT, provider="fake", usd="1.2"):
+    quotes = {"EUR": Quote(Decimal(1), day), "USD": Quote(Decimal(usd), day)}
+    return RateTable(provider, day, quotes, datetime.combine(fetched_on, time(), UTC))
+
+
+FINAL = table()
+PROVISIONAL = table(fetched_on=DAY)
+
+
+@attrs.frozen
+class Case:
+    name: str
+    held: RateTable | None  # stored at time 0
+    failed_at: float | None
+    today: date
+    now: float
+    silence: SourceFailed | None
+    found: RateTable | Failing | None
+
+
+CASES = [
+    Case("nothing is known", None, None, NEXT, 0.0, None, None),
+    Case(
+        "nothing is known and the source is silent", None, None, NEXT, 0.0, SILENT, Failing(SILENT)
+    ),
+    Case("a table lives", FINAL, None, NEXT, LIFE - 0.1, None, FINAL),
+    Case("a table's life ends", FINAL, None, NEXT, LIFE, None, None),
+    Case("a live table needs no source", FINAL, None, NEXT, LIFE - 0.1, SILENT, FINAL),
+    Case("a live table outlives a failure", FINAL, 1.0, NEXT, 2.0, None, FINAL),
+    Case("a failure is remembered", None, 0.0, NEXT, FAILURE_LIFE - 0.1, None, Failing(DOWN)),
+    Case("a failure is due", None, 0.0, NEXT, FAILURE_LIFE, None, Failing(DOWN, None, due=True)),
+    Case("a silent source is not due", None, 0.0, NEXT, FAILURE_LIFE, SILENT, Failing(SILENT)),
+    Case("a final table serves on", FINAL, LIFE, NEXT, LIFE + 1, None, Failing(DOWN, FINAL)),
+    Case("and is asked for", FINAL, LIFE, NEXT, LIFE + 5, None, Failing(DOWN, FINAL, due=True)),
+    Case("and in silence", FINAL, None, NEXT, LIFE + 1, SILENT, Failing(SILENT, FINAL)),
+    Case("today's table lives", PROVISIONAL, None, DAY, LIFE - 0.1, None, PROVISIONAL),
+    Case("today's does not serve on", PROVISIONAL, LIFE, DAY, LIFE + 1, None, Failing(DOWN)),
+    Case("yesterday's is not final", PROVISIONAL, None, NEXT, 1.0, None, None),
+    Case("and serves no failure", PROVISIONAL, 0.5, NEXT, 1.0, None, Failing(DOWN)),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_what_is_found(case):
+    tables = Tables(LIFE)
+    if case.held is not None:
+        tables.store(case.held, 0.0)
+    if case.failed_at is not None:
+        tables.store_failure("fake", DAY, DOWN, case.failed_at)
+    found = tables.find("fake", DAY, today=case.today, now=case.now, silence=case.silence)
+    assert found == case.found
+
+
+def test_a_table_ends_a_failure():
+    tables = Tables(LIFE)
+    tables.store_failure("fake", DAY, DOWN, 0.0)
+    tables.store(FINAL, 1.0)
+    assert tables.find("fake", DAY, today=NEXT, now=1.0) is FINAL
+    assert tables.find("fake", DAY, today=NEXT, now=1.0 + LIFE) is None
+
+
+def test_a_table_asked_for_before_midnight_does_not_take_the_place_of_the_final_one():
+    tables = Tables(LIFE)
+    tables.store(FINAL, 0.0)
+    tables.store(PROVISIONAL, 1.0)
+    assert tables.find("fake", DAY, today=NEXT, now=2.0) is FINAL
+
+
+def test_sources_and_days_are_told_apart():
+    tables = Tables(LIFE)
+    tables.store(FINAL, 0.0)
+    assert tables.find("other", DAY, today=NEXT, now=0.0) is None
+    assert tables.find("fake", NEXT, today=NEXT, now=0.0) is None
+
+
+def test_the_table_unused_for_longest_is_forgotten():
+    tables = Tables(LIFE, most=2)
+    days = [date(2026, 10, day) for day in (1, 2, 3)]
+    first, second, third = map(table, days)
+    tables.store(first, 0.0)
+    tables.store(second, 1.0)
+    assert tables.find("fake", days[0], today=NEXT, now=1.0) is first
+    tables.store(third, 2.0)
+    assert tables.find("fake", days[1], today=NEXT, now=2.0) is None
+    assert tables.find("fake", days[0], today=NEXT, now=2.0) is first
+    assert tables.tables() == [(third, 2.0), (first, 0.0)]
+    assert len(tables) == 2
+
+
+def test_failures_are_bounded_and_push_out_no_table():
+    tables = Tables(LIFE, most=2)
+    tables.store(FINAL, 0.0)
+    days = [date(2026, 10, day) for day in (1, 2, 3)]
+    for day in days:
+        tables.store_failure("fake", day, DOWN, 0.0)
+    found = [tables.find("fake", day, today=NEXT, now=0.0) for day in days]
+    assert found == [None, Failing(DOWN), Failing(DOWN)]
+    assert tables.find("fake", DAY, today=NEXT, now=0.0) is FINAL
+
+
+def test_a_rate_carries_its_provenance():
+    rate = rate_from(FINAL, "USD", cached=True)
+    assert rate is not None
+    assert (rate.currency, rate.units, rate.euro) == ("USD", Decimal("1.2"), Decimal(1))
+    assert (rate.day, rate.asked, rate.provider) == (DAY, DAY, "fake")
+    assert (rate.fetched, rate.cached) == (FINAL.fetched, True)
+    assert rate.text == "1.2"
+
+
+def test_a_rate_is_as_old_as_the_older_of_its_two_quotes():
+    quotes = {"EUR": Quote(Decimal("0.9"), DAY), "GBP": Quote(Decimal("0.80"), NEXT)}
+    rate = rate_from(RateTable("fake", NEXT, quotes, FINAL.fetched), "GBP", cached=False)
+    assert rate is not None
+    assert (rate.day, rate.asked, rate.text) == (DAY, NEXT, "0.80/0.9")
+
+
+def test_a_table_may_not_know_a_currency():
+    assert rate_from(FINAL, "BTC", cached=True) is None

@@ -1,0 +1,44 @@
+"""Some runs of the simulation, and proof that it can fail. Many more: scripts/simulate.py."""
+
+import pytest
+from simulation import PLANTS, simulate
+
+SEEDS = 200
+LENGTH = 5.0  # simulated seconds at most; every timeout but two is shorter
+# A planted bug needs some time and luck to show. The most that any took was measured
+# at a third of this.
+SEEDS_TO_CATCH = 200
+LENGTH_TO_CATCH = 12.0
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, 50))
+def test_no_run_breaks_an_invariant(first):
+    for seed in range(first, first + 50):
+        report = simulate(seed, length=LENGTH)
+        again = f"uv run scripts/simulate.py --seed {seed} --length {LENGTH} --log"
+        assert report.violations == (), again
+
+
+def test_the_same_seed_brings_the_same_run():
+    logs: list[list[str]] = [[], []]
+    for log in logs:
+        simulate(7, length=LENGTH, log=log.append)
+    assert logs[0] == logs[1]
+    assert len(logs[0]) > 20
+
+
+def test_another_seed_brings_another_run():
+    logs: list[list[str]] = [[], []]
+    for seed, log in enumerate(logs):
+        simulate(seed, length=LENGTH, log=log.append)
+    assert logs[0] != logs[1]
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_a_planted_bug_is_found(name):
+    convicts = PLANTS[name].convicts
+    assert any(
+        convicts in violation
+        for seed in range(SEEDS_TO_CATCH)
+        for violation in simulate(seed, length=LENGTH_TO_CATCH, plant=name).violations
+    )

@@ -1,0 +1,468 @@
+"""The loop around the sessions: when it tries again, what it carries over, how it stops."""
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from typing import Any
+
+import attrs
+import pytest
+import trio
+from support import (
+    ADDRESS,
+    Witness,
+    accept_and_beat,
+    ask,
+    euro_bridge,
+    in_turn,
+    listen,
+)
+
+from ratebridge.backoff import Backoff
+from ratebridge.bridge import Bridge
+from ratebridge.errors import LinkFailed
+from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script
+from ratebridge.link import Dial, Link, open_link
+from ratebridge.outbox import Outbox, Reply
+from ratebridge.session import Rhythm
+from ratebridge.supervisor import Supervisor
+
+
+@attrs.define
+class Running:
+    """A supervisor that runs. `dialled` are the times of its attempts, from the start."""
+
+    supervisor: Supervisor
+    feed: MemoryFeed
+    outbox: Outbox
+    witness: Witness
+    began: float
+    dialled: list[float] = attrs.Factory(list)
+    over: trio.Event = attrs.Factory(trio.Event)
+
+    @property
+    def reasons(self) -> list[str]:
+        return [end.cause.reason for end in self.witness.ends]
+
+    async def stop(self) -> float:
+        """Stop it; the seconds that it took."""
+        began = trio.current_time()
+        self.supervisor.stop()
+        with trio.fail_after(60):
+            await self.over.wait()
+        return trio.current_time() - began
+
+
+@asynccontextmanager
+async def running(
+    script: Script,
+    *,
+    dial: Callable[[MemoryFeed], Dial] = lambda feed: feed.dial,
+    jitter: Callable[[], float] = lambda: 1.0,
+    bridge: Bridge | None = None,
+    open_as: Any = open_link,
+) -> AsyncIterator[Running]:
+    """A supervisor of links to a feed in memory. Its back-off always takes the longest wait."""
+    async with trio.open_nursery() as nursery:
+        feed = MemoryFeed(nursery, script)
+        witness = Witness()
+        outbox = Outbox(witness)
+
+        async def open_feed(link_nursery: trio.Nursery) -> Link:
+            running.dialled.append(trio.current_time() - running.began)
+            link: Link = await open_as(link_nursery, ADDRESS, dial(feed))
+            return link
+
+        supervisor = Supervisor(
+            open_feed,
+            bridge or euro_bridge(nursery, outbox),
+            outbox,
+            rhythm=Rhythm(),
+            backoff=Backoff(0.25, 5.0, jitter),
+            observer=witness,
+        )
+        running = Running(supervisor, feed, outbox, witness, trio.current_time())
+
+        async def run() -> None:
+            await supervisor.run()
+            running.over.set()
+
+        nursery.start_soon(run)
+        yield running
+        nursery.cancel_scope.cancel()
+
+
+def refuse(status: int, retry_after: bytes = b"") -> Script:
+    async def script(peer: FeedPeer) -> None:
+        await peer.reject(status, [(b"Retry-After", retry_after)] if retry_after else [])
+
+    return script
+
+
+async def accept_and_go(peer: FeedPeer) -> None:
+    await peer.accept()
+
+
+async def accept_beat_and_go(peer: FeedPeer) -> None:
+    await peer.accept()
+    await peer.heartbeat()
+
+
+def beat_for(seconds: float) -> Script:
+    async def script(peer: FeedPeer) -> None:
+        with trio.move_on_after(seconds):
+            await accept_and_beat(peer)
+
+    return script
+
+
+def unreachable(_feed: MemoryFeed) -> Dial:
+    async def dial() -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        raise LinkFailed("refused", "nobody listens on that port")
+
+    return dial
+
+
+# Trying again.
+
+
+async def test_a_healthy_link_stays(autojump_clock):
+    async with running(accept_and_beat) as it:
+        await trio.sleep(60)
+        assert it.dialled == [0.0]
+        assert it.witness.ups == [it.began]
+        assert await it.stop() == 0.0
+        assert it.reasons == ["stopped"]
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(accept_and_go, id="accepts and goes"),
+        pytest.param(accept_beat_and_go, id="accepts, beats and goes"),
+        pytest.param(refuse(503), id="refuses"),
+        pytest.param(beat_for(1.0), id="lasts for a second"),
+    ],
+)
+async def test_failures_in_a_row_are_further_and_further_apart(script, autojump_clock):
+    async with running(script) as it:
+        await trio.sleep(60)
+        waits = it.witness.waits
+    assert waits[:9] == [0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0, 5.0]
+    ups = it.dialled
+    lives = [end.uptime for end in it.witness.ends]
+    gaps = [later - sooner for sooner, later in pairwise(ups)]
+    expected = [wait + life for wait, life in zip(waits, lives, strict=True) if wait is not None]
+    assert gaps == pytest.approx(expected[: len(gaps)])
+
+
+@pytest.mark.parametrize("script", [accept_and_go, accept_beat_and_go])
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_peer_who_accepts_and_goes_gets_no_storm(script, seed, autojump_clock):
+    async with running(script, jitter=random.Random(seed).random) as it:
+        await trio.sleep(60)
+        assert 15 <= len(it.dialled) <= 50
+
+
+async def test_a_refused_connection_is_a_failure_like_any(autojump_clock):
+    async with running(accept_and_beat, dial=unreachable) as it:
+        await trio.sleep(3)
+        assert it.witness.waits == [0.1, 0.25, 0.5, 1.0, 2.0]
+        assert set(it.reasons) == {"refused"}
+        assert it.witness.ups == []
+
+
+async def test_a_link_that_has_proved_itself_is_back_within_a_tenth_of_a_second(autojump_clock):
+    async with running(beat_for(5.5)) as it:
+        await trio.sleep(60)
+        assert len(it.dialled) >= 10
+        assert set(it.witness.waits) == {0.1}
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(beat_for(4.9), id="not long enough"),
+        pytest.param(accept_beat_and_go, id="a heartbeat only"),
+    ],
+)
+async def test_a_link_that_has_not_proved_itself_resets_nothing(script, autojump_clock):
+    async with running(in_turn(accept_and_go, accept_and_go, script)) as it:
+        await trio.sleep(6)
+        assert it.witness.waits[:3] == [0.1, 0.25, 0.5]
+
+
+async def test_proof_is_a_heartbeat_too_and_not_the_time_alone(autojump_clock):
+    """A stall of ours makes a silent link last for long."""
+    bridge: Any = None
+
+    async def open_as(nursery: trio.Nursery, *rest: Any) -> Link:
+        return await open_link(nursery, *rest)
+
+    async def silent(peer: FeedPeer) -> None:
+        await peer.accept()
+        await listen(peer)
+
+    async with running(silent, open_as=open_as, bridge=bridge) as it:
+        await trio.sleep(1)
+        it.supervisor._session._opened -= 60  # type: ignore[union-attr]  # as if up for a minute
+        await trio.sleep(2)
+        assert it.witness.ends[0].uptime > 60
+        assert it.reasons == ["stale"]
+        await trio.sleep(2.5)
+        assert it.witness.waits == [0.1, 0.25]
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_forbidden_upgrade_is_left_alone_for_half_a_minute(status, autojump_clock):
+    async with running(refuse(status)) as it:
+        await trio.sleep(120)
+        assert it.dialled == pytest.approx([0, 33, 66, 99])
+        assert it.witness.ends[0].cause.status == status
+
+
+@pytest.mark.parametrize(("asked", "wait"), [(b"7", 7.0), (b"3600", 60.0)])
+async def test_a_peers_retry_after_is_honoured_up_to_a_minute(asked, wait, autojump_clock):
+    async with running(in_turn(refuse(503, asked), accept_and_beat)) as it:
+        await trio.sleep(100)
+        assert it.dialled == pytest.approx([0, wait])
+        assert it.witness.ups == [it.began + wait]
+
+
+async def test_the_end_of_a_link_is_told_with_its_cause_and_the_wait(autojump_clock):
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        await peer.heartbeat()
+        await trio.sleep(1.5)
+        await peer.close(1011, "restarting")
+
+    async with running(in_turn(script, accept_and_beat)) as it:
+        await trio.sleep(5)
+        [end] = it.witness.ends
+        assert (end.cause.reason, end.cause.detail) == ("closed", "restarting")
+        assert (end.cause.code, end.uptime, end.proved) == (1011, 1.5, True)
+        assert it.witness.waits == [0.1]
+        assert it.witness.ups == [it.began, it.began + 1.6]
+
+
+async def test_there_is_never_more_than_one_live_link(autojump_clock):
+    live = most = 0
+
+    async def script(peer: FeedPeer) -> None:
+        nonlocal live, most
+        await peer.accept()
+        live += 1
+        most = max(most, live)
+        try:
+            while await peer.stream.receive_some(1000):
+                pass
+        finally:
+            live -= 1
+
+    async with running(script) as it:  # each is refreshed for its silence
+        await trio.sleep(60)
+        assert len(it.dialled) > 10
+    assert most == 1
+
+
+# What is carried over.
+
+
+async def test_a_reply_cut_short_goes_first_on_the_next_link_byte_for_byte(autojump_clock):
+    async def lose_what_is_written(peer: FeedPeer) -> None:
+        await peer.accept()
+        await peer.heartbeat()
+        await trio.sleep(1)
+        stream: Any = peer.stream
+        stream.receive_stream.close()  # from here on every write fails
+        await peer.send(ask(1))
+        await peer.send(ask(2))
+        await peer.close(1001)
+
+    async with running(in_turn(lose_what_is_written, accept_and_beat)) as it:
+        await trio.sleep(3)
+        first, second = it.feed.peers
+        assert [got.message["type"] for got in first.received] == []
+        replies = [got.text for got in second.received if '"message"' in got.text]
+        assert ['"id":1' in replies[0], '"id":2' in replies[1], len(replies)] == [True, True, 2]
+        assert it.witness.lost == []
+
+
+async def test_replies_made_while_there_is_no_link_go_when_there_is_one(autojump_clock):
+    async with running(in_turn(refuse(503, b"30"), accept_and_beat)) as it:
+        await trio.sleep(1)
+        for number in range(3):
+            it.outbox.add(Reply(b"%d" % number, ask(number).encode(), trio.current_time()))
+        await trio.sleep(35)
+        [_, peer] = it.feed.peers
+        texts = [got.text for got in peer.received[:4]]
+    assert sorted(texts[1:]) == [ask(number) for number in range(3)]
+
+
+async def test_a_reply_already_written_is_not_sent_twice(autojump_clock):
+    async def take_and_close(peer: FeedPeer) -> None:
+        await peer.accept()
+        await peer.send(ask(1))
+        await peer.receive_reply()
+        await peer.close(1000)
+
+    async with running(in_turn(take_and_close, accept_and_beat)) as it:
+        await trio.sleep(10)
+        first, second = it.feed.peers
+        assert [got.message["type"] for got in first.received][-1] == "message"
+        assert {got.message["type"] for got in second.received} == {"heartbeat"}
+
+
+async def test_the_first_message_on_a_new_link_is_a_heartbeat(autojump_clock):
+    async with running(in_turn(accept_and_go, accept_and_beat)) as it:
+        it.outbox.add(Reply(b"1", ask(1).encode(), trio.current_time()))
+        await trio.sleep(1)
+        assert it.feed.peers[1].received[0].text == '{"type":"heartbeat"}'
+
+
+# A bug of ours.
+
+
+class Broken(Bridge):
+    """A bridge with a bug that each text brings up."""
+
+    def answer(self, frame: bytes) -> Any:
+        raise ZeroDivisionError(frame)
+
+
+async def test_a_bug_in_a_session_is_told_and_the_session_started_again(autojump_clock):
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        await peer.send("a text")
+        await listen(peer)
+
+    bridge: Any = Broken.__new__(Broken)
+    async with running(script, bridge=bridge) as it:
+        await trio.sleep(4)
+        assert len(it.witness.crashes) == 6
+        [crash] = {type(crash) for crash in it.witness.crashes}
+        assert crash is ExceptionGroup
+        assert it.witness.waits == [0.1, 0.25, 0.5, 1.0, 2.0, 4.0]
+        assert set(it.reasons) == {"crash"}
+        assert await it.stop() == 0.0
+
+
+async def test_a_bug_in_opening_is_told_and_the_opening_tried_again(autojump_clock):
+    async def open_as(*_: Any) -> Link:
+        raise ZeroDivisionError
+
+    async with running(accept_and_beat, open_as=open_as) as it:
+        await trio.sleep(0.5)
+        assert len(it.witness.crashes) == 3
+        assert it.witness.ups == []
+
+
+async def test_a_bug_in_the_links_own_tasks_is_told_and_the_replies_are_kept(autojump_clock):
+    async def open_as(nursery: trio.Nursery, *rest: Any) -> Link:
+        link = await open_link(nursery, *rest)
+        if len(it.dialled) == 1:
+            nursery.start_soon(crash_later)
+        return link
+
+    async def crash_later() -> None:
+        await trio.sleep(1)
+        raise ZeroDivisionError
+
+    async with running(accept_and_beat, open_as=open_as) as it:
+        await trio.sleep(0.5)
+        stuck = Reply(b"1", ask(1).encode(), trio.current_time())
+        it.outbox._taken = [stuck]  # as if it were being written
+        await trio.sleep(3)
+        assert len(it.witness.crashes) == 1
+        assert it.reasons == ["crash"]
+        texts = [got.text for got in it.feed.peers[1].received]
+        assert texts[1] == ask(1)
+
+
+# The stop.
+
+
+async def never_answer(peer: FeedPeer) -> None:
+    await peer.wait_for_request()
+    await trio.sleep_forever()
+
+
+async def silent(peer: FeedPeer) -> None:
+    await peer.accept()
+    await trio.sleep_forever()
+
+
+def hanging(_feed: MemoryFeed) -> Dial:
+    async def dial() -> trio.abc.Stream:
+        await trio.sleep_forever()
+
+    return dial
+
+
+STATES = {
+    "up": (accept_and_beat, 10.0, 0.0),
+    "up, a silent peer": (silent, 1.0, 1.0),
+    "waiting for the upgrade": (never_answer, 1.0, 0.0),
+    "backing off": (refuse(503, b"60"), 1.0, 0.0),
+    "backing off for long": (refuse(403), 1.0, 0.0),
+}
+
+
+@pytest.mark.parametrize(("script", "after", "seconds"), STATES.values(), ids=STATES.keys())
+async def test_a_stop_is_quick_in_every_state(script, after, seconds, autojump_clock):
+    async with running(script) as it:
+        await trio.sleep(after)
+        assert await it.stop() == seconds
+        assert len(it.dialled) == 1
+
+
+async def test_a_stop_while_dialling_is_at_once(autojump_clock):
+    async with running(accept_and_beat, dial=hanging) as it:
+        await trio.sleep(1)
+        assert await it.stop() == 0.0
+        assert it.reasons == ["stopped"]
+        assert it.witness.waits == [None]
+
+
+async def test_a_stop_before_the_start_starts_nothing(autojump_clock):
+    async with running(accept_and_beat) as it:
+        assert await it.stop() == 0.0
+        assert it.dialled == []
+
+
+@pytest.mark.parametrize("turns", range(40))
+async def test_a_stop_at_any_moment_of_the_opening_is_a_stop(turns, autojump_clock):
+    async with running(accept_and_beat) as it:
+        for _ in range(turns):
+            await trio.lowlevel.checkpoint()
+        assert await it.stop() <= 1.0
+        assert it.reasons in ([], ["stopped"])
+        await trio.testing.wait_all_tasks_blocked()
+        if it.witness.ups:
+            assert it.feed.peers[0].close_code == 1001
+
+
+async def test_a_stop_as_soon_as_the_link_is_open_closes_it_politely(autojump_clock):
+    async def open_as(nursery: trio.Nursery, *rest: Any) -> Link:
+        link = await open_link(nursery, *rest)
+        it.supervisor.stop()
+        return link
+
+    async with running(accept_and_beat, open_as=open_as) as it:
+        with trio.fail_after(1):
+            await it.over.wait()
+        assert it.feed.peers[0].close_code == 1001
+
+
+async def test_a_stop_during_a_crash_is_a_stop(autojump_clock):
+    async def open_as(*_: Any) -> Link:
+        it.supervisor.stop()
+        raise ZeroDivisionError
+
+    async with running(accept_and_beat, open_as=open_as) as it:
+        with trio.fail_after(1):
+            await it.over.wait()
+        assert len(it.witness.crashes) == 1
+        assert it.witness.waits == [None]
