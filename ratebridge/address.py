@@ -16,7 +16,7 @@ class Address:
 
     @classmethod
     def parse(cls, uri: str) -> "Address":
-        """Raises ValueError with what was expected, and no part of the URI: it may hold a secret."""
+        """Raises ValueError with what was expected. Nothing is quoted: a URI may hold a secret."""
         if not uri.isprintable() or " " in uri:
             raise ValueError("a URI without spaces or control characters")
         try:

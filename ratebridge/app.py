@@ -14,8 +14,10 @@ import trio
 from .audit import Audit
 from .backoff import Backoff
 from .bridge import Bridge
+from .errors import BadSettings
 from .journal import Journal
 from .link import Dial, Link, network_dial, open_link
+from .logs import configure_logs
 from .observer import Observer
 from .outbox import Outbox
 from .overview import Service
@@ -27,7 +29,8 @@ from .providers.http import HttpClient
 from .providers.source import Source
 from .rates import Tables
 from .session import Rhythm
-from .settings import Settings
+from .settings import FEED, Settings
+from .stats import Stats
 from .supervisor import Supervisor
 
 SUMMARY_EVERY: Final = 60.0  # s
@@ -108,16 +111,20 @@ class World:
 
 async def serve(
     settings: Settings,
-    journal: Journal,
-    stop: trio.Event,
+    journal: Journal | None = None,
+    stop: trio.Event | None = None,
     world: World | None = None,
 ) -> None:
     """Run the service until `stop` is set and what was in flight is answered, or cannot be.
 
-    Raises `CannotStart` before anything has begun.
+    Without a `stop` it runs until cancelled. It logs by structlog, however that
+    is configured. Raises `CannotStart`, or `BadSettings`, before anything has begun.
     """
+    journal = journal or Journal(Stats())
+    stop = trio.Event() if stop is None else stop
     world = world or World()
-    assert settings.feed is not None, "the settings have been judged"
+    if settings.feed is None:
+        raise BadSettings(f"{FEED}: expected a value, it is required")
     feed = settings.feed
     dial = world.dial or network_dial(feed, tls_context(settings.verify_ssl))
 
@@ -190,6 +197,15 @@ async def _summarize(journal: Journal, bridge: Bridge, outbox: Outbox, chain: Ra
     while True:
         await trio.sleep(SUMMARY_EVERY)
         journal.summarize(waiting=bridge.waiting, outbox=len(outbox), tables=len(chain.tables))
+
+
+def run(settings: Settings) -> None:
+    """Run the service until SIGTERM or SIGINT, with the log that the settings ask for.
+
+    Raises `CannotStart`, or `BadSettings`, before anything has begun.
+    """
+    configure_logs(settings.log_level, settings.log_format)
+    trio.run(run_until_signal, lambda stop: serve(settings, stop=stop))
 
 
 async def run_until_signal(run: Callable[[trio.Event], Awaitable[None]]) -> None:

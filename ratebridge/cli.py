@@ -26,14 +26,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except* BadSettings as bad:
         print(*_words(bad), sep="\n", file=sys.stderr)
         code = BAD_USAGE
+    except* CannotStart as failed:
+        print(*_words(failed), sep="\n", file=sys.stderr)
+        code = FAILED
     except* BrokenPipeError:
         # Whoever read standard output has left; let the flush at exit not fail as well.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
-def _words(errors: BaseExceptionGroup[BadSettings]) -> Iterator[str]:
-    """The problems in a group, however deep they are in it."""
+def _words(errors: BaseExceptionGroup[BadSettings | CannotStart]) -> Iterator[str]:
+    """What the errors in a group say, a line each, however deep they are in it."""
     for error in errors.exceptions:
         if isinstance(error, BaseExceptionGroup):
             yield from _words(error)
@@ -169,23 +172,10 @@ def _run(_options: argparse.Namespace) -> int:
 
     settings = load_settings(read_environment(os.environ))
 
-    import trio
+    from .app import run
 
-    from .app import run_until_signal, serve
-    from .journal import Journal
-    from .logs import configure_logs
-    from .stats import Stats
-
-    configure_logs(settings.log_level, settings.log_format)
-    journal = Journal(Stats())
-    code = DONE
-    try:
-        trio.run(run_until_signal, lambda stop: serve(settings, journal, stop))
-    except* CannotStart as failed:
-        for why in failed.exceptions:
-            print(why, file=sys.stderr)
-        code = FAILED
-    return code
+    run(settings)
+    return DONE
 
 
 def _demo(options: argparse.Namespace) -> int:

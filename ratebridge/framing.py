@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
-MAX_FRAME: Final = 1024 * 1024  # bytes of payload; a longer one is wsproto's to refuse
+MAX_FRAME: Final = 1024 * 1024  # bytes of payload; a longer one is trio-websocket's to refuse
 
 _MASKED: Final = 0x80
 _WHOLE_TEXT: Final = 0x81

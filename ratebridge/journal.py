@@ -155,7 +155,7 @@ class Journal(Observer):
     def fetched(self, table: RateTable, seconds: float) -> None:
         self.stats.fetches[table.provider, "ok"] += 1
         source = self.stats.sources[table.provider]
-        source.answered_at = trio.current_time()
+        source.heard_at = source.answered_at = trio.current_time()
         source.seconds = seconds
         source.outcome, source.failure = "ok", ""
         self._log.info(
@@ -169,6 +169,7 @@ class Journal(Observer):
     def fetch_failed(self, provider: str, day: date, failure: SourceFailed) -> None:
         self.stats.fetches[provider, failure.outcome] += 1
         source = self.stats.sources[provider]
+        source.heard_at = trio.current_time()
         source.outcome, source.failure = failure.outcome, failure.text
         self._trouble(
             "rates.failed",

@@ -109,22 +109,21 @@ def _read(frame: bytes) -> tuple[dict[str, Raw], str | None]:
         raise Unreadable("not-json") from None
 
 
-_HALF_PAIRS: Final = re.compile(
+_SURROGATES: Final = re.compile(
     rb"(?:\\\\)++"  # escaped backslashes: they begin no other escape
-    rb"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-    rb"|\\(u[dD][89a-fA-F][0-9a-fA-F]{2})"
+    rb"|\\(u[dD][0-9a-fA-F]{3})"
 )
 
 
 def _read_flawed(frame: bytes) -> tuple[dict[str, Raw], str]:
     """Type and id of a text that `_members` did not take, and why it is refused, if it is JSON.
 
-    In half a surrogate pair 0xFF, which is nowhere in UTF-8, takes the place of
-    the backslash: to the parser it is a letter like others, as it does not look
-    into what it leaves raw, and the id gets its backslash back.
+    In the escape of a surrogate, paired or not, 0xFF, which is nowhere in UTF-8,
+    takes the place of the backslash: to the parser it is a letter like others, as
+    it does not look into what it leaves raw, and the id gets its backslash back.
     """
     flaw = "the message holds half a surrogate pair"
-    marked = _HALF_PAIRS.sub(lambda half: b"\xff" + half[1] if half[1] else half[0], frame)
+    marked = _SURROGATES.sub(lambda found: b"\xff" + found[1] if found[1] else found[0], frame)
     try:
         try:
             head = _head(marked)
@@ -136,11 +135,10 @@ def _read_flawed(frame: bytes) -> tuple[dict[str, Raw], str]:
     return {"type": head.type, "id": Raw(bytes(head.id).replace(b"\xff", b"\\"))}, flaw
 
 
-_DEPTH: Final = 64  # levels; an id that is nested as deeply still comes back whole
+_DEPTH: Final = 64  # levels; an id within fewer comes back whole
 _RUNS: Final = re.compile(
     rb'((?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+"?)*+)'  # strings, and all else but brackets
-    rb"([\[{]*+)([\]}]*+)",
-    re.DOTALL,
+    rb"([\[{]*+)([\]}]*+)"
 )
 
 

@@ -19,8 +19,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from . import __version__
-from .overview import Service, readiness
-from .providers.source import Quota
+from .overview import Service, calls_left, readiness
 from .stats import LATENCY_BOUNDS, Stats
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"  # what every Prometheus reads
@@ -156,16 +155,14 @@ def _rates(service: Service, now: float) -> Iterator[Metric]:
         (),
         {(): now - min(fetched for _, fetched in tables)} if tables else {},
     )
-    quotas = {source.name: source.quota or Quota() for source in sources}
     yield _gauges(
         "quota_calls_left",
-        "Calls that a source said it has left for us; absent where it has not.",
+        "Calls that a source said it has left for us; absent where it has not of late.",
         ("provider", "window"),
         {
-            (name, window): left
-            for name, quota in quotas.items()
-            for window, left in (("minute", quota.minute_left), ("month", quota.month_left))
-            if left is not None
+            (source.name, window): left
+            for source in sources
+            for window, left in calls_left(stats, source, now).items()
         },
     )
 

@@ -66,6 +66,21 @@ def readiness(service: Service, now: float) -> tuple[bool, str]:
     return True, f"the link is up, its last heartbeat came {age:.1f} s ago"
 
 
+def calls_left(stats: Stats, source: Source, now: float) -> dict[str, int]:
+    """How many calls a source said it has left for us, by "minute" and "month" where it has.
+
+    What it said of a minute is good for a minute.
+    """
+    quota = source.quota or Quota()
+    heard_at = stats.sources.get(source.name, SourceStats()).heard_at
+    left = {}
+    if quota.minute_left is not None and heard_at is not None and now - heard_at < 60:
+        left["minute"] = quota.minute_left
+    if quota.month_left is not None:
+        left["month"] = quota.month_left
+    return left
+
+
 @attrs.frozen
 class Sample:
     """About a second: answers of each kind a second, and how long one took, in seconds.
@@ -139,7 +154,8 @@ def overview(service: Service, history: History, now: float, taken: int = 0) -> 
     def instant(at: float) -> str:
         return wire_time(today - timedelta(seconds=now - at))
 
-    tables = sorted(service.chain.tables.tables(), key=lambda held: held[0].day, reverse=True)
+    tables = sorted(service.chain.tables.tables(), key=lambda held: held[0].provider)
+    tables.sort(key=lambda held: held[0].day, reverse=True)
     troubles = sorted(stats.troubles.values(), key=lambda trouble: trouble.at, reverse=True)
     feed = service.settings.feed
     return {
@@ -206,7 +222,7 @@ def _source(service: Service, source: Source, now: float) -> dict[str, Any]:
     """How a source is, by the last that was heard of it."""
     stats = service.stats
     seen = stats.sources.get(source.name, SourceStats())
-    quota = source.quota or Quota()
+    left = calls_left(stats, source, now)
     answered = stats.fetches[source.name, "ok"]
     asked = sum(count for (name, _), count in stats.fetches.items() if name == source.name)
     silent_for = 0.0 if seen.silent_until is None else seen.silent_until - now
@@ -225,9 +241,9 @@ def _source(service: Service, source: Source, now: float) -> dict[str, Any]:
         "failed": asked - answered,
         "answered_ago": None if seen.answered_at is None else now - seen.answered_at,
         "took": None if seen.answered_at is None else seen.seconds,
-        "minute_left": quota.minute_left,
-        "month_left": quota.month_left,
-        "month_total": quota.month_total,
+        "minute_left": left.get("minute"),
+        "month_left": left.get("month"),
+        "month_total": source.quota.month_total if source.quota else None,
     }
 
 

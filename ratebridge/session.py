@@ -51,7 +51,7 @@ class Session:
         self._observer = observer
         self._opened = trio.current_time()
         self._heard = self._opened  # when the last heartbeat came; the opening stands for the first
-        self._heartbeats = 0
+        self._proved = False  # a heartbeat has come
         self._watchdog = trio.CancelScope()
         self._excused = False  # a stall of our own has been allowed for since the last heartbeat
         self._ended = trio.Event()
@@ -70,7 +70,7 @@ class Session:
                 await self._link.close(GOING_AWAY)
             session_nursery.cancel_scope.cancel()
         cause = self._cause or LinkFailed("stopped")
-        return SessionEnd(cause, trio.current_time() - self._opened, self._heartbeats > 0)
+        return SessionEnd(cause, trio.current_time() - self._opened, self._proved)
 
     def stop(self) -> None:
         """End the session with a polite close."""
@@ -103,7 +103,7 @@ class Session:
         now = trio.current_time()
         self._observer.heartbeat_received(now - self._heard)
         self._heard = now
-        self._heartbeats += 1
+        self._proved = True
         self._watchdog.deadline = now + self._rhythm.timeout
         self._excused = False
 

@@ -45,6 +45,7 @@ class Histogram:
 class SourceStats:
     """How one rate source has been of late. Times are trio's; None is never."""
 
+    heard_at: float | None = None  # when the last fetch ended, well or not
     answered_at: float | None = None
     seconds: float = 0.0  # that the last answer took
     outcome: str = "ok"  # of the last fetch, a word

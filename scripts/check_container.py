@@ -251,7 +251,7 @@ def make_base(podman: Podman) -> None:
     with timed(f"base image of Debian {DEBIAN} made"):
         run(
             ["mmdebstrap", "--quiet", "--variant=essential", PACKAGES, *SLIM, DEBIAN, tar],
-            limit=300,
+            limit=480,
             env=podman.env,
             failure=CannotRun,
         )

@@ -117,6 +117,14 @@ NOT_JSON: Final = [
         b'{"type":"message","x":' + b"[" * DEEP + b"]" * DEEP + b',"id":7"}',
         "not-json",
     ),
+    _dropped(
+        "half a pair and an escape of three digits",
+        message(more=b',"x":"\\ud800\\ud80"'),
+        "not-json",
+    ),
+    _dropped(
+        "half a pair and one that is none", message(more=b',"x":"\\ud800\\udxyz"'), "not-json"
+    ),
     _dropped("half a pair and a trailing comma", message(more=b',"x":"\\ud800",'), "not-json"),
     _dropped("bytes in a name that are no UTF-8", b'{"\xff":1}', "not-json", utf8=False),
     _dropped("bytes that are no UTF-8", b"\xff\xfe\x80", "not-json", utf8=False),
@@ -144,6 +152,8 @@ UNANSWERABLE: Final = [
     _dropped("no id", b'{"type":"message","payload":{}}', "no-id"),
     _dropped("an id of null", message(id="null"), "no-id"),
     _dropped("an id in the payload", b'{"type":"message","payload":{"id":7}}', "no-id"),
+    _dropped("half a pair and no type", b'{"id":7,"x":"\\ud800"}', "no-type"),
+    _dropped("half a pair and no id", b'{"type":"message","x":"\\ud800"}', "no-id"),
     _dropped("deep and no id", b'{"type":"message","x":%b}' % (b"[" * 2000 + b"]" * 2000), "no-id"),
     _dropped("65,537 bytes", message(more=b" " * (65_537 - len(message()))), "too-long"),
     _dropped("a million brackets", b"[" * 1_000_000, "too-long"),

@@ -371,6 +371,7 @@ async def test_a_file_whose_end_cannot_be_read_is_not_written_to(
             flushed = here.flushed
             os.kill(os.getpid(), signal.SIGHUP)
             await flushed.wait()
+            await trio.testing.wait_all_tasks_blocked()
             await write(audit, 2)
             assert ids(path) == [1]
         await write(audit, 3)

@@ -763,7 +763,7 @@ async def test_cancelled_fetches_under_contention_leave_the_pool_working(fault):
         client = HttpClient(TLS)
         source = FreeCurrencyApi(client, KEY, f"http://127.0.0.1:{port}/v1")
         chain = RateChain(
-            [source], Tables(7200), nursery, deadline=0.005, utc_now=utc_now, observer=Notes()
+            [source], Tables(7200), nursery, deadline=0.02, utc_now=utc_now, observer=Notes()
         )
 
         async def ask_again_and_again(days_of_its_own):

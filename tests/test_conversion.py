@@ -219,6 +219,22 @@ def test_a_conversion_by_hand(stake: str, units: str, euro: str, expected: str):
     assert str(to_euro(Decimal(stake), Decimal(units), Decimal(euro))) == expected
 
 
+@pytest.mark.parametrize(
+    ("stake", "units", "euro"),
+    [
+        ("9" * 35, "1.2222", "0." + "7" * 34),  # a product of more than 68 digits
+        ("1", "0", "1"),
+        ("0", "0", "1"),
+        ("1e36", "1", "1"),
+        ("Infinity", "1", "1"),
+        ("sNaN", "1", "1"),
+    ],
+)
+def test_what_breaks_the_bounds_raises_and_gives_no_amount(stake: str, units: str, euro: str):
+    with pytest.raises(ArithmeticError):
+        to_euro(Decimal(stake), Decimal(units), Decimal(euro))
+
+
 @given(stakes())
 @example(Decimal("999999999999999.9999999999999999999"))
 @example(Decimal("0.000005"))

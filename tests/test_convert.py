@@ -1,7 +1,10 @@
 """The command `convert`: what it prints, and its exit codes."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from datetime import UTC, datetime
 
 import pytest
@@ -174,3 +177,25 @@ def test_a_signal_ends_the_wait(capsys):
 
     assert convert(sources=[Slow()]) == 0
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_mock_server_can_stand_in_for_the_sources_too(monkeypatch, capsys):
+    """As an operator would try the service without network: any key will do."""
+    command = [sys.executable, "-m", "ratebridge", "mock-server", "--port", "0", "--rates-port"]
+    with subprocess.Popen([*command, "0"], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        listening = [json.loads(server.stdout.readline()) for _ in range(2)][1]
+        assert listening["event"] == "rates.listening"
+        monkeypatch.setenv("FREECURRENCY_API_KEY", "any")
+        monkeypatch.setenv("FREECURRENCY_API_URL", listening["freecurrencyapi"])
+        monkeypatch.setenv("FRANKFURTER_URL", listening["frankfurter"])
+        codes = [convert(currency=code, sources=None) for code in ("USD", "UAH", "BTC")]
+        port = listening["frankfurter"].removesuffix("/v2").rpartition(":")[2]
+        busy = subprocess.run([*command, port], capture_output=True, text=True, timeout=30)
+        server.terminate()
+    shown = capsys.readouterr()
+    used = [line.split()[1] for line in shown.out.splitlines() if line.startswith("source")]
+    assert (codes, used) == ([0, 0, 1], ["freecurrencyapi", "frankfurter"])
+    assert shown.err == "currency 'BTC' is not known to freecurrencyapi or frankfurter\n"
+    assert (server.returncode, busy.returncode) == (0, 2)
+    assert busy.stderr == "--rates-port: Address already in use\n"

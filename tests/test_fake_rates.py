@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
 import pytest
+import trio
 
 from ratebridge.fakes.rates import (
     CLOSE,
@@ -19,6 +20,7 @@ from ratebridge.fakes.rates import (
     FakeRates,
     Fault,
     quote,
+    serve_rates,
 )
 
 NOW = datetime(2026, 11, 20, 12, 0, 20, tzinfo=UTC)
@@ -285,3 +287,35 @@ def test_faults_spoil_what_they_say_and_nothing_else(fake):
     assert {row["base"] for row in rows} == {"USD"}
     assert {row["rate"] for row in rows if row["quote"] == "UAH"} == {0}
     assert fake.answer(RATES, {}).body == b"[]"
+
+
+# On a port.
+
+
+async def talk(request):
+    """All that the fake answers to some bytes, until it closes."""
+    async with trio.open_nursery() as nursery:
+        port = await nursery.start(serve_rates, FakeRates())
+        async with await trio.open_tcp_stream("127.0.0.1", port) as client:
+            await client.send_all(request)
+            await client.send_eof()
+            answer = b"".join([bytes(part) async for part in client])
+        nursery.cancel_scope.cancel()
+    return answer
+
+
+async def test_a_client_that_wants_it_closed_gets_it_closed():
+    answer = await talk(
+        b"GET /v2/rates HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}"
+    )
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+async def test_requests_of_one_connection_are_answered_in_their_order():
+    answer = await talk(b"GET /v2/nothing HTTP/1.1\r\nHost: x\r\n\r\n" * 3)
+    assert answer.count(b"HTTP/1.1 404") == 3
+
+
+async def test_who_does_not_speak_http_gets_nothing():
+    assert await talk(b"garbage\r\n\r\n") == b""

@@ -301,8 +301,9 @@ async def test_an_attempt_that_failed_leaves_no_stream_open(script, autojump_clo
         feed = MemoryFeed(nursery, script)
 
         async def dial() -> trio.abc.Stream:
-            stream: Any = await feed.dial()
-            stream.send_stream.close_hook = closed.set
+            stream = await feed.dial()
+            half: Any = stream
+            half.send_stream.close_hook = closed.set
             return stream
 
         with pytest.raises(LinkFailed):

@@ -379,9 +379,17 @@ def test_a_request_nested_too_deeply_is_answered_under_its_id(
 
 
 def test_an_id_that_is_nested_itself_comes_back_whole():
-    message_id = b"[" * 60 + b"1.50" + b"]" * 60
+    message_id = b"[" * 62 + b"1.50" + b"]" * 62  # within the message: 63 levels
     deep = b"[" * 1_000 + b"]" * 1_000
     assert refusal(message(id=message_id, more=b',"x":' + deep)).id == message_id
+
+
+# The currency.
+
+
+@pytest.mark.parametrize("currency", ["AAA", "ZZZ", "CZK", "BTC", "EUR"])
+def test_any_three_capital_letters_may_be_a_currency(currency: str):
+    assert request(message(currency=f'"{currency}"')).currency == currency
 
 
 # The stake.
@@ -457,6 +465,8 @@ def test_an_error_text_tells_a_trader_what_is_wrong():
             message(date='"2021-02-30"'),
             message(date='"yesterday\\n\\u001b[2J"'),
             message(date="0"),
+            message(more=',"x":"\\ud83d"'),
+            b'{"type":"message","id":7}',
         )
     ]
     assert texts == [
@@ -468,6 +478,8 @@ def test_an_error_text_tells_a_trader_what_is_wrong():
         "date '2021-02-30' is not a day",
         "date 'yesterday\\n\\x1b[2J' is not an ISO 8601 date and time",
         "date 0 is not a string",
+        "the message holds half a surrogate pair",
+        "the payload is not an object",
     ]
 
 

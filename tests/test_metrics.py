@@ -140,6 +140,9 @@ async def test_the_sources_and_their_tables(nursery, autojump_clock):
     assert value(service, "quota_calls_left", provider="shop", window="minute") == 9
     assert value(service, "quota_calls_left", provider="shop", window="month") == 4929
     assert value(service, "quota_calls_left", provider="bank", window="month") is None
+    await trio.sleep(60)
+    assert value(service, "quota_calls_left", provider="shop", window="minute") is None
+    assert value(service, "quota_calls_left", provider="shop", window="month") == 4929
 
 
 @pytest.mark.parametrize(

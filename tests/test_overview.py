@@ -276,11 +276,37 @@ async def test_a_source_that_never_had_a_day_is_failing(nursery, autojump_clock)
     assert seen["sources"][0]["state"] == "failing"
 
 
-async def test_a_source_shows_its_quota(nursery, autojump_clock):
-    service, _ = make_service(nursery, Shop("one", Quota(9, 4929, 5000)), Shop("two"))
-    one, two = overview(service, History(service.stats), trio.current_time())["sources"]
-    assert (one["minute_left"], one["month_left"], one["month_total"]) == (9, 4929, 5000)
-    assert (two["minute_left"], two["month_left"], two["month_total"]) == (None, None, None)
+async def test_a_source_shows_its_quota_and_a_minute_s_for_a_minute(nursery, autojump_clock):
+    service, journal = make_service(
+        nursery, Shop("one", Quota(9, 4929, 5000)), Shop("two", Quota()), Shop("three")
+    )
+
+    def quotas():
+        return [
+            (source["minute_left"], source["month_left"], source["month_total"])
+            for source in overview(service, History(service.stats), trio.current_time())["sources"]
+        ]
+
+    assert quotas()[0] == (None, 4929, 5000), "of a minute long ago"
+    journal.fetched(table(DAY, "one"), 0.1)
+    await trio.sleep(59)
+    assert quotas() == [(9, 4929, 5000), (None, None, None), (None, None, None)]
+    await trio.sleep(1)
+    assert quotas()[0] == (None, 4929, 5000)
+    journal.fetch_failed("one", DAY, SourceFailed("quota-minute", "has no calls left"))
+    assert quotas()[0] == (9, 4929, 5000)
+
+
+async def test_tables_of_a_day_stand_in_the_order_of_their_sources(nursery, autojump_clock):
+    service, _ = make_service(nursery)
+    for day, provider in ((DAY - timedelta(days=1), "a"), (DAY, "b"), (DAY, "a")):
+        service.chain.tables.store(table(day, provider), trio.current_time())
+    shown = overview(service, History(service.stats), trio.current_time())["tables"]["shown"]
+    assert [(held["day"], held["provider"]) for held in shown] == [
+        (str(DAY), "a"),
+        (str(DAY), "b"),
+        (str(DAY - timedelta(days=1)), "a"),
+    ]
 
 
 async def test_the_newest_days_are_shown_and_all_tables_counted(nursery, autojump_clock):

@@ -342,6 +342,18 @@ async def test_a_stall_while_replies_are_written_does_not_cut_the_link(turns, mo
         assert life.replies == [str(number) for number in range(5)]
 
 
+@pytest.mark.parametrize("moment", [2.005, 2.055, 2.095])
+async def test_a_stall_in_the_moment_of_grace_does_not_hide_what_came(moment, mock_clock):
+    async with living(beating(0)) as life:
+        await go_on(mock_clock, moment)
+        arrive(life, server_frame(BEAT))
+        mock_clock.jump(1)
+        await go_on(mock_clock, 1.9)
+        assert not life.over.is_set()
+        await go_on(mock_clock, 1)
+        assert life.over.is_set()
+
+
 @pytest.mark.parametrize("turns", range(12))
 async def test_a_heartbeat_that_is_read_while_the_watchdog_fires_counts(turns, mock_clock):
     async with living(beating(0)) as life:

@@ -70,7 +70,7 @@ async def running(
         outbox = Outbox(witness)
 
         async def open_feed(link_nursery: trio.Nursery) -> Link:
-            running.dialled.append(trio.current_time() - running.began)
+            it.dialled.append(trio.current_time() - it.began)
             link: Link = await open_as(link_nursery, ADDRESS, dial(feed))
             return link
 
@@ -82,14 +82,14 @@ async def running(
             backoff=Backoff(0.25, 5.0, jitter),
             observer=witness,
         )
-        running = Running(supervisor, feed, outbox, witness, trio.current_time())
+        it = Running(supervisor, feed, outbox, witness, trio.current_time())
 
         async def run() -> None:
             await supervisor.run()
-            running.over.set()
+            it.over.set()
 
         nursery.start_soon(run)
-        yield running
+        yield it
         nursery.cancel_scope.cancel()
 
 
@@ -367,7 +367,7 @@ async def test_a_bug_in_the_links_own_tasks_is_told_and_the_replies_are_kept(aut
         return link
 
     async def crash_later() -> None:
-        await trio.sleep(1)
+        await trio.sleep(0.7)
         raise ZeroDivisionError
 
     async with running(accept_and_beat, open_as=open_as) as it:

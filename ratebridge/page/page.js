@@ -203,6 +203,7 @@ function drawThroughput() {
   scale("throughput-scale", [
     { y: 0, words: whole.format(top) },
     { y: HEIGHT / 2, words: whole.format(top / 2) },
+    { y: HEIGHT, words: "0" },
   ], HEIGHT);
   say("throughput-from", words);
 
@@ -240,7 +241,7 @@ function drawLatency() {
     shape("path", "line", { d: line(means) }),
   );
   scale("latency-scale",
-    decades.slice(1).map((decade) => ({ y: y(10 ** decade), words: milliseconds(10 ** decade) })), HEIGHT);
+    decades.map((decade) => ({ y: y(10 ** decade), words: milliseconds(10 ** decade) })), HEIGHT);
   say("latency-from", words);
 
   const recent = samples.slice(-CURRENT).filter((sample) => known(sample[2]));
@@ -266,7 +267,10 @@ function drawRhythm({ gaps, timeout, age, received, median, longest }) {
       })),
     grid(y(timeout), "limit"),
   );
-  scale("rhythm-scale", [{ y: y(timeout), words: `limit ${timeout} s` }], height);
+  scale("rhythm-scale", [
+    { y: y(timeout), words: `limit ${timeout} s` },
+    { y: height, words: "0 s" },
+  ], height);
   const last = known(age) ? `the last ${duration(age)} ago` : "none on the present link";
   const spread = received
     ? `, ${median.toFixed(2)} s apart in the median, ${longest.toFixed(2)} s at the longest` : "";
@@ -356,7 +360,7 @@ function showSources({ sources }) {
 function showTables({ tables }) {
   say("tables-count", whole.format(tables.held));
   const items = tables.shown.map((table) => [
-    table.day, table.provider, whole.format(table.currencies), `${coarse(table.age)} ago`, table.final,
+    table.day, table.provider, whole.format(table.currencies), coarse(table.age), table.final,
   ]);
   fill("tables", items.length ? items : [["None yet: the first request fetches one."]], (item) => {
     const row = element("tr", "");
@@ -365,10 +369,10 @@ function showTables({ tables }) {
       cell.colSpan = 4;
       return within(row, cell);
     }
-    const [day, provider, currencies, fetched, final] = item;
+    const [day, provider, currencies, age, final] = item;
     return within(row,
       final ? element("td", "", day) : within(element("td", "", day), " ", element("small", "", "today's")),
-      element("td", "", provider), element("td", "number", currencies), element("td", "number", fetched));
+      element("td", "", provider), element("td", "number", currencies), element("td", "number", age));
   });
   const hidden = tables.held - tables.shown.length;
   say("tables-note", hidden > 0 ? `And ${whole.format(hidden)} of older days.` : "");

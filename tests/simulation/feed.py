@@ -52,7 +52,7 @@ ENDS: Final = {
     "fin": 1,
     "fin in a frame": 1,
     "close": 4,
-    "violation": 2,
+    "violation": 4,
     "oversized": 0.1,
 }
 VIOLATIONS: Final = {

@@ -19,13 +19,15 @@ from decimal import Decimal
 from math import inf
 from typing import Final
 
+import attrs
+
 from ratebridge import outbox
 from ratebridge.settings import Settings
 
 from .chronicle import Attempt, Chronicle
 from .sources import ScriptedSource, acceptable
 from .traffic import Ask, day_of, id_of, number_of, read_reply, to_euro
-from .wire import CLOSE, PONG, TEXT, Wire
+from .wire import CLOSE, PONG, TEXT, Wire, Write
 
 TOLERANCE: Final = 1e-3  # s; on a virtual clock nothing takes time but waiting
 GRACE: Final = 0.1  # s to read what has arrived, then the peer is silent
@@ -45,6 +47,19 @@ _ONE: Final = Decimal(1)
 _ERROR: Final = re.compile(
     r'\{"type":"error","id":[^,]+,"message":"Unable to convert stake\. Error: [^\n]+"\}'
 )
+
+
+@attrs.frozen
+class Batch:
+    """A write that held replies: their frames, and how many of these have left.
+
+    It was taken from the queue at trio time `taken` at the earliest, and began `at`.
+    """
+
+    taken: float
+    at: float
+    replies: list[bytes]
+    left: int
 
 
 class Judge:
@@ -240,29 +255,37 @@ class Judge:
         settled = self._chronicle.settled(max(at, attempt.up))
         return settled + 1e-9 < min(fatal, lost, self._stop_at)
 
-    def _writes_of_replies(self) -> Iterator[tuple[float, list[bytes], int]]:
-        """Every write that held replies: when, their frames, and how many of these have left."""
+    def _batches(self) -> Iterator[Batch]:
+        """Every write that held replies, in their order."""
         for attempt in self._chronicle.attempts:
+            before: Write | None = None
             for write in attempt.wire.writes if attempt.wire is not None else ():
+                # It may have waited for the end of another, of pongs.
+                waited = before is not None and before.ended == write.at
+                taken = before.at if before is not None and waited else write.at
+                before = write
                 replies = [f for f in write.frames if f.opcode == TEXT and f.payload != HEARTBEAT]
                 if replies:
                     counted = write.taken if write.done or not attempt.sealed else 0
                     left = sum(frame.end <= counted for frame in replies)
-                    yield write.at, [frame.payload for frame in replies], left
+                    yield Batch(taken, write.at, [frame.payload for frame in replies], left)
 
     def _judge_order_of_what_was_refused(self) -> None:
         owed: deque[bytes] = deque()
         given_up = Counter({key: len(times) for key, times in self._chronicle.given_up.items()})
-        for at, frames, left in self._writes_of_replies():
-            for frame in frames:
+        for batch in self._batches():
+            for frame in batch.replies:
                 while owed and owed[0] != frame and given_up[id_of(owed[0].decode())] > 0:
                     given_up[id_of(owed.popleft().decode())] -= 1
                 if owed and owed[0] == frame:
                     owed.popleft()
                 elif owed:
-                    self._complain(f"{frame!r} went before {owed[0]!r}, which was refused", at)
+                    self._complain(
+                        f"{frame!r} went before {owed[0]!r}, which was refused", batch.at
+                    )
                     owed.clear()
-            owed.extendleft(frame for frame in reversed(frames[left:]) if not _is_overloaded(frame))
+            refused = reversed(batch.replies[batch.left :])
+            owed.extendleft(frame for frame in refused if not _is_overloaded(frame))
 
     def _judge_accounts(self) -> None:
         """Each request surely received has one reply that left, or one that was given up."""
@@ -280,8 +303,8 @@ class Judge:
                     junk_perhaps[mark.what] += 1
                     junk_sure[mark.what] += self._sure(attempt, at)
         left: Counter[str] = Counter()
-        for _, frames, count in self._writes_of_replies():
-            left.update(id_of(frame.decode()) for frame in frames[:count])
+        for batch in self._batches():
+            left.update(id_of(frame.decode()) for frame in batch.replies[: batch.left])
         for key in {*perhaps, *chronicle.made, *chronicle.given_up, *left}:
             made = len(chronicle.made.get(key, ()))
             given_up = len(chronicle.given_up.get(key, ()))
@@ -320,23 +343,23 @@ class Judge:
     def _judge_replies(self) -> None:
         """Every good reply says what it must, byte for byte."""
         asks, came = self._asks(), self._came()
-        for at, frames, _left in self._writes_of_replies():
-            for frame in frames:
-                reply = frame.decode()
+        for batch in self._batches():
+            for frame in batch.replies:
+                reply, at = frame.decode(), batch.at
                 number = number_of(reply)
                 if number is None:
                     self._judge_error_text(reply, at)
                 elif number not in asks:
                     self._complain(f"an answer to what was not asked: {reply}", at)
                 else:
-                    self._judge_reply(asks[number], came[number], reply, at)
+                    self._judge_reply(asks[number], came[number], reply, batch)
 
     def _judge_error_text(self, reply: str, at: float) -> None:
         if not _ERROR.fullmatch(reply) or len(reply) > 350:
             self._complain(f"an odd error: {reply}", at)
 
-    def _judge_reply(self, ask: Ask, came: float, reply: str, at: float) -> None:
-        chronicle = self._chronicle
+    def _judge_reply(self, ask: Ask, came: float, reply: str, batch: Batch) -> None:
+        chronicle, at = self._chronicle, batch.at
         read = read_reply(ask, reply)
         if read is None:
             self._complain(f"not an echo of {ask.text}: {reply}", at)
@@ -345,10 +368,8 @@ class Judge:
         begin, settled = self._utc_at(came), self._utc_at(chronicle.settled(came))
         if not begin - timedelta(milliseconds=1) <= made <= self._utc_at(chronicle.settled(at)):
             self._complain(f"dated {made}, which is wrong: {reply}", at)
-        # Once a write has begun it may be held up, and so be repeated, but not start so late.
-        if self._utc_at(at) - made > timedelta(
-            seconds=outbox.OLDEST_REPLY + 0.002 + chronicle.stalled(came, at)
-        ):
+        oldest = outbox.OLDEST_REPLY + 0.002 + chronicle.stalled(came, at)
+        if self._utc_at(batch.taken) - made > timedelta(seconds=oldest):
             self._complain(f"a reply was written when too old: {reply}", at)
         if ask.kind == "euro":
             wanted = {to_euro(ask.stake, _ONE, _ONE)}
