@@ -125,7 +125,8 @@ class Session:
         while True:
             with trio.CancelScope(deadline=self._heard + timeout) as self._watchdog:
                 await trio.sleep_forever()
-            late = trio.current_time() - self._heard - timeout
+            heard = self._heard
+            late = trio.current_time() - heard - timeout
             grace = GRACE
             if late > STALL and not self._excused:
                 # We did not look for a while. A healthy peer has beaten meanwhile, or
@@ -140,6 +141,6 @@ class Session:
             if trio.current_time() - began > look + STALL:
                 await trio.sleep(look)  # the last one told nothing: what came lies unread
             silence = trio.current_time() - self._heard
-            if silence > timeout:
+            if self._heard == heard and silence > timeout:
                 self._fail(LinkFailed("stale", f"no heartbeat for {silence:.1f} s"))
                 return

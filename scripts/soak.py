@@ -40,7 +40,9 @@ from ratebridge.fakes.feed import FeedPeer, play, random_requests
 
 MARGIN: Final = 0.5  # s before a fault for which a request may still be on its way
 RATE: Final = 40.0  # requests a second
-FLOOD: Final = 30_000  # requests at once to a service whose replies nobody reads
+FLOOD: Final = 10_000  # requests at once to a service whose replies nobody reads
+FLOOD_PIECE: Final = 500  # of them between two chances for a heartbeat
+RECEIVE_BUFFER: Final = 65536  # bytes; the system's own would take all replies of a flood
 NEWEST: Final = date(2025, 6, 13)  # of the dates in requests; the embedded table has it
 LINGER: Final = struct.pack("ii", 1, 0)  # on, 0 s: a close is a RST
 WARM: Final = 60.0  # s until all code and tables are loaded: what memory is compared with
@@ -53,7 +55,7 @@ FAULTS: Final = {
     "requests but no heartbeats": 2,
     "half-open": 3,
     "half-open, not even read": 2,
-    "not reading, flood": 1,
+    "not reading, flood": 2,
     "not reading a while": 1,
     "refused upgrade next": 1,
     "no upgrade next": 1,
@@ -284,7 +286,8 @@ class Feed:
             tap.swallows = connection.fault.startswith("half-open")
             tap.reads = connection.fault not in ("half-open, not even read", "not reading, flood")
             if connection.fault == "not reading, flood":
-                await self._send_requests(peer, connection, FLOOD)
+                for _ in range(FLOOD // FLOOD_PIECE):
+                    await self._send_requests(peer, connection, FLOOD_PIECE)
             await trio.sleep(60)
 
 
@@ -393,7 +396,7 @@ async def soak(minutes: float, faults: Mapping[str, float], seed: int) -> int:
             feed.quiet = True
             await trio.sleep(15)  # whatever was broken last is mended, and what is left answered
         feed_nursery.cancel_scope.cancel()
-    print(f"first  {sizes[0]}\nlast   {sizes[-1]}\nmost   {max(s.memory for s in sizes):.1f} MB, ")
+    print(f"first  {sizes[0]}\nlast   {sizes[-1]}\nmost   {max(s.memory for s in sizes):7.1f} MB")
     return balance(books)
 
 
@@ -426,6 +429,8 @@ async def reconnect(times: int, seed: int) -> int:
 async def open_feed(feed: Feed, nursery: trio.Nursery) -> str:
     """Let the feed listen on a port of loopback; its URI."""
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    # What is accepted inherits it.
+    listeners[0].socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, RECEIVE_BUFFER)
     nursery.start_soon(trio.serve_listeners, feed.serve, listeners)
     return f"ws://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
 

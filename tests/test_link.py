@@ -33,11 +33,11 @@ async def fail_to_open(script: Script) -> LinkFailed:
 async def take_until_the_end(link: Link) -> tuple[list[bytes], LinkFailed]:
     """All that comes, and how it ends."""
     texts: list[bytes] = []
-    while True:
-        try:
+    try:
+        while True:
             texts += await link.receive()
-        except LinkFailed as failure:
-            return texts, failure
+    except LinkFailed as failure:
+        return texts, failure
 
 
 async def granted(peer: FeedPeer, *headers: tuple[bytes, bytes]) -> bytes:

@@ -354,6 +354,23 @@ async def test_a_stall_in_the_moment_of_grace_does_not_hide_what_came(moment, mo
         assert life.over.is_set()
 
 
+async def test_a_heartbeat_in_the_period_that_was_given_allows_for_the_next_stall(mock_clock):
+    async with living(beating(0)) as life:
+        await go_on(mock_clock, 0.5)
+        mock_clock.jump(3)
+        await go_on(mock_clock, 1.8)
+        arrive(life, server_frame(BEAT))
+        await go_on(mock_clock, 0.1)
+        mock_clock.jump(1)  # over the end of the period that was given
+        await go_on(mock_clock, 0.1)
+        arrive(life, server_frame(BEAT))
+        mock_clock.jump(3)
+        await go_on(mock_clock, 1.9)
+        assert not life.over.is_set()
+        await go_on(mock_clock, 1)
+        assert life.over.is_set()
+
+
 @pytest.mark.parametrize("turns", range(12))
 async def test_a_heartbeat_that_is_read_while_the_watchdog_fires_counts(turns, mock_clock):
     async with living(beating(0)) as life:

@@ -126,7 +126,8 @@ class Judge:
         if any(mark.kind == "fatal" for _, mark in attempt.wire.arrived):
             return
         closes = [f for write in attempt.wire.writes for f in write.frames if f.opcode == CLOSE]
-        held_up = any(write.ended != write.at for write in attempt.wire.writes[-2:])
+        last = attempt.wire.writes[-2:]
+        held_up = any(write.ended != write.at or not write.done for write in last)
         if not held_up and [frame.payload[:2] for frame in closes] != [b"\x03\xe9"]:
             self._complain(f"the link was closed by {closes}", attempt.lost)
 
