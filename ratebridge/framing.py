@@ -7,6 +7,7 @@ top of it, stay the judges of all that is unusual.
 
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 MAX_FRAME: Final = 1024 * 1024  # bytes of payload; a longer one is trio-websocket's to refuse
@@ -47,7 +48,7 @@ class FrameCutter:
         buffer = self._buffer
         have = len(buffer)
         texts: list[bytes] = []
-        at = end = 0
+        at = end = self._cut_usual(texts)
         while not self._over and not self._passing:
             at = end
             if have - at < 2:
@@ -82,6 +83,33 @@ class FrameCutter:
         del buffer[:passed]
         return texts, rest
 
+    def _cut_usual(self, texts: list[bytes]) -> int:
+        """Cut the first whole texts, in ASCII and below 64 KiB, and tell where they end.
+
+        Nearly all are such, and this takes half the time of the full judgement.
+        """
+        data = bytes(self._buffer)
+        have = len(data)
+        end = 0
+        if self._over or self._passing or self._fragmented:
+            return end
+        while have - end >= 4 and data[end] == _WHOLE_TEXT:
+            begin = end + 2
+            size = data[end + 1]
+            if size == 126:
+                begin += 2
+                size = data[end + 2] << 8 | data[end + 3]
+                if size < 126:
+                    break
+            elif size > 126:
+                break
+            text = data[begin : begin + size]
+            if begin + size > have or not text.isascii():
+                break
+            texts.append(text)
+            end = begin + size
+        return end
+
     def _is_lawful(self, first: int, length: int) -> bool:
         """Whether a frame, though unusual, leaves the stream such that texts may follow."""
         if first in _PING_AND_PONG:
@@ -112,19 +140,29 @@ def client_frames(texts: Sequence[bytes]) -> bytes:
     XOR masks them all, the headers being covered by zeros.
     """
     keys = os.urandom(4 * len(texts))
+    at = 0
     parts: list[bytes] = []
     masks: list[bytes] = []
-    for i, text in enumerate(texts):
-        key = keys[4 * i : 4 * i + 4]
+    for text in texts:
+        key = keys[at : at + 4]
+        at += 4
         size = len(text)
-        if size < 126:
-            header = bytes((_WHOLE_TEXT, _MASKED | size))
-        elif size < 65536:
-            header = bytes((_WHOLE_TEXT, _MASKED | 126)) + size.to_bytes(2)
-        else:
-            header = bytes((_WHOLE_TEXT, _MASKED | 127)) + size.to_bytes(8)
+        header, zeros = _header(size)
         parts += (header, key, text)
-        masks += (bytes(len(header) + 4), (key * (size // 4 + 1))[:size])
+        masks += (zeros, (key * (size // 4 + 1))[:size])
     plain = b"".join(parts)
-    masked = int.from_bytes(plain) ^ int.from_bytes(b"".join(masks))
-    return masked.to_bytes(len(plain))
+    # Little-endian, as the machine is: that takes a quarter less.
+    masked = int.from_bytes(plain, "little") ^ int.from_bytes(b"".join(masks), "little")
+    return masked.to_bytes(len(plain), "little")
+
+
+@lru_cache(maxsize=1024)
+def _header(size: int) -> tuple[bytes, bytes]:
+    """The header of a text of so many bytes, and zeros to cover it and the key behind it."""
+    if size < 126:
+        header = bytes((_WHOLE_TEXT, _MASKED | size))
+    elif size < 65536:
+        header = bytes((_WHOLE_TEXT, _MASKED | 126)) + size.to_bytes(2)
+    else:
+        header = bytes((_WHOLE_TEXT, _MASKED | 127)) + size.to_bytes(8)
+    return header, bytes(len(header) + 4)

@@ -14,7 +14,7 @@ half a surrogate pair.
 """
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Final
 
@@ -63,8 +63,10 @@ class _Head(msgspec.Struct):
 _members = msgspec.json.Decoder(dict[str, Raw]).decode
 _head = msgspec.json.Decoder(_Head).decode
 _string = msgspec.json.Decoder(str).decode
+_instant = msgspec.json.Decoder(datetime).decode
 _encode = msgspec.json.Encoder().encode
 
+_MESSAGE: Final = Raw(b'"message"')
 _EUR: Final = Raw(b'"EUR"')
 _NOTHING: Final = Raw()
 _CURRENCY: Final = re.compile(r"[A-Z]{3}", re.ASCII)
@@ -84,11 +86,12 @@ def decode(frame: bytes) -> Heartbeat | Request:
     kind = members.get("type", _NOTHING)
     if not kind:
         raise Unreadable("no-type")
-    name = _read_string(kind)
-    if name == "heartbeat":
-        return THE_HEARTBEAT
-    if name != "message":
-        raise Unreadable("unknown-type")
+    if kind != _MESSAGE:  # the common spelling, again
+        name = _read_string(kind)
+        if name == "heartbeat":
+            return THE_HEARTBEAT
+        if name != "message":
+            raise Unreadable("unknown-type")
     message_id = bytes(members.get("id", _NOTHING))
     if message_id in (b"", b"null"):
         raise Unreadable("no-id")
@@ -192,12 +195,16 @@ def _read_stake(raw: Raw) -> Decimal:
     if not raw:
         raise _Flaw("bad-stake", "the stake is missing")
     text = str(raw, "utf-8", "replace")
+    # A JSON number of at most 15 characters and without exponent is within all bounds.
+    if len(text) < 16 and text[0] in "-0123456789" and "e" not in text and "E" not in text:
+        return Decimal(text) or _ZERO
     try:
         return parse_stake(text)
     except ValueError as flaw:
         raise _Flaw("bad-stake", f"stake {clipped(text)} {flaw}") from None
 
 
+_ZERO: Final = Decimal(0)
 _NUMBER: Final = re.compile(r"-?(0|[1-9]\d*)(?:\.(\d+))?(?:[eE]([+-]?\d+))?", re.ASCII)
 
 
@@ -239,9 +246,21 @@ def _read_currency(raw: Raw) -> str:
     return currency
 
 
+_LONG_DATE: Final = len('"2021-05-18T21:32:42.1234567Z"')  # msgspec rounds the last digit
+
+
 def _read_date(raw: Raw) -> datetime:
     if not raw:
         raise _Flaw("bad-date", "the date is missing")
+    if len(raw) < _LONG_DATE:
+        # What msgspec takes for an instant in UTC is one by our rule too, and at a tenth the cost.
+        try:
+            instant = _instant(raw)
+        except msgspec.DecodeError:
+            pass
+        else:
+            if instant.tzinfo is UTC:
+                return instant
     text = _read_string(raw)
     if text is None:
         raise _Flaw("bad-date", f"date {clipped(raw)} is not a string")
@@ -253,13 +272,8 @@ def _read_date(raw: Raw) -> datetime:
 
 def encode_reply(request: Request, stake: str, date: str) -> bytes:
     """The request with its new stake (JSON number text), currency and date; all else as it came."""
-    payload = {
-        **request.payload,
-        "stake": Raw(stake.encode()),
-        "currency": _EUR,
-        "date": Raw(f'"{date}"'.encode()),
-    }
-    return _encode({**request.members, "payload": payload})
+    changed = {"stake": Raw(stake), "currency": _EUR, "date": date}
+    return _encode(request.members | {"payload": request.payload | changed})
 
 
 def encode_error(message_id: bytes, text: str) -> bytes:
