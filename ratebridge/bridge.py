@@ -63,17 +63,18 @@ class Bridge:
 
     def _answer_now(self, request: Request, came: float) -> Reply | None:
         """The reply, or None when a task was started that waits for the rate. Raises `NoRate`."""
+        now = self._utc_now()
         try:
-            day = rate_day(request.instant, self._utc_now())
+            day = rate_day(request.instant, now)
         except BadDate as flaw:
             raise NoRate("bad-date", f"date {wire_time(request.instant)} {flaw}") from None
         if self.stopping:
             raise NoRate("stopping", "the service is stopping")
         if request.currency == "EUR":
-            return self._convert(request, None, came)
+            return self._convert(request, None, came, now)
         rate = self._chain.rate_at_hand(request.currency, day)
         if rate is not None:
-            return self._convert(request, rate, came)
+            return self._convert(request, rate, came, now)
         if self.waiting >= MOST_WAITING:
             raise NoRate("overloaded", "overloaded, too many requests wait for rates")
         self.waiting += 1
@@ -83,7 +84,7 @@ class Bridge:
     async def _answer_later(self, request: Request, day: date, came: float) -> None:
         try:
             rate = await self._chain.rate(request.currency, day)
-            reply = self._convert(request, rate, came)
+            reply = self._convert(request, rate, came, self._utc_now())
         except NoRate as problem:
             reply = self._refuse(request.id, problem, came)
         except trio.Cancelled:
@@ -104,12 +105,11 @@ class Bridge:
             self._settled = trio.Event()
             await self._settled.wait()
 
-    def _convert(self, request: Request, rate: Rate | None, came: float) -> Reply:
+    def _convert(self, request: Request, rate: Rate | None, came: float, at: datetime) -> Reply:
         if rate is None:
             euro = rounded(request.stake)
         else:
             euro = to_euro(request.stake, rate.units, rate.euro)
-        at = self._utc_now()
         frame = encode_reply(request, plain(euro), wire_time(at))
         now = trio.current_time()
         self._observer.converted(request, euro, rate, at, now - came)

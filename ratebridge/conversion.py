@@ -59,10 +59,10 @@ def to_euro(stake: Decimal, units: Decimal, euro: Decimal = _ONE) -> Decimal:
         |a/b - t| = |2 * 10^5 * a - (2n + 1) * b| / (2 * 10^5 * b),
 
     where the numerator is a whole number of 10^-max(i - 5, j). With A < 10^68,
-    a < 10^25 and j <= 43 (34 digits from the tenth place on), the difference is
-    more than 10^-73 / 2 of the quotient, and it can be as little as a few times
-    that (the tests make such). At a precision of 72 digits, and at any below, an
-    ordinary rounding turns one of these into a tie, and the next goes wrong.
+    a < 10^25 and j <= 43 (34 digits, the first in the tenth place or before), the
+    difference is more than 10^-73 / 2 of the quotient, and can be as little as a
+    few times that (the tests make such). At any precision of up to 72 digits an
+    ordinary rounding turns some of these into ties, and the second one errs.
     """
     amount = stake if euro == _ONE else _multiply(stake, euro)
     return _round(_divide(amount, units), _QUANTUM)

@@ -290,20 +290,15 @@ async def _send_counted(network: trio.SocketStream, write: _Write) -> None:
 class Link:
     """An open websocket, made by `open_link`. Once it has ended its methods raise `LinkFailed`.
 
-    `receive` has one caller at a time, and so has `send`. `scope` is that of the link's tasks.
+    `receive` has one caller at a time, and so has `send`.
     """
 
     def __init__(
-        self,
-        stream: _Stream,
-        inbox: _Inbox,
-        websocket: trio_websocket.WebSocketConnection,
-        scope: trio.CancelScope,
+        self, stream: _Stream, inbox: _Inbox, websocket: trio_websocket.WebSocketConnection
     ) -> None:
         self._stream = stream
         self._inbox = inbox
         self._websocket = websocket
-        self._scope = scope
         self._ended = trio.Event()
         self._is_closing = False
         self._goodbye = trio.CancelScope()
@@ -353,11 +348,10 @@ class Link:
         return self._inbox.failure or LinkFailed("reset", "the peer broke off")
 
     def end(self, failure: LinkFailed) -> None:
-        """The link has failed, or its tasks have; the first reason counts."""
+        """The link has failed; the first reason counts."""
         self._inbox.end(failure)
         self._ended.set()
         self._goodbye.cancel()
-        self._scope.cancel()
 
     # The link's own tasks.
 
@@ -449,7 +443,7 @@ async def _run_link(address: Address, dial: Dial, *, task_status: trio.TaskStatu
                 address.target,
                 max_message_size=MAX_FRAME,
             )
-            link = Link(stream, inbox, websocket, websocket_nursery.cancel_scope)
+            link = Link(stream, inbox, websocket)
             websocket_nursery.start_soon(link.pump_messages, name="message pump")
             websocket_nursery.start_soon(link.write_pongs, name="pong writer")
             websocket_nursery.start_soon(link.watch_writes, name="write watch")

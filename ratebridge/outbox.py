@@ -8,7 +8,7 @@ write was cut short counts as never left.
 from collections import deque
 from typing import Final
 
-import attrs
+import msgspec
 import trio
 
 from .messages import HEARTBEAT
@@ -19,8 +19,7 @@ OLDEST_REPLY: Final = 60.0  # s
 WRITE_SIZE: Final = 32 * 1024  # bytes of replies in one write: a heartbeat waits for one at most
 
 
-@attrs.define(eq=False)
-class Reply:
+class Reply(msgspec.Struct, eq=False):
     """A reply on its way. `id` is raw JSON; `keep` tells whether it survives a reconnect."""
 
     id: bytes
@@ -63,7 +62,6 @@ class Outbox:
         while not self._heartbeat_due and not self._replies:
             self._filled = trio.Event()
             await self._filled.wait()
-            self._expire()
         heartbeats = [HEARTBEAT] if self._heartbeat_due else []
         self._heartbeat_due = False
         self._heartbeats_taken = len(heartbeats)

@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import Final, TypeVar
 
 import attrs
+import msgspec
 
 from .errors import SourceFailed
 
@@ -40,16 +41,26 @@ class RateTable:
     day: date
     quotes: Mapping[str, Quote]
     fetched: datetime
+    final: bool = attrs.field(init=False)
+    """Whether the day was over when the table was asked for, so that it changes no more."""
+    _at_hand: dict[str, "Rate"] = attrs.field(factory=dict, init=False, eq=False, repr=False)
 
-    @property
-    def final(self) -> bool:
-        """Whether the day was over when the table was fetched, so that it changes no more."""
+    @final.default
+    def _is_final(self) -> bool:
         return self.fetched.date() > self.day
 
+    def rate_at_hand(self, currency: str) -> "Rate | None":
+        """`rate_from` the table without a call; each is made once."""
+        rate = self._at_hand.get(currency)
+        if rate is None:
+            rate = rate_from(self, currency, cached=True)
+            if rate is not None:
+                self._at_hand[currency] = rate
+        return rate
 
-@attrs.frozen
-class Rate:
-    """One currency's rate with its provenance.
+
+class Rate(msgspec.Struct, frozen=True, gc=False):
+    """One currency's rate with its provenance. A Struct, as one is made per message.
 
     One euro is `units / euro` of the currency; `day` is the day the rate is of,
     `asked` the day asked for, `fetched` the UTC instant of asking. `cached` tells
@@ -123,6 +134,19 @@ class Tables:
     def __len__(self) -> int:
         return len(self._tables)
 
+    def fresh(self, provider: str, day: date, *, today: date, now: float) -> RateTable | None:
+        """The table to go by at monotonic time `now`, if there is one whatever its source does."""
+        key = (provider, day)
+        held = self._tables.get(key)
+        if held is None:
+            return None
+        table, came = held
+        # One made while the day still ran is not what its final table says.
+        if now - came >= self._life or not (table.final or day >= today):
+            return None
+        self._tables.move_to_end(key)
+        return table
+
     def find(
         self,
         provider: str,
@@ -136,18 +160,14 @@ class Tables:
 
         `silence` is why the source cannot be asked for anything at present, if so.
         """
+        table = self.fresh(provider, day, today=today, now=now)
+        if table is not None:
+            return table
         key = (provider, day)
-        table = None
         held = self._tables.get(key)
-        if held is not None:
+        if held is not None and held[0].final:
             self._tables.move_to_end(key)
-            table, came = held
-            # One made while the day still ran is not what its final table says.
-            valid = table.final or day >= today
-            if valid and now - came < self._life:
-                return table
-            if not table.final:
-                table = None
+            table = held[0]
         if silence is not None:
             return Failing(silence, table)
         failed = self._failures.get(key)

@@ -53,7 +53,6 @@ class Session:
         self._heard = self._opened  # when the last heartbeat came; the opening stands for the first
         self._proved = False  # a heartbeat has come
         self._watchdog = trio.CancelScope()
-        self._excused = False  # a stall of our own has been allowed for since the last heartbeat
         self._ended = trio.Event()
         self._cause: LinkFailed | None = None
 
@@ -105,7 +104,6 @@ class Session:
         self._heard = now
         self._proved = True
         self._watchdog.deadline = now + self._rhythm.timeout
-        self._excused = False
 
     async def _write(self) -> None:
         """The only writer of messages. A heartbeat waits for one bounded write at most."""
@@ -128,10 +126,9 @@ class Session:
             heard = self._heard
             late = trio.current_time() - heard - timeout
             grace = GRACE
-            if late > STALL and not self._excused:
+            if late > STALL:
                 # We did not look for a while. A healthy peer has beaten meanwhile, or
                 # will within a period; a dead one gets that period once.
-                self._excused = True
                 self._observer.excused(late)
                 grace = timeout
             look = grace / LOOKS

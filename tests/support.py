@@ -101,6 +101,13 @@ async def accept_and_beat(peer: FeedPeer) -> None:
         await listen(peer)
 
 
+@asynccontextmanager
+async def within(seconds: float) -> AsyncIterator[None]:
+    """`trio.fail_after` to stand beside a nursery: what takes longer has hung."""
+    with trio.fail_after(seconds):
+        yield
+
+
 def in_turn(*scripts: Script) -> Script:
     """A script that plays these, one a connection, and the last for every one after them."""
     left = list(scripts)
@@ -127,7 +134,7 @@ class Dialled:
 @asynccontextmanager
 async def open_to(script: Script) -> AsyncIterator[tuple[Link, MemoryFeed]]:
     """A link that is open to a feed in memory which plays `script`."""
-    async with trio.open_nursery() as feed_nursery:
+    async with within(60), trio.open_nursery() as feed_nursery:
         feed = MemoryFeed(feed_nursery, script)
         async with trio.open_nursery() as link_nursery:
             link = await open_link(link_nursery, ADDRESS, feed.dial)

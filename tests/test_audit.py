@@ -18,6 +18,7 @@ import attrs
 import pytest
 import structlog
 import trio
+from msgspec.structs import replace
 
 from ratebridge import audit as audit_module
 from ratebridge.address import Address
@@ -143,7 +144,7 @@ ROWS = [
         "dollar base",
         request(currency="GBP"),
         {"rate": "0.7035/0.8183", "rate_date": "2021-05-17", "provider": "freecurrencyapi"},
-        rate=attrs.evolve(
+        rate=replace(
             DOLLAR,
             units=Decimal("0.7035"),
             euro=Decimal("0.8183"),

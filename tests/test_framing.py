@@ -183,56 +183,94 @@ def test_a_stream_byte_by_byte_is_the_same():
         assert by_cutter([bytes((byte,)) for byte in stream]) == by_wsproto([stream])
 
 
-HOSTILE = {
+LAWFUL = {
     "nothing": b"",
     "an empty text": frame(TEXT),
     "a fragmented text": frame(TEXT, b"a", fin=False) + frame(CONTINUATION, b"b"),
-    "a text within a fragmented one": frame(TEXT, b"a", fin=False) + frame(TEXT, b"b"),
+    "a fragmented text of nothing": frame(TEXT, fin=False) + frame(CONTINUATION),
     "a ping within a fragmented text": frame(TEXT, b"a", fin=False)
     + frame(PING, b"p")
-    + frame(CONTINUATION, b"b")
-    + frame(TEXT, b"c"),
+    + frame(CONTINUATION, b"b"),
     "three fragments": frame(BINARY, b"a", fin=False)
     + frame(CONTINUATION, b"b", fin=False)
-    + frame(CONTINUATION, b"c")
-    + frame(TEXT, b"d"),
-    "a binary": frame(BINARY, b"\xff") + frame(TEXT, b"a"),
-    "a ping with a text behind it": frame(PING, b"p") + frame(TEXT, b"a"),
-    "a pong that nobody asked for": frame(PONG, b"p") + frame(TEXT, b"a"),
-    "a long ping": frame(PING, bytes(126)) + frame(TEXT, b"a"),
-    "a ping in a fragment": frame(PING, b"p", fin=False) + frame(TEXT, b"a"),
-    "a continuation of nothing": frame(CONTINUATION, b"a") + frame(TEXT, b"b"),
-    "a masked text": frame(TEXT, b"a", key=b"\1\2\3\4") + frame(TEXT, b"b"),
+    + frame(CONTINUATION, b"c"),
+    "a binary": frame(BINARY, b"\xff"),
+    "a ping": frame(PING, bytes(125)),
+    "a pong that nobody asked for": frame(PONG, b"p"),
+    "two length bytes at their least": frame(TEXT, bytes(126)),
+    "two length bytes at their most": frame(TEXT, bytes(65535)),
+    "eight length bytes at their least": frame(TEXT, bytes(65536)),
+    "as long as can be": frame(TEXT, bytes(MAX_FRAME)),
+    "longer than that": frame(TEXT, bytes(MAX_FRAME + 1)),
+}
+VIOLATIONS = {
+    "a text within a fragmented one": frame(TEXT, b"a", fin=False) + frame(TEXT, b"b"),
+    "a binary within a fragmented text": frame(TEXT, b"a", fin=False) + frame(BINARY, b"b"),
+    "a long ping": frame(PING, bytes(126)),
+    "a ping with two length bytes": frame(PING, b"p", length_bytes=2),
+    "a ping with eight length bytes": frame(PING, b"p", length_bytes=8),
+    "a ping in a fragment": frame(PING, b"p", fin=False),
+    "a continuation of nothing": frame(CONTINUATION, b"a"),
+    "a first continuation of nothing": frame(CONTINUATION, b"a", fin=False),
+    "a masked text": frame(TEXT, b"a", key=b"\1\2\3\4"),
     "a masked text of 126 bytes": frame(TEXT, bytes(126), key=b"\1\2\3\4"),
-    "a reserved bit": frame(TEXT, b"a", reserved=0x40) + frame(TEXT, b"b"),
-    "a reserved opcode": frame(0x3, b"a") + frame(TEXT, b"b"),
-    "two length bytes for one": frame(TEXT, bytes(125), length_bytes=2) + frame(TEXT, b"b"),
-    "eight length bytes for two": frame(TEXT, bytes(65535), length_bytes=8) + frame(TEXT, b"b"),
-    "a ping with eight length bytes": frame(PING, b"p", length_bytes=8) + frame(TEXT, b"b"),
-    "two length bytes at their least": frame(TEXT, bytes(126)) + frame(TEXT, b"b"),
-    "two length bytes at their most": frame(TEXT, bytes(65535)) + frame(TEXT, b"b"),
-    "eight length bytes at their least": frame(TEXT, bytes(65536)) + frame(TEXT, b"b"),
-    "a length of 2^63": bytes((FIN | TEXT, 127)) + (1 << 63).to_bytes(8) + frame(TEXT, b"b"),
-    "text that is no UTF-8": frame(TEXT, b"a\xff") + frame(TEXT, b"b"),
-    "text that ends within a character": frame(TEXT, b"a\xe2\x82") + frame(TEXT, b"\xac"),
+    "a reserved bit": frame(TEXT, b"a", reserved=0x40),
+    "a reserved bit of a fragment": frame(TEXT, b"a", fin=False, reserved=0x10),
+    "a reserved opcode": frame(0x3, b"a"),
+    "two length bytes for one": frame(TEXT, bytes(125), length_bytes=2),
+    "eight length bytes for two": frame(TEXT, bytes(65535), length_bytes=8),
+    "eight length bytes for two of a binary": frame(BINARY, bytes(65535), length_bytes=8),
+    "a length of 2^63": bytes((FIN | TEXT, 127)) + (1 << 63).to_bytes(8),
+    "text that is no UTF-8": frame(TEXT, b"a\xff"),
+    "text that ends within a character": frame(TEXT, b"a\xe2\x82"),
+    "a close": frame(CLOSE, b"\x03\xe9bye"),
+    "a close without a code": frame(CLOSE),
+    "a close with a bad code": frame(CLOSE, b"\0\0"),
+    "a close within a fragmented text": frame(TEXT, b"a", fin=False) + frame(CLOSE),
+    "garbage": b"HTTP/1.1 200 OK\r\n\r\n",
+}
+HOSTILE = {
+    **LAWFUL,
+    **VIOLATIONS,
     "a fragment that is no UTF-8": frame(TEXT, b"\xff", fin=False) + frame(CONTINUATION, b"b"),
-    "a close": frame(CLOSE, b"\x03\xe9bye") + frame(TEXT, b"b"),
-    "a close without a code": frame(CLOSE) + frame(TEXT, b"b"),
-    "a close with a bad code": frame(CLOSE, b"\0\0") + frame(TEXT, b"b"),
-    "garbage": b"HTTP/1.1 200 OK\r\n\r\n" + frame(TEXT, b"b"),
-    "as long as can be": frame(TEXT, bytes(MAX_FRAME)) + frame(TEXT, b"b"),
-    "longer than that": frame(TEXT, bytes(MAX_FRAME + 1)) + frame(TEXT, b"b"),
 }
 
 
 @pytest.mark.parametrize("stream", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_streams_end_as_with_plain_wsproto(stream: bytes):
-    stream = frame(TEXT, b"before") + stream
+    stream = frame(TEXT, b"before") + stream + frame(TEXT, b"behind")
     expected = by_wsproto([stream])
     assert by_cutter([stream]) == expected
     size = max(1, len(stream) // 1_000)
     pieces = [stream[i : i + size] for i in range(0, len(stream), size)]
     assert by_cutter(pieces) == expected
+
+
+def all_texts(stream: bytes) -> list[bytes]:
+    """What is cut out of a stream, if nobody heeds the rest."""
+    cutter = FrameCutter()
+    cutter.feed(stream)
+    found: list[bytes] = []
+    while True:
+        texts, rest = cutter.cut()
+        found += texts
+        if not texts and not rest:
+            return found
+
+
+@pytest.mark.parametrize("stream", LAWFUL.values(), ids=LAWFUL)
+def test_texts_behind_what_is_lawful_are_cut_out(stream: bytes):
+    assert all_texts(stream + frame(TEXT, b"behind"))[-1] == b"behind"
+
+
+@pytest.mark.parametrize("stream", VIOLATIONS.values(), ids=VIOLATIONS)
+def test_texts_behind_a_close_or_a_violation_are_not_cut_out(stream: bytes):
+    assert all_texts(frame(TEXT, b"a") + stream + frame(TEXT, b"behind") * 3) == [b"a"]
+
+
+def test_the_longest_text_is_cut_out_and_a_longer_one_is_not():
+    assert all_texts(frame(TEXT, bytes(MAX_FRAME))) == [bytes(MAX_FRAME)]
+    assert all_texts(frame(TEXT, bytes(MAX_FRAME + 1))) == []
 
 
 def test_whole_texts_are_cut_out_together_and_leave_no_rest():

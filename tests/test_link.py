@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from support import ADDRESS, Dialled, accept_and_listen, listen, open_to, server_frame
+from support import ADDRESS, Dialled, accept_and_listen, listen, open_to, server_frame, within
 from wsproto.events import AcceptConnection
 
 from ratebridge.errors import LinkFailed
@@ -22,7 +22,7 @@ MALFORMED = "the peer does not speak websocket"
 
 async def fail_to_open(script: Script) -> LinkFailed:
     """How an attempt at a feed in memory fails."""
-    async with trio.open_nursery() as nursery:
+    async with within(60), trio.open_nursery() as nursery:
         feed = MemoryFeed(nursery, script)
         with pytest.raises(LinkFailed) as caught:
             await open_link(nursery, ADDRESS, feed.dial)
@@ -515,7 +515,7 @@ def take_slowly(stream: Any, wait: Callable[[], Awaitable[None]]) -> None:
 
 
 async def test_a_write_that_is_not_taken_ends_the_link_after_two_seconds(autojump_clock):
-    async with trio.open_nursery() as nursery:
+    async with within(60), trio.open_nursery() as nursery:
         dial = Dialled(MemoryFeed(nursery, accept_and_listen))
         link = await open_link(nursery, ADDRESS, dial)
         stop_taking(dial.streams[0])
@@ -542,7 +542,7 @@ async def test_pongs_that_are_not_taken_end_the_link_too(autojump_clock):
         await peer.ping()
         await listen(peer)
 
-    async with trio.open_nursery() as nursery:
+    async with within(60), trio.open_nursery() as nursery:
         dial = Dialled(MemoryFeed(nursery, script))
         link = await open_link(nursery, ADDRESS, dial)
         stop_taking(dial.streams[0])
@@ -552,7 +552,7 @@ async def test_pongs_that_are_not_taken_end_the_link_too(autojump_clock):
 
 
 async def test_slow_writes_one_after_the_other_are_no_stalled_write(autojump_clock):
-    async with trio.open_nursery() as nursery:
+    async with within(60), trio.open_nursery() as nursery:
         dial = Dialled(MemoryFeed(nursery, accept_and_listen))
         link = await open_link(nursery, ADDRESS, dial)
 
@@ -563,7 +563,7 @@ async def test_slow_writes_one_after_the_other_are_no_stalled_write(autojump_clo
 
 
 async def test_a_stall_of_our_own_in_the_middle_of_a_write_does_not_end_the_link(mock_clock):
-    async with trio.open_nursery() as nursery:
+    async with within(60), trio.open_nursery() as nursery:
         dial = Dialled(MemoryFeed(nursery, accept_and_listen))
         link = await open_link(nursery, ADDRESS, dial)
         written = trio.Event()
@@ -582,7 +582,7 @@ async def test_a_stall_of_our_own_in_the_middle_of_a_write_does_not_end_the_link
 
 
 async def test_after_a_write_that_was_cut_short_no_byte_is_written(autojump_clock):
-    async with trio.open_nursery() as nursery:
+    async with within(60), trio.open_nursery() as nursery:
         dial = Dialled(MemoryFeed(nursery, accept_and_listen))
         link = await open_link(nursery, ADDRESS, dial)
         stop_taking(dial.streams[0])
@@ -609,7 +609,7 @@ async def test_a_flood_of_pings_costs_bounded_memory_and_the_reading_goes_on(aut
         await peer.send("still heard")
         await trio.sleep_forever()
 
-    async with trio.open_nursery() as nursery:
+    async with within(60), trio.open_nursery() as nursery:
         dial = Dialled(MemoryFeed(nursery, script))
         link = await open_link(nursery, ADDRESS, dial)
         stop_taking(dial.streams[0])
@@ -627,7 +627,7 @@ async def test_a_pong_waits_for_the_write_before_it(autojump_clock):
         await peer.ping()
         await listen(peer)
 
-    async with trio.open_nursery() as nursery:
+    async with within(60), trio.open_nursery() as nursery:
         dial = Dialled(MemoryFeed(nursery, script))
         link = await open_link(nursery, ADDRESS, dial)
         take_slowly(dial.streams[0], release.wait)
@@ -715,6 +715,7 @@ async def test_the_peers_end_of_the_link_is_known_by_its_reason_and_at_once(
         assert trio.current_time() == began
         assert texts == [b"before"]
         assert (failure.reason, failure.detail, failure.code) == (reason, detail, code)
+        link.end(LinkFailed("another", "that comes later"))
         for use in (link.receive, lambda: link.send([b"text"])):
             with pytest.raises(LinkFailed) as caught:
                 await use()
@@ -788,7 +789,7 @@ async def test_a_failed_write_waits_for_the_reason_that_the_reader_comes_upon(au
         await peer.send("a request")
         await peer.close(1011)
 
-    async with trio.open_nursery() as nursery:
+    async with within(60), trio.open_nursery() as nursery:
         dial = Dialled(MemoryFeed(nursery, script))
         link = await open_link(nursery, ADDRESS, dial)
         await trio.sleep(1)
@@ -958,7 +959,7 @@ async def test_nothing_is_written_behind_our_close(autojump_clock):
 async def test_a_close_waits_for_the_write_under_way_and_for_no_more_than_its_second(
     autojump_clock,
 ):
-    async with trio.open_nursery() as nursery:
+    async with within(60), trio.open_nursery() as nursery:
         dial = Dialled(MemoryFeed(nursery, accept_and_listen))
         link = await open_link(nursery, ADDRESS, dial)
         take_slowly(dial.streams[0], partial(trio.sleep, 0.5))
@@ -971,8 +972,35 @@ async def test_a_close_waits_for_the_write_under_way_and_for_no_more_than_its_se
         nursery.cancel_scope.cancel()
 
 
+async def test_pongs_behind_a_slow_write_leave_before_our_close(autojump_clock):
+    opcodes: list[int] = []
+
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        for _ in range(3):
+            await trio.sleep(0.1)
+            await peer.send_raw(server_frame(b"", 0x89))
+        frames = b""
+        while len(frames) < 6 + 4 + 3 * 6 + 8:
+            frames += await peer.stream.receive_some(1000)
+        opcodes.extend(frames[at] for at in (0, 10, 16, 22, 28))
+        await trio.sleep(0.3)
+        await peer.send_raw(close_frame(1001))
+        await trio.sleep_forever()
+
+    async with within(60), trio.open_nursery() as nursery:
+        dial = Dialled(MemoryFeed(nursery, script))
+        link = await open_link(nursery, ADDRESS, dial)
+        take_slowly(dial.streams[0], partial(trio.sleep_until, trio.current_time() + 0.5))
+        nursery.start_soon(link.send, [b"slow"])
+        await trio.sleep(0.4)
+        assert await close_while_receiving(link) == pytest.approx(0.1 + 0.3)
+        assert opcodes == [0x81, 0x8A, 0x8A, 0x8A, 0x88]
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_close_behind_a_write_that_is_not_taken_is_over_within_its_second(autojump_clock):
-    async with trio.open_nursery() as nursery:
+    async with within(60), trio.open_nursery() as nursery:
         dial = Dialled(MemoryFeed(nursery, accept_and_listen))
         link = await open_link(nursery, ADDRESS, dial)
         stop_taking(dial.streams[0])

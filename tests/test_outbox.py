@@ -7,7 +7,7 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from support import BEAT, Witness
+from support import BEAT, Witness, within
 
 from ratebridge.outbox import MOST_REPLIES, OLDEST_REPLY, WRITE_SIZE, Outbox, Reply
 
@@ -72,7 +72,7 @@ async def test_a_reply_larger_than_a_write_goes_alone(outbox, autojump_clock):
 
 @pytest.mark.parametrize("fill", [Outbox.add_heartbeat, lambda outbox: outbox.add(reply(1))])
 async def test_taking_waits_for_something_to_take(outbox, fill, autojump_clock):
-    async with trio.open_nursery() as nursery:
+    async with within(OLDEST_REPLY + 1), trio.open_nursery() as nursery:
         nursery.start_soon(outbox.take)
         await trio.testing.wait_all_tasks_blocked()
         assert nursery.child_tasks
@@ -216,7 +216,7 @@ async def test_waiting_for_empty_ends_when_the_last_reply_has_left_or_was_given_
     outbox, leave, autojump_clock
 ):
     outbox.add(reply(1, keep=False))
-    async with trio.open_nursery() as nursery:
+    async with within(OLDEST_REPLY + 1), trio.open_nursery() as nursery:
         nursery.start_soon(outbox.wait_empty)
         await trio.testing.wait_all_tasks_blocked()
         assert nursery.child_tasks

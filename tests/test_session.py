@@ -21,6 +21,7 @@ from support import (
     euro_bridge,
     listen,
     server_frame,
+    within,
 )
 
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script
@@ -60,7 +61,7 @@ class Life:
 @asynccontextmanager
 async def living(script: Script, rhythm: Rhythm | None = None) -> AsyncIterator[Life]:
     """A session with a feed in memory that plays `script`."""
-    async with trio.open_nursery() as nursery:
+    async with within(600), trio.open_nursery() as nursery:
         witness = Witness()
         outbox = Outbox(witness)
         dial = Dialled(MemoryFeed(nursery, script))
@@ -76,8 +77,7 @@ async def living(script: Script, rhythm: Rhythm | None = None) -> AsyncIterator[
 async def lifetime(script: Script, rhythm: Rhythm | None = None) -> tuple[SessionEnd, float]:
     """How a session with this peer ends, and after how many seconds."""
     async with living(script, rhythm) as life:
-        with trio.fail_after(3600):
-            await life.over.wait()
+        await life.over.wait()
     assert life.end is not None
     assert life.at is not None
     return life.end, life.at - life.opened

@@ -17,6 +17,7 @@ from support import (
     euro_bridge,
     in_turn,
     listen,
+    within,
 )
 
 from ratebridge.backoff import Backoff
@@ -64,7 +65,7 @@ async def running(
     open_as: Any = open_link,
 ) -> AsyncIterator[Running]:
     """A supervisor of links to a feed in memory. Its back-off always takes the longest wait."""
-    async with trio.open_nursery() as nursery:
+    async with within(600), trio.open_nursery() as nursery:
         feed = MemoryFeed(nursery, script)
         witness = Witness()
         outbox = Outbox(witness)
@@ -195,23 +196,16 @@ async def test_a_link_that_has_not_proved_itself_resets_nothing(script, autojump
 
 
 async def test_proof_is_a_heartbeat_too_and_not_the_time_alone(autojump_clock):
-    """A stall of ours makes a silent link last for long."""
-    bridge: Any = None
-
-    async def open_as(nursery: trio.Nursery, *rest: Any) -> Link:
-        return await open_link(nursery, *rest)
-
     async def silent(peer: FeedPeer) -> None:
         await peer.accept()
         await listen(peer)
 
-    async with running(silent, open_as=open_as, bridge=bridge) as it:
+    async with running(in_turn(accept_and_go, silent)) as it:
         await trio.sleep(1)
-        it.supervisor._session._opened -= 60  # type: ignore[union-attr]  # as if up for a minute
+        it.supervisor._session._opened -= 60  # type: ignore[union-attr]  # as if we had stalled
         await trio.sleep(2)
-        assert it.witness.ends[0].uptime > 60
-        assert it.reasons == ["stale"]
-        await trio.sleep(2.5)
+        assert it.witness.ends[1].uptime > 60
+        assert it.reasons == ["reset", "stale"]
         assert it.witness.waits == [0.1, 0.25]
 
 

@@ -496,13 +496,11 @@ async def _serve_connection(rates: FakeRates, stream: trio.abc.Stream) -> None:
 async def _next_request(connection: h11.Connection, stream: trio.abc.Stream) -> h11.Request | None:
     """The next request, read to its end; None when the client has gone."""
     request = None
-    while True:
-        event = connection.next_event()
+    event = connection.next_event()
+    while not isinstance(event, h11.EndOfMessage | h11.ConnectionClosed):
+        if isinstance(event, h11.Request):
+            request = event
         if event is h11.NEED_DATA:
             connection.receive_data(bytes(await stream.receive_some()))
-        elif isinstance(event, h11.Request):
-            request = event
-        elif isinstance(event, h11.EndOfMessage):
-            return request
-        elif isinstance(event, h11.ConnectionClosed):
-            return None
+        event = connection.next_event()
+    return request

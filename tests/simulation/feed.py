@@ -43,6 +43,8 @@ FAILED_UPGRADES: Final = (
     *("garbage", "wrong accept", "drip"),
 )
 
+FADES: Final = 0.08  # how often a link does not end but fades away
+
 # Ends of an open link. What comes behind a fatal frame must not matter.
 ENDS: Final = {
     "silence": 2,
@@ -259,8 +261,14 @@ class ScriptedPeer:
         while True:
             now = min(beat, ask)
             if now >= ends:
-                yield from self._end(ends)
-                return
+                if chance.random() > FADES:
+                    yield from self._end(ends)
+                    return
+                # It goes on asking, but beats no more, and takes next to nothing.
+                self._chronicle.fault("end: fades")
+                self.uplink = Uplink(80, turns_at=ends, then=chance.uniform(10, 60))
+                beat = ends = inf
+                continue
             pieces: list[Piece]
             if now == beat:
                 beat += next(gaps)
@@ -305,7 +313,8 @@ class ScriptedPeer:
         """One message of any kind but heartbeats, framed."""
         chance = self._chance
         dice = chance.random()
-        if dice < 0.06:
+        # A pong is what may want to follow a write that was cut short.
+        if dice < 0.05 or (self._mood == "sluggish" and dice > 0.8):
             payload = chance.randbytes(chance.randrange(20))
             return server_frame(PING, payload), Mark("ping", payload)
         if dice < 0.07:

@@ -147,11 +147,12 @@ class _Simulation:
             put(patch.object(app, "Outbox", watched_outbox(chronicle, self._witness)))
             put(patch.object(app, "Bridge", watched_bridge(chronicle, self._witness)))
             if chance.random() < 0.3:
-                put(patch.object(outbox, "MOST_REPLIES", chance.choice((5, 30))))
+                # Less than the queue, as it is in earnest: all of it is never under way.
+                most, size = chance.choice(((5, 1), (30, 600), (30, 600)))
+                put(patch.object(outbox, "MOST_REPLIES", most))
+                put(patch.object(outbox, "WRITE_SIZE", size))
             if chance.random() < 0.3:
                 put(patch.object(outbox, "OLDEST_REPLY", chance.choice((2.0, 8.0))))
-            if chance.random() < 0.3:
-                put(patch.object(outbox, "WRITE_SIZE", chance.choice((1, 600))))
             if chance.random() < 0.3:
                 put(patch.object(bridge, "MOST_WAITING", chance.choice((1, 10))))
             yield
