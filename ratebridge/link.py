@@ -9,6 +9,7 @@ fragments, and everything that breaks the protocol. Frames come and go in
 batches, each batch with one read or write.
 """
 
+import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
@@ -168,10 +169,10 @@ class _Stream:
                 await self._inbox.put(texts)
             if rest:
                 return rest
-            data = await self._network.receive_some(READ_SIZE)
+            data = await _read(self._network)
             if not data:
                 return b""
-            self._cutter.feed(bytes(data))
+            self._cutter.feed(data)
 
     async def _receive_response(self, response: h11.Connection) -> bytes:
         """A piece of the response to the upgrade, and no byte of the frames behind it.
@@ -277,12 +278,28 @@ def _retry_after(value: bytes, now: bytes) -> float | None:
         return None
 
 
+async def _read(network: trio.abc.Stream) -> bytes:
+    """`receive_some`, on a bare socket without the attempt before the wait: it would be in vain."""
+    if not isinstance(network, trio.SocketStream):
+        return bytes(await network.receive_some(READ_SIZE))
+    while True:
+        await trio.lowlevel.wait_readable(network.socket)
+        try:
+            return os.read(network.socket.fileno(), READ_SIZE)
+        except BlockingIOError:
+            continue
+        except OSError:
+            raise trio.BrokenResourceError("the peer broke off") from None
+
+
 async def _send_counted(network: trio.SocketStream, write: _Write) -> None:
     """`send_all`, with the count of what was taken even if it does not come to its end."""
     with memoryview(write.data) as data:
         while write.taken < len(data):
             try:
-                write.taken += await network.socket.send(data[write.taken :])
+                write.taken += os.write(network.socket.fileno(), data[write.taken :])
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(network.socket)
             except OSError:
                 raise trio.BrokenResourceError("the peer broke off") from None
 

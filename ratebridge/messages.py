@@ -15,7 +15,7 @@ half a surrogate pair.
 
 import re
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Final
 
 import msgspec
@@ -113,8 +113,8 @@ def _read(frame: bytes) -> tuple[dict[str, Raw], str | None]:
 
 
 _SURROGATES: Final = re.compile(
-    rb"(?:\\\\)++"  # escaped backslashes: they begin no other escape
-    rb"|\\(u[dD][0-9a-fA-F]{3})"
+    rb"\\(?:\\(?:\\\\)*+"  # escaped backslashes: they begin no other escape
+    rb"|(u[dD][0-9a-fA-F]{3}))"
 )
 
 
@@ -213,26 +213,23 @@ def parse_stake(text: str) -> Decimal:
 
     Raises ValueError with half a sentence to stand behind the number. The
     bounds (magnitude below 10^15, exponent above -20) imply the third, at most
-    34 digits. They are judged on the text and on `adjusted()`, before any
-    arithmetic: a number of eight characters can take 46 s to become an int.
+    34 digits. They are judged on the text, before there is a number: one of
+    eight characters can take 46 s to become an int.
     """
     number = _NUMBER.fullmatch(text)
     if number is None:
         raise ValueError("is not a number")
-    whole, places, exponent = number.groups("")
-    if not (whole + places).strip("0"):
+    whole, places, power = number.groups("")
+    digits = (whole + places).lstrip("0")
+    if not digits:
         return Decimal(0)
     try:
-        stake = Decimal(text)
-        in_range = (
-            stake.adjusted() <= STAKE_ADJUSTED_MAX
-            and int(exponent or 0) - len(places) >= STAKE_EXPONENT_MIN
-        )
-    except (InvalidOperation, ValueError):  # an exponent of more digits than these take
-        in_range = False
-    if not in_range:
+        exponent = int(power or 0) - len(places)
+    except ValueError:  # thousands of digits, more than int takes
+        raise ValueError("is out of range") from None
+    if exponent < STAKE_EXPONENT_MIN or exponent + len(digits) - 1 > STAKE_ADJUSTED_MAX:
         raise ValueError("is out of range")
-    return stake
+    return Decimal(text)
 
 
 def _read_currency(raw: Raw) -> str:

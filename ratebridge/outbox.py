@@ -58,6 +58,8 @@ class Outbox:
 
     async def take(self) -> list[bytes]:
         """The frames of the next write, at least one. `sent` follows, then `lose_link` perhaps."""
+        if self._heartbeat_due or self._replies:
+            await trio.lowlevel.checkpoint()  # a write may have none
         self._expire()
         while not self._heartbeat_due and not self._replies:
             self._filled = trio.Event()

@@ -1,6 +1,6 @@
 """What one message costs: decode, convert and encode, beside the standard library's JSON.
 
-    uv run scripts/bench_message.py [--rounds 40]
+    uv run scripts/bench_message.py [--rounds 500]
 
 Both do the same to the sample message of the protocol: read it with exact
 decimals, read its date, convert the stake, write the reply. The standard library
@@ -75,7 +75,7 @@ def best(functions: dict[str, Callable[[], object]], rounds: int, number: int) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=40, help="of 1,000 calls each (40)")
+    parser.add_argument("--rounds", type=int, default=500, help="of 100 calls each (500)")
     rounds = parser.parse_args().rounds
 
     assert json.loads(ours()) == json.loads(standard())
@@ -95,7 +95,7 @@ def main() -> None:
             "encode_reply": lambda: encode_reply(request, "207.55196", "2021-05-18T21:32:42.412Z"),
         },
         rounds,
-        1_000,
+        100,
     )
     print(f"Python {platform.python_version()}, msgspec {msgspec.__version__}; µs, best round\n")
     for name, micros in cost.items():

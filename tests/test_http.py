@@ -271,6 +271,36 @@ async def test_a_transport_takes_the_networks_place(autojump_clock):
     assert fake.calls[0].key == KEY
 
 
+async def test_what_is_said_of_ourselves_and_what_is_asked_for():
+    seen = {}
+
+    async def answer(request):
+        seen.update(request.headers)
+        return httpx.Response(200)
+
+    await HttpClient(TLS, httpx.MockTransport(answer)).get("http://rates.test/v1", {}, HEADERS)
+    assert seen["accept-encoding"] == "identity"
+    assert seen["accept"] == "application/json"
+    assert seen["user-agent"].startswith("ratebridge/")
+
+
+async def test_a_body_without_end_is_read_no_further_than_the_cap():
+    class Endless(httpx.AsyncByteStream):
+        sent = 0
+
+        async def __aiter__(self):
+            while True:
+                await trio.lowlevel.checkpoint()
+                self.sent += 65536
+                yield bytes(65536)
+
+    body = Endless()
+    transport = httpx.MockTransport(lambda _request: httpx.Response(200, stream=body))
+    with pytest.raises(SourceFailed, match="over 1 MiB"):
+        await HttpClient(TLS, transport).get("http://rates.test/v1/latest", {})
+    assert body.sent <= MAX_BODY + 2 * 65536
+
+
 async def test_a_network_timeout_of_the_system_is_no_more_than_unreachable():
     class Late(httpx.AsyncBaseTransport):
         async def handle_async_request(self, request):

@@ -111,12 +111,23 @@ class Judge:
         bound += self._chronicle.stalled(stop_at, served_at) + TOLERANCE
         if served_at - stop_at > bound:
             self._complain(f"the stop took {served_at - stop_at:.2f} s")
+        self._judge_drain(served_at)
         for attempt in self._chronicle.attempts:
             if attempt.wire is not None and attempt.wire.closed is None:
                 self._complain("a stream was left open", attempt.began)
             if attempt.lost is None:
                 self._complain("a link was left without an end", attempt.began)
             self._judge_goodbye(attempt)
+
+    def _judge_drain(self, served_at: float) -> None:
+        """What came before the stop is given up by it only when the time for it is over."""
+        came, asks = self._came(), self._asks()
+        late = {ask.id for number, ask in asks.items() if came[number] >= self._stop_at - TOLERANCE}
+        over = self._stop_at + self._settings.drain_timeout - TOLERANCE
+        for key, times in self._chronicle.given_up.items():
+            for at in times:
+                if self._stop_at <= at < over and at == served_at and key not in late:
+                    self._complain(f"{key} was given up {over - at:.2f} s too soon", at)
 
     def _judge_goodbye(self, attempt: Attempt) -> None:
         """A link that was up until the stop is closed as RFC 6455 has it, if the peer reads."""

@@ -58,28 +58,25 @@ class ScriptedSource:
         self.given: Final[dict[date, list[Given]]] = {}
         self._chance = chance
         self._chronicle = chronicle
-        # By day, and whether it is over: what is asked for then is another table.
-        self._under_way: set[tuple[date, bool]] = set()
-        self._rests_until: dict[tuple[date, bool], float] = {}
-        self._last_asked: dict[date, tuple[date, bool]] = {}
+        self._under_way: set[date] = set()
+        self._rests_until: dict[date, float] = {}
+        self._ran: set[date] = set()  # days asked for before their midnight
 
     async def fetch(self, day: date, now: datetime) -> RateTable:
         """See `Source`."""
-        key = self._last_asked[day] = (day, now.date() > day)
-        self._judge(key, now)
-        self._under_way.add(key)
+        self._judge(day, now)
+        self._under_way.add(day)
         self._chronicle.fetches += 1
         try:
             await self._be_moody()
             return self._table(day, now)
         finally:
-            self._under_way.discard(key)
+            self._under_way.discard(day)
             self._chronicle.fetches -= 1
 
     def remember(self, day: date) -> None:
         """The service has given up on this table for now."""
-        if day in self._last_asked:
-            self._rests_until[self._last_asked[day]] = trio.current_time() + FAILURE_LIFE
+        self._rests_until[day] = trio.current_time() + FAILURE_LIFE
 
     async def _be_moody(self) -> None:
         """Wait as long as the mood has it; raises for most of them."""
@@ -117,16 +114,19 @@ class ScriptedSource:
             self.name, day, {code: Quote(units, day) for code, units in quotes.items()}, now
         )
 
-    def _judge(self, key: tuple[date, bool], now: datetime) -> None:
+    def _judge(self, day: date, now: datetime) -> None:
         complain = self._chronicle.complain
-        day, _ = key
         if day > now.date():
             complain(f"{self.name} is asked for {day}, which has not come")
         if self._chronicle.fetches >= MOST_FETCHES:
             complain(f"over {MOST_FETCHES} fetches at a time")
-        if key in self._under_way:
+        if day == now.date():
+            self._ran.add(day)
+        elif day in self._ran:
+            return  # it has another table now, and may be asked for that beside the other
+        if day in self._under_way:
             complain(f"{self.name} is asked twice at a time for {day}")
-        if trio.current_time() < self._rests_until.get(key, 0.0) - 1e-6:
+        if trio.current_time() < self._rests_until.get(day, 0.0) - 1e-6:
             complain(f"{self.name} is asked for {day} although it has just failed")
 
 
