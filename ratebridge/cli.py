@@ -215,7 +215,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from .convert import run_convert
+    from .one_conversion import run_convert
 
     return run_convert(
         stake=options.stake,

@@ -25,6 +25,7 @@ from .rates import Rate, RateTable
 from .session import SessionEnd
 from .stats import Stats, Trouble
 
+LONG_SILENCE: Final = 3600.0  # s
 OFTEN: Final = 10  # lines a minute for one kind of trouble; the rest at debug and in the summary
 
 
@@ -185,7 +186,9 @@ class Journal(Observer):
     def silenced(self, provider: str, failure: SourceFailed) -> None:
         silence = failure.silence or 0.0
         self.stats.sources[provider].silent_until = trio.current_time() + silence
-        self._log.error(
+        # A minute's quota is soon there again; a month's needs somebody.
+        tell = self._log.error if (failure.silence or 0.0) > LONG_SILENCE else self._log.warning
+        tell(
             "rates.silenced",
             provider=provider,
             detail=failure.text,

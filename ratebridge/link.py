@@ -447,7 +447,7 @@ async def open_link(nursery: trio.Nursery, address: Address, dial: Dial) -> Link
 async def _run_link(address: Address, dial: Dial, *, task_status: trio.TaskStatus[Link]) -> None:
     """The life of a link: trio-websocket's task, and ours beside it."""
     link: Link | None = None
-    failure: LinkFailed | None = None
+    failure = LinkFailed("reset", "the peer broke off")
     network = await dial()
     inbox = _Inbox()
     stream = _Stream(network, inbox)
@@ -472,10 +472,9 @@ async def _run_link(address: Address, dial: Dial, *, task_status: trio.TaskStatu
         failure = LinkFailed("protocol-error", "the peer does not speak websocket")
     finally:
         await trio.aclose_forcefully(network)
-    if failure is not None:
-        if link is None:
-            raise failure
-        link.end(failure)
+    if link is None:
+        raise failure
+    link.end(failure)
 
 
 def _first(failures: BaseExceptionGroup[LinkFailed]) -> LinkFailed:

@@ -27,7 +27,7 @@ FLOORS = [
     ["status"],
     ["app"],
     ["live", "fakes.feed", "fakes.rates"],
-    ["check", "convert", "verify", "demo"],
+    ["check", "one_conversion", "verify", "demo"],
     ["cli"],
 ]
 

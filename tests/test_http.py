@@ -274,27 +274,28 @@ async def test_a_transport_takes_the_networks_place(autojump_clock):
 async def test_what_is_said_of_ourselves_and_what_is_asked_for():
     seen = {}
 
-    async def answer(request):
+    async def look(request):
         seen.update(request.headers)
-        return httpx.Response(200)
+        raise httpx.ConnectError("")
 
-    await HttpClient(TLS, httpx.MockTransport(answer)).get("http://rates.test/v1", {}, HEADERS)
+    with pytest.raises(SourceFailed):
+        await HttpClient(TLS, httpx.MockTransport(look)).get("http://rates.test/v1", {}, HEADERS)
     assert seen["accept-encoding"] == "identity"
     assert seen["accept"] == "application/json"
     assert seen["user-agent"].startswith("ratebridge/")
 
 
-async def test_a_body_without_end_is_read_no_further_than_the_cap():
-    class Endless(httpx.AsyncByteStream):
+async def test_a_long_body_is_read_no_further_than_the_cap():
+    class Long(httpx.AsyncByteStream):
         sent = 0
 
         async def __aiter__(self):
-            while True:
+            while self.sent < 20 * MAX_BODY:
                 await trio.lowlevel.checkpoint()
                 self.sent += 65536
                 yield bytes(65536)
 
-    body = Endless()
+    body = Long()
     transport = httpx.MockTransport(lambda _request: httpx.Response(200, stream=body))
     with pytest.raises(SourceFailed, match="over 1 MiB"):
         await HttpClient(TLS, transport).get("http://rates.test/v1/latest", {})

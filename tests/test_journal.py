@@ -245,15 +245,18 @@ async def test_a_failed_fetch_is_told_until_the_source_answers_again(journal, lo
     assert journal.stats.sources["bank"].failure == ""
 
 
-@pytest.mark.parametrize(("silence", "seconds"), [(59.96, 60.0), (None, 0.0)])
-async def test_a_silenced_source_is_an_error_in_the_log(
-    journal, log, silence, seconds, autojump_clock
+@pytest.mark.parametrize(
+    ("silence", "seconds", "level"),
+    [(864_000.0, 864_000.0, "error"), (59.96, 60.0, "warning"), (None, 0.0, "warning")],
+)
+async def test_a_source_silenced_for_long_is_an_error_in_the_log_for_a_minute_a_warning(
+    journal, log, silence, seconds, level, autojump_clock
 ):
     journal.silenced("bank", SourceFailed("quota-month", "has no calls left", silence=silence))
     assert log == [
         {
             "event": "rates.silenced",
-            "log_level": "error",
+            "log_level": level,
             "provider": "bank",
             "detail": "has no calls left",
             "seconds": seconds,

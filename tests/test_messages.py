@@ -1,6 +1,7 @@
 """Frames in and out: the table of nasty ones, and properties over generated ones."""
 
 import json
+import random
 import re
 import time
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from nasty import Nasty, message
 
 from ratebridge.conversion import plain, rounded
+from ratebridge.dates import BadDate, parse_instant
 from ratebridge.errors import Refused, Unreadable
 from ratebridge.messages import (
     HEARTBEAT,
@@ -302,7 +304,7 @@ def echoes(draw: st.DrawFn) -> tuple[bytes, bytes, str]:
     return frame.encode(), reply.encode(), message_id
 
 
-FEW = settings(max_examples=40, deadline=None)  # each example is a whole message
+FEW = settings(max_examples=40)  # each example is a whole message
 
 
 @FEW
@@ -432,9 +434,11 @@ def in_bounds(text: str) -> bool:
 def test_a_stake_is_taken_exactly_or_refused_by_the_bounds(text: str):
     if in_bounds(text):
         assert Fraction(parse_stake(text)) == Fraction(text)
+        assert Fraction(request(message(text)).stake) == Fraction(text)
     else:
         with pytest.raises(ValueError, match=r"^is out of range$"):
             parse_stake(text)
+        assert refusal(message(text)).text.endswith("is out of range")
 
 
 @pytest.mark.parametrize(
@@ -448,6 +452,37 @@ def test_a_stake_is_taken_exactly_or_refused_by_the_bounds(text: str):
 def test_a_text_that_is_no_json_number_is_no_stake(text: str):
     with pytest.raises(ValueError, match=r"^is not a number$"):
         parse_stake(text)
+
+
+# The date.
+
+
+def any_date(rnd: random.Random) -> str:
+    """A date, or what is nearly one; `test_dates` says which are."""
+    day = rnd.choice(("2021-05-18", "2021-02-29", "0001-01-01", "9999-12-31", "0000-01-01"))
+    clock = rnd.choice(("00:00", "23:59", "21:32", "24:00")) + rnd.choice(("", ":42", ":59", ":60"))
+    places = rnd.choice(("", "", ".", f".{rnd.randrange(10 ** rnd.randrange(1, 11))}"))
+    offset = rnd.choice(
+        ("", "Z", "z", "+00:00", "-00:00", "+01:00", "-23:59", "+0530", "+05", "+24:00")
+    )
+    return f"{day}{rnd.choice('Tt ')}{clock}{places}{offset}" if rnd.random() < 0.95 else day
+
+
+def test_a_date_in_a_message_means_what_it_means_alone():
+    rnd = random.Random(40)
+    for _ in range(4_000):
+        text = any_date(rnd)
+        spelt = "".join(f"\\u{ord(c):04x}" if rnd.random() < 0.02 else c for c in text)
+        found = read(message(date=f'"{spelt}"'))
+        try:
+            expected: object = parse_instant(text)
+        except BadDate as flaw:
+            expected = f"date '{text}' {flaw}"
+        if isinstance(found, Request):
+            assert found.instant == expected
+            assert found.instant.tzinfo is UTC
+        else:
+            assert str(found) == expected
 
 
 # Error texts.

@@ -304,6 +304,29 @@ async def test_two_addresses_of_which_none_listens_are_refused():
         await tcp(free_port(), "feed.test")()
 
 
+async def test_a_socket_that_seems_readable_and_has_nothing_is_waited_for(monkeypatch):
+    seems_readable = 0
+    wait = trio.lowlevel.wait_readable
+
+    async def wait_half_the_time(sock: Any) -> None:
+        nonlocal seems_readable
+        seems_readable += 1
+        if seems_readable % 2:
+            await trio.lowlevel.checkpoint()
+        else:
+            await wait(sock)
+
+    healthy = Healthy()
+    async with feed_on_a_port(healthy) as (port, _), trio.open_nursery() as nursery:
+        address = Address("127.0.0.1", port, "/", secure=False)
+        monkeypatch.setattr(trio.lowlevel, "wait_readable", wait_half_the_time)
+        opened = await open_link(nursery, address, tcp(port))
+        while b'"id":456' not in (await opened.receive())[-1]:
+            pass
+        nursery.cancel_scope.cancel()
+    assert seems_readable > 2
+
+
 def has_ipv6() -> bool:
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()

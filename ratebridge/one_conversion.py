@@ -1,13 +1,14 @@
-"""The command `convert`: one conversion, and where its rate comes from."""
+"""One conversion, and where its rate comes from: for programs, and as the command `convert`."""
 
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from datetime import date, datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Final, TypeVar
 
+import attrs
 import trio
 
 from .app import open_chain, run_until_signal, utc_now
@@ -23,6 +24,61 @@ from .settings import PROVIDERS, Settings, load_settings, read_environment
 T = TypeVar("T")
 
 _CURRENCY: Final = re.compile(r"[A-Za-z]{3}", re.ASCII)
+
+
+@attrs.frozen
+class Conversion:
+    """A stake and what it is in euro; `rate` is None where it was in euro already."""
+
+    stake: Decimal
+    currency: str
+    eur: Decimal
+    rate: Rate | None
+
+
+async def convert(
+    stake: Decimal,
+    currency: str,
+    instant: datetime | None = None,
+    settings: Settings | None = None,
+    *,
+    sources: Sequence[Source] | None = None,
+    clock: Callable[[], datetime] = utc_now,
+) -> Conversion:
+    """Convert one stake at the rate valid at `instant` (aware; None: now), as the service would.
+
+    `stake` is within the protocol's bounds (`messages.parse_stake` sees to that).
+    `settings` name the sources; without them it is Frankfurter. `sources` and
+    `clock` replace the real ones, as tests do. Raises `NoRate`, and `BadDate`
+    for an instant that has no rates.
+    """
+    now = clock()
+    day = rate_day(now if instant is None else instant.astimezone(UTC), now)
+    if currency == "EUR":
+        return Conversion(stake, currency, rounded(stake), None)
+    problem = None
+    async with trio.open_nursery() as fetch_nursery:
+        async with open_chain(
+            settings or Settings(), fetch_nursery, Observer(), sources=sources, clock=clock
+        ) as chain:
+            try:
+                rate = await chain.rate(currency, day)
+            except NoRate as error:  # to be raised by itself, and not in the nursery's group
+                problem = error
+        fetch_nursery.cancel_scope.cancel()
+    if problem is not None:
+        raise problem
+    return Conversion(stake, currency, to_euro(stake, rate.units, rate.euro), rate)
+
+
+def convert_sync(
+    stake: Decimal,
+    currency: str,
+    instant: datetime | None = None,
+    settings: Settings | None = None,
+) -> Conversion:
+    """`convert`, for a program that does not run trio."""
+    return trio.run(convert, stake, currency, instant, settings)
 
 
 def run_convert(
@@ -49,25 +105,29 @@ def run_convert(
     if amount is None or code is None or instant is None or settings is None:
         raise BadSettings(*problems)
     try:
-        day = rate_day(instant, now)
+        done = _convert_until_signal(amount, code, instant, settings, sources, clock)
     except BadDate as flaw:
         print(f"date {quoted(date_text or '')} {flaw}", file=sys.stderr)
         return 1
-    if code == "EUR":
-        print(f"{stake} EUR is {plain(rounded(amount))} EUR, and needs no rate")
-        return 0
-    rate = _ask(settings, sources, code, day, clock)
-    if isinstance(rate, NoRate):
-        print(rate, file=sys.stderr)
+    except NoRate as problem:
+        print(problem, file=sys.stderr)
         return 1
-    if rate is not None:
-        print(f"{stake} {code} is {plain(to_euro(amount, rate.units, rate.euro))} EUR")
-        print(f"rate      {rate.text} {code} for one euro")
-        print(f"source    {rate.provider}")
-        print(f"day asked {rate.asked}")
-        print(f"day used  {rate.day}")
-        print(f"fetched   {rate.fetched:%Y-%m-%d %H:%M:%S} UTC")
+    if done is not None:
+        _show(done, stake)
     return 0
+
+
+def _show(done: Conversion, stake: str) -> None:
+    rate = done.rate
+    if rate is None:
+        print(f"{stake} EUR is {plain(done.eur)} EUR, and needs no rate")
+        return
+    print(f"{stake} {done.currency} is {plain(done.eur)} EUR")
+    print(f"rate      {rate.text} {done.currency} for one euro")
+    print(f"source    {rate.provider}")
+    print(f"day asked {rate.asked}")
+    print(f"day used  {rate.day}")
+    print(f"fetched   {rate.fetched:%Y-%m-%d %H:%M:%S} UTC")
 
 
 def _read(read: Callable[[str], T], text: str, problems: list[str]) -> T | None:
@@ -112,15 +172,16 @@ def _settings(source: str | None, problems: list[str]) -> Settings | None:
         return None
 
 
-def _ask(
+def _convert_until_signal(
+    stake: Decimal,
+    currency: str,
+    instant: datetime,
     settings: Settings,
     sources: Sequence[Source] | None,
-    currency: str,
-    day: date,
     clock: Callable[[], datetime],
-) -> Rate | NoRate | None:
-    """The rate, or why there is none; None when a signal came first."""
-    found: list[Rate | NoRate] = []
+) -> Conversion | None:
+    """`convert`, or None when a signal came first."""
+    outcomes: list[Conversion | NoRate | BadDate] = []
 
     async def ask(stop: trio.Event) -> None:
         async with trio.open_nursery() as nursery:
@@ -130,14 +191,17 @@ def _ask(
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(leave_when_told)
-            async with open_chain(
-                settings, nursery, Observer(), sources=sources, clock=clock
-            ) as chain:
-                try:
-                    found.append(await chain.rate(currency, day))
-                except NoRate as problem:
-                    found.append(problem)
+            try:
+                outcomes.append(
+                    await convert(stake, currency, instant, settings, sources=sources, clock=clock)
+                )
+            except (NoRate, BadDate) as problem:
+                outcomes.append(problem)
             nursery.cancel_scope.cancel()
 
     trio.run(run_until_signal, ask)
-    return found[0] if found else None
+    for outcome in outcomes:
+        if not isinstance(outcome, Conversion):
+            raise outcome
+        return outcome
+    return None
