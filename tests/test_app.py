@@ -12,10 +12,11 @@ import pytest
 import trio
 
 from ratebridge.address import Address
-from ratebridge.app import World, serve, tls_context
+from ratebridge.app import World, open_outbox, serve, tls_context
 from ratebridge.errors import SourceFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, request_text
 from ratebridge.journal import Journal
+from ratebridge.outbox import Reply
 from ratebridge.rates import Quote, RateTable
 from ratebridge.settings import Settings
 from ratebridge.stats import Stats
@@ -301,6 +302,19 @@ async def test_a_stop_waits_no_longer_than_the_drain_timeout(autojump_clock):
         await service.ended.wait()
         assert 3 <= trio.current_time() - began <= 4.1
     assert replies == []
+    assert service.stats.given_up == 1
+
+
+async def test_what_is_left_in_the_outbox_is_given_up_whichever_way_the_service_ends(
+    autojump_clock,
+):
+    journal = Journal(Stats())
+    with trio.CancelScope() as scope:  # as a second signal does
+        async with open_outbox(journal) as outbox:
+            outbox.add(Reply(b"1", b"a reply", trio.current_time()))
+            scope.cancel()
+            await trio.lowlevel.checkpoint()
+    assert journal.stats.given_up == 1
 
 
 async def test_a_summary_is_logged_each_minute(autojump_clock, log):

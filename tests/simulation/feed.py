@@ -15,7 +15,19 @@ from ratebridge.errors import LinkFailed
 from .chronicle import Attempt, Chronicle
 from .traffic import Traffic
 from .weather import Weather
-from .wire import BINARY, CLOSE, PING, TEXT, Mark, Sealed, Segment, Uplink, Wire, server_frame
+from .wire import (
+    BINARY,
+    CLOSE,
+    PING,
+    TEXT,
+    Kernel,
+    Mark,
+    Sealed,
+    Segment,
+    Uplink,
+    Wire,
+    server_frame,
+)
 
 # What a connection meets, by the weather it is dialled in, and how often that is.
 MOODS: Final = {
@@ -84,6 +96,7 @@ class Feed:
         self._traffic = traffic
         self._chronicle = chronicle
         self._most_asks = 10 ** chance.uniform(0.0, 1.7)  # a second
+        self.kernel: Final = Kernel()
 
     async def dial(self) -> trio.abc.Stream:
         """See `link.Dial`."""
@@ -105,6 +118,7 @@ class Feed:
         peer = ScriptedPeer(chance, mood, self._most_asks, self._traffic, attempt, chronicle)
         pieces = chance.randrange(1, 200) if chance.random() < 0.1 else 65536
         wire = attempt.wire = Wire(peer, pieces, chronicle.complain, self._hook)
+        self.kernel.add(wire)
         if chance.random() < 0.5:
             return trio.SocketStream(wire)
         attempt.sealed = True

@@ -143,6 +143,7 @@ class _Simulation:
         chance, chronicle = self._chance, self._chronicle
         with ExitStack() as stack:
             put = stack.enter_context
+            put(self._feed.kernel.patched())
             put(patch.object(app, "tls_context", _tls_context))
             put(patch.object(app, "Outbox", watched_outbox(chronicle, self._witness)))
             put(patch.object(app, "Bridge", watched_bridge(chronicle, self._witness)))

@@ -11,13 +11,17 @@ import heapq
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from unittest.mock import patch
+from weakref import WeakValueDictionary
 
 import attrs
 import trio
+
+from ratebridge import link as link_module
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # in the standard library from Python 3.12 on
@@ -128,6 +132,7 @@ class Wire(trio.socket.SocketType):
         self._most_at_a_time = most_at_a_time
         self._complain = complain
         self._hook = hook
+        self._fileno = next(_NUMBERS)
         self._upgraded = False
         # The way down.
         self._script: Iterator[Segment] = iter(())
@@ -140,61 +145,86 @@ class Wire(trio.socket.SocketType):
         self._fin = False
         self._reset = False
         self._changed = trio.Event()
-        self._receiving = False
+        self._reader_waits = False
         # The way up.
         self._level = 0.0
         self._level_at = self.opened
         self._bytes_taken = 0
-        self._sending = False
+        self._writer_waits = False
         self._write: Write | None = None  # that is not done yet
         self._cut_short = False
 
-    # What the service calls, as trio's sockets have it.
+    # What the service calls: a socket that does not block, and how to wait for it.
 
-    async def recv(self, buflen: int, flags: int = 0, /) -> bytes:
-        if self._receiving:
-            self._complain("two tasks read at a time")
-        self._receiving = True
-        try:
-            await trio.lowlevel.checkpoint()
-            while True:
-                self._look()
-                if self._buffer:
-                    return self._take(min(buflen, self._most_at_a_time))
-                if self._fin:
-                    self._meet_the_end()
-                    return b""
-                with trio.move_on_at(self._next_arrival()):
-                    await self._changed.wait()
-        finally:
-            self._receiving = False
+    def read_now(self, most: int) -> bytes:
+        """What `os.read` does."""
+        self._look()
+        if self._buffer:
+            return self._take(min(most, self._most_at_a_time))
+        if self._fin:
+            self._meet_the_end()
+            return b""
+        raise BlockingIOError
 
-    async def send(self, data: "Buffer", flags: int = 0, /) -> int:
-        if self._sending:
-            self._complain("two tasks write at a time")
-        self._sending = True
+    def write_now(self, data: "Buffer") -> int:
+        """What `os.write` does."""
         write = self._begin_or_go_on(bytes(data))
         try:
-            await trio.lowlevel.checkpoint_if_cancelled()
-            while True:
-                self._look()
-                taken = self._push(write)
-                if taken:
-                    break
-                self._hook("blocked")
-                with trio.move_on_at(self._when_room(len(write.data) - write.taken)):
-                    await self._changed.wait()
-        except BaseException:
+            self._look()
+            taken = self._push(write)
+        except OSError:
             self._end_write(write)
             raise
-        finally:
-            self._sending = False
+        if not taken:
+            raise BlockingIOError
         if write.done:
             self._end_write(write)
             self._react(write)
-        # A socket does the same: what the system has taken is no more undone by a cancellation.
-        await trio.lowlevel.cancel_shielded_checkpoint()
         return taken
+
+    async def wait_readable(self) -> None:
+        if self._reader_waits:
+            self._complain("two tasks read at a time")
+        self._reader_waits = True
+        try:
+            await trio.lowlevel.checkpoint()
+            while self.closed is None and not (self._buffer or self._fin or self._reset):
+                with trio.move_on_at(self._next_arrival()):
+                    await self._changed.wait()
+                self._arrive()
+        finally:
+            self._reader_waits = False
+
+    async def wait_writable(self) -> None:
+        if self._writer_waits:
+            self._complain("two tasks write at a time")
+        self._writer_waits = True
+        self._hook("blocked")
+        try:
+            await trio.lowlevel.checkpoint()
+            while self.closed is None and not self._reset and not self._has_room():
+                with trio.move_on_at(self._when_room()):
+                    await self._changed.wait()
+                self._arrive()
+        except BaseException:
+            if self._write is not None:
+                self._end_write(self._write)
+            raise
+        finally:
+            self._writer_waits = False
+
+    async def recv(self, buflen: int, flags: int = 0, /) -> bytes:
+        while True:
+            await self.wait_readable()
+            with suppress(BlockingIOError):
+                return self.read_now(buflen)
+
+    async def send(self, data: "Buffer", flags: int = 0, /) -> int:
+        await trio.lowlevel.checkpoint()
+        while True:
+            with suppress(BlockingIOError):
+                return self.write_now(data)
+            await self.wait_writable()
 
     def close(self) -> None:
         if self.closed is None:
@@ -202,7 +232,8 @@ class Wire(trio.socket.SocketType):
             self._wake()
 
     def fileno(self) -> int:
-        return -1 if self.closed is not None else 1
+        """A number that is no file of this process, should it come to a system call."""
+        return -1 if self.closed is not None else self._fileno
 
     def setsockopt(self, *_option: Any) -> None:
         pass
@@ -280,6 +311,7 @@ class Wire(trio.socket.SocketType):
         if under_way is not None:
             if data == under_way.data[under_way.taken :]:
                 return under_way
+            self._complain("a write begins before another has ended")
             self._end_write(under_way)
         if self._cut_short:
             self._complain("bytes follow a write that was cut short")
@@ -302,9 +334,8 @@ class Wire(trio.socket.SocketType):
     def _push(self, write: Write) -> int:
         """Take as much of the write as there is room for; that breaks the connection at times."""
         uplink = self._peer.uplink
-        self._drain()
         left = len(write.data) - write.taken
-        room = left if uplink.rate == inf else max(0, int(uplink.capacity - self._level))
+        room = self._room()
         until_broken = uplink.breaks_after - self._bytes_taken
         if until_broken <= 0:
             self._insert([Segment(trio.current_time(), end="reset")])
@@ -329,13 +360,21 @@ class Wire(trio.socket.SocketType):
         self._level = max(0.0, self._level - drained)
         self._level_at = at
 
-    def _when_room(self, wanted: int) -> float:
-        """When the system wakes a writer: with a third of the buffer free, or all that it wants."""
+    def _room(self) -> float:
+        """Bytes that the system would take now."""
+        self._drain()
+        uplink = self._peer.uplink
+        return inf if uplink.rate == inf else max(0, int(uplink.capacity - self._level))
+
+    def _has_room(self) -> bool:
+        """Whether the system would wake a writer: it does so for a third of the buffer."""
+        return self._room() >= max(1, self._peer.uplink.capacity // 3)
+
+    def _when_room(self) -> float:
         uplink = self._peer.uplink
         if uplink.rate == 0:
             return uplink.turns_at
-        enough = min(wanted, max(1, uplink.capacity // 3))
-        excess = self._level + enough - uplink.capacity
+        excess = self._level + max(1, uplink.capacity // 3) - uplink.capacity
         # A little later, or a rounding error would have us look in vain.
         return min(self._level_at + excess / uplink.rate + 1e-6, uplink.turns_at)
 
@@ -388,6 +427,42 @@ def _as_a_stream() -> Iterator[None]:
         if error.errno == errno.EBADF:
             raise trio.ClosedResourceError from None
         raise trio.BrokenResourceError from None
+
+
+# The seam: what stands between the service and a socket.
+
+_NUMBERS: Final = count(1_000_000)
+
+
+class Kernel:
+    """In place of `os`, as far as sockets are concerned: the wires by their numbers."""
+
+    def __init__(self) -> None:
+        self._wires: WeakValueDictionary[int, Wire] = WeakValueDictionary()
+
+    def add(self, wire: Wire) -> None:
+        self._wires[wire.fileno()] = wire
+
+    def read(self, number: int, most: int) -> bytes:
+        return self._wire(number).read_now(most)
+
+    def write(self, number: int, data: "Buffer") -> int:
+        return self._wire(number).write_now(data)
+
+    def _wire(self, number: int) -> Wire:
+        wire = self._wires.get(number)
+        if wire is None:
+            raise OSError(errno.EBADF, "closed")
+        return wire
+
+    @contextmanager
+    def patched(self) -> Iterator[None]:
+        """Let the link's system calls come here, and its waiting for sockets go to the wires."""
+        with ExitStack() as stack:
+            stack.enter_context(patch.object(link_module, "os", self))
+            stack.enter_context(patch.object(trio.lowlevel, "wait_readable", Wire.wait_readable))
+            stack.enter_context(patch.object(trio.lowlevel, "wait_writable", Wire.wait_writable))
+            yield
 
 
 # Frames (RFC 6455, section 5.2).
