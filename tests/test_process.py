@@ -95,6 +95,7 @@ def run_service(
                 )
             try:
                 with trio.fail_after(20):
+                    await trio.lowlevel.checkpoint()
                     while not until(log_file.read_text()):
                         await trio.sleep(0.02)
                 process.send_signal(stop_by)

@@ -16,7 +16,6 @@ from itertools import count
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from unittest.mock import patch
-from weakref import WeakValueDictionary
 
 import attrs
 import trio
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer  # in the standard library from Python 3.12 on
 
 TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
+
+_NUMBERS: Final = count(1_000_000)  # in place of those of files
 
 MarkKind = Literal["beat", "ask", "junk", "ping", "fatal"]
 
@@ -229,6 +230,8 @@ class Wire(trio.socket.SocketType):
     def close(self) -> None:
         if self.closed is None:
             self.closed = trio.current_time()
+            if self._write is not None:
+                self._end_write(self._write)
             self._wake()
 
     def fileno(self) -> int:
@@ -431,14 +434,12 @@ def _as_a_stream() -> Iterator[None]:
 
 # The seam: what stands between the service and a socket.
 
-_NUMBERS: Final = count(1_000_000)
-
 
 class Kernel:
     """In place of `os`, as far as sockets are concerned: the wires by their numbers."""
 
     def __init__(self) -> None:
-        self._wires: WeakValueDictionary[int, Wire] = WeakValueDictionary()
+        self._wires: dict[int, Wire] = {}
 
     def add(self, wire: Wire) -> None:
         self._wires[wire.fileno()] = wire
