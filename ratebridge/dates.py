@@ -10,7 +10,6 @@ are refused. An offset is taken to UTC, and the UTC calendar day counts.
 
 import re
 from datetime import UTC, date, datetime, timedelta
-from functools import lru_cache
 from typing import Final
 
 EARLIEST: Final = date(1999, 1, 4)  # the first day for which the ECB published rates
@@ -72,10 +71,5 @@ def rate_day(instant: datetime, now: datetime) -> date:
 
 def wire_time(instant: datetime) -> str:
     """An aware UTC datetime as the wire has it: `2021-05-18T21:32:42.412Z`."""
-    millisecond = instant.microsecond // 1000
-    return f"{_whole_second(instant.replace(microsecond=0))}.{millisecond:03}Z"
-
-
-@lru_cache(maxsize=8)
-def _whole_second(instant: datetime) -> str:
-    return instant.isoformat()[:19]  # years have four digits
+    text = instant.isoformat()  # years have four digits; a whole second has no fraction
+    return f"{text[:23]}Z" if instant.microsecond else f"{text[:19]}.000Z"

@@ -69,7 +69,7 @@ _encode = msgspec.json.Encoder().encode
 _MESSAGE: Final = Raw(b'"message"')
 _EUR: Final = Raw(b'"EUR"')
 _NOTHING: Final = Raw()
-_CURRENCY: Final = re.compile(r"[A-Z]{3}", re.ASCII)
+_CURRENCY: Final = re.compile(r"[A-Z]{3}")
 
 
 def decode(frame: bytes) -> Heartbeat | Request:

@@ -61,7 +61,7 @@ class Plan:
 
 
 FULL = Plan(rounds=7, warm=0.5, seconds=3.0, paced=1000, growth=3, growth_seconds=1.5)
-QUICK = Plan(rounds=3, warm=0.2, seconds=0.5, paced=75, growth=1, growth_seconds=0.5)
+QUICK = Plan(rounds=3, warm=0.2, seconds=0.5, paced=60, growth=1, growth_seconds=0.4)
 
 # The bars of the speed that the service is to have: (figure, peer, least or most, ratio).
 BARS = (

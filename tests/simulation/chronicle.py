@@ -45,7 +45,7 @@ class Chronicle:
     stalls: list[tuple[float, float]] = attrs.Factory(list)  # of our own loop, from and to
     made: dict[str, list[Made]] = attrs.Factory(dict)  # by id, raw JSON
     converted: list[tuple[float, int]] = attrs.Factory(list)  # (time, number of the request)
-    given_up: dict[str, list[float]] = attrs.Factory(dict)  # by id: when
+    given_up: dict[str, list[tuple[float, str]]] = attrs.Factory(dict)  # by id: when, and why
     dropped: Counter[str] = attrs.Factory(Counter)
     fetches: int = 0  # under way
     stop_at: float | None = None

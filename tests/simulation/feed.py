@@ -4,9 +4,9 @@ import base64
 import hashlib
 import random
 import re
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from math import inf
-from typing import Final
+from typing import Final, Literal
 
 import trio
 
@@ -18,7 +18,9 @@ from .weather import Weather
 from .wire import (
     BINARY,
     CLOSE,
+    CONTINUATION,
     PING,
+    PONG,
     TEXT,
     Kernel,
     Mark,
@@ -334,7 +336,7 @@ class ScriptedPeer:
         if dice < 0.07:
             return server_frame(BINARY, b"\x00\x01"), Mark("junk", "not-json")
         if dice < 0.08:
-            return server_frame(0xA, b"unasked"), None  # a pong: means nothing
+            return server_frame(PONG, b"unasked"), None
         if dice < 0.12:
             text, reason = self._traffic.junk()
             return server_frame(TEXT, text), Mark("junk", reason)
@@ -342,15 +344,15 @@ class ScriptedPeer:
         return self._fragmented(ask.text.encode()), Mark("ask", ask)
 
     def _fragmented(self, text: bytes) -> bytes:
-        """The frame of a text; now and then in two, with a ping of no content between them."""
+        """The frame of a text; now and then in two, with a pong that nobody asked for between."""
         chance = self._chance
         if chance.random() > 0.03:
             return server_frame(TEXT, text)
         cut = chance.randrange(len(text))
         return (
             server_frame(TEXT, text[:cut], fin=False)
-            + (server_frame(0xA) if chance.random() < 0.3 else b"")
-            + server_frame(0x0, text[cut:])
+            + (server_frame(PONG) if chance.random() < 0.3 else b"")
+            + server_frame(CONTINUATION, text[cut:])
         )
 
     def _deliver(self, at: float, pieces: list[Piece]) -> Iterator[Segment]:
@@ -381,7 +383,8 @@ class ScriptedPeer:
         kind = chance.choices(list(ends), list(ends.values()))[0]
         frame = server_frame(TEXT, b'{"type":"message","id":1}')
         cut = chance.randrange(1, len(frame))
-        name = kind
+        if kind not in ("close", "violation"):
+            self._chronicle.fault(f"end: {kind}")
         match kind:
             case "half-open":
                 # Whatever is written goes nowhere, or is not even taken.
@@ -396,28 +399,27 @@ class ScriptedPeer:
             case "fin in a frame":
                 yield _fatal(at, frame[:cut], kind, end="fin")
             case "close":
-                name = yield from self._close(at)
+                yield from self._close(at)
             case "violation":
                 name = chance.choice(list(VIOLATIONS))
+                self._chronicle.fault(f"end: {name}")
                 yield _fatal(at, VIOLATIONS[name], name)
                 while chance.random() < 0.9:
                     at += 0.1
                     yield Segment(at, server_frame(TEXT, b'{"type":"heartbeat"}'))
             case "oversized":
                 yield _fatal(at, server_frame(TEXT, b" " * 1_100_000), kind)
-        self._chronicle.fault(f"end: {name}")
 
-    def _close(self, at: float) -> Generator[Segment, None, str]:
+    def _close(self, at: float) -> Iterator[Segment]:
         chance = self._chance
         code = chance.choice(CODES)
         payload = b"" if chance.random() < 0.1 else code.to_bytes(2) + b"bye"
         name = f"close {code}" if payload else "close without a code"
-        # It ought to leave TCP to end now; it may as well keep it open for ever.
-        end: Final = chance.choice(("", "", "fin"))
+        self._chronicle.fault(f"end: {name}")
         yield _fatal(at, server_frame(CLOSE, payload), name)
-        if end == "fin":
+        # It ought to end TCP now; it may as well keep that open for ever.
+        if chance.random() < 0.3:
             yield Segment(at + 0.05, end="fin")
-        return name
 
     def hear_close(self, now: float) -> Iterator[Segment]:
         """See `wire.Peer`: an answer as it should be, or none, or something else."""
@@ -456,10 +458,11 @@ def _beat(chance: random.Random) -> Piece:
     text = chance.choice((b'{"type": "heartbeat"}', b' {"type":"heartbeat","at":1}\n'))
     if chance.random() < 0.5:
         return server_frame(TEXT, text), Mark("beat")
-    return server_frame(TEXT, text[:5], fin=False) + server_frame(0x0, text[5:]), Mark("beat")
+    return server_frame(TEXT, text[:5], fin=False) + server_frame(CONTINUATION, text[5:]), Mark(
+        "beat"
+    )
 
 
-def _fatal(at: float, data: bytes, name: str, *, end: str = "") -> Segment:
+def _fatal(at: float, data: bytes, name: str, *, end: Literal["", "fin", "reset"] = "") -> Segment:
     """A segment that must be the end of the link as soon as it has been read."""
-    ending: Final = {"": "", "fin": "fin", "reset": "reset"}[end]
-    return Segment(at, data, ((len(data), Mark("fatal", name)),), ending)  # type: ignore[arg-type]
+    return Segment(at, data, ((len(data), Mark("fatal", name)),), end)

@@ -111,7 +111,7 @@ class Witness(Journal):
         super().given_up(message_id, why)
         now = trio.current_time()
         key = message_id.decode()
-        self._chronicle.given_up.setdefault(key, []).append(now)
+        self._chronicle.given_up.setdefault(key, []).append((now, why))
         self._chronicle.faults[f"given up: {why}"] += 1
         made = self._chronicle.made.get(key, ())
         assert self.outbox is not None
