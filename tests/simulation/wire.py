@@ -169,6 +169,8 @@ class Wire(trio.socket.SocketType):
 
     def write_now(self, data: "Buffer") -> int:
         """What `os.write` does."""
+        if self.closed is not None:  # a write that waited when the link's end closed the socket
+            raise OSError(errno.EBADF, "closed")
         write = self._begin_or_go_on(bytes(data))
         try:
             self._look()
