@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from functools import cache
 from typing import Final
@@ -60,7 +60,6 @@ class ScriptedSource:
         self._chronicle = chronicle
         self._under_way: set[date] = set()
         self._rests_until: dict[date, float] = {}
-        self._ran: set[date] = set()  # days asked for before their midnight
 
     async def fetch(self, day: date, now: datetime) -> RateTable:
         """See `Source`."""
@@ -120,10 +119,8 @@ class ScriptedSource:
             complain(f"{self.name} is asked for {day}, which has not come")
         if self._chronicle.fetches >= MOST_FETCHES:
             complain(f"over {MOST_FETCHES} fetches at a time")
-        if day == now.date():
-            self._ran.add(day)
-        elif day in self._ran:
-            return  # it has another table now, and may be asked for that beside the other
+        if now.date() - day == timedelta(days=1):
+            return  # it may have been today when it was asked for: then it has another table now
         if day in self._under_way:
             complain(f"{self.name} is asked twice at a time for {day}")
         if trio.current_time() < self._rests_until.get(day, 0.0) - 1e-6:
