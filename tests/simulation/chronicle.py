@@ -46,6 +46,7 @@ class Chronicle:
     made: dict[str, list[Made]] = attrs.Factory(dict)  # by id, raw JSON
     converted: list[tuple[float, int]] = attrs.Factory(list)  # (time, number of the request)
     given_up: dict[str, list[tuple[float, str]]] = attrs.Factory(dict)  # by id: when, and why
+    left: int = 0  # replies that the system has taken
     dropped: Counter[str] = attrs.Factory(Counter)
     fetches: int = 0  # under way
     stop_at: float | None = None

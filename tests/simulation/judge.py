@@ -321,6 +321,7 @@ class Judge:
         left: Counter[str] = Counter()
         for batch in self._batches():
             left.update(id_of(frame.decode()) for frame in batch.replies[: batch.left])
+        self._chronicle.left = left.total()
         for key in {*perhaps, *chronicle.made, *chronicle.given_up, *left}:
             made = len(chronicle.made.get(key, ()))
             given_up = len(chronicle.given_up.get(key, ()))

@@ -37,7 +37,10 @@ BEFORE_MIDNIGHT: Final = datetime(2025, 6, 13, 23, 59, 45, tzinfo=UTC)
 
 @attrs.frozen
 class Report:
-    """What came of a seed. `seconds` are simulated; no violations means that all is well."""
+    """What came of a seed. `seconds` are simulated; no violations means that all is well.
+
+    `received` are the requests that were read whole, if only by a link on its way out.
+    """
 
     seed: int
     seconds: float
@@ -216,8 +219,6 @@ class _Simulation:
 
     def report(self, seed: int) -> Report:
         chronicle = self._chronicle
-        made = sum(map(len, chronicle.made.values()))
-        given_up = sum(map(len, chronicle.given_up.values()))
         return Report(
             seed,
             chronicle.served_at or 0.0,
@@ -228,8 +229,8 @@ class _Simulation:
                 if attempt.wire is not None
                 for _, mark in attempt.wire.read
             ),
-            made - given_up,
-            given_up,
+            chronicle.left,
+            sum(map(len, chronicle.given_up.values())),
             chronicle.faults,
             tuple(chronicle.violations),
         )
