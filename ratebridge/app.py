@@ -6,7 +6,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import trio
@@ -25,13 +25,16 @@ from .providers.chain import RateChain
 from .providers.ecb import Ecb
 from .providers.frankfurter import Frankfurter
 from .providers.freecurrencyapi import FreeCurrencyApi
-from .providers.http import HttpClient
-from .providers.source import Source
+from .providers.late_http import LateHttp
+from .providers.source import Http, Source
 from .rates import Tables
 from .session import Rhythm
 from .settings import FEED, Settings
 from .stats import Stats
 from .supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from .providers.http import HttpClient
 
 SUMMARY_EVERY: Final = 60.0  # s
 
@@ -50,7 +53,7 @@ def tls_context(verify: bool) -> ssl.SSLContext:
     return context
 
 
-def make_source(name: str, settings: Settings, http: HttpClient) -> Source:
+def make_source(name: str, settings: Settings, http: Http) -> Source:
     """The source that the settings call `name`."""
     match name:
         case "freecurrencyapi":
@@ -73,7 +76,13 @@ async def open_chain(
     jitter: Callable[[], float] = random.random,
 ) -> AsyncIterator[RateChain]:
     """The rate sources of the settings (or `sources`), fetching in `nursery`."""
-    http = HttpClient(tls_context(settings.verify_ssl))
+
+    def make_http() -> "HttpClient":
+        from .providers.http import HttpClient  # `LateHttp` says why so late
+
+        return HttpClient(tls_context(settings.verify_ssl))
+
+    http = LateHttp(make_http)
     try:
         yield RateChain(
             sources or [make_source(name, settings, http) for name in settings.providers],
@@ -126,7 +135,8 @@ async def serve(
     if settings.feed is None:
         raise BadSettings(f"{FEED}: expected a value, it is required")
     feed = settings.feed
-    dial = world.dial or network_dial(feed, tls_context(settings.verify_ssl))
+    tls = tls_context(settings.verify_ssl) if feed.secure else None
+    dial = world.dial or network_dial(feed, tls)
 
     if settings.audit_file is not None:
         journal.audit = Audit(settings.audit_file, journal)

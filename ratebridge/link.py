@@ -42,12 +42,15 @@ _CLOSE: Final = 0x08
 Dial = Callable[[], Awaitable[trio.abc.Stream]]
 
 
-def network_dial(address: Address, tls: ssl.SSLContext) -> Dial:
+def network_dial(address: Address, tls: ssl.SSLContext | None) -> Dial:
     """A dial that opens TCP, and TLS where the address says so. It raises `LinkFailed`."""
+    assert tls is not None or not address.secure, "TLS needs a context"
 
     async def dial() -> trio.abc.Stream:
         stream = await open_tcp(address)
-        return await add_tls(stream, address, tls) if address.secure else stream
+        if tls is None or not address.secure:
+            return stream
+        return await add_tls(stream, address, tls)
 
     return dial
 

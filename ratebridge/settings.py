@@ -1,6 +1,7 @@
 """The settings: read from the environment and a `.env` file, judged all at once."""
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,7 +9,6 @@ from typing import Final, Literal, TypeVar, cast
 from urllib.parse import urlsplit
 
 import attrs
-from dotenv import dotenv_values
 
 from .address import Address
 from .errors import BadSettings
@@ -71,7 +71,9 @@ def read_environment(
 ) -> dict[str, str]:
     """The environment on top of a `.env` file, if there is one. Empty values count as none."""
     found: dict[str, str] = {}
-    if dotenv is not None:
+    if dotenv is not None and os.path.lexists(dotenv):
+        from dotenv import dotenv_values  # as long as the rest of reading the settings
+
         try:
             values = dotenv_values(dotenv, interpolate=False, encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError):

@@ -18,7 +18,7 @@ FLOORS = [
     ["errors", "dates", "conversion", "address", "framing", "backoff"],
     ["messages", "rates"],
     ["settings", "stats", "logs", "observer"],
-    ["providers.source", "providers.http", "outbox", "link"],
+    ["providers.source", "providers.http", "providers.late_http", "outbox", "link"],
     ["providers.ecb", "providers.frankfurter", "providers.freecurrencyapi", "providers.chain"],
     ["bridge"],
     ["session"],
@@ -45,6 +45,9 @@ DOORS = {
     "hypercorn": {"status"},
 }
 
+# What takes long to import, and the running service may never need.
+HEAVY = {"httpx", "starlette", "hypercorn", "prometheus_client", "currency_converter", "dotenv"}
+
 PURE = {"errors", "dates", "conversion", "address", "framing", "backoff", "messages", "rates"}
 
 
@@ -56,6 +59,7 @@ class Import:
     ours: bool
     names: tuple[str, ...]
     for_types_only: bool
+    late: bool  # done by a function, when it runs
 
 
 def imports_of(path: Path) -> Iterator[Import]:
@@ -67,23 +71,29 @@ def imports_of(path: Path) -> Iterator[Import]:
         if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
         for node in ast.walk(block)
     }
+    in_functions = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
     for node in ast.walk(tree):
-        only = id(node) in typing_only
+        when = id(node) in typing_only, id(node) in in_functions
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield Import(alias.name.partition(".")[0], False, (), only)
+                yield Import(alias.name.partition(".")[0], False, (), *when)
         elif isinstance(node, ast.ImportFrom) and node.level:
             base = [*package[: len(package) + 1 - node.level], *(node.module or "").split(".")]
             names = tuple(alias.name for alias in node.names)
             module = ".".join(part for part in base if part)
             if (PACKAGE / Path(*base)).is_dir():  # from .package import module
                 for name in names:
-                    yield Import(f"{module}.{name}".strip("."), True, (), only)
+                    yield Import(f"{module}.{name}".strip("."), True, (), *when)
             else:
-                yield Import(module, True, names, only)
+                yield Import(module, True, names, *when)
         elif isinstance(node, ast.ImportFrom):
             assert node.module is not None
-            yield Import(node.module.partition(".")[0], False, (), only)
+            yield Import(node.module.partition(".")[0], False, (), *when)
 
 
 MODULES = {
@@ -142,6 +152,16 @@ def test_nobody_reaches_into_anothers_private_names():
         for private in i.names
         if i.ours and private.startswith("_") and private != "__version__"
     ] == []
+
+
+def test_the_service_starts_without_what_it_may_never_need():
+    reached, to_do = set(), ["app"]
+    while to_do:
+        at_once = [i for i in IMPORTS[to_do.pop()] if not i.late and not i.for_types_only]
+        to_do += [i.name for i in at_once if i.name in IMPORTS and i.name not in reached]
+        reached |= {i.name for i in at_once}
+    assert {"link", "trio_websocket", "structlog"} < reached
+    assert not reached & HEAVY
 
 
 def test_there_is_no_asyncio():

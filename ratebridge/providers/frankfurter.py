@@ -11,8 +11,7 @@ from msgspec import Raw
 
 from ..errors import SourceFailed
 from ..rates import RateTable
-from .http import HttpClient
-from .source import make_table, retry_after
+from .source import Http, make_table, retry_after
 
 
 class _Row(msgspec.Struct):
@@ -32,7 +31,7 @@ class Frankfurter:
     name = "frankfurter"
     quota = None
 
-    def __init__(self, http: HttpClient, url: str) -> None:
+    def __init__(self, http: Http, url: str) -> None:
         self._http = http
         self._url = url
 

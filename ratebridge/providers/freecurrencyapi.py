@@ -14,8 +14,7 @@ from msgspec import Raw
 
 from ..errors import SourceFailed
 from ..rates import RateTable
-from .http import Answer, HttpClient
-from .source import Quota, make_table, read_count, retry_after
+from .source import Answer, Http, Quota, make_table, read_count, retry_after
 
 T = TypeVar("T")
 
@@ -56,7 +55,7 @@ class FreeCurrencyApi:
 
     name = "freecurrencyapi"
 
-    def __init__(self, http: HttpClient, key: str, url: str) -> None:
+    def __init__(self, http: Http, key: str, url: str) -> None:
         self._http = http
         self._headers = {"apikey": key}
         self._url = url

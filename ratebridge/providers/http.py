@@ -12,12 +12,12 @@ import ssl
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-import attrs
 import httpx
 import trio
 
 from .. import __version__
 from ..errors import BadSettings, SourceFailed
+from .source import Answer
 
 MAX_BODY: Final = 1024 * 1024  # bytes; the largest table of any source is some 15 KiB
 POOL: Final = 10  # more than the fetches at a time, or cancelled ones leak its slots
@@ -25,15 +25,6 @@ POOL: Final = 10  # more than the fetches at a time, or cancelled ones leak its 
 # httpx and httpcore write whole URLs and headers to their logs.
 logging.getLogger("httpx").disabled = True
 logging.getLogger("httpcore").setLevel(logging.CRITICAL)
-
-
-@attrs.frozen
-class Answer:
-    """An answer of any status, with lower-case header names."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
 
 
 class HttpClient:

@@ -19,6 +19,25 @@ _QUOTE_TEXT: Final = 80  # characters; 34 digits need no more, and a number bomb
 _COUNT: Final = re.compile(r"-?\d{1,12}", re.ASCII)
 
 
+@attrs.frozen
+class Answer:
+    """An HTTP answer of any status, with lower-case header names."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Http(Protocol):
+    """What a source asks the network with."""
+
+    async def get(
+        self, url: str, params: Mapping[str, str], headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """GET `url` with `params`, whatever the status of the answer. Raises `SourceFailed`."""
+        ...
+
+
 @attrs.define
 class Quota:
     """What a source lets us ask for, where it says so: calls left this minute and this month."""
