@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from itertools import accumulate
-from typing import Final
+from typing import Final, NoReturn
 
 import attrs
 import h11
@@ -40,6 +40,7 @@ _OPCODE: Final = 0x0F
 _CLOSE: Final = 0x08
 
 Dial = Callable[[], Awaitable[trio.abc.Stream]]
+Sink = Callable[[Sequence[bytes]], None]
 
 
 def network_dial(address: Address, tls: ssl.SSLContext | None) -> Dial:
@@ -108,13 +109,20 @@ class _Inbox:
     """The texts on their way from those who read them to the one who takes them."""
 
     def __init__(self) -> None:
-        self.failure: LinkFailed | None = None
+        self.failure: Exception | None = None
         self._texts: list[bytes] = []
+        self._sink: Sink | None = None
         self._came = trio.Event()
         self._taken = trio.Event()
 
     async def put(self, texts: Sequence[bytes]) -> None:
         """Hand over texts; returns when they have been taken, so that no more is read before."""
+        if self._sink is not None:
+            try:
+                self._sink(texts)
+            except Exception as bug:  # noqa: BLE001 - it surfaces where `pour` was called
+                self.end(bug)
+            return
         self._texts += texts
         self._came.set()
         while self._texts:
@@ -132,9 +140,16 @@ class _Inbox:
         self._taken = trio.Event()
         return texts
 
-    def end(self, failure: LinkFailed) -> None:
+    async def pour(self, sink: Sink) -> NoReturn:
+        """Have `sink` called with all texts as they come. Raises the failure at the end."""
+        self._sink = sink
+        while True:
+            sink(await self.take())
+
+    def end(self, failure: Exception) -> None:
         """No more texts will come. The first reason counts."""
         self.failure = self.failure or failure
+        self._sink = None
         self._came.set()
 
 
@@ -156,7 +171,7 @@ class _Stream:
         self._cutter = FrameCutter()  # for what comes behind the upgrade
         self._pongs = bytearray()  # that wait to be written
         self._pongs_came = trio.Event()
-        self._writing = trio.Lock()
+        self._line = trio.Semaphore(1, max_value=1)  # a write that was begun is finished elsewhere
         self._shut = False  # no byte may follow: a write is under way or was cut short, or a close
         self.write_under_way: _Write | None = None
 
@@ -227,8 +242,10 @@ class _Stream:
 
         Raises `trio.BrokenResourceError` or `trio.ClosedResourceError`.
         """
-        async with self._writing:
-            if self._shut:
+        if not write.taken:  # else `begin` has come first in line
+            await self._line.acquire()
+        try:
+            if self._shut and not write.taken:
                 raise trio.BrokenResourceError("nothing may follow what was written last")
             self._shut = True
             self.write_under_way = write
@@ -239,6 +256,28 @@ class _Stream:
                 write.taken = len(write.data)
             self.write_under_way = None
             self._shut = last
+        finally:
+            self._line.release()
+
+    def begin(self, write: _Write) -> None:
+        """Write what the system takes at once, if no other write is under way.
+
+        A write of which it has taken a part goes before all others; `write` has
+        to be called with it. Errors are left for that to meet.
+        """
+        if self._shut or not isinstance(self._network, trio.SocketStream):
+            return
+        try:
+            self._line.acquire_nowait()
+        except trio.WouldBlock:
+            return
+        with suppress(OSError):
+            write.taken = os.write(self._network.socket.fileno(), write.data)
+        if 0 < write.taken < len(write.data):
+            self._shut = True
+            self.write_under_way = write
+        else:
+            self._line.release()
 
     async def next_pongs(self) -> bytes:
         """The pongs that trio-websocket wants to be written; waits for some."""
@@ -322,25 +361,55 @@ class Link:
         self._ended = trio.Event()
         self._is_closing = False
         self._goodbye = trio.CancelScope()
-        self.left = 0  # texts of the last `send` that the system has taken whole
+        self._texts: Sequence[bytes] = ()
+        self._begun = _Write(b"")
+        self.left = 0  # texts of the last batch that the system has taken whole
 
     async def receive(self) -> list[bytes]:
         """The next batch of whole text messages (UTF-8), at least one."""
         return await self._inbox.take()
 
-    async def send(self, texts: Sequence[bytes]) -> None:
-        """Write a batch of text messages. That it returns says only that the system took them.
+    async def pour(self, sink: Sink) -> NoReturn:
+        """Hand each batch to `sink`, in the task that has read it, until the link has ended.
 
-        `left` tells how many it took, also when this raises or is cancelled. (Over
-        TLS, which does not tell how far it came, that is all of them or none.)
+        This takes two passes of the scheduler less than `receive`. What `sink`
+        raises, this raises.
         """
-        write = _Write(client_frames(texts))
-        self.left = 0
+        await self._inbox.pour(sink)
+
+    def begin(self, texts: Sequence[bytes]) -> bool:
+        """Write a batch as far as the system takes it at once: True when that is all of it.
+
+        `finish` has to follow when it is not. (Over TLS nothing is taken at once.)
+        """
+        self._texts = texts
+        self._begun = _Write(client_frames(texts))
+        self._stream.begin(self._begun)
+        self._count_left()
+        return self.left == len(texts)
+
+    async def finish(self) -> None:
+        """Write the rest of what was begun. That it returns says only that the system took it.
+
+        `left` tells how many texts it took, also when this raises or is cancelled.
+        (Over TLS, which does not tell how far it came, that is all of them or none.)
+        """
         try:
-            await self._write(write)
+            await self._write(self._begun)
         finally:
-            whole = write.taken == len(write.data)
-            self.left = len(texts) if whole else _whole_frames(texts, write.taken)
+            self._count_left()
+
+    async def send(self, texts: Sequence[bytes]) -> None:
+        """`begin` and `finish`."""
+        if self.begin(texts):
+            await trio.lowlevel.checkpoint()
+        else:
+            await self.finish()
+
+    def _count_left(self) -> None:
+        write = self._begun
+        whole = write.taken == len(write.data)
+        self.left = len(self._texts) if whole else _whole_frames(self._texts, write.taken)
 
     async def close(self, code: int) -> None:
         """Say goodbye and wait for the answer, for no more than `CLOSE_WITHIN` seconds.
@@ -364,7 +433,7 @@ class Link:
                 await self._ended.wait()
             raise self._why_ended() from None
 
-    def _why_ended(self) -> LinkFailed:
+    def _why_ended(self) -> Exception:
         return self._inbox.failure or LinkFailed("reset", "the peer broke off")
 
     def end(self, failure: LinkFailed) -> None:

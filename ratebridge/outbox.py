@@ -6,6 +6,7 @@ write was cut short counts as never left.
 """
 
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -28,6 +29,10 @@ class Reply(msgspec.Struct, eq=False):
     keep: bool = True
 
 
+def _nobody() -> None:
+    """There is no link to write on."""
+
+
 class Outbox:
     """A bounded queue with one reader at a time: the writer of the present session."""
 
@@ -37,7 +42,7 @@ class Outbox:
         self._heartbeat_due = False
         self._taken: list[Reply] = []
         self._heartbeats_taken = 0  # in front of those
-        self._filled = trio.Event()
+        self.on_filled: Callable[[], None] = _nobody  # called when there is something to take
         self._lessened = trio.Event()
 
     def __len__(self) -> int:
@@ -49,21 +54,16 @@ class Outbox:
         if len(self) >= MOST_REPLIES and self._replies:
             self._give_up(self._replies.popleft(), "too many replies wait for a link")
         self._replies.append(reply)
-        self._filled.set()
+        self.on_filled()
 
     def add_heartbeat(self) -> None:
         """A heartbeat is due: it goes before everything else, and on this link or never."""
         self._heartbeat_due = True
-        self._filled.set()
+        self.on_filled()
 
-    async def take(self) -> list[bytes]:
-        """The frames of the next write, at least one. `sent` follows, then `lose_link` perhaps."""
-        if self._heartbeat_due or self._replies:
-            await trio.lowlevel.checkpoint()  # a write may have none
+    def take(self) -> list[bytes]:
+        """The frames of the next write, if any. `sent` follows, then `lose_link` perhaps."""
         self._expire()
-        while not self._heartbeat_due and not self._replies:
-            self._filled = trio.Event()
-            await self._filled.wait()
         heartbeats = [HEARTBEAT] if self._heartbeat_due else []
         self._heartbeat_due = False
         self._heartbeats_taken = len(heartbeats)
@@ -86,6 +86,7 @@ class Outbox:
         replies = [*self._taken, *self._replies]
         self._taken = []
         self._heartbeat_due = False
+        self.on_filled = _nobody
         self._replies = deque(reply for reply in replies if reply.keep)
         for reply in replies:
             if not reply.keep:

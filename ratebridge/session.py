@@ -3,6 +3,7 @@
 `Session.run` is one life; `supervisor` is the loop around it.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import attrs
@@ -54,10 +55,13 @@ class Session:
         self._proved = False  # a heartbeat has come
         self._watchdog = trio.CancelScope()
         self._ended = trio.Event()
+        self._answering = False  # a batch: its replies leave together
+        self._unfinished = trio.Event()  # a write is: nothing else may be begun
         self._cause: LinkFailed | None = None
 
     async def run(self) -> SessionEnd:
         """Run until the link fails, the peer falls silent, or `stop` is called."""
+        self._outbox.on_filled = self._write_now
         self._outbox.add_heartbeat()
         async with trio.open_nursery() as session_nursery:
             session_nursery.start_soon(self._send_heartbeats, name="heartbeat sender")
@@ -88,15 +92,21 @@ class Session:
 
     async def _receive(self) -> None:
         try:
-            while True:
-                for frame in await self._link.receive():
-                    answer = self._bridge.answer(frame)
-                    if isinstance(answer, Heartbeat):
-                        self._hear_heartbeat()
-                    elif answer is not None:
-                        self._outbox.add(answer)
+            await self._link.pour(self._answer)
         except LinkFailed as failure:
             self._fail(failure)
+
+    def _answer(self, frames: Sequence[bytes]) -> None:
+        """Answer a batch, in one write if it is not too large for one."""
+        self._answering = True
+        for frame in frames:
+            answer = self._bridge.answer(frame)
+            if isinstance(answer, Heartbeat):
+                self._hear_heartbeat()
+            elif answer is not None:
+                self._outbox.add(answer)
+        self._answering = False
+        self._write_now()
 
     def _hear_heartbeat(self) -> None:
         now = trio.current_time()
@@ -105,15 +115,27 @@ class Session:
         self._proved = True
         self._watchdog.deadline = now + self._rhythm.timeout
 
+    def _write_now(self) -> None:
+        """Write what waits, as far as the system takes it at once; the writer does the rest."""
+        if self._answering or self._unfinished.is_set():
+            return
+        while frames := self._outbox.take():
+            if not self._link.begin(frames):
+                self._unfinished.set()
+                return
+            self._outbox.sent(len(frames))
+
     async def _write(self) -> None:
-        """The only writer of messages. A heartbeat waits for one bounded write at most."""
+        """Finish the writes that were not taken at once; a heartbeat waits for one of them."""
         try:
             while True:
-                frames = await self._outbox.take()
+                await self._unfinished.wait()
                 try:
-                    await self._link.send(frames)
+                    await self._link.finish()
                 finally:
                     self._outbox.sent(self._link.left)
+                self._unfinished = trio.Event()
+                self._write_now()
         except LinkFailed as failure:
             self._fail(failure)
 

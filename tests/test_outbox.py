@@ -33,31 +33,31 @@ def outbox(witness):
 async def test_replies_leave_in_their_order_and_all_in_one_write(outbox, autojump_clock):
     for number in range(3):
         outbox.add(reply(number))
-    assert await outbox.take() == frames(0, 1, 2)
+    assert outbox.take() == frames(0, 1, 2)
 
 
 async def test_a_heartbeat_goes_before_the_replies_that_wait(outbox, autojump_clock):
     outbox.add(reply(1))
     outbox.add_heartbeat()
-    assert await outbox.take() == [BEAT, *frames(1)]
+    assert outbox.take() == [BEAT, *frames(1)]
 
 
 async def test_heartbeats_that_could_not_be_written_are_one(outbox, autojump_clock):
     outbox.add_heartbeat()
     outbox.add_heartbeat()
-    assert await outbox.take() == [BEAT]
+    assert outbox.take() == [BEAT]
     outbox.sent(1)
     outbox.add(reply(1))
-    assert await outbox.take() == frames(1)
+    assert outbox.take() == frames(1)
 
 
 async def test_a_write_is_bounded_so_that_a_heartbeat_waits_for_little(outbox, autojump_clock):
     for number in range(10):
         outbox.add(reply(number, size=WRITE_SIZE // 4 - len(b"reply 0")))
-    assert len(await outbox.take()) == 4
+    assert len(outbox.take()) == 4
     outbox.sent(4)
     outbox.add_heartbeat()
-    heartbeat, *rest = await outbox.take()
+    heartbeat, *rest = outbox.take()
     assert heartbeat == BEAT
     assert len(rest) == 4
 
@@ -65,26 +65,26 @@ async def test_a_write_is_bounded_so_that_a_heartbeat_waits_for_little(outbox, a
 async def test_a_reply_larger_than_a_write_goes_alone(outbox, autojump_clock):
     outbox.add(reply(1, size=WRITE_SIZE))
     outbox.add(reply(2))
-    assert len(await outbox.take()) == 1
+    assert len(outbox.take()) == 1
     outbox.sent(1)
-    assert await outbox.take() == frames(2)
+    assert outbox.take() == frames(2)
 
 
 @pytest.mark.parametrize("fill", [Outbox.add_heartbeat, lambda outbox: outbox.add(reply(1))])
-async def test_taking_waits_for_something_to_take(outbox, fill, autojump_clock):
-    async with within(OLDEST_REPLY + 1), trio.open_nursery() as nursery:
-        nursery.start_soon(outbox.take)
-        await trio.testing.wait_all_tasks_blocked()
-        assert nursery.child_tasks
-        fill(outbox)
+async def test_the_writer_of_the_link_is_told_when_there_is_something_to_take(
+    outbox, fill, autojump_clock
+):
+    told = []
+    outbox.on_filled = lambda: told.append(len(outbox.take()))
+    fill(outbox)
+    assert told == [1]
+    outbox.lose_link()
+    fill(outbox)
+    assert told == [1], "the writer of a link that is gone is told nothing"
 
 
-async def test_a_taker_that_is_cancelled_takes_nothing(outbox, autojump_clock):
-    with trio.move_on_after(1) as scope:
-        await outbox.take()
-    assert scope.cancelled_caught
-    outbox.add(reply(1))
-    assert await outbox.take() == frames(1)
+async def test_there_may_be_nothing_to_take(outbox, autojump_clock):
+    assert outbox.take() == []
 
 
 async def test_what_was_not_written_goes_first_on_the_next_link_byte_for_byte(
@@ -92,20 +92,20 @@ async def test_what_was_not_written_goes_first_on_the_next_link_byte_for_byte(
 ):
     outbox.add(reply(1))
     outbox.add(reply(2))
-    await outbox.take()
+    outbox.take()
     outbox.add(reply(3))
     outbox.lose_link()
     assert len(outbox) == 3
-    assert await outbox.take() == frames(1, 2, 3)
+    assert outbox.take() == frames(1, 2, 3)
     assert witness.lost == []
 
 
 async def test_what_was_written_does_not_go_again(outbox, autojump_clock):
     outbox.add(reply(1))
-    outbox.sent(len(await outbox.take()))
+    outbox.sent(len(outbox.take()))
     outbox.add(reply(2))
     outbox.lose_link()
-    assert await outbox.take() == frames(2)
+    assert outbox.take() == frames(2)
 
 
 @pytest.mark.parametrize("beats", [0, 1])
@@ -117,11 +117,11 @@ async def test_of_a_write_cut_short_the_part_that_left_does_not_go_again(
         outbox.add_heartbeat()
     for number in range(3):
         outbox.add(reply(number))
-    await outbox.take()
+    outbox.take()
     outbox.sent(written + beats)
     outbox.lose_link()
     outbox.add(reply(9))
-    assert await outbox.take() == frames(*range(written, 3), 9)
+    assert outbox.take() == frames(*range(written, 3), 9)
 
 
 async def test_a_write_of_which_not_even_the_heartbeat_left_keeps_every_reply(
@@ -129,17 +129,17 @@ async def test_a_write_of_which_not_even_the_heartbeat_left_keeps_every_reply(
 ):
     outbox.add_heartbeat()
     outbox.add(reply(1))
-    await outbox.take()
+    outbox.take()
     outbox.sent(0)
     outbox.lose_link()
-    assert await outbox.take() == frames(1)
+    assert outbox.take() == frames(1)
 
 
 async def test_a_heartbeat_does_not_outlive_its_link(outbox, autojump_clock):
     outbox.add_heartbeat()
     outbox.lose_link()
     outbox.add(reply(1))
-    assert await outbox.take() == frames(1)
+    assert outbox.take() == frames(1)
 
 
 async def test_overloaded_does_not_outlive_its_link_and_its_loss_is_told(
@@ -147,14 +147,14 @@ async def test_overloaded_does_not_outlive_its_link_and_its_loss_is_told(
 ):
     outbox.add(reply(1, keep=False))
     outbox.add(reply(2))
-    await outbox.take()
+    outbox.take()
     outbox.add(reply(3, keep=False))
     outbox.lose_link()
     assert witness.lost == [
         (b"1", "it was for the link that is gone"),
         (b"3", "it was for the link that is gone"),
     ]
-    assert await outbox.take() == frames(2)
+    assert outbox.take() == frames(2)
 
 
 async def test_the_number_is_bounded_and_the_oldest_is_given_up(outbox, witness, autojump_clock):
@@ -165,12 +165,12 @@ async def test_the_number_is_bounded_and_the_oldest_is_given_up(outbox, witness,
         (b"0", "too many replies wait for a link"),
         (b"1", "too many replies wait for a link"),
     ]
-    assert (await outbox.take())[0] == b"reply 2"
+    assert (outbox.take())[0] == b"reply 2"
 
 
 async def test_those_being_written_count_and_are_not_given_up(outbox, witness, autojump_clock):
     outbox.add(reply(0))
-    await outbox.take()
+    outbox.take()
     for number in range(1, MOST_REPLIES + 1):
         outbox.add(reply(number))
     assert len(outbox) == MOST_REPLIES
@@ -182,18 +182,16 @@ async def test_a_reply_of_a_minute_is_given_up(outbox, witness, autojump_clock):
     await trio.sleep(0.5)
     outbox.add(reply(2))
     await trio.sleep(OLDEST_REPLY - 0.5)
-    assert await outbox.take() == frames(2)
+    assert outbox.take() == frames(2)
     assert witness.lost == [(b"1", "it was too old")]
 
 
-async def test_a_taker_waits_on_when_all_that_was_there_was_too_old(
+async def test_there_is_nothing_to_take_when_all_that_was_there_is_too_old(
     outbox, witness, autojump_clock
 ):
     outbox.add(reply(1))
     await trio.sleep(OLDEST_REPLY + 1)
-    with trio.move_on_after(1) as scope:
-        await outbox.take()
-    assert scope.cancelled_caught
+    assert outbox.take() == []
     assert [number for number, _ in witness.lost] == [b"1"]
 
 
@@ -202,13 +200,13 @@ async def lose(outbox: Outbox) -> None:
 
 
 async def send(outbox: Outbox) -> None:
-    outbox.sent(len(await outbox.take()))
+    outbox.sent(len(outbox.take()))
 
 
 async def outlive(outbox: Outbox) -> None:
     await trio.sleep(OLDEST_REPLY)
     outbox.add_heartbeat()
-    await outbox.take()
+    outbox.take()
 
 
 @pytest.mark.parametrize("leave", [send, lose, outlive])
@@ -225,7 +223,7 @@ async def test_waiting_for_empty_ends_when_the_last_reply_has_left_or_was_given_
 
 async def test_waiting_for_empty_waits_for_what_is_being_written(outbox, autojump_clock):
     outbox.add(reply(1))
-    await outbox.take()
+    outbox.take()
     with trio.move_on_after(1) as scope:
         await outbox.wait_empty()
     assert scope.cancelled_caught
@@ -238,7 +236,7 @@ async def test_waiting_for_empty_returns_at_once_when_it_is(outbox, autojump_clo
 
 async def test_giving_up_all_tells_of_each_in_its_order(outbox, witness, autojump_clock):
     outbox.add(reply(1))
-    await outbox.take()
+    outbox.take()
     outbox.add(reply(2))
     outbox.give_up_all("the end")
     assert witness.lost == [(b"1", "the end"), (b"2", "the end")]
@@ -289,7 +287,7 @@ async def take_step(
         model.taken = []
     elif step in "tscx" and not model.taken:  # a write, whole or cut short
         outbox.add_heartbeat()
-        beat, *written = await outbox.take()
+        beat, *written = outbox.take()
         assert beat == BEAT
         assert written == frames(*(number for number, _ in model.waiting))
         model.taken, model.waiting = model.waiting, []

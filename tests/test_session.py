@@ -482,7 +482,7 @@ async def test_the_replies_of_a_write_that_failed_are_kept(autojump_clock):
         await life.over.wait()
         assert len(life.outbox) == 3
         life.outbox.lose_link()
-        assert await life.outbox.take() == [b"reply"] * 3
+        assert life.outbox.take() == [b"reply"] * 3
 
 
 async def test_requests_that_came_with_the_end_are_answered_into_the_outbox(autojump_clock):
@@ -491,9 +491,11 @@ async def test_requests_that_came_with_the_end_are_answered_into_the_outbox(auto
         await trio.sleep(1)
         await peer.send_raw(b"".join(server_frame(ask(number).encode()) for number in range(5)))
         await peer.close(1000)
+        await listen(peer)
 
     async with living(script) as life:
         await life.over.wait()
+        await trio.testing.wait_all_tasks_blocked()
         assert life.end is not None
         assert life.end.cause.code == 1000
         written = len(life.replies)
