@@ -20,6 +20,8 @@ from .outbox import Reply
 from .providers.chain import RateChain
 from .rates import Rate
 
+Moment = tuple[float, datetime]  # trio's time, and the wall clock's
+
 MOST_WAITING: Final = 1_000  # requests without a rate: what a flood may cost in memory
 
 
@@ -44,9 +46,16 @@ class Bridge:
         self.stopping = False  # set: new requests are refused
         self._settled = trio.Event()
 
-    def answer(self, frame: bytes) -> Heartbeat | Reply | None:
-        """Take one text frame. None when there is no answer, or it comes later."""
-        came = trio.current_time()
+    def moment(self) -> Moment:
+        """Now, for the frames of one batch: it takes 2 µs to ask the clocks."""
+        return trio.current_time(), self._utc_now()
+
+    def answer(self, frame: bytes, moment: Moment | None = None) -> Heartbeat | Reply | None:
+        """Take one text frame, which came at `moment`, or now.
+
+        None when there is no answer, or it comes later.
+        """
+        came, now = moment or self.moment()
         try:
             message = decode(frame)
         except Unreadable as problem:
@@ -57,13 +66,12 @@ class Bridge:
         if isinstance(message, Heartbeat):
             return message
         try:
-            return self._answer_now(message, came)
+            return self._answer_now(message, came, now)
         except NoRate as problem:
             return self._refuse(message.id, problem, came)
 
-    def _answer_now(self, request: Request, came: float) -> Reply | None:
+    def _answer_now(self, request: Request, came: float, now: datetime) -> Reply | None:
         """The reply, or None when a task was started that waits for the rate. Raises `NoRate`."""
-        now = self._utc_now()
         try:
             day = rate_day(request.instant, now)
         except BadDate as flaw:
@@ -72,7 +80,7 @@ class Bridge:
             raise NoRate("stopping", "the service is stopping")
         if request.currency == "EUR":
             return self._convert(request, None, came, now)
-        rate = self._chain.rate_at_hand(request.currency, day)
+        rate = self._chain.rate_at_hand(request.currency, day, now.date(), came)
         if rate is not None:
             return self._convert(request, rate, came, now)
         if self.waiting >= MOST_WAITING:

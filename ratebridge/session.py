@@ -99,8 +99,9 @@ class Session:
     def _answer(self, frames: Sequence[bytes]) -> None:
         """Answer a batch, in one write if it is not too large for one."""
         self._answering = True
+        moment = self._bridge.moment()
         for frame in frames:
-            answer = self._bridge.answer(frame)
+            answer = self._bridge.answer(frame, moment)
             if isinstance(answer, Heartbeat):
                 self._hear_heartbeat()
             elif answer is not None:

@@ -96,7 +96,8 @@ async def ask_chain(fake: FakeRates, wishes: Sequence[Wish], gap: float) -> None
 
         async def ask(currency: str, day: date) -> None:
             try:
-                if chain.rate_at_hand(currency, day) is None:
+                today = utc_now().date()
+                if chain.rate_at_hand(currency, day, today, trio.current_time()) is None:
                     await chain.rate(currency, day)
             except NoRate:
                 assert currency == "BTC", "the only one that no source knows"

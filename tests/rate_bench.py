@@ -19,7 +19,7 @@ from ratebridge.providers.frankfurter import Frankfurter
 from ratebridge.providers.freecurrencyapi import FreeCurrencyApi
 from ratebridge.providers.http import HttpClient
 from ratebridge.providers.source import Source
-from ratebridge.rates import RateTable, Tables
+from ratebridge.rates import Rate, RateTable, Tables
 
 KEY = "fca_live_s3cr3t"
 START = datetime(2026, 11, 20, 12, 0, 20, tzinfo=UTC)  # a Friday, twenty seconds into its minute
@@ -69,10 +69,14 @@ class Bench:
     notes: Notes
     wall: Wall
 
+    def at_hand(self, currency: str, day: date) -> Rate | None:
+        """The rate that is at hand now."""
+        return self.chain.rate_at_hand(currency, day, self.wall().date(), trio.current_time())
+
     async def ask(self, currency: str, day: date = DAY) -> Any:
         """The `Rate` or the `NoRate` that a requester gets: now if it is at hand, later if not."""
         try:
-            return self.chain.rate_at_hand(currency, day) or await self.chain.rate(currency, day)
+            return self.at_hand(currency, day) or await self.chain.rate(currency, day)
         except NoRate as problem:
             return problem
 

@@ -98,8 +98,8 @@ async def test_a_rate_is_that_of_the_day_with_its_provenance(autojump_clock):
         fresh = Rate("USD", units, Decimal(1), DAY, DAY, "freecurrencyapi", START, cached=False)
         assert rate == fresh
         assert await bench.ask("USD") == replace(fresh, cached=True)
-        assert bench.chain.rate_at_hand("USD", DAY) == replace(fresh, cached=True)
-        assert bench.chain.rate_at_hand("USD", OTHER_DAY) is None
+        assert bench.at_hand("USD", DAY) == replace(fresh, cached=True)
+        assert bench.at_hand("USD", OTHER_DAY) is None
 
 
 async def test_three_hundred_requests_for_a_cold_day_are_one_call(autojump_clock):
@@ -148,7 +148,7 @@ async def test_a_currency_that_no_source_knows_is_an_error_that_costs_no_further
             )
         assert bench.fake.count() == 2
         with pytest.raises(NoRate):
-            bench.chain.rate_at_hand("BTC", DAY)
+            bench.at_hand("BTC", DAY)
 
 
 # Life and expiry.
@@ -303,10 +303,10 @@ async def test_a_failure_is_shared_and_remembered_for_five_seconds(autojump_cloc
         for _ in range(45):
             await trio.sleep(0.1)
             with pytest.raises(NoRate):
-                bench.chain.rate_at_hand("USD", DAY)
+                bench.at_hand("USD", DAY)
         assert bench.fake.count() == 1
         await trio.sleep(0.6)
-        assert bench.chain.rate_at_hand("USD", DAY) is None
+        assert bench.at_hand("USD", DAY) is None
         await bench.ask("USD")
         assert bench.fake.count() == 2
 
@@ -353,16 +353,16 @@ async def test_while_a_source_fails_the_next_serves_at_once_and_the_first_is_ask
         assert trio.current_time() == 2.5
         for _ in range(100):  # 20 s
             await trio.sleep(0.2)
-            rate = bench.chain.rate_at_hand("USD", DAY)
+            rate = bench.at_hand("USD", DAY)
             assert rate is not None
             assert rate.provider == "frankfurter"
         assert bench.fake.count(FRANKFURTER) == 1
         assert bench.fake.count(FREECURRENCYAPI) == 1 + 2  # failed at 2.5, 10 and 17.5 s
         bench.fake.disturb = well
         await trio.sleep(FAILURE_LIFE)
-        bench.chain.rate_at_hand("USD", DAY)
+        bench.at_hand("USD", DAY)
         await trio.sleep(0.1)
-        rate = bench.chain.rate_at_hand("USD", DAY)
+        rate = bench.at_hand("USD", DAY)
         assert rate is not None
         assert rate.provider == "freecurrencyapi"
 
@@ -402,12 +402,12 @@ async def test_an_expired_table_of_an_ended_day_serves_on_while_its_source_is_do
         assert isinstance(await bench.ask("USD", TODAY), NoRate)
         calls = bench.fake.count()
         await trio.sleep(FAILURE_LIFE)
-        assert bench.chain.rate_at_hand("USD", DAY) == replace(final, cached=True)
+        assert bench.at_hand("USD", DAY) == replace(final, cached=True)
         await trio.sleep(1)
         assert bench.fake.count() == calls + 3  # asked again behind the request's back
         bench.fake.disturb = well
         await trio.sleep(FAILURE_LIFE)
-        bench.chain.rate_at_hand("USD", DAY)
+        bench.at_hand("USD", DAY)
         await trio.sleep(0.1)
         renewed = await bench.ask("USD")
         assert renewed.fetched > final.fetched
@@ -579,9 +579,9 @@ async def test_tables_serve_on_in_the_silence_of_their_source(autojump_clock):
         bench.fake.order(FREECURRENCYAPI, NO_CALLS_THIS_MONTH)
         assert isinstance(await bench.ask("USD", OTHER_DAY), NoRate)
         await trio.sleep(7201)
-        assert bench.chain.rate_at_hand("USD", DAY) == replace(final, cached=True)
+        assert bench.at_hand("USD", DAY) == replace(final, cached=True)
         with pytest.raises(NoRate, match="has no calls left this month"):
-            bench.chain.rate_at_hand("USD", date(2026, 11, 5))
+            bench.at_hand("USD", date(2026, 11, 5))
         assert bench.fake.count() == 2
 
 

@@ -1,12 +1,11 @@
 import pytest
 import trio
+from rate_bench import make_client
 
 from ratebridge.errors import BadSettings
 from ratebridge.fakes.rates import FakeRates
 from ratebridge.providers.http import HttpClient
 from ratebridge.providers.late_http import LateHttp
-
-from .rate_bench import make_client
 
 
 class Maker:

@@ -72,13 +72,13 @@ class RateChain:
         self._flights: dict[tuple[str, date, bool], _Flight] = {}
         self._silence: dict[str, tuple[float, SourceFailed]] = {}  # until when (trio time), and why
 
-    def rate_at_hand(self, currency: str, day: date) -> Rate | None:
+    def rate_at_hand(self, currency: str, day: date, today: date, now: float) -> Rate | None:
         """The rate if the tables held suffice to tell it, None if a source has to be asked.
 
-        Raises `NoRate` when the tables suffice to tell that there is none.
+        `today` is the UTC day, `now` trio's time. Raises `NoRate` when the tables
+        suffice to tell that there is none.
         """
         # Nearly every request ends here: the first source's table is fresh, and has it.
-        today, now = self._utc_now().date(), trio.current_time()
         table = self.tables.fresh(self._first, day, today=today, now=now)
         if table is not None and (rate := table.rate_at_hand(currency)) is not None:
             return rate

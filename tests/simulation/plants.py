@@ -10,6 +10,7 @@ import trio
 
 from ratebridge import link as link_module
 from ratebridge.backoff import Backoff
+from ratebridge.bridge import Moment
 from ratebridge.link import Link
 from ratebridge.messages import Heartbeat
 from ratebridge.outbox import Outbox, Reply
@@ -25,9 +26,9 @@ def watchdog_reset_by_any_message() -> Iterator[None]:
     async def receive_and_believe(self: Session) -> None:
         answer = self._bridge.answer
 
-        def answer_and_believe(frame: bytes) -> Heartbeat | Reply | None:
+        def answer_and_believe(frame: bytes, *moment: Moment) -> Heartbeat | Reply | None:
             self._hear_heartbeat()
-            return answer(frame)
+            return answer(frame, *moment)
 
         with patch.object(self._bridge, "answer", answer_and_believe):
             await receive(self)

@@ -10,7 +10,7 @@ import trio
 
 from ratebridge import bridge as bridge_module
 from ratebridge import outbox as outbox_module
-from ratebridge.bridge import Bridge
+from ratebridge.bridge import Bridge, Moment
 from ratebridge.errors import NoRate, Refused, SourceFailed
 from ratebridge.journal import Journal
 from ratebridge.messages import Heartbeat, Request
@@ -186,8 +186,8 @@ def watched_bridge(chronicle: Chronicle, witness: Witness) -> type[Bridge]:
             super().__init__(*args, **kwargs)
             witness.bridge = self
 
-        def answer(self, frame: bytes) -> Heartbeat | Reply | None:
-            answer = super().answer(frame)
+        def answer(self, frame: bytes, moment: Moment | None = None) -> Heartbeat | Reply | None:
+            answer = super().answer(frame, moment)
             if self.waiting > bridge_module.MOST_WAITING:
                 chronicle.complain(f"{self.waiting} requests wait for rates")
             return answer
