@@ -14,9 +14,10 @@ import trio
 from .audit import Audit
 from .backoff import Backoff
 from .bridge import Bridge
+from .dial import Dial, network_dial
 from .errors import BadSettings
 from .journal import Journal
-from .link import Dial, Link, network_dial, open_link
+from .link import Link, open_link
 from .logs import configure_logs
 from .observer import Observer
 from .outbox import Outbox

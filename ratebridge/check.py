@@ -23,8 +23,9 @@ import trio
 
 from .address import Address
 from .app import World, make_source, run_until_signal, tls_context
+from .dial import add_tls, open_tcp
 from .errors import LinkFailed, Refused, SourceFailed, Unreadable
-from .link import OPEN_WITHIN, Link, add_tls, open_link, open_tcp
+from .link import OPEN_WITHIN, Link, open_link
 from .logs import configure_logs
 from .messages import HEARTBEAT, Heartbeat, clipped, decode
 from .providers.ecb import Ecb

@@ -13,10 +13,12 @@ from support import ADDRESS, Dialled, accept_and_listen, listen, open_to, server
 from wsproto.events import AcceptConnection
 
 from ratebridge.address import Address
+from ratebridge.dial import network_dial
 from ratebridge.errors import LinkFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script, serve_feed
 from ratebridge.framing import MAX_FRAME, client_frames
-from ratebridge.link import CLOSE_WITHIN, Link, _Write, network_dial, open_link
+from ratebridge.link import CLOSE_WITHIN, Link, open_link
+from ratebridge.stream import Write
 
 MALFORMED = "the peer does not speak websocket"
 
@@ -1088,7 +1090,7 @@ async def test_a_batch_that_is_taken_in_part_is_finished_before_anything_else_is
 async def test_nothing_is_begun_while_a_write_is_under_way():
     async def test(link: Link, peers: list[FeedPeer], ready: trio.Event) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(link._stream.write, _Write(client_frames(LARGE)))
+            nursery.start_soon(link._stream.write, Write(client_frames(LARGE)))
             await trio.sleep(0.1)
             assert not link.begin([b"after"])
             assert link.left == 0

@@ -18,14 +18,15 @@ import trio
 import trustme
 from support import ask, beat, in_turn, listen, server_frame
 
-from ratebridge import app, link
+from ratebridge import app
 from ratebridge.address import Address
 from ratebridge.app import World, serve
+from ratebridge.dial import Dial, add_tls, network_dial, open_tcp
 from ratebridge.errors import LinkFailed
 from ratebridge.fakes.feed import FeedGone, FeedPeer, Script, serve_feed
 from ratebridge.framing import MAX_FRAME
 from ratebridge.journal import Journal
-from ratebridge.link import Dial, network_dial, open_link
+from ratebridge.link import open_link
 from ratebridge.settings import Settings
 from ratebridge.stats import Stats
 
@@ -506,9 +507,9 @@ async def test_a_tls_handshake_that_fails_has_its_reason(script, reason, detail,
 
 async def test_a_host_that_tls_cannot_check_leaves_no_connection_open():
     async with feed_on_a_port(hold_on) as (port, _):
-        stream = await link.open_tcp(Address("127.0.0.1", port, "/", secure=True))
+        stream = await open_tcp(Address("127.0.0.1", port, "/", secure=True))
         with pytest.raises(ValueError, match="server_hostname"):
-            await link.add_tls(stream, Address("", port, "/", secure=True), NO_TLS)
+            await add_tls(stream, Address("", port, "/", secure=True), NO_TLS)
         assert stream.socket.fileno() == -1
 
 

@@ -22,9 +22,10 @@ from support import (
 
 from ratebridge.backoff import Backoff
 from ratebridge.bridge import Bridge
+from ratebridge.dial import Dial
 from ratebridge.errors import LinkFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script
-from ratebridge.link import Dial, Link, open_link
+from ratebridge.link import Link, open_link
 from ratebridge.outbox import Outbox, Reply
 from ratebridge.session import Rhythm
 from ratebridge.supervisor import Supervisor

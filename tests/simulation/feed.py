@@ -101,7 +101,7 @@ class Feed:
         self.kernel: Final = Kernel()
 
     async def dial(self) -> trio.abc.Stream:
-        """See `link.Dial`."""
+        """See `dial.Dial`."""
         chance, chronicle = self._chance, self._chronicle
         for attempt in chronicle.attempts:
             if attempt.wire is not None and attempt.wire.closed is None:

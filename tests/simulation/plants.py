@@ -8,13 +8,13 @@ from unittest.mock import patch
 import attrs
 import trio
 
-from ratebridge import link as link_module
 from ratebridge.backoff import Backoff
 from ratebridge.bridge import Moment
 from ratebridge.link import Link
 from ratebridge.messages import Heartbeat
 from ratebridge.outbox import Outbox, Reply
 from ratebridge.session import GOING_AWAY, Session, SessionEnd
+from ratebridge.stream import LinkStream, Write
 from ratebridge.supervisor import OpenLink, Supervisor
 
 
@@ -87,11 +87,9 @@ def backoff_reset_at_connect() -> Iterator[None]:
 @contextmanager
 def cut_write_does_not_poison() -> Iterator[None]:
     """After a write that was cut short the next one goes as if nothing had been."""
-    write = link_module._Stream.write
+    write = LinkStream.write
 
-    async def write_and_forget(
-        self: link_module._Stream, piece: link_module._Write, *, last: bool = False
-    ) -> None:
+    async def write_and_forget(self: LinkStream, piece: Write, *, last: bool = False) -> None:
         try:
             await write(self, piece, last=last)
         finally:
@@ -99,7 +97,7 @@ def cut_write_does_not_poison() -> Iterator[None]:
                 self.write_under_way = None
                 self._shut = False
 
-    with patch.object(link_module._Stream, "write", write_and_forget):
+    with patch.object(LinkStream, "write", write_and_forget):
         yield
 
 

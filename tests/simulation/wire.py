@@ -20,7 +20,7 @@ from unittest.mock import patch
 import attrs
 import trio
 
-from ratebridge import link as link_module
+from ratebridge import stream as stream_module
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # in the standard library from Python 3.12 on
@@ -464,7 +464,7 @@ class Kernel:
     def patched(self) -> Iterator[None]:
         """Let the link's system calls come here, and its waiting for sockets go to the wires."""
         with ExitStack() as stack:
-            stack.enter_context(patch.object(link_module, "os", self))
+            stack.enter_context(patch.object(stream_module, "os", self))
             stack.enter_context(patch.object(trio.lowlevel, "wait_readable", Wire.wait_readable))
             stack.enter_context(patch.object(trio.lowlevel, "wait_writable", Wire.wait_writable))
             yield

@@ -1,0 +1,75 @@
+"""The way to a peer: TCP, and TLS where its address says so, each failure with its reason."""
+
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import trio
+
+from .address import Address
+from .errors import LinkFailed
+
+Dial = Callable[[], Awaitable[trio.abc.Stream]]
+
+
+def network_dial(address: Address, tls: ssl.SSLContext | None) -> Dial:
+    """A dial that opens TCP, and TLS where the address says so. It raises `LinkFailed`."""
+    assert tls is not None or not address.secure, "TLS needs a context"
+
+    async def dial() -> trio.abc.Stream:
+        stream = await open_tcp(address)
+        if tls is None or not address.secure:
+            return stream
+        return await add_tls(stream, address, tls)
+
+    return dial
+
+
+async def open_tcp(address: Address) -> trio.SocketStream:
+    """Look the host up and connect. Raises `LinkFailed`."""
+    try:
+        stream = await trio.open_tcp_stream(address.host, address.port)
+    except (OSError, UnicodeError) as error:
+        raise _dial_failure(error) from None
+    with suppress(AttributeError, OSError):  # not every platform knows it
+        # Keepalive never fires while we send, and we send each second.
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 5000)
+    return stream
+
+
+async def add_tls(
+    stream: trio.SocketStream, address: Address, tls: ssl.SSLContext
+) -> trio.SSLStream[trio.SocketStream]:
+    """Put TLS on a connection; on failure that is closed. Raises `LinkFailed`."""
+    try:
+        secured = trio.SSLStream(stream, tls, server_hostname=address.host, https_compatible=True)
+        await secured.do_handshake()
+    except trio.BrokenResourceError as error:
+        await trio.aclose_forcefully(stream)
+        raise _tls_failure(error.__cause__) from None
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+    return secured
+
+
+def _dial_failure(error: OSError | UnicodeError) -> LinkFailed:
+    if isinstance(error, socket.gaierror):
+        return LinkFailed("dns", "the host was not found")
+    if isinstance(error, UnicodeError):
+        return LinkFailed("dns", "the host's name is not valid")
+    attempts = error.__cause__
+    if isinstance(attempts, ExceptionGroup):  # an error for each address that was tried
+        if attempts.subgroup(ConnectionRefusedError) is not None:
+            return LinkFailed("refused", "nobody listens on that port")
+        error = next(e for e in attempts.exceptions if isinstance(e, OSError))
+    return LinkFailed("unreachable", error.strerror or "no connection could be made")
+
+
+def _tls_failure(cause: BaseException | None) -> LinkFailed:
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return LinkFailed("certificate", f"the certificate does not pass: {cause.verify_message}")
+    if isinstance(cause, ssl.SSLError) and cause.reason:
+        return LinkFailed("tls", f"TLS failed: {cause.reason.replace('_', ' ').lower()}")
+    return LinkFailed("tls", "the peer broke off the TLS handshake")

@@ -1,0 +1,52 @@
+"""The response to the upgrade, which wsproto tells neither where it ends nor what it is."""
+
+from email.utils import parsedate_to_datetime
+
+import h11
+
+from .errors import LinkFailed
+
+
+class UpgradeResponse:
+    """Reads one response. Fed with a stream from its first byte, in pieces of any size."""
+
+    def __init__(self) -> None:
+        self._reader = h11.Connection(h11.CLIENT)
+        headers = [("Host", ""), ("Connection", "Upgrade"), ("Upgrade", "websocket")]
+        self._reader.send(h11.Request(method="GET", target="/", headers=headers))
+
+    def feed(self, data: bytes) -> bytes | None:
+        """Take the next piece: None while the head goes on, else the bytes behind it.
+
+        Raises `LinkFailed` for a response that grants no upgrade, as soon as its
+        head is there, and `h11.RemoteProtocolError` for what is no response.
+        """
+        self._reader.receive_data(data)
+        event = self._reader.next_event()
+        if event is h11.NEED_DATA:
+            return None
+        assert isinstance(event, h11.InformationalResponse | h11.Response)
+        if event.status_code != 101:
+            raise _rejected(event)
+        behind, _ = self._reader.trailing_data
+        return behind
+
+
+def _rejected(response: h11.InformationalResponse | h11.Response) -> LinkFailed:
+    status = response.status_code
+    headers = dict(response.headers)
+    retry_after = _retry_after(headers.get(b"retry-after", b""), headers.get(b"date", b""))
+    return LinkFailed(
+        "rejected", f"the peer answered HTTP {status}", status=status, retry_after=retry_after
+    )
+
+
+def _retry_after(value: bytes, now: bytes) -> float | None:
+    """Seconds of a Retry-After: a number, or a date, which is seen from the response's own Date."""
+    if value.isdigit():
+        return float(value[:9])
+    try:
+        until, since = (parsedate_to_datetime(date.decode("ascii")) for date in (value, now))
+        return max(0.0, (until - since).total_seconds())
+    except (ValueError, TypeError):  # no date, or one of them without a time zone
+        return None
