@@ -18,7 +18,7 @@ import trio
 import trustme
 from support import ask, beat, in_turn, listen, server_frame
 
-from ratebridge import app
+from ratebridge import app, link
 from ratebridge.address import Address
 from ratebridge.app import World, serve
 from ratebridge.dial import Dial, add_tls, network_dial, open_tcp
