@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import date, datetime
 from typing import Final
 
+import attrs
 import trio
 
 from .conversion import plain, rounded, to_euro
@@ -20,9 +21,17 @@ from .outbox import Reply
 from .providers.chain import RateChain
 from .rates import Rate
 
-Moment = tuple[float, datetime]  # trio's time, and the wall clock's
-
 MOST_WAITING: Final = 1_000  # requests without a rate: what a flood may cost in memory
+
+
+@attrs.frozen
+class Moment:
+    """Now, by trio's clock and by the wall's (aware UTC), and as the wire has it."""
+
+    mono: float
+    utc: datetime
+    today: date
+    wire: str
 
 
 class Bridge:
@@ -47,42 +56,43 @@ class Bridge:
         self._settled = trio.Event()
 
     def moment(self) -> Moment:
-        """Now, for the frames of one batch: it takes 2 µs to ask the clocks."""
-        return trio.current_time(), self._utc_now()
+        """Now. One for all the frames that were read together: it takes 3 µs."""
+        utc = self._utc_now()
+        return Moment(trio.current_time(), utc, utc.date(), wire_time(utc))
 
-    def answer(self, frame: bytes, moment: Moment | None = None) -> Heartbeat | Reply | None:
-        """Take one text frame, which came at `moment`, or now.
+    def answer(self, frame: bytes, moment: Moment) -> Heartbeat | Reply | None:
+        """Take one text frame, which came at `moment`.
 
         None when there is no answer, or it comes later.
         """
-        came, now = moment or self.moment()
         try:
             message = decode(frame)
         except Unreadable as problem:
             self._observer.dropped(problem.reason, frame)
             return None
         except Refused as problem:
-            return self._refuse(problem.id, problem, came)
+            return self._refuse(problem.id, problem, moment.mono)
         if isinstance(message, Heartbeat):
             return message
         try:
-            return self._answer_now(message, came, now)
+            return self._answer_now(message, moment)
         except NoRate as problem:
-            return self._refuse(message.id, problem, came)
+            return self._refuse(message.id, problem, moment.mono)
 
-    def _answer_now(self, request: Request, came: float, now: datetime) -> Reply | None:
+    def _answer_now(self, request: Request, moment: Moment) -> Reply | None:
         """The reply, or None when a task was started that waits for the rate. Raises `NoRate`."""
         try:
-            day = rate_day(request.instant, now)
+            day = rate_day(request.instant, moment.utc)
         except BadDate as flaw:
             raise NoRate("bad-date", f"date {wire_time(request.instant)} {flaw}") from None
         if self.stopping:
             raise NoRate("stopping", "the service is stopping")
+        came = moment.mono
         if request.currency == "EUR":
-            return self._convert(request, None, came, now)
-        rate = self._chain.rate_at_hand(request.currency, day, now.date(), came)
+            return self._convert(request, None, came, moment)
+        rate = self._chain.rate_at_hand(request.currency, day, moment.today, came)
         if rate is not None:
-            return self._convert(request, rate, came, now)
+            return self._convert(request, rate, came, moment)
         if self.waiting >= MOST_WAITING:
             raise NoRate("overloaded", "overloaded, too many requests wait for rates")
         self.waiting += 1
@@ -92,7 +102,7 @@ class Bridge:
     async def _answer_later(self, request: Request, day: date, came: float) -> None:
         try:
             rate = await self._chain.rate(request.currency, day)
-            reply = self._convert(request, rate, came, self._utc_now())
+            reply = self._convert(request, rate, came, self.moment())
         except NoRate as problem:
             reply = self._refuse(request.id, problem, came)
         except trio.Cancelled:
@@ -113,14 +123,14 @@ class Bridge:
             self._settled = trio.Event()
             await self._settled.wait()
 
-    def _convert(self, request: Request, rate: Rate | None, came: float, at: datetime) -> Reply:
+    def _convert(self, request: Request, rate: Rate | None, came: float, at: Moment) -> Reply:
         if rate is None:
             euro = rounded(request.stake)
         else:
             euro = to_euro(request.stake, rate.units, rate.euro)
-        frame = encode_reply(request, plain(euro), wire_time(at))
+        frame = encode_reply(request, plain(euro), at.wire)
         now = trio.current_time()
-        self._observer.converted(request, euro, rate, at, now - came)
+        self._observer.converted(request, euro, rate, at.utc, now - came)
         return Reply(request.id, frame, now)
 
     def _refuse(self, message_id: bytes, problem: Refused | NoRate, came: float) -> Reply:

@@ -137,10 +137,11 @@ class Journal(Observer):
     def refused(self, problem: Refused | NoRate, message_id: bytes, seconds: float) -> None:
         self.stats.refused[problem.kind] += 1
         self.stats.latency.add(seconds)
+        shown = clipped(message_id)
         self._trouble(
             "conversion.failed",
-            {"id": clipped(message_id), "kind": problem.kind, "error": problem.text},
-            f"request {clipped(message_id)} refused: {problem.text}",
+            {"id": shown, "kind": problem.kind, "error": problem.text},
+            f"request {shown} refused: {problem.text}",
         )
 
     def given_up(self, message_id: bytes, why: str) -> None:
@@ -266,7 +267,7 @@ class Journal(Observer):
             self._log.warning(event, **fields)
         elif said == OFTEN:
             self._log.warning(event, **fields, further="counted in the summary, logged at debug")
-        else:
+        elif self._debug:
             self._log.debug(event, **fields)
 
     def _keep(self, kind: str, words: str) -> None:

@@ -20,7 +20,7 @@ OLDEST_REPLY: Final = 60.0  # s
 WRITE_SIZE: Final = 32 * 1024  # bytes of replies in one write: a heartbeat waits for one at most
 
 
-class Reply(msgspec.Struct, eq=False):
+class Reply(msgspec.Struct, eq=False, gc=False):
     """A reply on its way. `id` is raw JSON; `keep` tells whether it survives a reconnect."""
 
     id: bytes
@@ -49,11 +49,11 @@ class Outbox:
         """The replies that have not left, those being written among them."""
         return len(self._replies) + len(self._taken)
 
-    def add(self, reply: Reply) -> None:
-        """Queue a reply; when there are too many the oldest is given up."""
-        if len(self) >= MOST_REPLIES and self._replies:
+    def add(self, *replies: Reply) -> None:
+        """Queue replies; when there are too many the oldest are given up."""
+        self._replies += replies
+        while len(self) > MOST_REPLIES and self._replies:
             self._give_up(self._replies.popleft(), "too many replies wait for a link")
-        self._replies.append(reply)
         self.on_filled()
 
     def add_heartbeat(self) -> None:

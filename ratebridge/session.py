@@ -14,7 +14,7 @@ from .errors import LinkFailed
 from .link import Link
 from .messages import Heartbeat
 from .observer import Observer
-from .outbox import Outbox
+from .outbox import Outbox, Reply
 
 GRACE: Final = 0.1  # s to read what has arrived before the peer is called silent
 LOOKS: Final = 10  # in that time: a stall of our own counts as one of them, not as the peer's
@@ -55,7 +55,6 @@ class Session:
         self._proved = False  # a heartbeat has come
         self._watchdog = trio.CancelScope()
         self._ended = trio.Event()
-        self._answering = False  # a batch: its replies leave together
         self._unfinished = trio.Event()  # a write is: nothing else may be begun
         self._cause: LinkFailed | None = None
 
@@ -98,16 +97,17 @@ class Session:
 
     def _answer(self, frames: Sequence[bytes]) -> None:
         """Answer a batch, in one write if it is not too large for one."""
-        self._answering = True
         moment = self._bridge.moment()
-        for frame in frames:
-            answer = self._bridge.answer(frame, moment)
-            if isinstance(answer, Heartbeat):
-                self._hear_heartbeat()
-            elif answer is not None:
-                self._outbox.add(answer)
-        self._answering = False
-        self._write_now()
+        replies: list[Reply] = []
+        try:
+            for frame in frames:
+                answer = self._bridge.answer(frame, moment)
+                if isinstance(answer, Heartbeat):
+                    self._hear_heartbeat()
+                elif answer is not None:
+                    replies.append(answer)
+        finally:
+            self._outbox.add(*replies)
 
     def _hear_heartbeat(self) -> None:
         now = trio.current_time()
@@ -118,7 +118,7 @@ class Session:
 
     def _write_now(self) -> None:
         """Write what waits, as far as the system takes it at once; the writer does the rest."""
-        if self._answering or self._unfinished.is_set():
+        if self._unfinished.is_set():
             return
         while frames := self._outbox.take():
             if not self._link.begin(frames):

@@ -58,7 +58,7 @@ class Desk:
     nursery: trio.Nursery
 
     def ask(self, *wish, **more):
-        return self.bridge.answer(request_text(*wish, **more).encode())
+        return self.bridge.answer(request_text(*wish, **more).encode(), self.bridge.moment())
 
 
 @asynccontextmanager
@@ -110,13 +110,13 @@ async def test_euro_is_answered_without_a_call(autojump_clock):
 
 async def test_a_heartbeat_is_one_and_has_no_reply(autojump_clock):
     async with open_desk() as desk:
-        assert desk.bridge.answer(HEARTBEAT) is THE_HEARTBEAT
+        assert desk.bridge.answer(HEARTBEAT, desk.bridge.moment()) is THE_HEARTBEAT
 
 
 async def test_what_nobody_can_be_answered_about_is_dropped(autojump_clock):
     async with open_desk() as desk:
-        assert desk.bridge.answer(b"garbage") is None
-        assert desk.bridge.answer(b'{"type":"message"}') is None
+        assert desk.bridge.answer(b"garbage", desk.bridge.moment()) is None
+        assert desk.bridge.answer(b'{"type":"message"}', desk.bridge.moment()) is None
         assert desk.log.drops == ["not-json", "no-id"]
 
 

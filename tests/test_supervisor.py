@@ -323,7 +323,7 @@ async def test_the_first_message_on_a_new_link_is_a_heartbeat(autojump_clock):
 class Broken(Bridge):
     """A bridge with a bug that each text brings up."""
 
-    def answer(self, frame: bytes, moment: Any = None) -> Any:
+    def answer(self, frame: bytes, moment: Any) -> Any:
         raise ZeroDivisionError(frame)
 
 

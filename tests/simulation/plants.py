@@ -26,9 +26,9 @@ def watchdog_reset_by_any_message() -> Iterator[None]:
     async def receive_and_believe(self: Session) -> None:
         answer = self._bridge.answer
 
-        def answer_and_believe(frame: bytes, *moment: Moment) -> Heartbeat | Reply | None:
+        def answer_and_believe(frame: bytes, moment: Moment) -> Heartbeat | Reply | None:
             self._hear_heartbeat()
-            return answer(frame, *moment)
+            return answer(frame, moment)
 
         with patch.object(self._bridge, "answer", answer_and_believe):
             await receive(self)

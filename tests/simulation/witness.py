@@ -169,10 +169,9 @@ def watched_outbox(chronicle: Chronicle, witness: Witness) -> type[Outbox]:
             super().__init__(*args, **kwargs)
             witness.outbox = self
 
-        def add(self, reply: Reply) -> None:
-            super().add(reply)
-            # One more than the bound when all that is there is being written.
-            if len(self) > outbox_module.MOST_REPLIES + 1:
+        def add(self, *replies: Reply) -> None:
+            super().add(*replies)
+            if len(self) > outbox_module.MOST_REPLIES:
                 chronicle.complain(f"{len(self)} replies wait to be written")
 
     return WatchedOutbox
@@ -186,7 +185,7 @@ def watched_bridge(chronicle: Chronicle, witness: Witness) -> type[Bridge]:
             super().__init__(*args, **kwargs)
             witness.bridge = self
 
-        def answer(self, frame: bytes, moment: Moment | None = None) -> Heartbeat | Reply | None:
+        def answer(self, frame: bytes, moment: Moment) -> Heartbeat | Reply | None:
             answer = super().answer(frame, moment)
             if self.waiting > bridge_module.MOST_WAITING:
                 chronicle.complain(f"{self.waiting} requests wait for rates")
