@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from . import fakes
     from .app import run, serve
+    from .commands.convert import Conversion, convert, convert_sync
     from .errors import BadSettings, CannotStart, NoRate
-    from .one_conversion import Conversion, convert, convert_sync
     from .settings import Settings, load_settings
 
 __version__ = "0.1.0"
@@ -39,11 +39,11 @@ __all__ = [
 _HOMES: Final = {
     "BadSettings": "errors",
     "CannotStart": "errors",
-    "Conversion": "one_conversion",
+    "Conversion": "commands.convert",
     "NoRate": "errors",
     "Settings": "settings",
-    "convert": "one_conversion",
-    "convert_sync": "one_conversion",
+    "convert": "commands.convert",
+    "convert_sync": "commands.convert",
     "load_settings": "settings",
     "run": "app",
     "serve": "app",

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import trio
 
-from .audit import Audit
 from .backoff import Backoff
 from .bridge import Bridge
 from .dial import Dial, network_dial
 from .errors import BadSettings
-from .journal import Journal
 from .link import Link, open_link
-from .logs import configure_logs
 from .observer import Observer
+from .operating.audit import Audit
+from .operating.journal import Journal
+from .operating.logs import configure_logs
+from .operating.overview import Service
+from .operating.stats import Stats
 from .outbox import Outbox
-from .overview import Service
 from .providers.chain import RateChain
 from .providers.ecb import Ecb
 from .providers.frankfurter import Frankfurter
@@ -31,7 +32,6 @@ from .providers.source import Http, Source
 from .rates import Tables
 from .session import Rhythm
 from .settings import FEED, Settings
-from .stats import Stats
 from .supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -144,7 +144,9 @@ async def serve(
 
     status = None
     if settings.status_address is not None:
-        from .status import StatusServer  # what it stands on is imported only when it is on
+        from .operating.status import (
+            StatusServer,
+        )  # what it stands on is imported only when it is on
 
         status = StatusServer(settings.status_address, journal)
 

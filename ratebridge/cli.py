@@ -179,13 +179,13 @@ def _run(_options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from .demo import run_demo
+    from .commands.demo import run_demo
 
     return run_demo(count=None if options.forever else options.count, rate=options.rate)
 
 
 def _mock_server(options: argparse.Namespace) -> int:
-    from .demo import run_mock_server
+    from .commands.demo import run_mock_server
 
     return run_mock_server(
         host=options.host,
@@ -203,19 +203,19 @@ def _check(_options: argparse.Namespace) -> int:
 
     settings = load_settings(read_environment(os.environ))
 
-    from .check import run_check
+    from .commands.check import run_check
 
     return run_check(settings)
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from .verify import run_verify
+    from .commands.verify import run_verify
 
     return run_verify(options.file)
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from .one_conversion import run_convert
+    from .commands.convert import run_convert
 
     return run_convert(
         stake=options.stake,

@@ -42,15 +42,16 @@ THE_HEARTBEAT: Final = Heartbeat()
 class Request(msgspec.Struct, frozen=True, gc=False):
     """A stake to convert. One is made per message, so it is a Struct: attrs costs 2 µs more.
 
-    `id` is raw JSON, `instant` aware UTC. `members` and `payload` are all that came, raw.
+    `id` is raw JSON, and so is `date`, whose meaning is `instant` (aware UTC). `reply`
+    is the reply but for two holes, see `encode_reply`.
     """
 
     id: bytes
     stake: Decimal
     currency: str
     instant: datetime
-    members: dict[str, Raw]
-    payload: dict[str, Raw]
+    date: bytes
+    reply: bytes
 
 
 class _Head(msgspec.Struct):
@@ -66,8 +67,12 @@ _string = msgspec.json.Decoder(str).decode
 _instant = msgspec.json.Decoder(datetime).decode
 _encode = msgspec.json.Encoder().encode
 
+# The bytes of the holes are nowhere in UTF-8, and so in nothing that was echoed.
+_STAKE: Final = b"\xfe"
+_DATE: Final = b"\xff"
+_CHANGED: Final = {"stake": Raw(_STAKE), "currency": Raw(b'"EUR"'), "date": Raw(b'"%b"' % _DATE)}
+
 _MESSAGE: Final = Raw(b'"message"')
-_EUR: Final = Raw(b'"EUR"')
 _NOTHING: Final = Raw()
 _CURRENCY: Final = re.compile(r"[A-Z]{3}")
 
@@ -82,6 +87,9 @@ def decode(frame: bytes) -> Heartbeat | Request:
         return THE_HEARTBEAT
     if len(frame) > MAX_TEXT:
         raise Unreadable("too-long")
+    usual = _USUAL.fullmatch(frame)
+    if usual is not None and (request := _usual_request(*usual.groups())) is not None:
+        return request
     members, flaw = _read(frame)
     kind = members.get("type", _NOTHING)
     if not kind:
@@ -98,6 +106,30 @@ def decode(frame: bytes) -> Heartbeat | Request:
     if flaw is not None:
         raise Refused(message_id, "bad-message", flaw)
     return _request(message_id, members)
+
+
+# A request as the feed writes it, with nothing in it that could be wrong but the day. It is
+# read in half the time that the JSON parser takes for any other, and to the same effect.
+_INT: Final = rb"(?:0|[1-9]\d*)"
+_USUAL: Final = re.compile(
+    rb'(\{"type":"message","id":(%b),"payload":'
+    rb'\{"marketId":%b,"selectionId":%b,"odds":%b(?:\.\d+)?,"stake":)'
+    rb'(-?(?:0|[1-9]\d{0,8})(?:\.\d{1,5})?),"currency":"([A-Z]{3})",'
+    rb'"date":("\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?Z")\}\}' % (_INT, _INT, _INT, _INT)
+)
+_USUAL_REPLY: Final = b"%b" + _STAKE + b',"currency":"EUR","date":"' + _DATE + b'"}}'
+
+
+def _usual_request(
+    begin: bytes, message_id: bytes, stake: bytes, currency: bytes, date: bytes
+) -> Request | None:
+    """The request of these parts; None for a day that is not in the calendar."""
+    try:
+        instant = _instant(date)
+    except msgspec.DecodeError:
+        return None
+    amount = Decimal(stake.decode()) or _ZERO
+    return Request(message_id, amount, currency.decode(), instant, date, _USUAL_REPLY % begin)
 
 
 def _read(frame: bytes) -> tuple[dict[str, Raw], str | None]:
@@ -170,10 +202,12 @@ def _request(message_id: bytes, members: dict[str, Raw]) -> Request:
     try:
         stake = _read_stake(payload.get("stake", _NOTHING))
         currency = _read_currency(payload.get("currency", _NOTHING))
-        instant = _read_date(payload.get("date", _NOTHING))
+        date = payload.get("date", _NOTHING)
+        instant = _read_date(date)
     except _Flaw as flaw:
         raise Refused(message_id, flaw.kind, flaw.text) from None
-    return Request(message_id, stake, currency, instant, members, payload)
+    reply = _encode(members | {"payload": payload | _CHANGED})
+    return Request(message_id, stake, currency, instant, bytes(date), reply)
 
 
 class _Flaw(Exception):
@@ -269,8 +303,7 @@ def _read_date(raw: Raw) -> datetime:
 
 def encode_reply(request: Request, stake: str, date: str) -> bytes:
     """The request with its new stake (JSON number text), currency and date; all else as it came."""
-    changed = {"stake": Raw(stake), "currency": _EUR, "date": date}
-    return _encode(request.members | {"payload": request.payload | changed})
+    return request.reply.replace(_STAKE, stake.encode()).replace(_DATE, date.encode())
 
 
 def encode_error(message_id: bytes, text: str) -> bytes:

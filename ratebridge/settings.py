@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, Literal, TypeVar, cast
+from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 import attrs
@@ -14,17 +14,16 @@ from .address import Address
 from .errors import BadSettings
 from .messages import clipped, quoted
 
-T = TypeVar("T")
-
 PROVIDERS: Final = ("freecurrencyapi", "frankfurter", "ecb")
-FREECURRENCYAPI_URL: Final = "https://api.freecurrencyapi.com/v1"
-FRANKFURTER_URL: Final = "https://api.frankfurter.dev/v2"
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LOG_FORMATS: Final = ("auto", "console", "json")
 
 FEED: Final = "CURRENCY_ASSIGNMENT_WS_URI"
 KEY: Final = "FREECURRENCY_API_KEY"
-_PREFIX: Final = "RATEBRIDGE_"
+_MIN: Final = "RATEBRIDGE_RECONNECT_MIN"
+_MAX: Final = "RATEBRIDGE_RECONNECT_MAX"
+
+LogFormat = Literal["auto", "console", "json"]
 
 
 class Secret:
@@ -42,126 +41,10 @@ class Secret:
         return "Secret(***)"
 
 
-@attrs.frozen
-class Settings:
-    """Everything an operator can set; times are in seconds. The defaults are the protocol's."""
-
-    feed: Address | None = None
-    key: Secret | None = None
-    verify_ssl: bool = True
-    freecurrencyapi_url: str = FREECURRENCYAPI_URL
-    frankfurter_url: str = FRANKFURTER_URL
-    providers: tuple[str, ...] = ("frankfurter",)
-    cache_ttl: float = 7200.0
-    rate_deadline: float = 5.0
-    heartbeat_interval: float = 1.0
-    heartbeat_timeout: float = 2.0
-    reconnect_min: float = 0.25
-    reconnect_max: float = 5.0
-    drain_timeout: float = 5.0
-    log_level: str = "info"
-    log_format: Literal["auto", "console", "json"] = "auto"
-    status_address: tuple[str, int] | None = None
-    audit_file: Path | None = None
-    unknown: tuple[str, ...] = ()  # variables with our prefix that mean nothing to us
-
-
-def read_environment(
-    environ: Mapping[str, str], dotenv: Path | None = Path(".env")
-) -> dict[str, str]:
-    """The environment on top of a `.env` file, if there is one. Empty values count as none."""
-    found: dict[str, str] = {}
-    if dotenv is not None and os.path.lexists(dotenv):
-        from dotenv import dotenv_values  # as long as the rest of reading the settings
-
-        try:
-            values = dotenv_values(dotenv, interpolate=False, encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError):
-            raise BadSettings(".env: expected a text file that can be read") from None
-        found = {name: value for name, value in values.items() if value is not None}
-    return {name: value for name, value in {**found, **environ}.items() if value.strip()}
-
-
-def load_settings(values: Mapping[str, str], *, need_feed: bool = True) -> Settings:
-    """Make settings of names and values. Raises `BadSettings` with all that is wrong with them."""
-    reader = _Reader(values)
-    feed = reader.read(FEED, _feed, None, required=need_feed)
-    key = Secret(values[KEY].strip()) if KEY in values else None
-    default: tuple[str, ...] = ("freecurrencyapi", "frankfurter") if key else ("frankfurter",)
-    providers = reader.read("RATEBRIDGE_PROVIDERS", _providers, default)
-    if key is None and "freecurrencyapi" in providers:
-        reader.problems.append(f"{KEY}: expected a key, as freecurrencyapi is among the sources")
-    if key is not None and not re.fullmatch(r"[!-~]+", key.reveal()):
-        reader.problems.append(f"{KEY}: expected printable ASCII without spaces")
-    reconnect_min = reader.read("RATEBRIDGE_RECONNECT_MIN", _seconds, 0.25)
-    reconnect_max = reader.read("RATEBRIDGE_RECONNECT_MAX", _seconds, max(5.0, reconnect_min))
-    if reconnect_max < reconnect_min:
-        reader.problems.append(
-            "RATEBRIDGE_RECONNECT_MAX: expected no less than RATEBRIDGE_RECONNECT_MIN"
-        )
-    settings = Settings(
-        feed=feed,
-        key=key,
-        verify_ssl=reader.read("VERIFY_SSL", _switch, True),
-        freecurrencyapi_url=reader.read("FREECURRENCY_API_URL", _base_url, FREECURRENCYAPI_URL),
-        frankfurter_url=reader.read("FRANKFURTER_URL", _base_url, FRANKFURTER_URL),
-        providers=providers,
-        cache_ttl=reader.read("RATEBRIDGE_CACHE_TTL", _seconds, 7200.0),
-        rate_deadline=reader.read("RATEBRIDGE_RATE_DEADLINE", _seconds, 5.0),
-        heartbeat_interval=reader.read("RATEBRIDGE_HEARTBEAT_INTERVAL", _seconds, 1.0),
-        heartbeat_timeout=reader.read("RATEBRIDGE_HEARTBEAT_TIMEOUT", _seconds, 2.0),
-        reconnect_min=reconnect_min,
-        reconnect_max=reconnect_max,
-        drain_timeout=reader.read("RATEBRIDGE_DRAIN_TIMEOUT", _seconds_or_none, 5.0),
-        log_level=reader.read("RATEBRIDGE_LOG_LEVEL", _one_of(*LOG_LEVELS), "info"),
-        log_format=cast(
-            'Literal["auto", "console", "json"]',
-            reader.read("RATEBRIDGE_LOG_FORMAT", _one_of(*LOG_FORMATS), "auto"),
-        ),
-        status_address=reader.read("RATEBRIDGE_STATUS_ADDRESS", _host_port, None),
-        audit_file=reader.read("RATEBRIDGE_AUDIT_FILE", _file, None),
-        unknown=tuple(
-            clipped(name)
-            for name in sorted(values)
-            if name.startswith(_PREFIX) and name not in reader.names
-        ),
-    )
-    if reader.problems:
-        raise BadSettings(*reader.problems)
-    return settings
-
-
-class _Reader:
-    """Reads values one by one and collects what is wrong with them.
-
-    A parser raises ValueError with what was expected. A value is quoted only
-    where it cannot hold a secret: URLs can.
-    """
-
-    def __init__(self, values: Mapping[str, str]) -> None:
-        self._values = values
-        self.names: set[str] = set()
-        self.problems: list[str] = []
-
-    def read(
-        self, name: str, parse: Callable[[str], T], default: T, *, required: bool = False
-    ) -> T:
-        self.names.add(name)
-        value = self._values.get(name)
-        if value is None:
-            if required:
-                self.problems.append(f"{name}: expected a value, it is required")
-            return default
-        try:
-            return parse(value.strip())
-        except ValueError as expected:
-            got = "" if "UR" in name else f", got {quoted(value)}"
-            self.problems.append(f"{name}: expected {expected}{got}")
-            return default
-
-
-def _feed(value: str) -> Address | None:
-    return Address.parse(value)
+def _key(value: str) -> Secret:
+    if not re.fullmatch(r"[!-~]+", value):
+        raise ValueError("printable ASCII without spaces")
+    return Secret(value)
 
 
 def _switch(value: str) -> bool:
@@ -237,3 +120,107 @@ def _file(value: str) -> Path | None:
     if not path.parent.is_dir() or path.is_dir():
         raise ValueError("a file in a directory that exists")
     return path
+
+
+def _by(name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """What a variable is called, and what makes its value of a text, or tells what it expects."""
+    return {"name": name, "parse": parse}
+
+
+@attrs.frozen
+class Settings:
+    """Everything an operator can set; times are in seconds. The defaults are the protocol's."""
+
+    feed: Address | None = attrs.field(default=None, metadata=_by(FEED, Address.parse))
+    key: Secret | None = attrs.field(default=None, metadata=_by(KEY, _key))
+    verify_ssl: bool = attrs.field(default=True, metadata=_by("VERIFY_SSL", _switch))
+    freecurrencyapi_url: str = attrs.field(
+        default="https://api.freecurrencyapi.com/v1",
+        metadata=_by("FREECURRENCY_API_URL", _base_url),
+    )
+    frankfurter_url: str = attrs.field(
+        default="https://api.frankfurter.dev/v2", metadata=_by("FRANKFURTER_URL", _base_url)
+    )
+    providers: tuple[str, ...] = attrs.field(
+        default=("frankfurter",), metadata=_by("RATEBRIDGE_PROVIDERS", _providers)
+    )
+    cache_ttl: float = attrs.field(default=7200.0, metadata=_by("RATEBRIDGE_CACHE_TTL", _seconds))
+    rate_deadline: float = attrs.field(
+        default=5.0, metadata=_by("RATEBRIDGE_RATE_DEADLINE", _seconds)
+    )
+    heartbeat_interval: float = attrs.field(
+        default=1.0, metadata=_by("RATEBRIDGE_HEARTBEAT_INTERVAL", _seconds)
+    )
+    heartbeat_timeout: float = attrs.field(
+        default=2.0, metadata=_by("RATEBRIDGE_HEARTBEAT_TIMEOUT", _seconds)
+    )
+    reconnect_min: float = attrs.field(default=0.25, metadata=_by(_MIN, _seconds))
+    reconnect_max: float = attrs.field(default=5.0, metadata=_by(_MAX, _seconds))
+    drain_timeout: float = attrs.field(
+        default=5.0, metadata=_by("RATEBRIDGE_DRAIN_TIMEOUT", _seconds_or_none)
+    )
+    log_level: str = attrs.field(
+        default="info", metadata=_by("RATEBRIDGE_LOG_LEVEL", _one_of(*LOG_LEVELS))
+    )
+    log_format: LogFormat = attrs.field(
+        default="auto", metadata=_by("RATEBRIDGE_LOG_FORMAT", _one_of(*LOG_FORMATS))
+    )
+    status_address: tuple[str, int] | None = attrs.field(
+        default=None, metadata=_by("RATEBRIDGE_STATUS_ADDRESS", _host_port)
+    )
+    audit_file: Path | None = attrs.field(
+        default=None, metadata=_by("RATEBRIDGE_AUDIT_FILE", _file)
+    )
+    unknown: tuple[str, ...] = ()  # variables with our prefix that mean nothing to us
+
+
+def read_environment(
+    environ: Mapping[str, str], dotenv: Path | None = Path(".env")
+) -> dict[str, str]:
+    """The environment on top of a `.env` file, if there is one. Empty values count as none."""
+    found: dict[str, str] = {}
+    if dotenv is not None and os.path.lexists(dotenv):
+        from dotenv import dotenv_values  # as long as the rest of reading the settings
+
+        try:
+            values = dotenv_values(dotenv, interpolate=False, encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError):
+            raise BadSettings(".env: expected a text file that can be read") from None
+        found = {name: value for name, value in values.items() if value is not None}
+    return {name: value for name, value in {**found, **environ}.items() if value.strip()}
+
+
+def load_settings(values: Mapping[str, str], *, need_feed: bool = True) -> Settings:
+    """Make settings of names and values. Raises `BadSettings` with all that is wrong with them."""
+    fields = [field for field in attrs.fields(Settings) if field.metadata]
+    read: dict[str, Any] = {}
+    problems: list[str] = []
+    for field in fields:
+        name = field.metadata["name"]
+        if name not in values:
+            if name == FEED and need_feed:
+                problems.append(f"{FEED}: expected a value, it is required")
+            continue
+        value = values[name].strip()
+        try:
+            read[field.name] = field.metadata["parse"](value)
+        except ValueError as expected:
+            # Quoted only where it cannot hold a secret: a URL can.
+            got = "" if name == KEY or "UR" in name else f", got {quoted(value)}"
+            problems.append(f"{name}: expected {expected}{got}")
+    if KEY in values:
+        read.setdefault("providers", ("freecurrencyapi", "frankfurter"))
+    elif "freecurrencyapi" in read.get("providers", ()):
+        problems.append(f"{KEY}: expected a key, as freecurrencyapi is among the sources")
+    settings = Settings(**read)
+    if settings.reconnect_max < settings.reconnect_min:
+        if "reconnect_max" in read:
+            problems.append(f"{_MAX}: expected no less than {_MIN}")
+        settings = attrs.evolve(settings, reconnect_max=settings.reconnect_min)
+    if problems:
+        raise BadSettings(*problems)
+    names = {field.metadata["name"] for field in fields}
+    strange = sorted(
+        name for name in values if name.startswith("RATEBRIDGE_") and name not in names
+    )
+    return attrs.evolve(settings, unknown=tuple(map(clipped, strange)))

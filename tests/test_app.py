@@ -15,11 +15,11 @@ from ratebridge.address import Address
 from ratebridge.app import World, open_outbox, serve, tls_context
 from ratebridge.errors import SourceFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, request_text
-from ratebridge.journal import Journal
+from ratebridge.operating.journal import Journal
+from ratebridge.operating.stats import Stats
 from ratebridge.outbox import Reply
 from ratebridge.rates import Quote, RateTable
 from ratebridge.settings import Settings
-from ratebridge.stats import Stats
 
 START = datetime(2021, 6, 1, 12, tzinfo=UTC)
 FEED = Address("feed.example", 80, "/", secure=False)

@@ -17,18 +17,18 @@ PACKAGE = Path(ratebridge.__file__).parent
 FLOORS = [
     ["errors", "dates", "conversion", "address", "framing", "backoff"],
     ["messages", "rates"],
-    ["settings", "stats", "logs", "observer"],
-    ["providers.source", "providers.http", "providers.late_http", "outbox"],
-    ["dial", "upgrade", "stream", "link"],
+    ["settings", "observer"],
+    ["dial", "upgrade", "stream", "link", "outbox"],
+    ["providers.source", "providers.http", "providers.late_http"],
     ["providers.ecb", "providers.frankfurter", "providers.freecurrencyapi", "providers.chain"],
     ["bridge"],
     ["session"],
-    ["supervisor", "audit", "overview", "metrics"],
-    ["journal"],
-    ["status"],
+    ["supervisor"],
+    ["operating.stats", "operating.logs", "operating.audit", "operating.journal"],
+    ["operating.overview", "operating.metrics", "operating.status"],
     ["app"],
-    ["live", "fakes.feed", "fakes.rates"],
-    ["check", "one_conversion", "verify", "demo"],
+    ["fakes.feed", "fakes.rates"],
+    ["commands.live", "commands.demo", "commands.check", "commands.convert", "commands.verify"],
     ["cli"],
 ]
 
@@ -38,12 +38,12 @@ DOORS = {
     "httpx": {"providers.http", "fakes.rates"},
     "wsproto": {"link", "fakes.feed"},
     "h11": {"upgrade", "link", "fakes.rates"},
-    "structlog": {"logs", "journal", "demo"},
+    "structlog": {"operating.logs", "operating.journal", "commands.demo"},
     "dotenv": {"settings"},
     "currency_converter": {"providers.ecb"},
-    "prometheus_client": {"metrics", "status"},
-    "starlette": {"status"},
-    "hypercorn": {"status"},
+    "prometheus_client": {"operating.metrics", "operating.status"},
+    "starlette": {"operating.status"},
+    "hypercorn": {"operating.status"},
 }
 
 # What takes long to import, and the running service may never need.

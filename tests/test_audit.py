@@ -20,19 +20,19 @@ import structlog
 import trio
 from msgspec.structs import replace
 
-from ratebridge import audit as audit_module
 from ratebridge.address import Address
 from ratebridge.app import World, serve
-from ratebridge.audit import BATCH, FLUSH_EVERY, LAST_WITHIN, SLOW, Audit, line_of
+from ratebridge.commands.verify import judge
 from ratebridge.errors import BadSettings
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, request_text
-from ratebridge.journal import Journal
 from ratebridge.messages import Request, decode
 from ratebridge.observer import Observer
+from ratebridge.operating import audit as audit_module
+from ratebridge.operating.audit import BATCH, FLUSH_EVERY, LAST_WITHIN, SLOW, Audit, line_of
+from ratebridge.operating.journal import Journal
+from ratebridge.operating.stats import Stats
 from ratebridge.rates import Quote, Rate, RateTable
 from ratebridge.settings import Settings
-from ratebridge.stats import Stats
-from ratebridge.verify import judge
 
 NOW = datetime(2021, 5, 20, 8, 0, 0, 412_000, tzinfo=UTC)
 MAY_18 = date(2021, 5, 18)
@@ -107,9 +107,8 @@ async def running(audit: Audit):
 
 
 def line(asked: Request, eur: str = "207.55196", rate: Rate | None = DOLLAR) -> Any:
-    date = bytes(asked.payload["date"])
     return line_of(
-        (NOW, asked.id, asked.currency, asked.stake, Decimal(eur), rate, date, asked.instant)
+        (NOW, asked.id, asked.currency, asked.stake, Decimal(eur), rate, asked.date, asked.instant)
     )
 
 
@@ -684,7 +683,7 @@ import sys, trio
 from datetime import UTC, datetime
 from pathlib import Path
 from decimal import Decimal
-from ratebridge.audit import Audit
+from ratebridge.operating.audit import Audit
 from ratebridge.messages import decode
 from ratebridge.observer import Observer
 

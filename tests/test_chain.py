@@ -40,13 +40,13 @@ from ratebridge.fakes.rates import (
     quote,
     serve_rates,
 )
-from ratebridge.journal import Journal
-from ratebridge.logs import configure_logs
+from ratebridge.operating.journal import Journal
+from ratebridge.operating.logs import configure_logs
+from ratebridge.operating.stats import Stats
 from ratebridge.providers.chain import MOST_FETCHES, RateChain
 from ratebridge.providers.freecurrencyapi import FreeCurrencyApi
 from ratebridge.providers.http import HttpClient
 from ratebridge.rates import FAILURE_LIFE, Quote, Rate, RateTable, Tables
-from ratebridge.stats import Stats
 
 TODAY = START.date()
 OTHER_DAY = date(2026, 11, 4)

@@ -21,7 +21,7 @@ import trustme
 
 from ratebridge.address import Address
 from ratebridge.app import World
-from ratebridge.check import (
+from ratebridge.commands.check import (
     FeedSteps,
     Report,
     can_append,
@@ -665,7 +665,7 @@ def test_a_certificate_in_words(issuer, days, shown):
 
 @pytest.fixture
 def quiet_logs(monkeypatch):
-    monkeypatch.setattr("ratebridge.check.configure_logs", lambda *_: None)
+    monkeypatch.setattr("ratebridge.commands.check.configure_logs", lambda *_: None)
 
 
 @pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 1)])
@@ -675,7 +675,7 @@ def test_the_exit_code(monkeypatch, passed, code):
         await trio.lowlevel.checkpoint()
         return passed
 
-    monkeypatch.setattr("ratebridge.check.check", check)
+    monkeypatch.setattr("ratebridge.commands.check.check", check)
     assert run_check(Settings(FEED)) == code
 
 
@@ -686,7 +686,7 @@ def test_a_signal_ends_it_at_once(monkeypatch):
         await trio.sleep_forever()
         raise AssertionError
 
-    monkeypatch.setattr("ratebridge.check.check", check)
+    monkeypatch.setattr("ratebridge.commands.check.check", check)
     assert run_check(Settings(FEED)) == 0
 
 

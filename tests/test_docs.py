@@ -34,14 +34,14 @@ def test_the_readme_tells_every_command():
 
 
 def test_the_metrics_of_the_readme_are_there():
-    code = (ROOT / "ratebridge" / "metrics.py").read_text(encoding="utf-8")
+    code = (ROOT / "ratebridge" / "operating" / "metrics.py").read_text(encoding="utf-8")
     named = set(re.findall(r"ratebridge_([a-z_]+?)(?:_total)?[{[` ]", README))
     assert len(named) > 3
     assert [name for name in named if f'"{name}"' not in code] == []
 
 
 def test_the_events_of_the_readme_are_there():
-    code = (ROOT / "ratebridge" / "journal.py").read_text(encoding="utf-8")
+    code = (ROOT / "ratebridge" / "operating" / "journal.py").read_text(encoding="utf-8")
     [table] = re.findall(r"\| event \| means .*?\n\n", README, re.DOTALL)
     named = set(re.findall(r"`([a-z]+\.[a-z_]+)`", table))
     assert len(named) > 8

@@ -9,11 +9,11 @@ import trio
 from structlog.testing import capture_logs
 
 from ratebridge.errors import LinkFailed, NoRate, Refused, SourceFailed
-from ratebridge.journal import OFTEN, Journal
 from ratebridge.messages import Request, decode
+from ratebridge.operating.journal import OFTEN, Journal
+from ratebridge.operating.stats import Stats, Trouble
 from ratebridge.rates import Quote, Rate, RateTable
 from ratebridge.session import SessionEnd
-from ratebridge.stats import Stats, Trouble
 
 NOW = datetime(2021, 6, 1, 12, tzinfo=UTC)
 DAY = date(2021, 5, 18)

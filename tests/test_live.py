@@ -4,8 +4,8 @@ import io
 
 import trio
 
-from ratebridge.live import LiveView
-from ratebridge.stats import Stats
+from ratebridge.commands.live import LiveView
+from ratebridge.operating.stats import Stats
 
 
 def test_before_anything_has_happened_it_says_so():

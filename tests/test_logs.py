@@ -7,7 +7,7 @@ import logging
 import pytest
 import structlog
 
-from ratebridge.logs import configure_logs
+from ratebridge.operating.logs import configure_logs
 
 
 class Terminal(io.StringIO):

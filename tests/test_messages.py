@@ -15,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nasty import Nasty, message
 
+from ratebridge import messages
 from ratebridge.conversion import plain, rounded
 from ratebridge.dates import BadDate, parse_instant
 from ratebridge.errors import Refused, Unreadable
@@ -335,6 +336,52 @@ def test_a_reply_can_be_read_again(case: tuple[bytes, bytes, str]):
     assert again.currency == "EUR"
     assert again.instant == datetime(2021, 5, 18, 21, 32, 42, 412000, UTC)
     assert encode_reply(again, "207.52054", DATE) == reply
+
+
+# The usual spelling, which is read in a shorter way.
+
+WORDS = st.from_regex(
+    r"-?(0|[1-9]\d{0,11})(\.\d{1,7})?([eE]-?\d)?|0\d|-?\.\d|\"1\"|", fullmatch=True
+)
+
+
+@settings(max_examples=500)
+@given(
+    st.lists(WORDS, min_size=5, max_size=5),
+    st.from_regex(r"[A-Z]{2,4}|Usd|U.D", fullmatch=True),
+    st.from_regex(
+        r"20[12]\d-[01]\d-[0-3]\dT[0-2]\d:[0-6]\d(:[0-6]\d(\.\d{1,8})?)?Z?", fullmatch=True
+    ),
+)
+@example(["456", "1", "2", "2.2", "253.67"], "USD", "2021-05-18T21:32:42.324Z")
+@example(["0", "0", "0", "0", "-0.00"], "USD", "2020-02-29T23:59:59Z")
+@example(["456", "1", "2", "2.2", "253.67"], "USD", "2021-02-29T21:32:42.324Z")
+@example(["456", "1", "2", "2.2", "253.67"], "USD", "2021-05-18T23:59:60Z")
+@example(["1", "01", "2", "2.2", "253.67"], "USD", "2021-05-18T21:32:42.324Z")
+@example(["1", "1", "2", "02.2", "253.67"], "USD", "2021-05-18T21:32:42.324Z")
+@example(["1", "1", "2", "2.2", "02.2"], "USD", "2021-05-18T21:32:42.324Z")
+def test_the_usual_spelling_is_read_like_any_other(numbers: list[str], currency: str, date: str):
+    number, market, selection, odds, stake = numbers
+    usual = (
+        f'{{"type":"message","id":{number},"payload":{{"marketId":{market},'
+        f'"selectionId":{selection},"odds":{odds},"stake":{stake},"currency":"{currency}",'
+        f'"date":"{date}"}}}}'
+    )
+    short = read(usual.encode())
+    long = read(usual.replace(":", ": ", 1).encode())
+    assert type(short) is type(long)
+    if isinstance(short, Request):
+        assert short == long
+        assert str(short.stake) == str(long.stake)
+    elif isinstance(short, Refused):
+        assert str(short) == str(long)
+
+
+def test_the_sample_has_the_usual_spelling(monkeypatch):
+    monkeypatch.setattr(messages, "_read", None)
+    assert request(SAMPLE).currency == "USD"
+    with pytest.raises(TypeError):
+        request(SAMPLE.replace(b":", b": ", 1))
 
 
 def test_of_equal_names_the_last_counts_and_is_echoed_in_the_place_of_the_first():

@@ -16,12 +16,12 @@ import ratebridge
 from ratebridge import __version__
 from ratebridge.errors import LinkFailed, NoRate, Refused, SourceFailed
 from ratebridge.messages import decode
-from ratebridge.metrics import DROPS, LOSSES, REFUSALS, Metrics
+from ratebridge.operating.metrics import DROPS, LOSSES, REFUSALS, Metrics
+from ratebridge.operating.overview import Service
+from ratebridge.operating.stats import LATENCY_BOUNDS
 from ratebridge.outbox import Reply
-from ratebridge.overview import Service
 from ratebridge.providers.source import Quota
 from ratebridge.session import SessionEnd
-from ratebridge.stats import LATENCY_BOUNDS
 
 DAY = (NOW - timedelta(days=14)).date()
 

@@ -12,10 +12,10 @@ from ratebridge.address import Address
 from ratebridge.app import World, serve
 from ratebridge.errors import SourceFailed
 from ratebridge.fakes.feed import FeedPeer, serve_feed
-from ratebridge.journal import Journal
+from ratebridge.operating.journal import Journal
+from ratebridge.operating.stats import Stats
 from ratebridge.rates import RateTable
 from ratebridge.settings import Settings
-from ratebridge.stats import Stats
 
 ROWS = [row for row in nasty.ALL if row.utf8]  # the others are no texts: the link judges them
 GOOD = b'"next"'

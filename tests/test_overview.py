@@ -9,11 +9,11 @@ import trio.testing
 from watched import NOW, Shop, make_service, table
 
 from ratebridge.errors import LinkFailed, NoRate, SourceFailed
+from ratebridge.operating.overview import MOST_SHOWN, SAMPLES, History, overview, readiness
+from ratebridge.operating.stats import Stats
 from ratebridge.outbox import Reply
-from ratebridge.overview import MOST_SHOWN, SAMPLES, History, overview, readiness
 from ratebridge.providers.source import Quota
 from ratebridge.session import SessionEnd
-from ratebridge.stats import Stats
 
 REFUSED = LinkFailed("refused", "nobody listens on that port")
 DAY = (NOW - timedelta(days=14)).date()

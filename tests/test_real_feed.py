@@ -25,10 +25,10 @@ from ratebridge.dial import Dial, add_tls, network_dial, open_tcp
 from ratebridge.errors import LinkFailed
 from ratebridge.fakes.feed import FeedGone, FeedPeer, Script, serve_feed
 from ratebridge.framing import MAX_FRAME
-from ratebridge.journal import Journal
 from ratebridge.link import open_link
+from ratebridge.operating.journal import Journal
+from ratebridge.operating.stats import Stats
 from ratebridge.settings import Settings
-from ratebridge.stats import Stats
 
 PATIENCE = 10  # s, after which a test has hung
 NO_TLS = ssl.create_default_context()  # of those who need none: to make one takes a while

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratebridge.stats import LATENCY_BOUNDS, Histogram, Stats
+from ratebridge.operating.stats import LATENCY_BOUNDS, Histogram, Stats
 
 
 def test_the_bounds_of_latency_rise():

@@ -17,19 +17,19 @@ from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 from watched import make_service
 
-from ratebridge import status
 from ratebridge.address import Address
 from ratebridge.app import World, serve
 from ratebridge.backoff import Backoff
 from ratebridge.errors import CannotStart, SourceFailed
 from ratebridge.fakes.feed import MemoryFeed, request_text
-from ratebridge.journal import Journal
 from ratebridge.link import open_link
-from ratebridge.overview import History
+from ratebridge.operating import status
+from ratebridge.operating.journal import Journal
+from ratebridge.operating.overview import History
+from ratebridge.operating.stats import Stats
+from ratebridge.operating.status import HEADERS, StatusServer, make_app
 from ratebridge.session import Rhythm
 from ratebridge.settings import Settings
-from ratebridge.stats import Stats
-from ratebridge.status import HEADERS, StatusServer, make_app
 from ratebridge.supervisor import Supervisor
 
 FEED = Address("feed.example", 80, "/", secure=False)
@@ -422,7 +422,12 @@ def test_with_no_address_nothing_of_it_is_imported():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
     loaded = set(done.stdout.decode().split())
     assert "ratebridge.app" in loaded
-    assert not loaded & {"hypercorn", "starlette", "prometheus_client", "ratebridge.status"}
+    assert not loaded & {
+        "hypercorn",
+        "starlette",
+        "prometheus_client",
+        "ratebridge.operating.status",
+    }
 
 
 # What clients cannot do.

@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratebridge.audit import NO_PROVIDER, line_of
+from ratebridge.commands.verify import MOST_LINE, judge, lines_of, run_verify, verify
 from ratebridge.conversion import rounded, to_euro
 from ratebridge.errors import BadSettings
+from ratebridge.operating.audit import NO_PROVIDER, line_of
 from ratebridge.rates import Rate
-from ratebridge.verify import MOST_LINE, judge, lines_of, run_verify, verify
 
 AT = datetime(2021, 6, 1, 12, 0, 0, 412_000, tzinfo=UTC)
 ASKED = datetime(2021, 5, 18, 21, 32, 42, 324_000, tzinfo=UTC)
@@ -317,7 +317,7 @@ def test_a_file_that_cannot_be_read_to_its_end_fails():
 def ticking(monkeypatch):
     """Each look at the clock finds a tenth of a second gone."""
     ticks = iter(range(1_000_000))
-    monkeypatch.setattr("ratebridge.verify.monotonic", lambda: next(ticks) / 10)
+    monkeypatch.setattr("ratebridge.commands.verify.monotonic", lambda: next(ticks) / 10)
 
 
 @pytest.mark.usefixtures("ticking")

@@ -9,14 +9,14 @@ import trio
 from ratebridge.address import Address
 from ratebridge.bridge import Bridge
 from ratebridge.errors import SourceFailed
-from ratebridge.journal import Journal
+from ratebridge.operating.journal import Journal
+from ratebridge.operating.overview import Service
+from ratebridge.operating.stats import Stats
 from ratebridge.outbox import Outbox
-from ratebridge.overview import Service
 from ratebridge.providers.chain import RateChain
 from ratebridge.providers.source import Quota
 from ratebridge.rates import Quote, RateTable, Tables
 from ratebridge.settings import Settings
-from ratebridge.stats import Stats
 
 NOW = datetime(2021, 6, 1, 12, tzinfo=UTC)
 FEED = Address("feed.example", 443, "/secret-path", secure=True)

@@ -12,12 +12,12 @@ from ratebridge import bridge as bridge_module
 from ratebridge import outbox as outbox_module
 from ratebridge.bridge import Bridge, Moment
 from ratebridge.errors import NoRate, Refused, SourceFailed
-from ratebridge.journal import Journal
 from ratebridge.messages import Heartbeat, Request
+from ratebridge.operating.journal import Journal
+from ratebridge.operating.stats import Stats
 from ratebridge.outbox import Outbox, Reply
 from ratebridge.rates import Rate
 from ratebridge.session import SessionEnd
-from ratebridge.stats import Stats
 
 from .chronicle import Chronicle, Made
 from .sources import ScriptedSource
@@ -91,7 +91,7 @@ class Witness(Journal):
         self, request: Request, eur: Decimal, rate: Rate | None, at: datetime, seconds: float
     ) -> None:
         super().converted(request, eur, rate, at, seconds)
-        number = number_of(f'"number":{bytes(request.payload["number"]).decode()}')
+        number = number_of(request.reply.decode("latin-1"))
         assert number is not None
         self._chronicle.converted.append((trio.current_time(), number))
         self._make(request.id, "converted", seconds)

@@ -21,19 +21,19 @@ from typing import Any, ClassVar, Final, TextIO
 import attrs
 import trio
 
-from .address import Address
-from .app import World, make_source, run_until_signal, tls_context
-from .dial import add_tls, open_tcp
-from .errors import LinkFailed, Refused, SourceFailed, Unreadable
-from .link import OPEN_WITHIN, Link, open_link
-from .logs import configure_logs
-from .messages import HEARTBEAT, Heartbeat, clipped, decode
-from .providers.ecb import Ecb
-from .providers.freecurrencyapi import FreeCurrencyApi
-from .providers.http import HttpClient
-from .providers.source import Source
-from .session import Rhythm
-from .settings import FEED, KEY, Settings
+from ..address import Address
+from ..app import World, make_source, run_until_signal, tls_context
+from ..dial import add_tls, open_tcp
+from ..errors import LinkFailed, Refused, SourceFailed, Unreadable
+from ..link import OPEN_WITHIN, Link, open_link
+from ..messages import HEARTBEAT, Heartbeat, clipped, decode
+from ..operating.logs import configure_logs
+from ..providers.ecb import Ecb
+from ..providers.freecurrencyapi import FreeCurrencyApi
+from ..providers.http import HttpClient
+from ..providers.source import Source
+from ..session import Rhythm
+from ..settings import FEED, KEY, Settings
 
 LISTEN: Final = 1.75  # heartbeat timeouts; with the default one this makes 3.5 s
 ENOUGH: Final = 3  # heartbeats: two gaps between them

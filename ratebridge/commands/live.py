@@ -8,7 +8,7 @@ from typing import Final, TextIO
 import attrs
 import trio
 
-from .stats import LATENCY_BOUNDS, Stats
+from ..operating.stats import LATENCY_BOUNDS, Stats
 
 REDRAWS: Final = 0.2  # s between two pictures: quick to the eye, nothing to the processor
 ROWS: Final = 12  # conversions on view

@@ -35,12 +35,12 @@ from typing import Final
 
 import trio
 
-from .conversion import plain
-from .dates import wire_time
-from .errors import BadSettings
-from .messages import Request
-from .observer import Observer
-from .rates import Rate
+from ..conversion import plain
+from ..dates import wire_time
+from ..errors import BadSettings
+from ..messages import Request
+from ..observer import Observer
+from ..rates import Rate
 
 FLUSH_EVERY: Final = 0.25  # s; a second is promised, which leaves room for a slow disk
 LOOK_EVERY: Final = 1.0  # s between looks whether the file was moved
@@ -221,10 +221,17 @@ class Audit:
             self._lose()
             return
         self._id_bytes += len(request.id)
-        # A copy of the date, as a Raw keeps the whole of its frame alive.
-        date = bytes(request.payload["date"])
         self._records.append(
-            (at, request.id, request.currency, request.stake, eur, rate, date, request.instant)
+            (
+                at,
+                request.id,
+                request.currency,
+                request.stake,
+                eur,
+                rate,
+                request.date,
+                request.instant,
+            )
         )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

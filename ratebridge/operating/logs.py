@@ -3,11 +3,11 @@
 import logging
 import sys
 from contextlib import suppress
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 import structlog
 
-LogFormat = Literal["auto", "console", "json"]
+from ..settings import LogFormat
 
 
 class _LossyStream:

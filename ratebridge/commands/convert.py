@@ -11,15 +11,15 @@ from typing import Final, TypeVar
 import attrs
 import trio
 
-from .app import open_chain, run_until_signal, utc_now
-from .conversion import plain, rounded, to_euro
-from .dates import BadDate, parse_instant, rate_day
-from .errors import BadSettings, NoRate
-from .messages import parse_stake, quoted
-from .observer import Observer
-from .providers.source import Source
-from .rates import Rate
-from .settings import PROVIDERS, Settings, load_settings, read_environment
+from ..app import open_chain, run_until_signal, utc_now
+from ..conversion import plain, rounded, to_euro
+from ..dates import BadDate, parse_instant, rate_day
+from ..errors import BadSettings, NoRate
+from ..messages import parse_stake, quoted
+from ..observer import Observer
+from ..providers.source import Source
+from ..rates import Rate
+from ..settings import PROVIDERS, Settings, load_settings, read_environment
 
 T = TypeVar("T")
 

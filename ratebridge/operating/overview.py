@@ -13,13 +13,13 @@ from typing import Any, Final
 import attrs
 import trio
 
-from . import __version__
-from .bridge import Bridge
-from .dates import wire_time
-from .outbox import Outbox
-from .providers.chain import RateChain
-from .providers.source import Quota, Source
-from .settings import Settings
+from .. import __version__
+from ..bridge import Bridge
+from ..dates import wire_time
+from ..outbox import Outbox
+from ..providers.chain import RateChain
+from ..providers.source import Quota, Source
+from ..settings import Settings
 from .stats import SourceStats, Stats
 
 SAMPLES: Final = 600  # a second each: ten minutes, what a page shows when somebody comes to look

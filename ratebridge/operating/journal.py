@@ -17,12 +17,12 @@ from typing import Any, Final
 import structlog
 import trio
 
+from ..errors import NoRate, Refused, SourceFailed
+from ..messages import Request, clipped
+from ..observer import Observer
+from ..rates import Rate, RateTable
+from ..session import SessionEnd
 from .audit import Audit
-from .errors import NoRate, Refused, SourceFailed
-from .messages import Request, clipped
-from .observer import Observer
-from .rates import Rate, RateTable
-from .session import SessionEnd
 from .stats import Stats, Trouble
 
 LONG_SILENCE: Final = 3600.0  # s

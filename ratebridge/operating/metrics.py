@@ -18,7 +18,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from . import __version__
+from .. import __version__
 from .overview import Service, calls_left, readiness
 from .stats import LATENCY_BOUNDS, Stats
 

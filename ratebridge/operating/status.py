@@ -26,7 +26,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import CannotStart
+from ..errors import CannotStart
 from .journal import Journal
 from .metrics import CONTENT_TYPE, Metrics
 from .overview import History, Service, overview, readiness

@@ -12,9 +12,9 @@ import trio
 from rate_bench import KEY, make_client, make_source
 
 from ratebridge.cli import main
+from ratebridge.commands.convert import run_convert
 from ratebridge.errors import BadSettings
 from ratebridge.fakes.rates import FREECURRENCYAPI, FakeRates, Fault
-from ratebridge.one_conversion import run_convert
 from ratebridge.providers.ecb import Ecb
 
 NOW = datetime(2090, 11, 20, 12, 0, 20, tzinfo=UTC)  # beyond every embedded table

@@ -10,17 +10,17 @@ from typing import Any
 import structlog
 import trio
 
-from .address import Address
-from .app import World, run_until_signal, serve, utc_now
-from .errors import BadSettings
-from .fakes.feed import FeedPeer, StandIn, random_requests, requests_of, serve_feed
-from .fakes.rates import FakeRates, serve_rates
-from .journal import Journal
+from ..address import Address
+from ..app import World, run_until_signal, serve, utc_now
+from ..errors import BadSettings
+from ..fakes.feed import FeedPeer, StandIn, random_requests, requests_of, serve_feed
+from ..fakes.rates import FakeRates, serve_rates
+from ..operating.journal import Journal
+from ..operating.logs import configure_logs
+from ..operating.stats import Stats
+from ..providers.ecb import Ecb
+from ..settings import Settings
 from .live import REDRAWS, LiveView
-from .logs import configure_logs
-from .providers.ecb import Ecb
-from .settings import Settings
-from .stats import Stats
 
 # Those of the real feed that the embedded table knows, and one it does not.
 _CURRENCIES = ("USD", "GBP", "PLN", "CZK", "EUR", "USD", "GBP", "PLN", "CZK", "BTC")

@@ -20,12 +20,12 @@ from typing import BinaryIO, Final, Literal, TextIO
 import msgspec
 from msgspec import Raw
 
-from .audit import checksum
-from .conversion import is_quote, plain, to_euro
-from .dates import BadDate, parse_instant
-from .errors import BadSettings
-from .messages import clipped, parse_stake
-from .rates import MAX_DAYS_BACK
+from ..conversion import is_quote, plain, to_euro
+from ..dates import BadDate, parse_instant
+from ..errors import BadSettings
+from ..messages import clipped, parse_stake
+from ..operating.audit import checksum
+from ..rates import MAX_DAYS_BACK
 
 MOST_LINE: Final = 128 * 1024  # bytes; an id, the only part without a bound of its own, has 64 KiB
 LISTED: Final = 10  # lines of each kind that are told one by one

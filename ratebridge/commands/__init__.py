@@ -1,0 +1,1 @@
+"""The commands beside the service itself; `cli` reads their arguments."""
