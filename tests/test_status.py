@@ -167,19 +167,19 @@ async def test_the_page_brings_all_it_needs(client):
 
 
 def test_nothing_on_the_page_is_read_as_markup_or_fetched_from_elsewhere():
-    script = files("ratebridge").joinpath("page", "page.js").read_text(encoding="utf-8")
+    script = files("ratebridge.operating").joinpath("page", "page.js").read_text(encoding="utf-8")
     dangerous = (
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|eval\(|Function\("
     )
     assert re.findall(dangerous, script) == []
     assert re.findall(r"https?://[^\"']+", script) == ["http://www.w3.org/2000/svg"]
-    style = files("ratebridge").joinpath("page", "page.css").read_text(encoding="utf-8")
+    style = files("ratebridge.operating").joinpath("page", "page.css").read_text(encoding="utf-8")
     assert re.findall(r"url\(|@import", style) == []
 
 
 def test_the_script_names_only_elements_that_the_page_has():
-    page = files("ratebridge").joinpath("page", "page.html").read_text(encoding="utf-8")
-    script = files("ratebridge").joinpath("page", "page.js").read_text(encoding="utf-8")
+    page = files("ratebridge.operating").joinpath("page", "page.html").read_text(encoding="utf-8")
+    script = files("ratebridge.operating").joinpath("page", "page.js").read_text(encoding="utf-8")
     calls = r'(?:byId|say|fill|facts|scale|describe)\(\s*"([\w-]+)"'
     assert set(re.findall(calls, script)) <= set(re.findall(r'\sid="([\w-]+)"', page))
 
