@@ -1,5 +1,6 @@
 """What the tests of the link, the session and the supervisor share."""
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -20,6 +21,15 @@ ADDRESS = Address("feed.example", 80, "/stream", secure=False)
 NOW = datetime(2021, 6, 1, 12, tzinfo=UTC)
 BEAT = b'{"type":"heartbeat"}'
 NO_CHAIN: Any = None  # of a bridge that is asked for euros only
+
+
+OURS = ("RATEBRIDGE_", "CURRENCY_ASSIGNMENT_", "FREECURRENCY_", "FRANKFURTER_", "VERIFY_SSL")
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """The machine's environment without settings of ours that may stand in it, and with these."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    return {**kept, **settings}
 
 
 def ask(number: int | str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 import pytest
+import structlog
 import trio
 
 from ratebridge.address import Address
@@ -333,7 +334,13 @@ def test_certificates_are_checked_unless_told_otherwise():
 @pytest.fixture
 def log():
     """The events logged meanwhile."""
-    import structlog
-
     with structlog.testing.capture_logs() as events:
         yield events
+
+
+async def test_a_setting_that_means_nothing_is_told(autojump_clock):
+    with structlog.testing.capture_logs() as log:
+        async with running(beat, unknown=("RATEBRIDGE_TTL",)):
+            await trio.sleep(1)
+    [told] = [event for event in log if event["event"] == "settings.unknown"]
+    assert (told["name"], told["log_level"]) == ("RATEBRIDGE_TTL", "warning")

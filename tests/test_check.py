@@ -18,6 +18,7 @@ import attrs
 import pytest
 import trio
 import trustme
+from support import environment
 
 from ratebridge.address import Address
 from ratebridge.app import World
@@ -691,7 +692,7 @@ def test_a_signal_ends_it_at_once(monkeypatch):
 
 
 def test_bad_settings_are_told_all_at_once(tmp_path):
-    environ = {"PATH": os.environ["PATH"], "RATEBRIDGE_CACHE_TTL": "soon"}
+    environ = environment(RATEBRIDGE_CACHE_TTL="soon")
     command = [sys.executable, "-m", "ratebridge", "check"]
     done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")

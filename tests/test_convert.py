@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 import pytest
 import trio
 from rate_bench import KEY, make_client, make_source
+from support import OURS
 
 from ratebridge.cli import main
 from ratebridge.commands.convert import run_convert
@@ -25,9 +26,7 @@ ECB = Ecb()  # loaded once for all
 def environment(monkeypatch, tmp_path):
     """None of the machine's settings, and no `.env`."""
     for name in list(os.environ):
-        if name.startswith(
-            ("RATEBRIDGE_", "FREECURRENCY_", "FRANKFURTER_", "CURRENCY_", "VERIFY_")
-        ):
+        if name.startswith(OURS):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 

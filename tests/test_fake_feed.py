@@ -1,24 +1,77 @@
 """The stand-in feed."""
 
+from typing import Any
+
 import pytest
 import trio.testing
 from wsproto import ConnectionType, WSConnection
-from wsproto.events import CloseConnection, Request
+from wsproto.events import CloseConnection, Event, Ping, Pong, Request, TextMessage
 
-from ratebridge.fakes.feed import FeedGone, FeedPeer
+from ratebridge.fakes.feed import FeedGone, FeedPeer, StandIn, request_text
+
+
+class Client:
+    """The other end of a `FeedPeer`, over memory, and open."""
+
+    def __init__(self) -> None:
+        self.stream, server = trio.testing.memory_stream_pair()
+        self.protocol = WSConnection(ConnectionType.CLIENT)
+        self.peer = FeedPeer(server)
+
+    async def send(self, event: Event) -> None:
+        await self.stream.send_all(self.protocol.send(event))
+
+    async def receive(self) -> list[Event]:
+        self.protocol.receive_data(bytes(await self.stream.receive_some()))
+        return list(self.protocol.events())
+
+    async def open(self) -> None:
+        await self.send(Request(host="feed.example", target="/"))
+        await self.peer.accept()
+        assert await self.receive()
 
 
 async def test_a_send_to_a_client_that_has_closed_finds_it_gone():
     # As when the task that receives has read the close frame, and another sends before it ends.
-    client, server = trio.testing.memory_stream_pair()
-    protocol = WSConnection(ConnectionType.CLIENT)
-    peer = FeedPeer(server)
-    await client.send_all(protocol.send(Request(host="feed.example", target="/")))
-    await peer.accept()
-    protocol.receive_data(bytes(await client.receive_some()))
-    assert list(protocol.events())
-    await client.send_all(protocol.send(CloseConnection(code=1000)))
+    client = Client()
+    await client.open()
+    await client.send(CloseConnection(code=1000))
     with pytest.raises(FeedGone):
-        await peer.receive()
+        await client.peer.receive()
     with pytest.raises(FeedGone):
-        await peer.heartbeat()
+        await client.peer.heartbeat()
+
+
+async def test_a_ping_is_answered():
+    client = Client()
+    await client.open()
+    await client.send(Ping(b"there?"))
+    await client.send(TextMessage("{}"))
+    await client.peer.receive()
+    assert await client.receive() == [Pong(b"there?")]
+
+
+async def test_the_stand_in_is_done_when_all_it_asked_is_answered_each_once(autojump_clock):
+    seen: list[tuple[Any, Any]] = []
+    requests = [request_text(1, stake) for stake in ("1.5", "2.5")]
+    feed = StandIn(iter(requests), rate=100, on_reply=lambda *pair: seen.append(pair))
+    client = Client()
+
+    async def reply(number: int) -> None:
+        await client.send(TextMessage(f'{{"type":"error","id":{number},"message":"no"}}'))
+        await trio.testing.wait_all_tasks_blocked()
+
+    async with trio.open_nursery() as nursery:
+        await client.send(Request(host="feed.example", target="/"))
+        nursery.start_soon(feed, client.peer)
+        assert await client.receive()
+        await trio.sleep(1)
+        assert feed.sent == 2
+        await reply(7)  # nobody asked
+        await reply(1)
+        assert not feed.done.is_set()
+        await reply(1)  # equal ids are separate requests
+        assert feed.done.is_set()
+        nursery.cancel_scope.cancel()
+    assert [request["payload"]["stake"] for request, _ in seen] == ["1.5", "2.5"]
+    assert (feed.replies, feed.errors) == (3, 3)

@@ -2,7 +2,9 @@
 
 import json
 import os
+import select
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import attrs
 import pytest
 import trio
 import trustme
+from support import environment
 
 from ratebridge.fakes.feed import FeedPeer, StandIn, request_text, serve_feed
 
@@ -24,13 +27,6 @@ RECORDED = [
     request_text("8304", "217.75168", "PLN", "2022-01-15T04:34:18.473Z"),
     request_text(8305, "5220.60172", "GBP", "2022-01-15T05:07:58.499Z"),
 ]
-
-
-def environment(**settings: str) -> dict[str, str]:
-    """The machine's environment without settings of ours that may stand in it, and with these."""
-    ours = ("RATEBRIDGE_", "CURRENCY_ASSIGNMENT_", "FREECURRENCY_", "FRANKFURTER_", "VERIFY_SSL")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return {**kept, **settings}
 
 
 def run_command(*arguments: str, cwd: Path, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -69,11 +65,14 @@ def run_service(
     *,
     tls: ssl.SSLContext | None = None,
     stop_by: int = signal.SIGTERM,
+    stop_again: Callable[[str], bool] | None = None,
+    stderr: int | None = None,
     **settings: str,
 ) -> Ended:
     """Run the service against a feed on a port, and stop it by a signal when `until` holds.
 
-    `until` is given the log so far. The peers are told at the end.
+    A second signal follows when `stop_again` holds. Both are given the log so far,
+    which is empty where `stderr` takes it. The peers are told at the end.
     """
     log_file = cwd / "log.jsonl"
 
@@ -86,19 +85,29 @@ def run_service(
             scheme = "ws" if tls is None else "wss"
             env = environment(
                 CURRENCY_ASSIGNMENT_WS_URI=f"{scheme}://localhost:{port}/stream",
-                RATEBRIDGE_PROVIDERS="ecb",
-                **settings,
+                **{"RATEBRIDGE_PROVIDERS": "ecb", **settings},
             )
             with log_file.open("w") as log:
                 process = subprocess.Popen(
-                    COMMAND, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=log
+                    COMMAND,
+                    cwd=cwd,
+                    env=env,
+                    text=True,
+                    stdout=subprocess.PIPE,
+                    stderr=stderr or log,
                 )
-            try:
+
+            async def stop_when(holds: Callable[[str], bool]) -> None:
                 with trio.fail_after(20):
                     await trio.lowlevel.checkpoint()
-                    while not until(log_file.read_text()):
+                    while not holds(log_file.read_text()):
                         await trio.sleep(0.02)
                 process.send_signal(stop_by)
+
+            try:
+                await stop_when(until)
+                if stop_again is not None:
+                    await stop_when(stop_again)
                 out, _ = await trio.to_thread.run_sync(lambda: process.communicate(timeout=10))
             finally:
                 process.kill()
@@ -204,3 +213,40 @@ def test_a_reader_who_leaves_the_demo_ends_it_without_a_traceback(tmp_path):
     process.stderr.close()
     assert process.wait(20) == 0
     assert log == ""
+
+
+def test_a_second_signal_ends_a_stop_that_still_waits(tmp_path):
+    """After the first the request in flight would wait a minute for a source that is silent."""
+
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        await peer.heartbeat()
+        await peer.send(RECORDED[3])
+        await StandIn(iter(()), 1)._beat(peer)
+
+    with socket.create_server(("127.0.0.1", 0)) as source:
+        ended = run_service(
+            script,
+            lambda _: source in select.select([source], [], [], 0)[0],
+            tmp_path,
+            stop_again=lambda log: "service.stopping" in log,
+            RATEBRIDGE_PROVIDERS="frankfurter",
+            FRANKFURTER_URL=f"http://127.0.0.1:{source.getsockname()[1]}",
+            RATEBRIDGE_RATE_DEADLINE="60",
+            RATEBRIDGE_DRAIN_TIMEOUT="60",
+        )
+    assert ended.code == 0
+    assert ended.event("service.stopping")["waiting"] == 1
+    assert ended.event("reply.given_up")["id"] == "8305"
+
+
+def test_a_log_that_nobody_reads_any_more_costs_no_answer(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    feed = StandIn(iter(RECORDED), 100)
+    try:
+        ended = run_service(feed, lambda _: feed.done.is_set(), tmp_path, stderr=writer)
+    finally:
+        os.close(writer)
+    assert ended.code == 0
+    assert feed.replies == 4

@@ -79,3 +79,8 @@ def test_the_service_in_a_nursery_of_ones_own():
 async def test_a_service_without_a_feed_does_not_start():
     with pytest.raises(ratebridge.BadSettings, match="CURRENCY_ASSIGNMENT_WS_URI"):
         await ratebridge.serve(ratebridge.Settings())
+
+
+def test_the_fakes_are_imported_when_they_are_first_used(monkeypatch):
+    monkeypatch.delattr(ratebridge, "fakes", raising=False)
+    assert ratebridge.fakes.__name__ == "ratebridge.fakes"

@@ -41,6 +41,11 @@ def test_a_key_puts_freecurrencyapi_first():
     assert settings.key.reveal() == "k3y"
 
 
+def test_a_longer_first_wait_raises_the_longest():
+    settings = load_settings({**FEED, "RATEBRIDGE_RECONNECT_MIN": "9"})
+    assert (settings.reconnect_min, settings.reconnect_max) == (9.0, 9.0)
+
+
 def test_every_setting_is_read(tmp_path):
     audit = tmp_path / "audit.jsonl"
     settings = load_settings(

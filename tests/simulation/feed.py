@@ -162,6 +162,7 @@ class ScriptedPeer:
         self._attempt = attempt
         self._chronicle = chronicle
         self._latency = chance.choice((0.0, 0.0005, 0.02, 0.1))
+        self._whole_at = -inf  # when the last frame that was cut has come whole
         self._clock = 0.0  # no segment arrives before the one in front of it
         self.uplink = Uplink()
 
@@ -369,7 +370,7 @@ class ScriptedPeer:
             return
         cut = self._chance.randrange(len(data))
         yield self._segment(at, data[:cut], [(o, mark) for o, mark in marks if o <= cut])
-        later = at + self._chance.choice((0.0, 0.01, 0.4))
+        later = self._whole_at = at + self._chance.choice((0.0, 0.01, 0.4))
         yield self._segment(later, data[cut:], [(o - cut, mark) for o, mark in marks if o > cut])
 
     def _segment(self, at: float, data: bytes, marks: Iterable[tuple[int, Mark]] = ()) -> Segment:
@@ -424,7 +425,7 @@ class ScriptedPeer:
     def hear_close(self, now: float) -> Iterator[Segment]:
         """See `wire.Peer`: an answer as it should be, or none, or something else."""
         chance = self._chance
-        at = now + self._latency
+        at = max(now + self._latency, self._whole_at)  # no frame may stand within another
         kind = chance.choices(("answers", "does not answer", "resets", "pings"), (6, 1, 1, 1))[0]
         if kind != "answers":
             self._chronicle.fault(f"goodbye: {kind}")

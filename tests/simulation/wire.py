@@ -318,8 +318,11 @@ class Wire(trio.socket.SocketType):
         if under_way is not None:
             if data == under_way.data[under_way.taken :]:
                 return under_way
-            self._complain("a write begins before another has ended")
-            self._end_write(under_way)
+            if under_way.taken:
+                self._complain("a write begins before another has ended")
+                self._end_write(under_way)
+            else:  # it was refused whole: it may come again, and another may come before it
+                self.writes.remove(under_way)
         if self._cut_short:
             self._complain("bytes follow a write that was cut short")
         frames: list[Frame] = []

@@ -1,0 +1,72 @@
+"""The commands that need no feed: `demo` on a terminal, and `mock-server` with recorded traffic."""
+
+import io
+import json
+import socket
+import subprocess
+import sys
+
+import pytest
+import trio
+
+import ratebridge
+from ratebridge.cli import main
+from ratebridge.commands.demo import run_demo
+from ratebridge.fakes.feed import request_text
+
+HEARTBEAT = '{"type":"heartbeat"}'
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_the_demo_is_a_view_that_is_drawn_again_and_again(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert run_demo(count=3, rate=300.0) == 0
+    shown = terminal.getvalue()
+    assert shown.count("A stand-in feed at ws://127.0.0.1:") > 1
+    assert "link up for" in shown
+    assert shown.splitlines()[-1].startswith("3 requests, ")
+
+
+def test_recorded_traffic_is_replayed_and_its_end_told(tmp_path):
+    recorded = tmp_path / "recorded.jsonl"
+    lines = [HEARTBEAT, request_text(1, "1.5", "EUR"), "", request_text(1, "1.5", "ZWL")]
+    recorded.write_text("\n".join(lines))
+    command = [sys.executable, "-m", "ratebridge", "mock-server", "--port", "0", "--rate", "100"]
+    with subprocess.Popen(
+        [*command, "--replay", str(recorded)], stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        log = server.stdout
+        listening = json.loads(log.readline())
+        settings = ratebridge.load_settings(
+            {"CURRENCY_ASSIGNMENT_WS_URI": listening["uri"], "RATEBRIDGE_PROVIDERS": "ecb"}
+        )
+
+        async def answer() -> list[str]:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ratebridge.serve, settings)
+                told = await trio.to_thread.run_sync(lambda: [log.readline() for _ in range(3)])
+                nursery.cancel_scope.cancel()
+            return told
+
+        *replies, done = map(json.loads, trio.run(answer))
+        server.terminate()
+        stopped = json.loads(log.readlines()[-1])
+    assert sorted(reply["request"]["currency"] for reply in replies) == ["EUR", "ZWL"]
+    assert (done["event"], done["requests"], done["replies"], done["errors"]) == (
+        *("feed.done", 2, 2, 1),
+    )
+    assert stopped["event"] == "feed.stopped"
+    assert server.returncode == 0
+
+
+def test_a_port_in_use_is_told(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as exited:
+        main(["mock-server", "--port", str(taken.getsockname()[1])])
+    assert exited.value.code == 2
+    assert capsys.readouterr().err == "--port: Address already in use\n"
