@@ -1,7 +1,5 @@
 """One websocket over memory streams: how it opens, what passes, and every way in which it ends."""
 
-import socket
-import ssl
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -12,13 +10,10 @@ import trio
 from support import ADDRESS, Dialled, accept_and_listen, listen, open_to, server_frame, within
 from wsproto.events import AcceptConnection
 
-from ratebridge.address import Address
-from ratebridge.dial import network_dial
 from ratebridge.errors import LinkFailed
-from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script, serve_feed
-from ratebridge.framing import MAX_FRAME, client_frames
+from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script
+from ratebridge.framing import MAX_FRAME
 from ratebridge.link import CLOSE_WITHIN, Link, open_link
-from ratebridge.stream import Write
 
 MALFORMED = "the peer does not speak websocket"
 
@@ -315,93 +310,6 @@ async def test_an_attempt_that_failed_leaves_no_stream_open(script, autojump_clo
     assert closed.is_set()
 
 
-# The network: names, addresses, TLS. What needs a peer on a port is in test_real_feed.
-
-
-@attrs.define
-class Names(trio.abc.HostnameResolver):
-    """A resolver that knows what it is told, or fails as it is told."""
-
-    answer: list[Any] | Exception
-
-    async def getaddrinfo(self, host: Any, port: Any, *args: Any) -> Any:
-        await trio.lowlevel.checkpoint()
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return [
-            (
-                socket.AF_INET6 if ":" in host else socket.AF_INET,
-                socket.SOCK_STREAM,
-                6,
-                "",
-                (host, port),
-            )
-            for host in self.answer
-        ]
-
-    async def getnameinfo(self, *args: Any) -> Any:
-        raise NotImplementedError
-
-
-class Errors(trio.abc.SocketFactory):
-    """A socket factory that has none to give."""
-
-    def __init__(self, *errors: OSError) -> None:
-        self._errors = list(errors)
-
-    def socket(self, *args: Any, **kwargs: Any) -> Any:
-        raise self._errors.pop(0)
-
-
-REFUSED = ConnectionRefusedError(111, "Connection refused")
-UNREACHABLE = OSError(101, "Network is unreachable")
-
-
-@pytest.mark.parametrize(
-    ("addresses", "errors", "reason", "detail"),
-    [
-        pytest.param(
-            socket.gaierror(-2, "Name or service not known"),
-            *((), "dns", "the host was not found"),
-            id="not found",
-        ),
-        pytest.param(
-            UnicodeError("label too long"),
-            *((), "dns", "the host's name is not valid"),
-            id="no name",
-        ),
-        pytest.param(
-            ["1.2.3.4"], (REFUSED,), *("refused", "nobody listens on that port"), id="refused"
-        ),
-        pytest.param(
-            ["::2", "1.2.3.4"],
-            (UNREACHABLE, REFUSED),
-            *("refused", "nobody listens on that port"),
-            id="refused by the one address that was reached",
-        ),
-        pytest.param(
-            ["::2", "1.2.3.4"],
-            (UNREACHABLE, UNREACHABLE),
-            *("unreachable", "Network is unreachable"),
-            id="unreachable",
-        ),
-        pytest.param(
-            ["1.2.3.4"],
-            (OSError("odd"),),
-            *("unreachable", "no connection could be made"),
-            id="for no stated reason",
-        ),
-        pytest.param([], (), *("unreachable", "no connection could be made"), id="no address"),
-    ],
-)
-async def test_a_connection_that_cannot_be_made_has_its_reason(addresses, errors, reason, detail):
-    trio.socket.set_custom_hostname_resolver(Names(addresses))
-    trio.socket.set_custom_socket_factory(Errors(*errors))
-    with pytest.raises(LinkFailed) as caught:
-        await network_dial(ADDRESS, ssl.create_default_context())()
-    assert (caught.value.reason, caught.value.detail) == (reason, detail)
-
-
 # Open: what comes.
 
 
@@ -469,6 +377,20 @@ async def test_who_waits_for_texts_can_be_cancelled_and_loses_none(autojump_cloc
         with trio.move_on_after(1):
             await link.receive()
         assert await link.receive() == [b"late"]
+
+
+async def test_what_a_sink_raises_is_raised_where_it_was_poured(autojump_clock):
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        await peer.send("a text")
+        await listen(peer)
+
+    def sink(_texts: object) -> None:
+        raise ZeroDivisionError
+
+    async with open_to(script) as (link, _):
+        with pytest.raises(ZeroDivisionError):
+            await link.pour(sink)
 
 
 # Open: what leaves.
@@ -1029,87 +951,3 @@ async def test_when_its_nursery_is_cancelled_the_stream_is_closed_without_a_good
             await trio.testing.wait_all_tasks_blocked()
             link_nursery.cancel_scope.cancel()
     assert read == [b""]
-
-
-# What the system takes at once.
-
-LARGE = [b"%d " % number + b"x" * 10_000 for number in range(300)]  # more than a socket takes
-
-
-async def read_when(ready: trio.Event, peer: FeedPeer) -> None:
-    await peer.accept()
-    await peer.ping(b"are you there?")
-    await ready.wait()
-    await listen(peer)
-
-
-async def on_a_socket(test: Callable[[Link, list[FeedPeer], trio.Event], Awaitable[None]]) -> None:
-    """Run `test` on a link to a peer behind a real port, who reads when the Event is set."""
-    peers: list[FeedPeer] = []
-    ready = trio.Event()
-    async with within(20), trio.open_nursery() as nursery:
-        port = await nursery.start(serve_feed, partial(read_when, ready), peers)
-        address = Address("127.0.0.1", port, "/", secure=False)
-        link = await open_link(
-            nursery, address, network_dial(address, ssl.create_default_context())
-        )
-        await test(link, peers, ready)
-        nursery.cancel_scope.cancel()
-
-
-async def received(peer: FeedPeer, count: int) -> list[bytes]:
-    while len(peer.received) < count:
-        await trio.sleep(0.01)  # it is a real socket
-    return [one.text.encode() for one in peer.received]
-
-
-async def test_a_batch_that_the_system_takes_at_once_has_left_when_begin_returns():
-    async def test(link: Link, peers: list[FeedPeer], ready: trio.Event) -> None:
-        assert link.begin([b"one", b"two"])
-        assert link.left == 2
-        ready.set()
-        assert await received(peers[0], 2) == [b"one", b"two"]
-
-    await on_a_socket(test)
-
-
-async def test_a_batch_that_is_taken_in_part_is_finished_before_anything_else_is_written():
-    async def test(link: Link, peers: list[FeedPeer], ready: trio.Event) -> None:
-        assert not link.begin(LARGE)
-        assert 0 < link.left < len(LARGE)
-        await trio.sleep(0.1)  # the pong is due, and has to wait
-        ready.set()
-        await link.finish()
-        assert link.left == len(LARGE)
-        await link.send([b"last"])
-        assert await received(peers[0], len(LARGE) + 1) == [*LARGE, b"last"]
-
-    await on_a_socket(test)
-
-
-async def test_nothing_is_begun_while_a_write_is_under_way():
-    async def test(link: Link, peers: list[FeedPeer], ready: trio.Event) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(link._stream.write, Write(client_frames(LARGE)))
-            await trio.sleep(0.1)
-            assert not link.begin([b"after"])
-            assert link.left == 0
-            ready.set()
-            await link.finish()
-        assert await received(peers[0], len(LARGE) + 1) == [*LARGE, b"after"]
-
-    await on_a_socket(test)
-
-
-async def test_what_a_sink_raises_is_raised_where_it_was_poured(autojump_clock):
-    async def script(peer: FeedPeer) -> None:
-        await peer.accept()
-        await peer.send("a text")
-        await listen(peer)
-
-    def sink(_texts: object) -> None:
-        raise ZeroDivisionError
-
-    async with open_to(script) as (link, _):
-        with pytest.raises(ZeroDivisionError):
-            await link.pour(sink)
