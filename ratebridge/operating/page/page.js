@@ -323,7 +323,7 @@ function showSources({ sources }) {
     } else {
       sentences.push("No table yet");
     }
-    if (source.failed) sentences.push(`${whole.format(source.failed)} failures`);
+    if (source.failed) sentences.push(`failed ${times(source.failed)}`);
     let state = source.state === "incomplete" ? "answering, but not for every day" : source.state;
     if (known(source.silent_for)) state += ` for ${coarse(source.silent_for)}`;
     const quota = [];
