@@ -9,7 +9,7 @@ from typing import Final
 import attrs
 import trio
 
-from .bridge import Bridge
+from .bridge import Bridge, Moment
 from .errors import LinkFailed
 from .link import Link
 from .messages import Heartbeat
@@ -19,6 +19,7 @@ from .outbox import Outbox, Reply
 GRACE: Final = 0.1  # s to read what has arrived before the peer is called silent
 LOOKS: Final = 10  # in that time: a stall of our own counts as one of them, not as the peer's
 STALL: Final = 0.25  # s: woken later than that, it was our own loop that stood still
+LARGE: Final = 32  # frames: the peer has half the replies to read while the rest is made
 GOING_AWAY: Final = 1001  # RFC 6455, 7.4.1
 
 
@@ -96,8 +97,14 @@ class Session:
             self._fail(failure)
 
     def _answer(self, frames: Sequence[bytes]) -> None:
-        """Answer a batch, in one write if it is not too large for one."""
+        """Answer a batch, in one write, or in two if it is large."""
         moment = self._bridge.moment()
+        half = len(frames) // 2 if len(frames) >= LARGE else 0
+        if half:
+            self._answer_at(moment, frames[:half])
+        self._answer_at(moment, frames[half:])
+
+    def _answer_at(self, moment: Moment, frames: Sequence[bytes]) -> None:
         replies: list[Reply] = []
         try:
             for frame in frames:

@@ -20,6 +20,7 @@ LOG_FORMATS: Final = ("auto", "console", "json")
 
 FEED: Final = "CURRENCY_ASSIGNMENT_WS_URI"
 KEY: Final = "FREECURRENCY_API_KEY"
+_NEVER_QUOTED: Final = frozenset({FEED, KEY, "FREECURRENCY_API_URL", "FRANKFURTER_URL"})  # secrets
 _MIN: Final = "RATEBRIDGE_RECONNECT_MIN"
 _MAX: Final = "RATEBRIDGE_RECONNECT_MAX"
 
@@ -122,55 +123,49 @@ def _file(value: str) -> Path | None:
     return path
 
 
-def _by(name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
-    """What a variable is called, and what makes its value of a text, or tells what it expects."""
-    return {"name": name, "parse": parse}
+# What each setting is called, and what makes its value of a text, or tells what it expects.
+_VARIABLES: Final[Mapping[str, tuple[str, Callable[[str], Any]]]] = {
+    "feed": (FEED, Address.parse),
+    "key": (KEY, _key),
+    "verify_ssl": ("VERIFY_SSL", _switch),
+    "freecurrencyapi_url": ("FREECURRENCY_API_URL", _base_url),
+    "frankfurter_url": ("FRANKFURTER_URL", _base_url),
+    "providers": ("RATEBRIDGE_PROVIDERS", _providers),
+    "cache_ttl": ("RATEBRIDGE_CACHE_TTL", _seconds),
+    "rate_deadline": ("RATEBRIDGE_RATE_DEADLINE", _seconds),
+    "heartbeat_interval": ("RATEBRIDGE_HEARTBEAT_INTERVAL", _seconds),
+    "heartbeat_timeout": ("RATEBRIDGE_HEARTBEAT_TIMEOUT", _seconds),
+    "reconnect_min": (_MIN, _seconds),
+    "reconnect_max": (_MAX, _seconds),
+    "drain_timeout": ("RATEBRIDGE_DRAIN_TIMEOUT", _seconds_or_none),
+    "log_level": ("RATEBRIDGE_LOG_LEVEL", _one_of(*LOG_LEVELS)),
+    "log_format": ("RATEBRIDGE_LOG_FORMAT", _one_of(*LOG_FORMATS)),
+    "status_address": ("RATEBRIDGE_STATUS_ADDRESS", _host_port),
+    "audit_file": ("RATEBRIDGE_AUDIT_FILE", _file),
+}
 
 
 @attrs.frozen
 class Settings:
     """Everything an operator can set; times are in seconds. The defaults are the protocol's."""
 
-    feed: Address | None = attrs.field(default=None, metadata=_by(FEED, Address.parse))
-    key: Secret | None = attrs.field(default=None, metadata=_by(KEY, _key))
-    verify_ssl: bool = attrs.field(default=True, metadata=_by("VERIFY_SSL", _switch))
-    freecurrencyapi_url: str = attrs.field(
-        default="https://api.freecurrencyapi.com/v1",
-        metadata=_by("FREECURRENCY_API_URL", _base_url),
-    )
-    frankfurter_url: str = attrs.field(
-        default="https://api.frankfurter.dev/v2", metadata=_by("FRANKFURTER_URL", _base_url)
-    )
-    providers: tuple[str, ...] = attrs.field(
-        default=("frankfurter",), metadata=_by("RATEBRIDGE_PROVIDERS", _providers)
-    )
-    cache_ttl: float = attrs.field(default=7200.0, metadata=_by("RATEBRIDGE_CACHE_TTL", _seconds))
-    rate_deadline: float = attrs.field(
-        default=5.0, metadata=_by("RATEBRIDGE_RATE_DEADLINE", _seconds)
-    )
-    heartbeat_interval: float = attrs.field(
-        default=1.0, metadata=_by("RATEBRIDGE_HEARTBEAT_INTERVAL", _seconds)
-    )
-    heartbeat_timeout: float = attrs.field(
-        default=2.0, metadata=_by("RATEBRIDGE_HEARTBEAT_TIMEOUT", _seconds)
-    )
-    reconnect_min: float = attrs.field(default=0.25, metadata=_by(_MIN, _seconds))
-    reconnect_max: float = attrs.field(default=5.0, metadata=_by(_MAX, _seconds))
-    drain_timeout: float = attrs.field(
-        default=5.0, metadata=_by("RATEBRIDGE_DRAIN_TIMEOUT", _seconds_or_none)
-    )
-    log_level: str = attrs.field(
-        default="info", metadata=_by("RATEBRIDGE_LOG_LEVEL", _one_of(*LOG_LEVELS))
-    )
-    log_format: LogFormat = attrs.field(
-        default="auto", metadata=_by("RATEBRIDGE_LOG_FORMAT", _one_of(*LOG_FORMATS))
-    )
-    status_address: tuple[str, int] | None = attrs.field(
-        default=None, metadata=_by("RATEBRIDGE_STATUS_ADDRESS", _host_port)
-    )
-    audit_file: Path | None = attrs.field(
-        default=None, metadata=_by("RATEBRIDGE_AUDIT_FILE", _file)
-    )
+    feed: Address | None = None
+    key: Secret | None = None
+    verify_ssl: bool = True
+    freecurrencyapi_url: str = "https://api.freecurrencyapi.com/v1"
+    frankfurter_url: str = "https://api.frankfurter.dev/v2"
+    providers: tuple[str, ...] = ("frankfurter",)
+    cache_ttl: float = 7200.0
+    rate_deadline: float = 5.0
+    heartbeat_interval: float = 1.0
+    heartbeat_timeout: float = 2.0
+    reconnect_min: float = 0.25
+    reconnect_max: float = 5.0
+    drain_timeout: float = 5.0
+    log_level: str = "info"
+    log_format: LogFormat = "auto"
+    status_address: tuple[str, int] | None = None
+    audit_file: Path | None = None
     unknown: tuple[str, ...] = ()  # variables with our prefix that mean nothing to us
 
 
@@ -180,7 +175,7 @@ def read_environment(
     """The environment on top of a `.env` file, if there is one. Empty values count as none."""
     found: dict[str, str] = {}
     if dotenv is not None and os.path.lexists(dotenv):
-        from dotenv import dotenv_values  # as long as the rest of reading the settings
+        from dotenv import dotenv_values  # it takes as long as all the rest here
 
         try:
             values = dotenv_values(dotenv, interpolate=False, encoding="utf-8-sig")
@@ -192,21 +187,18 @@ def read_environment(
 
 def load_settings(values: Mapping[str, str], *, need_feed: bool = True) -> Settings:
     """Make settings of names and values. Raises `BadSettings` with all that is wrong with them."""
-    fields = [field for field in attrs.fields(Settings) if field.metadata]
     read: dict[str, Any] = {}
     problems: list[str] = []
-    for field in fields:
-        name = field.metadata["name"]
+    for setting, (name, parse) in _VARIABLES.items():
         if name not in values:
             if name == FEED and need_feed:
                 problems.append(f"{FEED}: expected a value, it is required")
             continue
         value = values[name].strip()
         try:
-            read[field.name] = field.metadata["parse"](value)
+            read[setting] = parse(value)
         except ValueError as expected:
-            # Quoted only where it cannot hold a secret: a URL can.
-            got = "" if name == KEY or "UR" in name else f", got {quoted(value)}"
+            got = "" if name in _NEVER_QUOTED else f", got {quoted(value)}"
             problems.append(f"{name}: expected {expected}{got}")
     if KEY in values:
         read.setdefault("providers", ("freecurrencyapi", "frankfurter"))
@@ -219,7 +211,7 @@ def load_settings(values: Mapping[str, str], *, need_feed: bool = True) -> Setti
         settings = attrs.evolve(settings, reconnect_max=settings.reconnect_min)
     if problems:
         raise BadSettings(*problems)
-    names = {field.metadata["name"] for field in fields}
+    names = {name for name, _ in _VARIABLES.values()}
     strange = sorted(
         name for name in values if name.startswith("RATEBRIDGE_") and name not in names
     )

@@ -3,7 +3,9 @@
 import itertools
 import random
 import sys
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,20 +110,12 @@ def run_mock_server(
     async def mock_server(stop: trio.Event) -> None:
         peers: list[FeedPeer] = []
         async with trio.open_nursery() as feed_nursery:
-            try:
-                bound = await feed_nursery.start(
-                    lambda **kw: serve_feed(feed, peers, host=host, port=port, **kw)
-                )
-            except OSError as error:
-                raise BadSettings(f"--port: {error.strerror}") from None
+            serve_it = partial(serve_feed, feed, peers, host=host, port=port)
+            bound = await _listen(feed_nursery, serve_it, "--port")
             log.info("feed.listening", uri=f"ws://{host}:{bound}")
             if rates_port is not None:
-                try:
-                    bound = await feed_nursery.start(
-                        lambda **kw: serve_rates(FakeRates(), host=host, port=rates_port, **kw)
-                    )
-                except OSError as error:
-                    raise BadSettings(f"--rates-port: {error.strerror}") from None
+                serve_them = partial(serve_rates, FakeRates(), host=host, port=rates_port)
+                bound = await _listen(feed_nursery, serve_them, "--rates-port")
                 url = f"http://{host}:{bound}"
                 log.info("rates.listening", freecurrencyapi=f"{url}/v1", frankfurter=f"{url}/v2")
 
@@ -136,6 +130,15 @@ def run_mock_server(
 
     trio.run(run_until_signal, mock_server)
     return 0
+
+
+async def _listen(nursery: trio.Nursery, serve: Callable[..., Any], option: str) -> int:
+    """Start a server, and tell its port. Raises `BadSettings` where it cannot listen."""
+    try:
+        port: int = await nursery.start(serve)
+    except OSError as error:
+        raise BadSettings(f"{option}: {error.strerror}") from None
+    return port
 
 
 def _figures(feed: StandIn) -> dict[str, int]:
