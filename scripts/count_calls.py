@@ -22,8 +22,8 @@ import random
 import ssl
 import sys
 import tracemalloc
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
@@ -81,8 +81,9 @@ def judging(what: str) -> Iterator[Callable[[bool], None]]:
 # The calls.
 
 
-async def ask_chain(fake: FakeRates, wishes: Sequence[Wish], gap: float) -> None:
-    """The requests, `gap` seconds apart, through the chain of the service."""
+@asynccontextmanager
+async def open_chain(fake: FakeRates) -> AsyncIterator[tuple[RateChain, trio.Nursery]]:
+    """The chain of the service over both sources in memory, and the nursery that it fetches in."""
     client = HttpClient(TLS, memory_transport(fake))
     async with trio.open_nursery() as nursery:
         chain = RateChain(
@@ -93,6 +94,12 @@ async def ask_chain(fake: FakeRates, wishes: Sequence[Wish], gap: float) -> None
             utc_now=utc_now,
             observer=Observer(),
         )
+        yield chain, nursery
+
+
+async def ask_chain(fake: FakeRates, wishes: Sequence[Wish], gap: float) -> None:
+    """The requests, `gap` seconds apart, through the chain of the service."""
+    async with open_chain(fake) as (chain, nursery):
 
         async def ask(currency: str, day: date) -> None:
             try:
@@ -172,17 +179,8 @@ def _calls(fake: FakeRates) -> str:
 async def ask_days(days: Sequence[date], rounds: int) -> list[tuple[int, float]]:
     """After each round of different days: the tables held, and MiB allocated by Python."""
     found = []
-    async with trio.open_nursery() as nursery:
-        fake = FakeRates(utc_now, per_minute=UNLIMITED, per_month=UNLIMITED)
-        client = HttpClient(TLS, memory_transport(fake))
-        chain = RateChain(
-            two_sources(client, URL),
-            Tables(LIFE),
-            nursery,
-            deadline=5.0,
-            utc_now=utc_now,
-            observer=Observer(),
-        )
+    fake = FakeRates(utc_now, per_minute=UNLIMITED, per_month=UNLIMITED)
+    async with open_chain(fake) as (chain, _):
         size = len(days) // rounds
         for start in range(0, len(days), size):
             for day in days[start : start + size]:
