@@ -62,8 +62,10 @@ def make_source(name: str, settings: Settings, http: Http) -> Source:
             return FreeCurrencyApi(http, settings.key.reveal(), settings.freecurrencyapi_url)
         case "frankfurter":
             return Frankfurter(http, settings.frankfurter_url)
-        case _:
+        case "ecb":
             return Ecb()
+        case _:
+            raise AssertionError(f"a source without a maker: {name}")
 
 
 @asynccontextmanager

@@ -52,6 +52,10 @@ def to_euro(stake: Decimal, units: Decimal, euro: Decimal = _ONE) -> Decimal:
     there a tie ends in 5, or further on in 0. Hence a quotient that was cut
     neither becomes a tie nor gets to the other side of one.
 
+    The same digit serves half up, half down and the directed modes, which ask no
+    more than where the quotient lies: another rule is another mode of the last
+    context, and nothing else.
+
     Why two ordinary roundings would not do. Let the product be a, a whole number
     A of 68 digits at most over 10^i, and `units` b, a whole number over 10^j. A
     quotient that is not the tie t = (2n + 1) / (2 * 10^5) differs from it by

@@ -60,7 +60,7 @@ class Refused(RatebridgeError):
     """
 
     id: bytes
-    kind: str
+    kind: Literal["bad-message", "bad-stake", "bad-currency", "bad-date"]
     text: str
 
     def __str__(self) -> str:

@@ -45,7 +45,7 @@ class Link:
         self._goodbye = trio.CancelScope()
         self._texts: Sequence[bytes] = ()
         self._begun = Write(b"")
-        self.left = 0  # texts of the last batch that the system has taken whole
+        self.written = 0  # texts of the last batch that the system has taken whole
 
     async def receive(self) -> list[bytes]:
         """The next batch of whole text messages (UTF-8), at least one."""
@@ -67,19 +67,19 @@ class Link:
         self._texts = texts
         self._begun = Write(client_frames(texts))
         self._stream.begin(self._begun)
-        self._count_left()
-        return self.left == len(texts)
+        self._count_written()
+        return self.written == len(texts)
 
     async def finish(self) -> None:
         """Write the rest of what was begun. That it returns says only that the system took it.
 
-        `left` tells how many texts it took, also when this raises or is cancelled.
+        `written` tells how many texts it took, also when this raises or is cancelled.
         (Over TLS, which does not tell how far it came, that is all of them or none.)
         """
         try:
             await self._write(self._begun)
         finally:
-            self._count_left()
+            self._count_written()
 
     async def send(self, texts: Sequence[bytes]) -> None:
         """`begin` and `finish`."""
@@ -88,10 +88,10 @@ class Link:
         else:
             await self.finish()
 
-    def _count_left(self) -> None:
+    def _count_written(self) -> None:
         write = self._begun
         whole = write.taken == len(write.data)
-        self.left = len(self._texts) if whole else _whole_frames(self._texts, write.taken)
+        self.written = len(self._texts) if whole else _whole_frames(self._texts, write.taken)
 
     async def close(self, code: int) -> None:
         """Say goodbye and wait for the answer, for no more than `CLOSE_WITHIN` seconds.

@@ -16,7 +16,7 @@ half a surrogate pair.
 import re
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 from msgspec import Raw
@@ -43,7 +43,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     """A stake to convert. One is made per message, so it is a Struct: attrs costs 2 µs more.
 
     `id` is raw JSON, and so is `date`, whose meaning is `instant` (aware UTC). `reply`
-    is the reply but for two holes, see `encode_reply`.
+    is the reply, but for two holes where the new stake and the new date will stand.
     """
 
     id: bytes
@@ -108,7 +108,7 @@ def decode(frame: bytes) -> Heartbeat | Request:
     return _request(message_id, members)
 
 
-# A request as the feed writes it, with nothing in it that could be wrong but the day. It is
+# A request as the feed writes it, with nothing in it that could be wrong but the date. It is
 # read in half the time that the JSON parser takes for any other, and to the same effect.
 _INT: Final = rb"(?:0|[1-9]\d*)"
 _USUAL: Final = re.compile(
@@ -123,7 +123,7 @@ _USUAL_REPLY: Final = b"%b" + _STAKE + b',"currency":"EUR","date":"' + _DATE + b
 def _usual_request(
     begin: bytes, message_id: bytes, stake: bytes, currency: bytes, date: bytes
 ) -> Request | None:
-    """The request of these parts; None for a day that is not in the calendar."""
+    """The request of these parts; None for a date that is none, such as February 30."""
     try:
         instant = _instant(date)
     except msgspec.DecodeError:
@@ -211,7 +211,7 @@ def _request(message_id: bytes, members: dict[str, Raw]) -> Request:
 
 
 class _Flaw(Exception):
-    def __init__(self, kind: str, text: str) -> None:
+    def __init__(self, kind: Literal["bad-stake", "bad-currency", "bad-date"], text: str) -> None:
         super().__init__(kind, text)
         self.kind = kind
         self.text = text
@@ -302,7 +302,7 @@ def _read_date(raw: Raw) -> datetime:
 
 
 def encode_reply(request: Request, stake: str, date: str) -> bytes:
-    """The request with its new stake (JSON number text), currency and date; all else as it came."""
+    """The reply, with `stake` (JSON number text) and `date` in its holes; all else is there."""
     return request.reply.replace(_STAKE, stake.encode()).replace(_DATE, date.encode())
 
 

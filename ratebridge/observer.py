@@ -1,7 +1,7 @@
 """What the service reports of itself: one method per fact, and nothing done about it here.
 
 The modules that decide call these and stay free of logs, metrics and files;
-`journal.Journal` is the observer that writes them down. Each method is called
+`operating.journal.Journal` is the observer that writes them down. Each method is called
 from the event loop, returns at once and does not raise.
 """
 

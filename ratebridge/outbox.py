@@ -34,7 +34,7 @@ def _nobody() -> None:
 
 
 class Outbox:
-    """A bounded queue with one reader at a time: the writer of the present session."""
+    """A bounded queue, which the present session empties: one write at a time is taken from it."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer

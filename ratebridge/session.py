@@ -141,7 +141,7 @@ class Session:
                 try:
                     await self._link.finish()
                 finally:
-                    self._outbox.sent(self._link.left)
+                    self._outbox.sent(self._link.written)
                 self._unfinished = trio.Event()
                 self._write_now()
         except LinkFailed as failure:

@@ -57,7 +57,7 @@ def _switch(value: str) -> bool:
     raise ValueError("true or false")
 
 
-def _seconds_or_none(value: str) -> float:
+def _seconds_from_zero(value: str) -> float:
     try:
         seconds = float(value)
     except ValueError:
@@ -70,7 +70,7 @@ def _seconds_or_none(value: str) -> float:
 def _seconds(value: str) -> float:
     expected = "a number of seconds above 0"
     try:
-        seconds = _seconds_or_none(value)
+        seconds = _seconds_from_zero(value)
     except ValueError:
         raise ValueError(expected) from None
     if seconds == 0:
@@ -108,7 +108,7 @@ def _base_url(value: str) -> str:
     return value.rstrip("/")
 
 
-def _host_port(value: str) -> tuple[str, int] | None:
+def _host_port(value: str) -> tuple[str, int]:
     host, colon, port = value.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not host or not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > 65535:
@@ -116,7 +116,7 @@ def _host_port(value: str) -> tuple[str, int] | None:
     return host, int(port)
 
 
-def _file(value: str) -> Path | None:
+def _file(value: str) -> Path:
     path = Path(value)
     if not path.parent.is_dir() or path.is_dir():
         raise ValueError("a file in a directory that exists")
@@ -137,7 +137,7 @@ _VARIABLES: Final[Mapping[str, tuple[str, Callable[[str], Any]]]] = {
     "heartbeat_timeout": ("RATEBRIDGE_HEARTBEAT_TIMEOUT", _seconds),
     "reconnect_min": (_MIN, _seconds),
     "reconnect_max": (_MAX, _seconds),
-    "drain_timeout": ("RATEBRIDGE_DRAIN_TIMEOUT", _seconds_or_none),
+    "drain_timeout": ("RATEBRIDGE_DRAIN_TIMEOUT", _seconds_from_zero),
     "log_level": ("RATEBRIDGE_LOG_LEVEL", _one_of(*LOG_LEVELS)),
     "log_format": ("RATEBRIDGE_LOG_FORMAT", _one_of(*LOG_FORMATS)),
     "status_address": ("RATEBRIDGE_STATUS_ADDRESS", _host_port),

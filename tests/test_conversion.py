@@ -183,6 +183,8 @@ def quotes(draw: st.DrawFn) -> Decimal:
 @example(Decimal("-999999999999999.9999999999999999999"), QUOTE_MIN, QUOTE_MAX)
 @example(Decimal("1e-19"), QUOTE_MAX, QUOTE_MIN)
 @example(Decimal("0e-19"), Decimal(3), Decimal(7))
+@example(Decimal("0.000025"), Decimal(1), Decimal(1))  # a tie, which goes to the even neighbour
+@example(Decimal("-0.000075"), Decimal(2), Decimal(2))
 def test_a_conversion_equals_the_fraction(stake: Decimal, units: Decimal, euro: Decimal):
     exact = Fraction(stake) * Fraction(euro) / Fraction(units)
     assert is_exactly(to_euro(stake, units, euro), round(exact * 10**5))

@@ -41,7 +41,8 @@ def test_the_metrics_of_the_readme_are_there():
 
 
 def test_the_events_of_the_readme_are_there():
-    code = (ROOT / "ratebridge" / "operating" / "journal.py").read_text(encoding="utf-8")
+    tellers = ("operating/journal.py", "app.py")
+    code = "".join((ROOT / "ratebridge" / name).read_text(encoding="utf-8") for name in tellers)
     [table] = re.findall(r"\| event \| means .*?\n\n", README, re.DOTALL)
     named = set(re.findall(r"`([a-z]+\.[a-z_]+)`", table))
     assert len(named) > 8

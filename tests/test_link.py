@@ -400,7 +400,7 @@ async def test_a_batch_of_texts_arrives_in_its_order(autojump_clock):
     texts = [b"one", b"", "\u20ac".encode(), b"x" * 200, b"y" * 70000]
     async with open_to(accept_and_listen) as (link, feed):
         await link.send(texts)
-        assert link.left == len(texts)
+        assert link.written == len(texts)
         await trio.sleep(1)
         assert [got.text.encode() for got in feed.peers[0].received] == texts
 
@@ -502,7 +502,7 @@ async def test_a_stall_of_our_own_in_the_middle_of_a_write_does_not_end_the_link
         for _ in range(10):
             await link.send([b"text"])
         assert written.is_set()
-        assert link.left == 1
+        assert link.written == 1
         nursery.cancel_scope.cancel()
 
 
@@ -513,11 +513,11 @@ async def test_after_a_write_that_was_cut_short_no_byte_is_written(autojump_cloc
         stop_taking(dial.streams[0])
         with trio.move_on_after(1):
             await link.send([b"cut"])
-        assert link.left == 0
+        assert link.written == 0
         dial.streams[0].send_stream.send_all_hook = fail_the_test
         with pytest.raises(LinkFailed, match="reset: the peer broke off"):
             await link.send([b"next"])
-        assert link.left == 0
+        assert link.written == 0
         nursery.cancel_scope.cancel()
 
 
@@ -732,7 +732,7 @@ async def test_a_failed_write_waits_for_the_reason_that_the_reader_comes_upon(au
         await trio.testing.wait_all_tasks_blocked()
         assert texts == [b"a request"]
         assert [failure.code for failure in failures] == [1011]
-        assert link.left == 0
+        assert link.written == 0
         nursery.cancel_scope.cancel()
 
 
@@ -878,7 +878,7 @@ async def test_nothing_is_written_behind_our_close(autojump_clock):
             await trio.testing.wait_all_tasks_blocked()
             with pytest.raises(LinkFailed):
                 await link.send([b"too late"])
-        assert link.left == 0
+        assert link.written == 0
 
 
 async def test_a_close_waits_for_the_write_under_way_and_for_no_more_than_its_second(

@@ -47,7 +47,7 @@ async def received(peer: FeedPeer, count: int) -> list[bytes]:
 async def test_a_batch_that_the_system_takes_at_once_has_left_when_begin_returns():
     async def test(link: Link, peers: list[FeedPeer], ready: trio.Event) -> None:
         assert link.begin([b"one", b"two"])
-        assert link.left == 2
+        assert link.written == 2
         ready.set()
         assert await received(peers[0], 2) == [b"one", b"two"]
 
@@ -57,11 +57,11 @@ async def test_a_batch_that_the_system_takes_at_once_has_left_when_begin_returns
 async def test_a_batch_that_is_taken_in_part_is_finished_before_anything_else_is_written():
     async def test(link: Link, peers: list[FeedPeer], ready: trio.Event) -> None:
         assert not link.begin(LARGE)
-        assert 0 < link.left < len(LARGE)
+        assert 0 < link.written < len(LARGE)
         await trio.sleep(0.1)  # the pong is due, and has to wait
         ready.set()
         await link.finish()
-        assert link.left == len(LARGE)
+        assert link.written == len(LARGE)
         await link.send([b"last"])
         assert await received(peers[0], len(LARGE) + 1) == [*LARGE, b"last"]
 
@@ -74,7 +74,7 @@ async def test_nothing_is_begun_while_a_write_is_under_way():
             nursery.start_soon(link._stream.write, Write(client_frames(LARGE)))
             await trio.sleep(0.1)
             assert not link.begin([b"after"])
-            assert link.left == 0
+            assert link.written == 0
             ready.set()
             await link.finish()
         assert await received(peers[0], len(LARGE) + 1) == [*LARGE, b"after"]

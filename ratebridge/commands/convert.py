@@ -200,8 +200,9 @@ def _convert_until_signal(
             nursery.cancel_scope.cancel()
 
     trio.run(run_until_signal, ask)
-    for outcome in outcomes:
-        if not isinstance(outcome, Conversion):
-            raise outcome
-        return outcome
-    return None
+    if not outcomes:
+        return None
+    [outcome] = outcomes
+    if not isinstance(outcome, Conversion):
+        raise outcome
+    return outcome

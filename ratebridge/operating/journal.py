@@ -188,7 +188,7 @@ class Journal(Observer):
         silence = failure.silence or 0.0
         self.stats.sources[provider].silent_until = trio.current_time() + silence
         # A minute's quota is soon there again; a month's needs somebody.
-        tell = self._log.error if (failure.silence or 0.0) > LONG_SILENCE else self._log.warning
+        tell = self._log.error if silence > LONG_SILENCE else self._log.warning
         tell(
             "rates.silenced",
             provider=provider,

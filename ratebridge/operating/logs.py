@@ -47,7 +47,6 @@ def configure_logs(level: str, log_format: LogFormat, stream: TextIO | None = No
     ]
     if log_format == "json":
         processors += [
-            structlog.processors.EventRenamer("event"),
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(default=str),
         ]

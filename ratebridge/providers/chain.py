@@ -101,7 +101,11 @@ class RateChain:
             learnt[found.name] = flight.outcome
 
     def _look(self, currency: str, day: date, learnt: Mapping[str, Outcome]) -> Rate | Source:
-        """A rate, or the source to be asked next. Raises `NoRate` when both are lacking."""
+        """A rate, or the source to be asked next. Raises `NoRate` when both are lacking.
+
+        Where a table serves that is not to be relied on for long, the sources that are
+        due are asked behind the back of the request.
+        """
         today = self._utc_now().date()
         now = trio.current_time()
         due: list[Source] = []
