@@ -56,3 +56,11 @@ def test_a_file_to_replay_that_cannot_be_read_is_told(tmp_path, capsys):
     assert capsys.readouterr().err.splitlines()[-1] == (
         "--replay: expected a file of JSON lines that can be read"
     )
+
+
+def test_a_check_that_finds_something_wrong_is_exit_code_1(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CURRENCY_ASSIGNMENT_WS_URI", "ws://feed.example")
+    monkeypatch.setenv("RATEBRIDGE_PROVIDERS", "ecb")
+    monkeypatch.setattr("ratebridge.commands.check.run_check", lambda _settings: 1)
+    assert exit_code("check") == 1
