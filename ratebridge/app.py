@@ -146,9 +146,8 @@ async def serve(
 
     status = None
     if settings.status_address is not None:
-        from .operating.status import (
-            StatusServer,
-        )  # what it stands on is imported only when it is on
+        # What it stands on is imported only when it is on.
+        from .operating.status import StatusServer
 
         status = StatusServer(settings.status_address, journal)
 

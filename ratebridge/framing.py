@@ -156,6 +156,11 @@ def client_frames(texts: Sequence[bytes]) -> bytes:
     return masked.to_bytes(len(plain), "little")
 
 
+def client_frame_size(text: bytes) -> int:
+    """How many bytes of `client_frames` are the frame of this text."""
+    return len(_header(len(text))[1]) + len(text)
+
+
 @lru_cache(maxsize=1024)
 def _header(size: int) -> tuple[bytes, bytes]:
     """The header of a text of so many bytes, and zeros to cover it and the key behind it."""

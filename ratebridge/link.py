@@ -18,7 +18,7 @@ import wsproto
 from .address import Address
 from .dial import Dial
 from .errors import LinkFailed
-from .framing import MAX_FRAME, client_frames
+from .framing import MAX_FRAME, client_frame_size, client_frames
 from .stream import Inbox, LinkStream, Sink, Write
 
 OPEN_WITHIN: Final = 5.0  # s for DNS, TCP, TLS and upgrade together
@@ -167,7 +167,7 @@ class Link:
 
 def _whole_frames(texts: Sequence[bytes], size: int) -> int:
     """How many of the texts have their frame within the first `size` bytes of a write."""
-    ends = accumulate(len(client_frames([text])) for text in texts)
+    ends = accumulate(map(client_frame_size, texts))
     return sum(end <= size for end in ends)
 
 
