@@ -13,9 +13,9 @@ import trio
 
 from .backoff import Backoff
 from .bridge import Bridge
-from .dial import Dial, network_dial
 from .errors import BadSettings
 from .link import Link, open_link
+from .link.dial import Dial, network_dial
 from .observer import Observer
 from .operating.audit import Audit
 from .operating.journal import Journal
@@ -30,7 +30,7 @@ from .providers.freecurrencyapi import FreeCurrencyApi
 from .providers.late_http import LateHttp
 from .providers.source import Http, Source
 from .rates import Tables
-from .session import Rhythm
+from .session import HeartbeatSettings
 from .settings import FEED, Settings
 from .supervisor import Supervisor
 
@@ -108,11 +108,11 @@ async def open_outbox(observer: Observer) -> AsyncIterator[Outbox]:
     try:
         yield outbox
     finally:
-        outbox.give_up_all("the service stopped")
+        outbox.discard_all("the service stopped")
 
 
 @attrs.define
-class World:
+class Dependencies:
     """What a service touches beyond its settings; each can be replaced, as the tests do."""
 
     dial: Dial | None = None
@@ -125,21 +125,21 @@ async def serve(
     settings: Settings,
     journal: Journal | None = None,
     stop: trio.Event | None = None,
-    world: World | None = None,
+    dependencies: Dependencies | None = None,
 ) -> None:
-    """Run the service until `stop` is set and what was in flight is answered, or cannot be.
+    """Run the service until `stop` is set and what was in fetch is answered, or cannot be.
 
     Without a `stop` it runs until cancelled. It logs by structlog, however that
     is configured. Raises `CannotStart`, or `BadSettings`, before anything has begun.
     """
     journal = journal or Journal(Stats())
     stop = trio.Event() if stop is None else stop
-    world = world or World()
+    dependencies = dependencies or Dependencies()
     if settings.feed is None:
-        raise BadSettings(f"{FEED}: expected a value, it is required")
+        raise BadSettings(f"{FEED}: is required but not set")
     feed = settings.feed
     tls = tls_context(settings.verify_ssl) if feed.secure else None
-    dial = world.dial or network_dial(feed, tls)
+    dial = dependencies.dial or network_dial(feed, tls)
 
     if settings.audit_file is not None:
         journal.audit = Audit(settings.audit_file, journal)
@@ -166,27 +166,35 @@ async def serve(
             settings,
             service_nursery,
             journal,
-            sources=world.sources,
-            clock=world.clock,
-            jitter=world.jitter,
+            sources=dependencies.sources,
+            clock=dependencies.clock,
+            jitter=dependencies.jitter,
         ) as chain,
     ):
         if journal.audit is not None:
             await service_nursery.start(journal.audit.run)
-        bridge = Bridge(chain, service_nursery, outbox.add, utc_now=world.clock, observer=journal)
+        bridge = Bridge(
+            chain, service_nursery, outbox.add, utc_now=dependencies.clock, observer=journal
+        )
         supervisor = Supervisor(
             open_feed,
             bridge,
             outbox,
-            rhythm=Rhythm(settings.heartbeat_interval, settings.heartbeat_timeout),
-            backoff=Backoff(settings.reconnect_min, settings.reconnect_max, world.jitter),
+            heartbeat=HeartbeatSettings(settings.heartbeat_interval, settings.heartbeat_timeout),
+            backoff=Backoff(settings.reconnect_min, settings.reconnect_max, dependencies.jitter),
             observer=journal,
         )
         service_nursery.start_soon(_summarize, journal, bridge, outbox, chain, name="summary")
         if status is not None:
             # It ends with the nursery, so it still answers while the service drains.
             view = Service(
-                settings, journal.stats, bridge, outbox, chain, trio.current_time(), world.clock
+                settings,
+                journal.stats,
+                bridge,
+                outbox,
+                chain,
+                trio.current_time(),
+                dependencies.clock,
             )
             await service_nursery.start(status.run, view, name="status server")
         async with trio.open_nursery() as supervisor_nursery:

@@ -89,7 +89,7 @@ class Bridge:
         came = moment.mono
         if request.currency == "EUR":
             return self._convert(request, None, came, moment)
-        rate = self._chain.rate_at_hand(request.currency, day, moment.today, came)
+        rate = self._chain.cached_rate(request.currency, day, moment.today, came)
         if rate is not None:
             return self._convert(request, rate, came, moment)
         if self.waiting >= MOST_WAITING:
@@ -105,11 +105,11 @@ class Bridge:
         except NoRate as problem:
             reply = self._refuse(request.id, problem, came)
         except trio.Cancelled:
-            self._observer.given_up(request.id, "the service stopped")
+            self._observer.undelivered(request.id, "the service stopped")
             raise
         except Exception as bug:  # noqa: BLE001 - a bug costs one request and not the service
-            self._observer.request_crashed(bug)
-            crash = NoRate("crash", "an internal error, see the service's log")
+            self._observer.internal_error("request", bug)
+            crash = NoRate("internal-error", "an internal error, see the service's log")
             reply = self._refuse(request.id, crash, came)
         self._deliver(reply)
         self.waiting -= 1

@@ -71,7 +71,9 @@ class Refused(RatebridgeError):
 class NoRate(RatebridgeError):
     """There is no rate for a request: never, for that day or currency, or not at the moment."""
 
-    kind: Literal["bad-date", "unknown-currency", "unavailable", "overloaded", "stopping", "crash"]
+    kind: Literal[
+        "bad-date", "unknown-currency", "unavailable", "overloaded", "stopping", "internal-error"
+    ]
     text: str
 
     def __str__(self) -> str:
@@ -92,7 +94,7 @@ class SourceFailed(RatebridgeError):
     text: str
     again: bool = False
     after: float | None = None
-    silence: float | None = None
+    limited_for: float | None = None
 
     def __str__(self) -> str:
         return self.text

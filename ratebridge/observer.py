@@ -9,32 +9,31 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from .errors import NoRate, Refused, SourceFailed
+from .errors import LinkFailed, NoRate, Refused, SourceFailed
 from .rates import Rate, RateTable
 
 if TYPE_CHECKING:
     from .messages import Request
-    from .session import SessionEnd
 
 
 class Observer:
-    """An observer that looks away; the base of those that do not."""
+    """An observer that does nothing; the base of those that do not."""
 
     # The link.
 
     def link_up(self) -> None:
         """A link is open."""
 
-    def link_lost(self, end: "SessionEnd", retry_in: float | None) -> None:
-        """A session is over; the next is tried in `retry_in` seconds, None for never."""
+    def link_lost(self, cause: LinkFailed, uptime: float, retry_in: float | None) -> None:
+        """A link ended after `uptime` seconds, or an attempt failed (0.0).
 
-    def session_crashed(self, error: Exception) -> None:
-        """A bug of ours ended a session."""
+        The next is tried in `retry_in` seconds, None for never.
+        """
 
     def heartbeat_received(self, gap: float) -> None:
         """A heartbeat came, `gap` seconds after the one before it (the first: after the open)."""
 
-    def excused(self, late: float) -> None:
+    def loop_stalled(self, late: float) -> None:
         """Our own loop stood still for `late` seconds, so a silent peer got another period."""
 
     # The messages.
@@ -50,11 +49,8 @@ class Observer:
     def refused(self, problem: Refused | NoRate, message_id: bytes, seconds: float) -> None:
         """A request was answered with an error."""
 
-    def given_up(self, message_id: bytes, why: str) -> None:
+    def undelivered(self, message_id: bytes, why: str) -> None:
         """A reply will never be sent."""
-
-    def request_crashed(self, error: Exception) -> None:
-        """A bug of ours came up while a request waited for its rate."""
 
     # The rates.
 
@@ -64,11 +60,8 @@ class Observer:
     def fetch_failed(self, provider: str, day: date, failure: SourceFailed) -> None:
         """A source did not give a table, after the retries."""
 
-    def silenced(self, provider: str, failure: SourceFailed) -> None:
-        """A source is not asked again for `failure.silence` seconds."""
-
-    def source_crashed(self, provider: str, error: Exception) -> None:
-        """A bug of ours came up while asking a source."""
+    def rate_limited(self, provider: str, failure: SourceFailed) -> None:
+        """A source is not asked again for `failure.limited_for` seconds."""
 
     # The audit trail.
 
@@ -78,8 +71,10 @@ class Observer:
     def audit_lost(self, lines: int, why: str) -> None:
         """Lines will never be written: the first that found no room, or those left at the stop."""
 
-    def audit_mended(self, lost: int) -> None:
+    def audit_recovered(self, lost: int) -> None:
         """The audit file is written again; so many lines were lost meanwhile."""
 
-    def audit_crashed(self, error: Exception) -> None:
-        """A bug of ours came up while lines were written; it has cost some of them."""
+    # The service.
+
+    def internal_error(self, where: str, error: BaseException) -> None:
+        """A bug came up in the part named `where`; the service goes on."""

@@ -53,7 +53,7 @@ class Outbox:
         """Queue replies; when there are too many the oldest are given up."""
         self._replies += replies
         while len(self) > MOST_REPLIES and self._replies:
-            self._give_up(self._replies.popleft(), "too many replies wait for a link")
+            self._undelivered(self._replies.popleft(), "too many replies wait for a link")
         self.on_filled()
 
     def add_heartbeat(self) -> None:
@@ -90,13 +90,13 @@ class Outbox:
         self._replies = deque(reply for reply in replies if reply.keep)
         for reply in replies:
             if not reply.keep:
-                self._give_up(reply, "it was for the link that is gone")
+                self._undelivered(reply, "it was for the link that is gone")
 
-    def give_up_all(self, why: str) -> None:
+    def discard_all(self, why: str) -> None:
         """Nothing more will be sent."""
         self.lose_link()
         while self._replies:
-            self._give_up(self._replies.popleft(), why)
+            self._undelivered(self._replies.popleft(), why)
 
     def _batch(self) -> list[Reply]:
         batch: list[Reply] = []
@@ -111,8 +111,8 @@ class Outbox:
     def _expire(self) -> None:
         oldest = trio.current_time() - OLDEST_REPLY
         while self._replies and self._replies[0].made_at <= oldest:
-            self._give_up(self._replies.popleft(), "it was too old")
+            self._undelivered(self._replies.popleft(), "it was too old")
 
-    def _give_up(self, reply: Reply, why: str) -> None:
+    def _undelivered(self, reply: Reply, why: str) -> None:
         self._lessened.set()
-        self._observer.given_up(reply.id, why)
+        self._observer.undelivered(reply.id, why)

@@ -43,19 +43,19 @@ class RateTable:
     fetched: datetime
     final: bool = attrs.field(init=False)
     """Whether the day was over when the table was asked for, so that it changes no more."""
-    _at_hand: dict[str, "Rate"] = attrs.field(factory=dict, init=False, eq=False, repr=False)
+    _cached_rates: dict[str, "Rate"] = attrs.field(factory=dict, init=False, eq=False, repr=False)
 
     @final.default
     def _is_final(self) -> bool:
         return self.fetched.date() > self.day
 
-    def rate_at_hand(self, currency: str) -> "Rate | None":
+    def cached_rate(self, currency: str) -> "Rate | None":
         """`rate_from` the table without a call; each is made once."""
-        rate = self._at_hand.get(currency)
+        rate = self._cached_rates.get(currency)
         if rate is None:
             rate = rate_from(self, currency, cached=True)
             if rate is not None:
-                self._at_hand[currency] = rate
+                self._cached_rates[currency] = rate
         return rate
 
 
@@ -154,11 +154,11 @@ class Tables:
         *,
         today: date,
         now: float,
-        silence: SourceFailed | None = None,
+        limit: SourceFailed | None = None,
     ) -> RateTable | Failing | None:
         """What to go by at monotonic time `now`; None when the source has to be asked first.
 
-        `silence` is why the source cannot be asked for anything at present, if so.
+        `limit` is why the source cannot be asked for anything at present, if so.
         """
         table = self.fresh(provider, day, today=today, now=now)
         if table is not None:
@@ -168,8 +168,8 @@ class Tables:
         if held is not None and held[0].final:
             self._tables.move_to_end(key)
             table = held[0]
-        if silence is not None:
-            return Failing(silence, table)
+        if limit is not None:
+            return Failing(limit, table)
         failed = self._failures.get(key)
         if failed is None:
             return None

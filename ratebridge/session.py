@@ -17,7 +17,7 @@ from .observer import Observer
 from .outbox import Outbox, Reply
 
 GRACE: Final = 0.1  # s to read what has arrived before the peer is called silent
-LOOKS: Final = 10  # in that time: a stall of our own counts as one of them, not as the peer's
+POLLS: Final = 10  # in that time: a stall of our own counts as one of them, not as the peer's
 STALL: Final = 0.25  # s: woken later than that, it was our own loop that stood still
 LARGE: Final = 32  # frames: the peer has half the replies to read while the rest is made
 GOING_AWAY: Final = 1001  # RFC 6455, 7.4.1
@@ -33,7 +33,7 @@ class SessionEnd:
 
 
 @attrs.frozen
-class Rhythm:
+class HeartbeatSettings:
     """Seconds between our heartbeats, and without one of the peer's until the link is refreshed."""
 
     interval: float = 1.0
@@ -44,12 +44,17 @@ class Session:
     """The life of one open link."""
 
     def __init__(
-        self, link: Link, bridge: Bridge, outbox: Outbox, rhythm: Rhythm, observer: Observer
+        self,
+        link: Link,
+        bridge: Bridge,
+        outbox: Outbox,
+        heartbeat: HeartbeatSettings,
+        observer: Observer,
     ) -> None:
         self._link = link
         self._bridge = bridge
         self._outbox = outbox
-        self._rhythm = rhythm
+        self._heartbeat = heartbeat
         self._observer = observer
         self._opened = trio.current_time()
         self._heard = self._opened  # when the last heartbeat came; the opening stands for the first
@@ -87,7 +92,7 @@ class Session:
     async def _send_heartbeats(self) -> None:
         while True:
             # A beat that we were too late for is not made up for.
-            await trio.sleep(self._rhythm.interval)
+            await trio.sleep(self._heartbeat.interval)
             self._outbox.add_heartbeat()
 
     async def _receive(self) -> None:
@@ -121,7 +126,7 @@ class Session:
         self._observer.heartbeat_received(now - self._heard)
         self._heard = now
         self._proved = True
-        self._watchdog.deadline = now + self._rhythm.timeout
+        self._watchdog.deadline = now + self._heartbeat.timeout
 
     def _write_now(self) -> None:
         """Write what waits, as far as the system takes it at once; the writer does the rest."""
@@ -149,7 +154,7 @@ class Session:
 
     async def _watch(self) -> None:
         """End the session when no heartbeat has been received for the timeout."""
-        timeout = self._rhythm.timeout
+        timeout = self._heartbeat.timeout
         while True:
             with trio.CancelScope(deadline=self._heard + timeout) as self._watchdog:
                 await trio.sleep_forever()
@@ -159,10 +164,10 @@ class Session:
             if late > STALL:
                 # We did not look for a while. A healthy peer has beaten meanwhile, or
                 # will within a period; a dead one gets that period once.
-                self._observer.excused(late)
+                self._observer.loop_stalled(late)
                 grace = timeout
-            look = grace / LOOKS
-            for _ in range(LOOKS):
+            look = grace / POLLS
+            for _ in range(POLLS):
                 began = trio.current_time()
                 await trio.sleep(look)
             if trio.current_time() - began > look + STALL:

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from .address import Address
 from .errors import BadSettings
+from .link.address import Address
 from .messages import clipped, quoted
 
 PROVIDERS: Final = ("freecurrencyapi", "frankfurter", "ecb")
@@ -192,7 +192,7 @@ def load_settings(values: Mapping[str, str], *, need_feed: bool = True) -> Setti
     for setting, (name, parse) in _VARIABLES.items():
         if name not in values:
             if name == FEED and need_feed:
-                problems.append(f"{FEED}: expected a value, it is required")
+                problems.append(f"{FEED}: is required but not set")
             continue
         value = values[name].strip()
         try:

@@ -10,7 +10,7 @@ from .errors import LinkFailed
 from .link import Link
 from .observer import Observer
 from .outbox import Outbox
-from .session import Rhythm, Session, SessionEnd
+from .session import HeartbeatSettings, Session, SessionEnd
 
 OpenLink = Callable[[trio.Nursery], Awaitable[Link]]
 
@@ -24,14 +24,14 @@ class Supervisor:
         bridge: Bridge,
         outbox: Outbox,
         *,
-        rhythm: Rhythm,
+        heartbeat: HeartbeatSettings,
         backoff: Backoff,
         observer: Observer,
     ) -> None:
         self._open_link = open_link
         self._bridge = bridge
         self._outbox = outbox
-        self._rhythm = rhythm
+        self._heartbeat = heartbeat
         self._backoff = backoff
         self._observer = observer
         self._opening = trio.CancelScope()
@@ -44,16 +44,16 @@ class Supervisor:
             try:
                 end = await self._live()
             except Exception as bug:  # noqa: BLE001 - no bug of a session ends the service
-                self._observer.session_crashed(bug)
-                end = SessionEnd(LinkFailed("crash", "a bug, see the trace"))
+                self._observer.internal_error("session", bug)
+                end = SessionEnd(LinkFailed("internal-error", "a bug, see the trace"))
             if self._stopping.is_set():
-                self._observer.link_lost(end, None)
+                self._observer.link_lost(end.cause, end.uptime, None)
                 return
             if end.proved and end.uptime >= PROOF:
                 self._backoff.reset()
             cause = end.cause
             wait = self._backoff.next_wait(status=cause.status, retry_after=cause.retry_after)
-            self._observer.link_lost(end, wait)
+            self._observer.link_lost(cause, end.uptime, wait)
             with trio.move_on_after(wait):
                 await self._stopping.wait()
 
@@ -75,7 +75,7 @@ class Supervisor:
             if self._opening.cancelled_caught:
                 return SessionEnd(LinkFailed("stopped"))
             self._observer.link_up()
-            session = Session(link, self._bridge, self._outbox, self._rhythm, self._observer)
+            session = Session(link, self._bridge, self._outbox, self._heartbeat, self._observer)
             self._session = session
             if self._stopping.is_set():  # too late for the scope of the opening
                 session.stop()

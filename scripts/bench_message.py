@@ -7,7 +7,7 @@ decimals, read its date, convert the stake, write the reply. The standard librar
 cannot write a Decimal, so it writes floats (`default=float`), as is the custom; its
 answer is exact for this sample and not for all. The rounds of the two alternate and
 the best of each counts. Told as well: a conversion alone, and how long the refusal
-of each nasty message of the tests takes.
+of each bad message of the tests takes.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from ratebridge.messages import Request, decode, encode_reply
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-import nasty
+import bad_messages
 
 SAMPLE = (
     b'{"type":"message","id":456,"payload":{"marketId":123456,"selectionId":987654,"odds":2.2,'
@@ -105,12 +105,12 @@ def main() -> None:
 
     refusals: dict[str, Callable[[], object]] = {
         row.name: partial(refuse, row.frame)
-        for row in nasty.ALL
+        for row in bad_messages.ALL
         if row.outcome in ("refused", "dropped") and not row.late
     }
     slowest = sorted(best(refusals, 10, 1).items(), key=lambda item: -item[1])
     quick = sum(micros < 1000 for _, micros in slowest)
-    print(f"\n{quick} of {len(slowest)} nasty messages are refused within a millisecond; slowest:")
+    print(f"\n{quick} of {len(slowest)} bad messages are refused within a millisecond; slowest:")
     for name, micros in slowest[:5]:
         print(f"  {name:<30}{micros:8.0f}")
 

@@ -7,7 +7,7 @@ simulated, and the seed of every run that broke an invariant; exits with 1 if an
 
     uv run scripts/simulate.py --seeds 10000 --jobs 2
     uv run scripts/simulate.py --seed 4711 --log        one run again, with its log
-    uv run scripts/simulate.py --plant no-poison        how many seeds until a planted bug is found
+    uv run scripts/simulate.py --inject no-poison        seeds until an injected bug is found
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from simulation import PLANTS, Report, simulate
+from simulation import INJECTED_BUGS, Report, simulate
 
 HUNG = 300.0  # s of real time for a run that takes a fraction of one
 AT_A_TIME = 200  # seeds handed to the processes ahead of the report
@@ -38,7 +38,9 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first of them (default: 0)")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--length", type=float, help="simulated seconds at most, not by the seed")
-    parser.add_argument("--plant", choices=PLANTS, help="plant a bug, and stop when it is found")
+    parser.add_argument(
+        "--inject", choices=INJECTED_BUGS, help="inject a bug, and stop when it is found"
+    )
     parser.add_argument("--seed", type=int, help="run this one only")
     parser.add_argument("--log", action="store_true", help="print the log of --seed")
     options = parser.parse_args()
@@ -50,7 +52,7 @@ def main() -> int:
 def replay(options: argparse.Namespace) -> int:
     """One seed, with its log if that is wanted."""
     log = print if options.log else None
-    report = simulate(options.seed, length=options.length, plant=options.plant, log=log)
+    report = simulate(options.seed, length=options.length, inject=options.inject, log=log)
     for violation in report.violations:
         print(violation)
     tell_figures([report], 0.0)
@@ -69,25 +71,27 @@ def run(options: argparse.Namespace) -> int:
             print(f"seed {report.seed}{again}: {len(report.violations)} violations")
             for violation in report.violations[:3]:
                 print(f"    {violation[:2000]}", flush=True)
-            if options.plant is not None:
-                convicted = any(PLANTS[options.plant].convicts in v for v in report.violations)
+            if options.inject is not None:
+                convicted = any(
+                    INJECTED_BUGS[options.inject].convicts in v for v in report.violations
+                )
                 if convicted:
-                    print(f"{options.plant}: found by seed number {len(reports)}")
+                    print(f"{options.inject}: found by seed number {len(reports)}")
                     return 0
         if time.monotonic() - told > REPORT_EVERY:
             told = time.monotonic()
             tell_progress(reports, told - began)
     tell_faults(reports)
     tell_figures(reports, time.monotonic() - began)
-    if options.plant is not None:
-        print(f"{options.plant}: not found")
+    if options.inject is not None:
+        print(f"{options.inject}: not found")
         return 1
     return 1 if any(report.violations for report in reports) else 0
 
 
 def simulate_all(seeds: Iterator[int], options: argparse.Namespace) -> Iterator[Report]:
     """The reports of the seeds, in order."""
-    one = partial(guarded, length=options.length, plant=options.plant)
+    one = partial(guarded, length=options.length, inject=options.inject)
     if options.jobs == 1:
         yield from map(one, seeds)
         return
@@ -96,11 +100,11 @@ def simulate_all(seeds: Iterator[int], options: argparse.Namespace) -> Iterator[
             yield from processes.map(one, some, chunksize=5)
 
 
-def guarded(seed: int, *, length: float | None, plant: str | None) -> Report:
+def guarded(seed: int, *, length: float | None, inject: str | None) -> Report:
     """One run; should it hang, the process ends with a traceback of where."""
     faulthandler.dump_traceback_later(HUNG, exit=True)
     try:
-        return simulate(seed, length=length, plant=plant)
+        return simulate(seed, length=length, inject=inject)
     except Exception as error:
         error.add_note(f"in the simulation of seed {seed}")
         raise
@@ -131,7 +135,7 @@ def tell_figures(reports: list[Report], seconds: float) -> None:
         f"{sum(report.links for report in reports)} links, "
         f"{sum(report.received for report in reports)} requests received, "
         f"{sum(report.replies for report in reports)} replies written, "
-        f"{sum(report.given_up for report in reports)} given up"
+        f"{sum(report.undelivered for report in reports)} given up"
     )
     tell_progress(reports, seconds)
 

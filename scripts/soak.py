@@ -88,7 +88,7 @@ class Books:
 
     asked: dict[str, tuple[float, Connection]] = attrs.Factory(dict)
     answered: Counter[str] = attrs.Factory(Counter)
-    given_up: Counter[str] = attrs.Factory(Counter)
+    undelivered: Counter[str] = attrs.Factory(Counter)
     links: int = 0
     linked: trio.Event = attrs.Factory(trio.Event)  # set and renewed with each
     faults: Counter[str] = attrs.Factory(Counter)
@@ -102,11 +102,11 @@ class Books:
         event = json.loads(line)
         name = event["event"]
         self.events[name] += 1
-        if name == "reply.given_up":
-            self.given_up[event["id"]] += 1
-        elif name == "link.lost":
+        if name == "reply.undelivered":
+            self.undelivered[event["id"]] += 1
+        elif name == "connection.lost":
             self.ends[self.last_fault, event["reason"]] += 1
-        elif name == "crash":
+        elif name == "internal_error":
             self.unexpected.append(line)
 
 
@@ -438,7 +438,7 @@ async def open_feed(feed: Feed, nursery: trio.Nursery) -> str:
 def tell(minute: int, size: Size, books: Books) -> None:
     print(
         f"{minute:3} min  {size}  {len(books.asked):7} requests {books.answered.total():7} replies"
-        f" {books.given_up.total():6} given up {books.links:5} links"
+        f" {books.undelivered.total():6} given up {books.links:5} links"
         f" {books.faults.total():5} faults",
         flush=True,
     )
@@ -450,15 +450,15 @@ def balance(books: Books) -> int:
     in_the_fault: Counter[str] = Counter()
     missing: list[str] = []
     for message_id, (sent, connection) in books.asked.items():
-        answered, given_up = books.answered[message_id], books.given_up[message_id]
-        fate = "answered" if answered else "given up" if given_up else "lost"
+        answered, undelivered = books.answered[message_id], books.undelivered[message_id]
+        fate = "answered" if answered else "given up" if undelivered else "lost"
         if connection.fault_at is None or sent < connection.fault_at - MARGIN:
             safe[fate] += 1
             if fate == "lost":
                 missing.append(message_id)
         else:
             in_the_fault[fate] += 1
-    twice = [key for key, count in (books.answered + books.given_up).items() if count > 1]
+    twice = [key for key, count in (books.answered + books.undelivered).items() if count > 1]
     unasked = [key for key in books.answered if key not in books.asked]
     for name, fates in (("safe", safe), ("in the fault", in_the_fault)):
         figures = ", ".join(f"{fates[fate]} {fate}" for fate in ("answered", "given up", "lost"))

@@ -46,7 +46,7 @@ class Notes(Observer):
         self.tables: list[RateTable] = []
         self.failures: list[tuple[str, date, SourceFailed]] = []
         self.silences: list[tuple[str, SourceFailed]] = []
-        self.crashes: list[tuple[str, Exception]] = []
+        self.crashes: list[tuple[str, BaseException]] = []
 
     def fetched(self, table: RateTable, seconds: float) -> None:
         self.tables.append(table)
@@ -54,11 +54,11 @@ class Notes(Observer):
     def fetch_failed(self, provider: str, day: date, failure: SourceFailed) -> None:
         self.failures.append((provider, day, failure))
 
-    def silenced(self, provider: str, failure: SourceFailed) -> None:
+    def rate_limited(self, provider: str, failure: SourceFailed) -> None:
         self.silences.append((provider, failure))
 
-    def source_crashed(self, provider: str, error: Exception) -> None:
-        self.crashes.append((provider, error))
+    def internal_error(self, where: str, error: BaseException) -> None:
+        self.crashes.append((where, error))
 
 
 @attrs.frozen
@@ -69,14 +69,14 @@ class Bench:
     notes: Notes
     wall: Wall
 
-    def at_hand(self, currency: str, day: date) -> Rate | None:
+    def cached(self, currency: str, day: date) -> Rate | None:
         """The rate that is at hand now."""
-        return self.chain.rate_at_hand(currency, day, self.wall().date(), trio.current_time())
+        return self.chain.cached_rate(currency, day, self.wall().date(), trio.current_time())
 
     async def ask(self, currency: str, day: date = DAY) -> Any:
         """The `Rate` or the `NoRate` that a requester gets: now if it is at hand, later if not."""
         try:
-            return self.at_hand(currency, day) or await self.chain.rate(currency, day)
+            return self.cached(currency, day) or await self.chain.rate(currency, day)
         except NoRate as problem:
             return problem
 

@@ -9,10 +9,11 @@ from typing import Any
 import attrs
 import trio
 
-from ratebridge.address import Address
 from ratebridge.bridge import Bridge
+from ratebridge.errors import LinkFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script, request_text
-from ratebridge.link import Link, open_link
+from ratebridge.link.address import Address
+from ratebridge.link.link import Link, open_link
 from ratebridge.observer import Observer
 from ratebridge.outbox import Outbox
 from ratebridge.session import SessionEnd
@@ -48,31 +49,31 @@ def server_frame(payload: bytes, first: int = 0x81) -> bytes:
 
 
 @attrs.define
-class Witness(Observer):
+class Recorder(Observer):
     """An observer that remembers. Times are trio's."""
 
     ups: list[float] = attrs.Factory(list)
     ends: list[SessionEnd] = attrs.Factory(list)
     waits: list[float | None] = attrs.Factory(list)
     lost: list[tuple[bytes, str]] = attrs.Factory(list)  # replies: id and why
-    crashes: list[Exception] = attrs.Factory(list)
+    crashes: list[BaseException] = attrs.Factory(list)
     excuses: list[float] = attrs.Factory(list)
     gaps: list[float] = attrs.Factory(list)  # between heartbeats received
 
     def link_up(self) -> None:
         self.ups.append(trio.current_time())
 
-    def link_lost(self, end: SessionEnd, retry_in: float | None) -> None:
-        self.ends.append(end)
+    def link_lost(self, cause: LinkFailed, uptime: float, retry_in: float | None) -> None:
+        self.ends.append(SessionEnd(cause, uptime))
         self.waits.append(retry_in)
 
-    def given_up(self, message_id: bytes, why: str) -> None:
+    def undelivered(self, message_id: bytes, why: str) -> None:
         self.lost.append((message_id, why))
 
-    def session_crashed(self, error: Exception) -> None:
+    def internal_error(self, where: str, error: BaseException) -> None:
         self.crashes.append(error)
 
-    def excused(self, late: float) -> None:
+    def loop_stalled(self, late: float) -> None:
         self.excuses.append(late)
 
     def heartbeat_received(self, gap: float) -> None:

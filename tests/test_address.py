@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratebridge.address import Address
+from ratebridge.link.address import Address
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ import pytest
 import structlog
 import trio
 
-from ratebridge.address import Address
-from ratebridge.app import World, make_source, open_outbox, serve, tls_context
+from ratebridge.app import Dependencies, make_source, open_outbox, serve, tls_context
 from ratebridge.errors import SourceFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, request_text
+from ratebridge.link.address import Address
 from ratebridge.operating.journal import Journal
 from ratebridge.operating.stats import Stats
 from ratebridge.outbox import Reply
@@ -84,8 +84,8 @@ async def running(
         feed = MemoryFeed(nursery, script)
 
         async def run() -> None:
-            world = World(feed.dial, [bank], clock, jitter=lambda: 0.5)
-            await serve(Settings(FEED, **settings), Journal(stats, clock), stop, world)
+            dependencies = Dependencies(feed.dial, [bank], clock, jitter=lambda: 0.5)
+            await serve(Settings(FEED, **settings), Journal(stats, clock), stop, dependencies)
             ended.set()
 
         nursery.start_soon(run)
@@ -304,10 +304,10 @@ async def test_a_stop_waits_no_longer_than_the_drain_timeout(autojump_clock):
         await service.ended.wait()
         assert 3 <= trio.current_time() - began <= 4.1
     assert replies == []
-    assert service.stats.given_up == 1
+    assert service.stats.undelivered == 1
 
 
-async def test_what_is_left_in_the_outbox_is_given_up_whichever_way_the_service_ends(
+async def test_what_is_left_in_the_outbox_is_undelivered_whichever_way_the_service_ends(
     autojump_clock,
 ):
     journal = Journal(Stats())
@@ -316,7 +316,7 @@ async def test_what_is_left_in_the_outbox_is_given_up_whichever_way_the_service_
             outbox.add(Reply(b"1", b"a reply", trio.current_time()))
             scope.cancel()
             await trio.lowlevel.checkpoint()
-    assert journal.stats.given_up == 1
+    assert journal.stats.undelivered == 1
 
 
 async def test_a_summary_is_logged_each_minute(autojump_clock, log):

@@ -1,4 +1,4 @@
-"""The picture of the house: who may import whom, who knows which library, and no circle."""
+"""The layers and boundaries: who may import whom, who knows which library, and no circle."""
 
 import ast
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ import ratebridge
 
 PACKAGE = Path(ratebridge.__file__).parent
 
-# From the ground up. A module imports from the floors below its own, and from nothing beside it
-# but what the list within its floor puts before it.
-FLOORS = [
-    ["errors", "dates", "conversion", "address", "framing", "backoff"],
+# From the bottom up. A module imports from the layers below its own, and from what its own
+# layer lists before it.
+LAYERS = [
+    ["errors", "dates", "conversion", "backoff", "link.address", "link.framing"],
     ["messages", "rates"],
     ["settings", "observer"],
-    ["dial", "upgrade", "stream", "link", "outbox"],
+    ["link.dial", "link.upgrade", "link.stream", "link.link", "outbox"],
     ["providers.source", "providers.http", "providers.late_http"],
     ["providers.ecb", "providers.frankfurter", "providers.freecurrencyapi", "providers.chain"],
     ["bridge"],
@@ -32,12 +32,12 @@ FLOORS = [
     ["cli"],
 ]
 
-# The doors: a library, and the only modules that may know it.
-DOORS = {
-    "trio_websocket": {"link"},
+# The boundaries: a library, and the only modules that may know it.
+BOUNDARIES = {
+    "trio_websocket": {"link.link"},
     "httpx": {"providers.http", "fakes.rates"},
-    "wsproto": {"link", "fakes.feed"},
-    "h11": {"upgrade", "link", "fakes.rates"},
+    "wsproto": {"link.link", "fakes.feed"},
+    "h11": {"link.upgrade", "link.link", "fakes.rates"},
     "structlog": {"operating.logs", "operating.journal", "commands.demo"},
     "dotenv": {"settings"},
     "currency_converter": {"providers.ecb"},
@@ -49,7 +49,17 @@ DOORS = {
 # What takes long to import, and the running service may never need.
 HEAVY = {"httpx", "starlette", "hypercorn", "prometheus_client", "currency_converter", "dotenv"}
 
-PURE = {"errors", "dates", "conversion", "address", "framing", "backoff", "messages", "rates"}
+# What a package exports, and the module that it comes from.
+EXPORTED = {
+    "link.Address": "link.address",
+    "link.Link": "link.link",
+    "link.open_link": "link.link",
+}
+
+PURE = {
+    *("errors", "dates", "conversion", "backoff", "messages", "rates"),
+    *("link.address", "link.framing"),
+}
 
 
 @attrs.frozen
@@ -87,9 +97,10 @@ def imports_of(path: Path) -> Iterator[Import]:
             base = [*package[: len(package) + 1 - node.level], *(node.module or "").split(".")]
             names = tuple(alias.name for alias in node.names)
             module = ".".join(part for part in base if part)
-            if (PACKAGE / Path(*base)).is_dir():  # from .package import module
+            if (PACKAGE / Path(*base)).is_dir():  # from .package import module, or what it exports
                 for name in names:
-                    yield Import(f"{module}.{name}".strip("."), True, (), *when)
+                    found = f"{module}.{name}".strip(".")
+                    yield Import(EXPORTED.get(found, found), True, (), *when)
             else:
                 yield Import(module, True, names, *when)
         elif isinstance(node, ast.ImportFrom):
@@ -105,12 +116,12 @@ MODULES = {
 IMPORTS = {name: list(imports_of(path)) for name, path in MODULES.items()}
 
 
-def test_every_module_has_its_floor():
-    assert {name for floor in FLOORS for name in floor} == set(MODULES)
+def test_every_module_has_its_layer():
+    assert {name for layer in LAYERS for name in layer} == set(MODULES)
 
 
 def test_arrows_run_one_way():
-    place = {name: at for at, name in enumerate(name for floor in FLOORS for name in floor)}
+    place = {name: at for at, name in enumerate(name for layer in LAYERS for name in layer)}
     upward = [
         (name, found.name)
         for name, found_here in IMPORTS.items()
@@ -131,17 +142,17 @@ def test_there_is_no_circle():
     TopologicalSorter(graph).prepare()
 
 
-@pytest.mark.parametrize("library", DOORS)
-def test_a_library_is_known_to_its_door_only(library):
-    assert DOORS[library] == {
+@pytest.mark.parametrize("library", BOUNDARIES)
+def test_a_library_is_known_to_its_boundary_only(library):
+    assert BOUNDARIES[library] == {
         name for name, found in IMPORTS.items() if any(i.name == library for i in found)
     }
 
 
 @pytest.mark.parametrize("module", sorted(PURE))
 def test_what_decides_is_pure(module):
-    shell = {"trio", *DOORS, "socket", "ssl", "os", "time", "random", "logging", "pathlib"}
-    allowed = {"os"} if module == "framing" else set()  # the entropy of the masks
+    shell = {"trio", *BOUNDARIES, "socket", "ssl", "os", "time", "random", "logging", "pathlib"}
+    allowed = {"os"} if module == "link.framing" else set()  # the entropy of the masks
     assert {i.name for i in IMPORTS[module]} & shell <= allowed
 
 
@@ -161,7 +172,7 @@ def test_the_service_starts_without_what_it_may_never_need():
         at_once = [i for i in IMPORTS[to_do.pop()] if not i.late and not i.for_types_only]
         to_do += [i.name for i in at_once if i.name in IMPORTS and i.name not in reached]
         reached |= {i.name for i in at_once}
-    assert {"link", "trio_websocket", "structlog"} < reached
+    assert {"link.link", "trio_websocket", "structlog"} < reached
     assert not reached & HEAVY
 
 

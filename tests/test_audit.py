@@ -20,11 +20,11 @@ import structlog
 import trio
 from msgspec.structs import replace
 
-from ratebridge.address import Address
-from ratebridge.app import World, serve
+from ratebridge.app import Dependencies, serve
 from ratebridge.commands.verify import judge
 from ratebridge.errors import BadSettings
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, request_text
+from ratebridge.link.address import Address
 from ratebridge.messages import Request, decode
 from ratebridge.observer import Observer
 from ratebridge.operating import audit as audit_module
@@ -52,10 +52,10 @@ class Listener(Observer):
     def audit_lost(self, lines, why):
         self.told.append(("lost", lines, why))
 
-    def audit_mended(self, lost):
+    def audit_recovered(self, lost):
         self.told.append(("mended", lost))
 
-    def audit_crashed(self, error):
+    def internal_error(self, where, error):
         self.told.append(("crashed", type(error)))
 
 
@@ -386,7 +386,7 @@ async def write(audit: Audit, *message_ids: int) -> None:
     await trio.testing.wait_all_tasks_blocked()
 
 
-# Trouble.
+# RecentError.
 
 
 @contextmanager
@@ -561,7 +561,7 @@ async def test_a_bug_while_a_line_is_made_costs_lines_and_nothing_else(tmp_path,
     assert ids(tmp_path / "audit.jsonl") == [2]
 
 
-async def test_a_write_given_up_on_and_the_last_one_do_not_mix_their_lines(tmp_path, monkeypatch):
+async def test_a_write_that_hangs_and_the_last_one_do_not_mix_their_lines(tmp_path, monkeypatch):
     """With real threads: the first hangs in a pipe that nobody reads, the second waits behind."""
     monkeypatch.setattr(audit_module, "FLUSH_EVERY", 0.0)
     monkeypatch.setattr(audit_module, "LAST_WITHIN", 0.01)
@@ -623,10 +623,10 @@ async def test_the_service_keeps_a_line_per_conversion_the_drain_included(tmp_pa
         feed = MemoryFeed(nursery, script)
         settings = Settings(Address("feed.example", 80, "/", secure=False), audit_file=path)
         journal = Journal(Stats())
-        world = World(dial=feed.dial, sources=[Bank(let)], clock=lambda: NOW)
+        dependencies = Dependencies(dial=feed.dial, sources=[Bank(let)], clock=lambda: NOW)
 
         async def run() -> None:
-            await serve(settings, journal, stop, world)
+            await serve(settings, journal, stop, dependencies)
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(run)
@@ -654,10 +654,14 @@ async def test_the_journal_tells_of_the_trail_and_keeps_its_troubles(autojump_cl
         journal = Journal(Stats(), lambda: NOW)
         journal.audit_failed("No space left on device", 12)
         journal.audit_lost(1, "too many lines wait to be written")
-        journal.audit_mended(7)
-        journal.audit_crashed(ValueError("x"))
+        journal.audit_recovered(7)
+        journal.internal_error("audit", ValueError("x"))
     crash = logs.pop()
-    assert (crash["event"], crash["where"], crash["log_level"]) == ("crash", "audit", "error")
+    assert (crash["event"], crash["where"], crash["log_level"]) == (
+        "internal_error",
+        "audit",
+        "error",
+    )
     assert logs == [
         {
             "event": "audit.failed",
@@ -671,9 +675,13 @@ async def test_the_journal_tells_of_the_trail_and_keeps_its_troubles(autojump_cl
             "lines": 1,
             "why": "too many lines wait to be written",
         },
-        {"event": "audit.mended", "log_level": "warning", "lost": 7},
+        {"event": "audit.recovered", "log_level": "warning", "lost": 7},
     ]
-    assert set(journal.stats.troubles) == {"audit.failed", "audit.lost", "crash audit"}
+    assert set(journal.stats.recent_errors) == {
+        "audit.failed",
+        "audit.lost",
+        "internal_error audit",
+    }
 
 
 # A real process.

@@ -40,10 +40,10 @@ class Log(Notes):
     def dropped(self, reason, frame):
         self.drops.append(reason)
 
-    def given_up(self, message_id, why):
+    def undelivered(self, message_id, why):
         self.lost.append((message_id, why))
 
-    def request_crashed(self, error):
+    def internal_error(self, where, error):
         self.bugs.append(error)
 
 

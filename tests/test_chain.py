@@ -98,8 +98,8 @@ async def test_a_rate_is_that_of_the_day_with_its_provenance(autojump_clock):
         fresh = Rate("USD", units, Decimal(1), DAY, DAY, "freecurrencyapi", START, cached=False)
         assert rate == fresh
         assert await bench.ask("USD") == replace(fresh, cached=True)
-        assert bench.at_hand("USD", DAY) == replace(fresh, cached=True)
-        assert bench.at_hand("USD", OTHER_DAY) is None
+        assert bench.cached("USD", DAY) == replace(fresh, cached=True)
+        assert bench.cached("USD", OTHER_DAY) is None
 
 
 async def test_three_hundred_requests_for_a_cold_day_are_one_call(autojump_clock):
@@ -148,7 +148,7 @@ async def test_a_currency_that_no_source_knows_is_an_error_that_costs_no_further
             )
         assert bench.fake.count() == 2
         with pytest.raises(NoRate):
-            bench.at_hand("BTC", DAY)
+            bench.cached("BTC", DAY)
 
 
 # Life and expiry.
@@ -303,10 +303,10 @@ async def test_a_failure_is_shared_and_remembered_for_five_seconds(autojump_cloc
         for _ in range(45):
             await trio.sleep(0.1)
             with pytest.raises(NoRate):
-                bench.at_hand("USD", DAY)
+                bench.cached("USD", DAY)
         assert bench.fake.count() == 1
         await trio.sleep(0.6)
-        assert bench.at_hand("USD", DAY) is None
+        assert bench.cached("USD", DAY) is None
         await bench.ask("USD")
         assert bench.fake.count() == 2
 
@@ -353,16 +353,16 @@ async def test_while_a_source_fails_the_next_serves_at_once_and_the_first_is_ask
         assert trio.current_time() == 2.5
         for _ in range(100):  # 20 s
             await trio.sleep(0.2)
-            rate = bench.at_hand("USD", DAY)
+            rate = bench.cached("USD", DAY)
             assert rate is not None
             assert rate.provider == "frankfurter"
         assert bench.fake.count(FRANKFURTER) == 1
         assert bench.fake.count(FREECURRENCYAPI) == 1 + 2  # failed at 2.5, 10 and 17.5 s
         bench.fake.disturb = well
         await trio.sleep(FAILURE_LIFE)
-        bench.at_hand("USD", DAY)
+        bench.cached("USD", DAY)
         await trio.sleep(0.1)
-        rate = bench.at_hand("USD", DAY)
+        rate = bench.cached("USD", DAY)
         assert rate is not None
         assert rate.provider == "freecurrencyapi"
 
@@ -402,12 +402,12 @@ async def test_an_expired_table_of_an_ended_day_serves_on_while_its_source_is_do
         assert isinstance(await bench.ask("USD", TODAY), NoRate)
         calls = bench.fake.count()
         await trio.sleep(FAILURE_LIFE)
-        assert bench.at_hand("USD", DAY) == replace(final, cached=True)
+        assert bench.cached("USD", DAY) == replace(final, cached=True)
         await trio.sleep(1)
         assert bench.fake.count() == calls + 3  # asked again behind the request's back
         bench.fake.disturb = well
         await trio.sleep(FAILURE_LIFE)
-        bench.at_hand("USD", DAY)
+        bench.cached("USD", DAY)
         await trio.sleep(0.1)
         renewed = await bench.ask("USD")
         assert renewed.fetched > final.fetched
@@ -579,9 +579,9 @@ async def test_tables_serve_on_in_the_silence_of_their_source(autojump_clock):
         bench.fake.order(FREECURRENCYAPI, NO_CALLS_THIS_MONTH)
         assert isinstance(await bench.ask("USD", OTHER_DAY), NoRate)
         await trio.sleep(7201)
-        assert bench.at_hand("USD", DAY) == replace(final, cached=True)
+        assert bench.cached("USD", DAY) == replace(final, cached=True)
         with pytest.raises(NoRate, match="has no calls left this month"):
-            bench.at_hand("USD", date(2026, 11, 5))
+            bench.cached("USD", date(2026, 11, 5))
         assert bench.fake.count() == 2
 
 
@@ -634,7 +634,7 @@ class Row:
     fault: Fault | Callable[[], Exception]
     text: str  # of the error reply, where it is the only source
     sources: tuple[str, ...] = ("freecurrencyapi", "frankfurter")
-    silent_for: float = 0.0  # seconds for which other days are not asked for either
+    limited_for: float = 0.0  # seconds for which other days are not asked for either
 
 
 def status(code, text=None, **kw):
@@ -683,7 +683,7 @@ ROWS = [
 CASES = [(row, source) for row in ROWS for source in row.sources]
 
 
-class Weather(httpx.AsyncBaseTransport):
+class Faults(httpx.AsyncBaseTransport):
     """The fake, with errors of the connection where a row orders one."""
 
     def __init__(self, fake, row, source):
@@ -712,8 +712,8 @@ class Weather(httpx.AsyncBaseTransport):
 )
 async def test_a_failure_is_answered_in_time_and_over_soon(autojump_clock, row, source):
     fake = FakeRates(Wall(), key=KEY, per_minute=10**6)
-    weather = Weather(fake, row, source)
-    async with open_bench(source, fake=fake, transport=weather, deadline=2.5) as bench:
+    faults = Faults(fake, row, source)
+    async with open_bench(source, fake=fake, transport=faults, deadline=2.5) as bench:
         got = {}
 
         async def ask(day):
@@ -731,12 +731,12 @@ async def test_a_failure_is_answered_in_time_and_over_soon(autojump_clock, row, 
         assert isinstance(good, Rate)
         assert at <= 0.5
         # The next good answer after the source is well again.
-        weather.bad = False
+        faults.bad = False
         began = trio.current_time()
-        await trio.sleep(row.silent_for)
+        await trio.sleep(row.limited_for)
         while not isinstance(await bench.ask("USD"), Rate):
             await trio.sleep(0.1)
-        assert trio.current_time() - began <= row.silent_for + 6
+        assert trio.current_time() - began <= row.limited_for + 6
 
 
 @pytest.mark.parametrize(
@@ -745,8 +745,8 @@ async def test_a_failure_is_answered_in_time_and_over_soon(autojump_clock, row, 
 async def test_a_failure_of_one_source_is_the_next_ones_turn(autojump_clock, row, source):
     fake = FakeRates(Wall(), key=KEY, per_minute=10**6)
     other = FRANKFURTER if source == FREECURRENCYAPI else FREECURRENCYAPI
-    weather = Weather(fake, row, source)
-    async with open_bench(source, other, fake=fake, transport=weather) as bench:
+    faults = Faults(fake, row, source)
+    async with open_bench(source, other, fake=fake, transport=faults) as bench:
         rate = await bench.ask("USD")
         assert rate.provider == other
         assert trio.current_time() <= 2.5
@@ -825,5 +825,5 @@ async def test_the_key_is_in_no_log_at_debug_and_in_no_error(autojump_clock, cap
         shown += f"{source!r}{chain!r}{chain.tables.tables()!r}"
         nursery.cancel_scope.cancel()
     events = {json.loads(line)["event"] for line in log.getvalue().splitlines()}
-    assert {"rates.failed", "rates.silenced", "crash"} <= events
+    assert {"rates.failed", "rates.limited", "internal_error"} <= events
     assert KEY not in shown + log.getvalue() + caplog.text

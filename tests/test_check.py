@@ -20,8 +20,7 @@ import trio
 import trustme
 from support import environment
 
-from ratebridge.address import Address
-from ratebridge.app import World
+from ratebridge.app import Dependencies
 from ratebridge.commands.check import (
     FeedSteps,
     Report,
@@ -41,13 +40,14 @@ from ratebridge.fakes.rates import (
     memory_transport,
     serve_rates,
 )
+from ratebridge.link.address import Address
 from ratebridge.providers.ecb import Ecb
 from ratebridge.providers.frankfurter import Frankfurter
 from ratebridge.providers.freecurrencyapi import FreeCurrencyApi
 from ratebridge.providers.http import HttpClient
 from ratebridge.providers.source import Source
 from ratebridge.rates import Quote, RateTable
-from ratebridge.session import Rhythm
+from ratebridge.session import HeartbeatSettings
 from ratebridge.settings import Secret, Settings
 
 NOW = datetime(2021, 6, 15, 12, tzinfo=UTC)
@@ -126,7 +126,9 @@ async def outcome(
     settings: Settings, sources: list[Source] | None = None
 ) -> tuple[bool, dict[str, str], str]:
     out = io.StringIO()
-    passed = await check(settings, out, World(sources=sources or [Bank()], clock=lambda: NOW))
+    passed = await check(
+        settings, out, Dependencies(sources=sources or [Bank()], clock=lambda: NOW)
+    )
     return passed, rows(out.getvalue()), out.getvalue()
 
 
@@ -184,7 +186,7 @@ async def test_a_feed_where_nobody_listens():
             attrs.evolve(QUICK, feed=address(free.getsockname()[1]))
         )
     assert not passed
-    assert found["tcp"] == "FAIL nobody listens on that port"
+    assert found["tcp"] == "FAIL connection refused: nobody listens on that port"
     assert [found[step] for step in ("tls", "upgrade", "heartbeat")] == ["skip needs tcp"] * 3
     assert found["bank past"].startswith("ok")  # the sources do not depend on the feed
     assert "is the feed running" in hints(text)[0]
@@ -273,7 +275,7 @@ async def test_a_feed_that_does_not_answer_the_upgrade(autojump_clock):
         await trio.sleep_forever()
 
     found, text = await talk(script)
-    assert found["upgrade"] == "FAIL no link within 5 s"
+    assert found["upgrade"] == "FAIL no connection within 5 s"
     assert "does not answer" in hints(text)[0]
 
 
@@ -292,17 +294,17 @@ async def test_a_step_that_takes_too_long(autojump_clock):
 # The heartbeats, on a virtual clock.
 
 
-RHYTHM = Rhythm()
+RHYTHM = HeartbeatSettings()
 
 
-async def talk(script: Script, rhythm: Rhythm = RHYTHM) -> tuple[dict[str, str], str]:
+async def talk(script: Script, heartbeat: HeartbeatSettings = RHYTHM) -> tuple[dict[str, str], str]:
     """The upgrade and the heartbeat of a feed in memory."""
     out = io.StringIO()
     report = Report(out)
     async with trio.open_nursery() as feed_nursery:
         feed = MemoryFeed(feed_nursery, script)
         async with trio.open_nursery() as nursery:
-            steps = FeedSteps(nursery, FEED, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), rhythm)
+            steps = FeedSteps(nursery, FEED, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), heartbeat)
             steps.stream = await feed.dial()
             await report.run(
                 [
@@ -345,7 +347,7 @@ class Beat:
     name: str
     script: Script
     shown: str
-    rhythm: Rhythm = RHYTHM
+    heartbeat: HeartbeatSettings = RHYTHM
 
 
 BEATS = [
@@ -377,9 +379,14 @@ BEATS = [
         "slow, as agreed",
         beating(5, 5, 5),
         "ok 3 in 15.0 s, gaps from 5.00 to 5.00 s",
-        Rhythm(interval=5, timeout=10),
+        HeartbeatSettings(interval=5, timeout=10),
     ),
-    Beat("none, slow", beating(), "FAIL none came within 17.5 s", Rhythm(interval=5, timeout=10)),
+    Beat(
+        "none, slow",
+        beating(),
+        "FAIL none came within 17.5 s",
+        HeartbeatSettings(interval=5, timeout=10),
+    ),
     Beat(
         "closes",
         beating(1, end=lambda peer: peer.close(1008, "not \x1b[31myou")),
@@ -395,7 +402,7 @@ BEATS = [
 
 @pytest.mark.parametrize("beat", BEATS, ids=lambda beat: beat.name)
 async def test_how_the_heart_beats(beat, autojump_clock):
-    found, _ = await talk(beat.script, beat.rhythm)
+    found, _ = await talk(beat.script, beat.heartbeat)
     assert found["upgrade"].startswith("ok")
     assert found["heartbeat"] == beat.shown
 
@@ -697,6 +704,6 @@ def test_bad_settings_are_told_all_at_once(tmp_path):
     done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [
-        "CURRENCY_ASSIGNMENT_WS_URI: expected a value, it is required",
+        "CURRENCY_ASSIGNMENT_WS_URI: is required but not set",
         "RATEBRIDGE_CACHE_TTL: expected a number of seconds above 0, got 'soon'",
     ]

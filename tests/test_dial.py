@@ -9,8 +9,8 @@ import pytest
 import trio
 from support import ADDRESS
 
-from ratebridge.dial import network_dial
 from ratebridge.errors import LinkFailed
+from ratebridge.link.dial import network_dial
 
 
 @attrs.define
@@ -66,12 +66,15 @@ UNREACHABLE = OSError(101, "Network is unreachable")
             id="no name",
         ),
         pytest.param(
-            ["1.2.3.4"], (REFUSED,), *("refused", "nobody listens on that port"), id="refused"
+            ["1.2.3.4"],
+            (REFUSED,),
+            *("refused", "connection refused: nobody listens on that port"),
+            id="refused",
         ),
         pytest.param(
             ["::2", "1.2.3.4"],
             (UNREACHABLE, REFUSED),
-            *("refused", "nobody listens on that port"),
+            *("refused", "connection refused: nobody listens on that port"),
             id="refused by the one address that was reached",
         ),
         pytest.param(

@@ -10,7 +10,7 @@ from wsproto import ConnectionType
 from wsproto.connection import Connection
 from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessage
 
-from ratebridge.framing import MAX_FRAME, FrameCutter, client_frames
+from ratebridge.link.framing import MAX_FRAME, FrameCutter, client_frames
 
 TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 0x1, 0x2, 0x0, 0x8, 0x9, 0xA
 FIN = 0x80

@@ -114,7 +114,7 @@ async def test_other_statuses(fake, source, status, again):
     fake.order(FRANKFURTER, Fault(status=status, headers={"retry-after": "1"}))
     failure = await failure_of(source)
     assert (failure.outcome, failure.again) == (f"http-{status}", again)
-    assert (failure.after, failure.silence) == (None, None)
+    assert (failure.after, failure.limited_for) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ async def test_other_statuses(fake, source, status, again):
 async def test_a_throttle_is_obeyed_as_long_as_it_says(fake, source, header, seconds):
     fake.order(FRANKFURTER, Fault(status=429, headers={"retry-after": header}))
     failure = await failure_of(source)
-    assert (failure.after, failure.silence) == (seconds, seconds)
+    assert (failure.after, failure.limited_for) == (seconds, seconds)
     assert failure.again is (seconds is not None)
 
 

@@ -124,7 +124,7 @@ async def test_other_statuses(status, again):
     failure = await failure_of(source)
     assert (failure.outcome, failure.again) == (f"http-{status}", again)
     assert str(failure) == f"answered HTTP {status}"
-    assert (failure.after, failure.silence) == (None, None)
+    assert (failure.after, failure.limited_for) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ async def test_when_the_minute_is_used_up_nothing_is_asked_until_the_next(autoju
     failure = await failure_of(source, now=wall())
     assert (failure.outcome, failure.again) == ("quota-minute", True)
     assert str(failure) == "has no calls left this minute"
-    assert failure.after == failure.silence == pytest.approx(30)
+    assert failure.after == failure.limited_for == pytest.approx(30)
     assert fake.count() == 2
     assert failure.after is not None
     await trio.sleep(failure.after)
@@ -245,7 +245,7 @@ async def test_a_429_that_says_when_to_come_back(autojump_clock):
     fake, source, wall = open_source()
     fake.order(FREECURRENCYAPI, Fault(status=429, headers={"retry-after": "7"}))
     failure = await failure_of(source, now=wall())
-    assert (failure.after, failure.silence) == (7, 7)
+    assert (failure.after, failure.limited_for) == (7, 7)
 
 
 async def test_a_429_on_the_month_rests_until_the_next(autojump_clock):
@@ -255,10 +255,10 @@ async def test_a_429_on_the_month_rests_until_the_next(autojump_clock):
     assert (failure.outcome, failure.again) == ("quota-month", False)
     assert str(failure) == "has no calls left this month (until 2026-12-01 UTC)"
     ten_days_and_a_half = (datetime(2026, 12, 1, tzinfo=UTC) - START).total_seconds()
-    assert failure.silence == ten_days_and_a_half
+    assert failure.limited_for == ten_days_and_a_half
     assert source.quota.month_left == 0
     await trio.sleep(ten_days_and_a_half - 1)
-    assert (await failure_of(source, now=wall())).silence == pytest.approx(1)
+    assert (await failure_of(source, now=wall())).limited_for == pytest.approx(1)
     assert fake.count() == 1
     await trio.sleep(1)
     await source.fetch(DAY, wall())

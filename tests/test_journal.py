@@ -11,9 +11,8 @@ from structlog.testing import capture_logs
 from ratebridge.errors import LinkFailed, NoRate, Refused, SourceFailed
 from ratebridge.messages import Request, decode
 from ratebridge.operating.journal import OFTEN, Journal
-from ratebridge.operating.stats import Stats, Trouble
+from ratebridge.operating.stats import RecentError, Stats
 from ratebridge.rates import Quote, Rate, RateTable
-from ratebridge.session import SessionEnd
 
 NOW = datetime(2021, 6, 1, 12, tzinfo=UTC)
 DAY = date(2021, 5, 18)
@@ -48,7 +47,7 @@ def request(currency: str = "USD") -> Request:
 
 async def test_a_link_comes_up(journal, log, autojump_clock):
     journal.link_up()
-    assert log == [{"event": "link.up", "log_level": "info", "links": 1}]
+    assert log == [{"event": "connection.up", "log_level": "info", "links": 1}]
     assert journal.stats.link_up
     assert journal.stats.link_since == trio.current_time()
 
@@ -57,10 +56,10 @@ async def test_a_link_is_lost(journal, log, autojump_clock):
     journal.link_up()
     await trio.sleep(3)
     end = LinkFailed("closed", "see\nyou", code=1001)
-    journal.link_lost(SessionEnd(end, 3.0001, proved=True), 0.08)
+    journal.link_lost(end, 3.0001, 0.08)
     assert log[1:] == [
         {
-            "event": "link.lost",
+            "event": "connection.lost",
             "log_level": "warning",
             "reason": "closed",
             "detail": r"see\nyou",
@@ -73,17 +72,17 @@ async def test_a_link_is_lost(journal, log, autojump_clock):
     assert (stats.link_up, stats.link_since) == (False, trio.current_time())
     assert (stats.link_ended, stats.lost) == (r"closed, see\nyou", {"closed": 1})
     assert stats.retry_at == trio.current_time() + 0.08
-    assert [trouble.words for trouble in stats.troubles.values()] == [
-        r"link lost: closed, see\nyou"
+    assert [error.words for error in stats.recent_errors.values()] == [
+        r"connection lost: closed, see\nyou"
     ]
 
 
 async def test_a_link_that_never_was_leaves_the_time_of_the_last_one(journal, log, autojump_clock):
     await trio.sleep(1)
-    journal.link_lost(SessionEnd(LinkFailed("rejected", status=503)), 0.5)
+    journal.link_lost(LinkFailed("rejected", status=503), 0.0, 0.5)
     assert log == [
         {
-            "event": "link.lost",
+            "event": "connection.lost",
             "log_level": "warning",
             "reason": "rejected",
             "status": 503,
@@ -96,12 +95,12 @@ async def test_a_link_that_never_was_leaves_the_time_of_the_last_one(journal, lo
 
 async def test_a_link_that_we_took_down_is_no_loss(journal, log, autojump_clock):
     journal.link_up()
-    journal.link_lost(SessionEnd(LinkFailed("stopped"), 1.0, proved=True), None)
+    journal.link_lost(LinkFailed("stopped"), 1.0, None)
     assert log[1:] == [
-        {"event": "link.down", "log_level": "info", "reason": "stopped", "uptime": 1.0}
+        {"event": "connection.down", "log_level": "info", "reason": "stopped", "uptime": 1.0}
     ]
     assert not journal.stats.lost
-    assert not journal.stats.troubles
+    assert not journal.stats.recent_errors
 
 
 async def test_heartbeats_are_counted_and_not_logged(journal, log, autojump_clock):
@@ -113,8 +112,8 @@ async def test_heartbeats_are_counted_and_not_logged(journal, log, autojump_cloc
 
 
 def test_a_stall_of_our_own_is_told(journal, log):
-    journal.excused(3.01234)
-    assert log == [{"event": "link.excused", "log_level": "warning", "our_own_stall": 3.012}]
+    journal.loop_stalled(3.01234)
+    assert log == [{"event": "loop.stalled", "log_level": "warning", "our_own_stall": 3.012}]
 
 
 # The messages.
@@ -198,13 +197,13 @@ def test_a_refusal_is_logged_with_the_id_and_the_error(journal, log, problem):
     assert sum(journal.stats.latency.counts) == 1
 
 
-def test_every_reply_given_up_is_logged_with_its_id(journal, log):
+def test_every_reply_undelivered_is_logged_with_its_id(journal, log):
     for number in range(3 * OFTEN):
-        journal.given_up(str(number).encode(), "it was too old")
+        journal.undelivered(str(number).encode(), "it was too old")
     assert [event["id"] for event in log] == [str(number) for number in range(3 * OFTEN)]
     assert {event["log_level"] for event in log} == {"warning"}
-    assert journal.stats.given_up == 3 * OFTEN
-    assert [trouble.count for trouble in journal.stats.troubles.values()] == [3 * OFTEN]
+    assert journal.stats.undelivered == 3 * OFTEN
+    assert [trouble.count for trouble in journal.stats.recent_errors.values()] == [3 * OFTEN]
 
 
 # The rates.
@@ -252,39 +251,34 @@ async def test_a_failed_fetch_is_told_until_the_source_answers_again(journal, lo
 async def test_a_source_silenced_for_long_is_an_error_in_the_log_for_a_minute_a_warning(
     journal, log, silence, seconds, level, autojump_clock
 ):
-    journal.silenced("bank", SourceFailed("quota-month", "has no calls left", silence=silence))
+    journal.rate_limited(
+        "bank", SourceFailed("quota-month", "has no calls left", limited_for=silence)
+    )
     assert log == [
         {
-            "event": "rates.silenced",
+            "event": "rates.limited",
             "log_level": level,
             "provider": "bank",
             "detail": "has no calls left",
             "seconds": seconds,
         }
     ]
-    assert journal.stats.sources["bank"].silent_until == (silence or 0.0)
+    assert journal.stats.sources["bank"].limited_until == (silence or 0.0)
 
 
-# Bugs, troubles, summaries.
+# Bugs, recent_errors, summaries.
 
 
-@pytest.mark.parametrize(
-    ("method", "arguments", "where"),
-    [
-        ("session_crashed", (), "session"),
-        ("request_crashed", (), "request"),
-        ("source_crashed", ("bank",), "bank"),
-        ("audit_crashed", (), "audit"),
-        ("status_crashed", (), "status"),
-    ],
-)
-def test_a_bug_is_logged_with_its_trace(journal, log, method, arguments, where):
+def test_a_bug_is_logged_with_its_trace(journal, log):
+    where = "session"
     bug = RuntimeError("what")
-    getattr(journal, method)(*arguments, bug)
-    assert log == [{"event": "crash", "log_level": "error", "where": where, "exc_info": bug}]
-    assert journal.stats.crashes == 1
-    assert journal.stats.troubles == {
-        f"crash {where}": Trouble(NOW, f"a bug ({where}), see the log")
+    journal.internal_error(where, bug)
+    assert log == [
+        {"event": "internal_error", "log_level": "error", "where": where, "exc_info": bug}
+    ]
+    assert journal.stats.internal_errors == 1
+    assert journal.stats.recent_errors == {
+        f"internal_error {where}": RecentError(NOW, f"an internal error ({where}), see the log")
     }
 
 
@@ -299,13 +293,13 @@ def test_nonsense_of_a_status_client_is_no_bug_of_ours(journal, log):
             "detail": r"ValueError: no\nway",
         }
     ]
-    assert journal.stats.crashes == 0
+    assert journal.stats.internal_errors == 0
 
 
 def test_the_audit_trail_s_troubles_are_told(journal, log):
     journal.audit_failed("No space left on device", 12)
     journal.audit_lost(3, "too many wait")
-    journal.audit_mended(3)
+    journal.audit_recovered(3)
     assert log == [
         {
             "event": "audit.failed",
@@ -314,7 +308,7 @@ def test_the_audit_trail_s_troubles_are_told(journal, log):
             "waiting": 12,
         },
         {"event": "audit.lost", "log_level": "error", "lines": 3, "why": "too many wait"},
-        {"event": "audit.mended", "log_level": "warning", "lost": 3},
+        {"event": "audit.recovered", "log_level": "warning", "lost": 3},
     ]
 
 
@@ -326,7 +320,7 @@ def test_many_of_a_kind_are_logged_at_debug_and_hide_no_other(journal, log):
     levels = [event["log_level"] for event in log]
     assert levels == ["warning"] * OFTEN + ["debug"] * 5 + ["warning"] * 2
     assert [number for number, event in enumerate(log) if "further" in event] == [OFTEN - 1]
-    assert [trouble.count for trouble in journal.stats.troubles.values()] == [OFTEN + 5, 1, 1]
+    assert [trouble.count for trouble in journal.stats.recent_errors.values()] == [OFTEN + 5, 1, 1]
 
 
 def test_after_a_summary_they_are_logged_again(journal, log):
@@ -345,7 +339,7 @@ async def test_a_summary_tells_what_the_minute_brought(journal, log, autojump_cl
         journal.refused(NoRate("unavailable", "no rate"), b"1", 0.001)
         if minute:
             journal.dropped("not-json", b"what")
-            journal.link_lost(SessionEnd(LinkFailed("reset"), 1.0, proved=True), 0.1)
+            journal.link_lost(LinkFailed("reset"), 1.0, 0.1)
         journal.summarize(waiting=4, outbox=5, tables=6)
     common = {"event": "summary", "log_level": "info", "refused": 1}
     common |= {"waiting": 4, "outbox": 5, "tables": 6, "links": 1}
@@ -368,5 +362,5 @@ def test_without_a_clock_of_its_own_troubles_are_dated_by_the_wall():
     journal = Journal(Stats())
     before = datetime.now(UTC)
     journal.dropped("not-json", b"what")
-    (trouble,) = journal.stats.troubles.values()
+    (trouble,) = journal.stats.recent_errors.values()
     assert before <= trouble.at <= datetime.now(UTC)

@@ -12,8 +12,8 @@ from wsproto.events import AcceptConnection
 
 from ratebridge.errors import LinkFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script
-from ratebridge.framing import MAX_FRAME
-from ratebridge.link import CLOSE_WITHIN, Link, open_link
+from ratebridge.link.framing import MAX_FRAME
+from ratebridge.link.link import CLOSE_WITHIN, Link, open_link
 
 MALFORMED = "the peer does not speak websocket"
 

@@ -37,17 +37,17 @@ def _as_before():
 def test_a_pipe_gets_json_lines():
     stream = io.StringIO()
     configure_logs("info", "auto", stream)
-    structlog.get_logger().info("link.up", links=1)
+    structlog.get_logger().info("connection.up", links=1)
     line = json.loads(stream.getvalue())
     assert line.pop("timestamp").endswith("Z")
-    assert line == {"event": "link.up", "level": "info", "links": 1}
+    assert line == {"event": "connection.up", "level": "info", "links": 1}
 
 
 def test_a_terminal_gets_lines_for_people():
     stream = Terminal()
     configure_logs("info", "auto", stream)
-    structlog.get_logger().info("link.up", links=1)
-    assert "link.up" in stream.getvalue()
+    structlog.get_logger().info("connection.up", links=1)
+    assert "connection.up" in stream.getvalue()
     with pytest.raises(ValueError, match="Expecting value"):
         json.loads(stream.getvalue())
 
@@ -55,7 +55,7 @@ def test_a_terminal_gets_lines_for_people():
 def test_what_is_below_the_level_is_not_written():
     stream = io.StringIO()
     configure_logs("warning", "json", stream)
-    structlog.get_logger().info("link.up")
+    structlog.get_logger().info("connection.up")
     assert stream.getvalue() == ""
 
 
@@ -74,7 +74,7 @@ def test_a_trace_shows_no_local_variable(log_format):
 
 def test_a_reader_who_left_is_no_fault():
     configure_logs("info", "json", Gone())
-    structlog.get_logger().info("link.up")
+    structlog.get_logger().info("connection.up")
 
 
 def test_what_a_library_warns_of_comes_into_our_log():

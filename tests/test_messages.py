@@ -1,4 +1,4 @@
-"""Frames in and out: the table of nasty ones, and properties over generated ones."""
+"""Frames in and out: the table of bad_messages ones, and properties over generated ones."""
 
 import json
 import random
@@ -9,11 +9,11 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-import nasty
+import bad_messages
 import pytest
+from bad_messages import BadMessage, message
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from nasty import Nasty, message
 
 from ratebridge import messages
 from ratebridge.conversion import plain, rounded
@@ -90,8 +90,8 @@ def test_our_own_heartbeat_is_read_as_one():
 # The table.
 
 
-@pytest.mark.parametrize("row", nasty.ALL, ids=lambda row: row.name)
-def test_nasty(row: Nasty):
+@pytest.mark.parametrize("row", bad_messages.ALL, ids=lambda row: row.name)
+def test_nasty(row: BadMessage):
     found = read(row.frame)
     match row.outcome:
         case "heartbeat":
@@ -117,8 +117,8 @@ def test_nasty(row: Nasty):
 
 
 def test_the_table_names_each_row_once_and_says_truly_which_are_texts():
-    assert len({row.name for row in nasty.ALL}) == len(nasty.ALL)
-    for row in nasty.ALL:
+    assert len({row.name for row in bad_messages.ALL}) == len(bad_messages.ALL)
+    for row in bad_messages.ALL:
         if row.utf8:
             row.frame.decode()
         else:
@@ -134,7 +134,9 @@ def test_nothing_in_the_table_takes_long():
         read(frame)
         return time.perf_counter() - began
 
-    slow = {row.name for row in nasty.ALL if min(seconds(row.frame) for _ in range(5)) > 0.05}
+    slow = {
+        row.name for row in bad_messages.ALL if min(seconds(row.frame) for _ in range(5)) > 0.05
+    }
     assert slow == set()
 
 
@@ -199,7 +201,9 @@ def test_which_frames_are_answered_agrees_with_the_standard_library(frame: bytes
 
 
 @given(
-    st.sampled_from([SAMPLE, HEARTBEAT, *(row.frame for row in nasty.ALL if len(row.frame) < 400)]),
+    st.sampled_from(
+        [SAMPLE, HEARTBEAT, *(row.frame for row in bad_messages.ALL if len(row.frame) < 400)]
+    ),
     st.lists(st.tuples(st.integers(0, 400), st.integers(0, 3), st.binary(max_size=3)), max_size=5),
 )
 @example(SAMPLE, [(30, 0, b"\xff")])

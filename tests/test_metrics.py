@@ -21,7 +21,6 @@ from ratebridge.operating.overview import Service
 from ratebridge.operating.stats import LATENCY_BOUNDS
 from ratebridge.outbox import Reply
 from ratebridge.providers.source import Quota
-from ratebridge.session import SessionEnd
 
 DAY = (NOW - timedelta(days=14)).date()
 
@@ -93,18 +92,18 @@ async def test_the_latency_is_a_histogram_in_seconds(nursery, autojump_clock):
 
 async def test_the_link_and_its_heartbeats(nursery, autojump_clock):
     service, journal = make_service(nursery)
-    assert value(service, "link_up") == value(service, "ready") == 0
+    assert value(service, "connection_up") == value(service, "ready") == 0
     assert value(service, "heartbeat_age_seconds") is None
     journal.link_up()
     journal.heartbeat_received(0.0)
     await trio.sleep(0.75)
-    assert value(service, "link_up") == value(service, "ready") == 1
-    assert value(service, "links_opened_total") == 1
+    assert value(service, "connection_up") == value(service, "ready") == 1
+    assert value(service, "connections_opened_total") == 1
     assert value(service, "heartbeats_received_total") == 1
     assert value(service, "heartbeat_age_seconds") == 0.75
-    journal.link_lost(SessionEnd(LinkFailed("stale"), 0.75, proved=True), 0.1)
+    journal.link_lost(LinkFailed("stale"), 0.75, 0.1)
     await trio.sleep(10)
-    assert value(service, "link_up") == value(service, "ready") == 0
+    assert value(service, "connection_up") == value(service, "ready") == 0
     assert value(service, "reconnects_total", reason="stale") == 1
     assert value(service, "heartbeat_age_seconds") == 10.75, "an alert on it must fire"
 
@@ -112,13 +111,13 @@ async def test_the_link_and_its_heartbeats(nursery, autojump_clock):
 async def test_the_messages_and_what_waits(nursery, autojump_clock):
     service, journal = make_service(nursery)
     journal.dropped("not-json", b"what")
-    journal.given_up(b"7", "it was too old")
-    journal.request_crashed(RuntimeError())
+    journal.undelivered(b"7", "it was too old")
+    journal.internal_error("request", RuntimeError())
     service.bridge.waiting = 3
     service.outbox.add(Reply(b"1", b"{}", 0.0))
     assert value(service, "messages_dropped_total", reason="not-json") == 1
-    assert value(service, "replies_given_up_total") == 1
-    assert value(service, "crashes_total") == 1
+    assert value(service, "replies_undelivered_total") == 1
+    assert value(service, "internal_errors_total") == 1
     assert value(service, "requests_waiting") == 3
     assert value(service, "outbox_replies") == 1
 
@@ -195,9 +194,9 @@ async def test_no_text_of_a_peer_becomes_a_label(nursery, autojump_clock):
     service, journal = make_service(nursery)
     poison = "p0ison"
     journal.dropped("not-json", poison.encode())
-    journal.given_up(poison.encode(), "it was too old")
+    journal.undelivered(poison.encode(), "it was too old")
     journal.refused(Refused(b"1", "bad-currency", f"currency '{poison}'"), poison.encode(), 0.1)
-    journal.link_lost(SessionEnd(LinkFailed("closed", poison, code=4000)), 1.0)
+    journal.link_lost(LinkFailed("closed", poison, code=4000), 0.0, 1.0)
     journal.fetch_failed("shop", DAY, SourceFailed("bad-body", f"has a {poison}"))
     assert poison.encode() not in Metrics(service).text()
 
@@ -206,7 +205,7 @@ async def test_two_services_in_one_process_do_not_meet(nursery, autojump_clock):
     one, journal = make_service(nursery)
     other, _ = make_service(nursery)
     journal.link_up()
-    assert (value(one, "link_up"), value(other, "link_up")) == (1, 0)
+    assert (value(one, "connection_up"), value(other, "connection_up")) == (1, 0)
     assert not [family for family in REGISTRY.collect() if family.name.startswith("ratebridge")]
 
 

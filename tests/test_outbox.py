@@ -7,7 +7,7 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from support import BEAT, Witness, within
+from support import BEAT, Recorder, within
 
 from ratebridge.outbox import MOST_REPLIES, OLDEST_REPLY, WRITE_SIZE, Outbox, Reply
 
@@ -21,13 +21,13 @@ def frames(*numbers: int) -> list[bytes]:
 
 
 @pytest.fixture
-def witness():
-    return Witness()
+def recorder():
+    return Recorder()
 
 
 @pytest.fixture
-def outbox(witness):
-    return Outbox(witness)
+def outbox(recorder):
+    return Outbox(recorder)
 
 
 async def test_replies_leave_in_their_order_and_all_in_one_write(outbox, autojump_clock):
@@ -88,7 +88,7 @@ async def test_there_may_be_nothing_to_take(outbox, autojump_clock):
 
 
 async def test_what_was_not_written_goes_first_on_the_next_link_byte_for_byte(
-    outbox, witness, autojump_clock
+    outbox, recorder, autojump_clock
 ):
     outbox.add(reply(1))
     outbox.add(reply(2))
@@ -97,7 +97,7 @@ async def test_what_was_not_written_goes_first_on_the_next_link_byte_for_byte(
     outbox.lose_link()
     assert len(outbox) == 3
     assert outbox.take() == frames(1, 2, 3)
-    assert witness.lost == []
+    assert recorder.lost == []
 
 
 async def test_what_was_written_does_not_go_again(outbox, autojump_clock):
@@ -143,56 +143,58 @@ async def test_a_heartbeat_does_not_outlive_its_link(outbox, autojump_clock):
 
 
 async def test_overloaded_does_not_outlive_its_link_and_its_loss_is_told(
-    outbox, witness, autojump_clock
+    outbox, recorder, autojump_clock
 ):
     outbox.add(reply(1, keep=False))
     outbox.add(reply(2))
     outbox.take()
     outbox.add(reply(3, keep=False))
     outbox.lose_link()
-    assert witness.lost == [
+    assert recorder.lost == [
         (b"1", "it was for the link that is gone"),
         (b"3", "it was for the link that is gone"),
     ]
     assert outbox.take() == frames(2)
 
 
-async def test_the_number_is_bounded_and_the_oldest_is_given_up(outbox, witness, autojump_clock):
+async def test_the_number_is_bounded_and_the_oldest_is_undelivered(
+    outbox, recorder, autojump_clock
+):
     for number in range(MOST_REPLIES + 2):
         outbox.add(reply(number))
     assert len(outbox) == MOST_REPLIES
-    assert witness.lost == [
+    assert recorder.lost == [
         (b"0", "too many replies wait for a link"),
         (b"1", "too many replies wait for a link"),
     ]
     assert (outbox.take())[0] == b"reply 2"
 
 
-async def test_those_being_written_count_and_are_not_given_up(outbox, witness, autojump_clock):
+async def test_those_being_written_count_and_are_not_undelivered(outbox, recorder, autojump_clock):
     outbox.add(reply(0))
     outbox.take()
     for number in range(1, MOST_REPLIES + 1):
         outbox.add(reply(number))
     assert len(outbox) == MOST_REPLIES
-    assert [number for number, _ in witness.lost] == [b"1"]
+    assert [number for number, _ in recorder.lost] == [b"1"]
 
 
-async def test_a_reply_of_a_minute_is_given_up(outbox, witness, autojump_clock):
+async def test_a_reply_of_a_minute_is_undelivered(outbox, recorder, autojump_clock):
     outbox.add(reply(1))
     await trio.sleep(0.5)
     outbox.add(reply(2))
     await trio.sleep(OLDEST_REPLY - 0.5)
     assert outbox.take() == frames(2)
-    assert witness.lost == [(b"1", "it was too old")]
+    assert recorder.lost == [(b"1", "it was too old")]
 
 
 async def test_there_is_nothing_to_take_when_all_that_was_there_is_too_old(
-    outbox, witness, autojump_clock
+    outbox, recorder, autojump_clock
 ):
     outbox.add(reply(1))
     await trio.sleep(OLDEST_REPLY + 1)
     assert outbox.take() == []
-    assert [number for number, _ in witness.lost] == [b"1"]
+    assert [number for number, _ in recorder.lost] == [b"1"]
 
 
 async def lose(outbox: Outbox) -> None:
@@ -210,7 +212,7 @@ async def outlive(outbox: Outbox) -> None:
 
 
 @pytest.mark.parametrize("leave", [send, lose, outlive])
-async def test_waiting_for_empty_ends_when_the_last_reply_has_left_or_was_given_up(
+async def test_waiting_for_empty_ends_when_the_last_reply_has_left_or_was_undelivered(
     outbox, leave, autojump_clock
 ):
     outbox.add(reply(1, keep=False))
@@ -234,12 +236,12 @@ async def test_waiting_for_empty_returns_at_once_when_it_is(outbox, autojump_clo
         await outbox.wait_empty()
 
 
-async def test_giving_up_all_tells_of_each_in_its_order(outbox, witness, autojump_clock):
+async def test_giving_up_all_tells_of_each_in_its_order(outbox, recorder, autojump_clock):
     outbox.add(reply(1))
     outbox.take()
     outbox.add(reply(2))
-    outbox.give_up_all("the end")
-    assert witness.lost == [(b"1", "the end"), (b"2", "the end")]
+    outbox.discard_all("the end")
+    assert recorder.lost == [(b"1", "the end"), (b"2", "the end")]
     assert len(outbox) == 0
 
 
@@ -254,17 +256,17 @@ class Model:
 
 
 @given(st.lists(st.sampled_from("aaokbtscx"), max_size=60))
-def test_every_reply_leaves_once_or_is_given_up_once_and_in_its_order(steps):
+def test_every_reply_leaves_once_or_is_undelivered_once_and_in_its_order(steps):
     async def main():
-        witness = Witness()
-        outbox = Outbox(witness)
+        recorder = Recorder()
+        outbox = Outbox(recorder)
         model = Model()
         numbers = iter(range(100))
         for step in steps:
             await take_step(step, outbox, model, numbers.__next__)
             waiting = [*model.taken, *model.waiting]
             assert len(outbox) == len(waiting)
-            assert [int(number) for number, _ in witness.lost] == model.lost
+            assert [int(number) for number, _ in recorder.lost] == model.lost
         assert model.left == sorted(model.left)
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))

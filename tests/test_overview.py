@@ -13,9 +13,8 @@ from ratebridge.operating.overview import MOST_SHOWN, SAMPLES, History, overview
 from ratebridge.operating.stats import Stats
 from ratebridge.outbox import Reply
 from ratebridge.providers.source import Quota
-from ratebridge.session import SessionEnd
 
-REFUSED = LinkFailed("refused", "nobody listens on that port")
+REFUSED = LinkFailed("refused", "connection refused: nobody listens on that port")
 DAY = (NOW - timedelta(days=14)).date()
 
 
@@ -24,12 +23,15 @@ async def test_before_the_first_link_it_is_not_ready(nursery, autojump_clock):
     await trio.sleep(1.5)
     assert readiness(service, trio.current_time()) == (
         False,
-        "no link yet, 1.5 s after the start",
+        "no connection yet, 1.5 s after the start",
     )
-    journal.link_lost(SessionEnd(REFUSED), 1.0)
+    journal.link_lost(REFUSED, 0.0, 1.0)
     assert readiness(service, trio.current_time()) == (
         False,
-        "no link yet, 1.5 s after the start: refused, nobody listens on that port",
+        (
+            "no connection yet, 1.5 s after the start: "
+            "refused, connection refused: nobody listens on that port"
+        ),
     )
 
 
@@ -40,18 +42,18 @@ async def test_it_is_ready_from_the_first_heartbeat_until_one_is_two_seconds_old
     journal.link_up()
     assert readiness(service, trio.current_time()) == (
         False,
-        "the link is up, but no heartbeat has come on it yet",
+        "the connection is up, but no heartbeat has come on it yet",
     )
     journal.heartbeat_received(0.0)
     beat = trio.current_time()
     assert readiness(service, beat) == (
         True,
-        "the link is up, its last heartbeat came 0.0 s ago",
+        "the connection is up, its last heartbeat came 0.0 s ago",
     )
     assert readiness(service, beat + 1.9375)[0]
     assert readiness(service, beat + 2.0) == (
         False,
-        "the link is up, but its last heartbeat came 2.0 s ago",
+        "the connection is up, but its last heartbeat came 2.0 s ago",
     )
 
 
@@ -59,14 +61,14 @@ async def test_a_lost_link_says_for_how_long_and_why(nursery, autojump_clock):
     service, journal = make_service(nursery)
     journal.link_up()
     journal.heartbeat_received(0.0)
-    journal.link_lost(SessionEnd(LinkFailed("closed"), 1.0, proved=True), 0.5)
+    journal.link_lost(LinkFailed("closed"), 1.0, 0.5)
     await trio.sleep(1)
-    assert readiness(service, trio.current_time()) == (False, "no link for 1.0 s: closed")
+    assert readiness(service, trio.current_time()) == (False, "no connection for 1.0 s: closed")
     await trio.sleep(2.25)
-    journal.link_lost(SessionEnd(REFUSED), 1.0)
+    journal.link_lost(REFUSED, 0.0, 1.0)
     assert readiness(service, trio.current_time()) == (
         False,
-        "no link for 3.2 s: refused, nobody listens on that port",
+        "no connection for 3.2 s: refused, connection refused: nobody listens on that port",
     )
 
 
@@ -75,7 +77,7 @@ async def test_a_heartbeat_of_the_link_before_does_not_count(nursery, autojump_c
     journal.link_up()
     journal.heartbeat_received(0.0)
     await trio.sleep(0.25)
-    journal.link_lost(SessionEnd(LinkFailed("reset"), 0.25, proved=True), 0.0)
+    journal.link_lost(LinkFailed("reset"), 0.25, 0.0)
     journal.link_up()
     assert not readiness(service, trio.current_time())[0]
 
@@ -173,7 +175,7 @@ async def test_an_overview_of_a_service_that_has_just_begun(nursery, autojump_cl
     assert seen["heartbeat"]["median"] is seen["heartbeat"]["longest"] is None
     assert seen["sources"][0]["state"] == "not asked yet"
     assert seen["tables"] == {"held": 0, "shown": []}
-    assert seen["troubles"] == []
+    assert seen["recent_errors"] == []
     assert seen["history"] == {"taken": 0, "samples": []}
 
 
@@ -215,13 +217,13 @@ async def test_an_overview_tells_all_that_happened(nursery, autojump_clock):
         "converted": 0,
         "refused": {"unknown-currency": 2},
         "dropped": {"not-json": 1},
-        "given_up": 0,
+        "undelivered": 0,
         "waiting": 2,
         "outbox": 1,
         "cache_hits": 0,
-        "crashes": 0,
+        "internal_errors": 0,
     }
-    assert seen["troubles"] == [
+    assert seen["recent_errors"] == [
         {"at": "2021-06-01T12:00:00.000Z", "words": "message dropped: not-json", "count": 1},
         {
             "at": "2021-06-01T12:00:00.000Z",
@@ -236,9 +238,12 @@ async def test_an_overview_tells_all_that_happened(nursery, autojump_clock):
 async def test_an_overview_tells_when_the_next_attempt_is(nursery, autojump_clock):
     service, journal = make_service(nursery)
     history = History(service.stats)
-    journal.link_lost(SessionEnd(REFUSED), 1.5)
+    journal.link_lost(REFUSED, 0.0, 1.5)
     link = overview(service, history, trio.current_time())["link"]
-    assert (link["lost"], link["last_ended"]) == (1, "refused, nobody listens on that port")
+    assert (link["lost"], link["last_ended"]) == (
+        1,
+        "refused, connection refused: nobody listens on that port",
+    )
     assert link["retry_in"] == 1.5
     await trio.sleep(2)
     assert overview(service, history, trio.current_time())["link"]["retry_in"] == 0.0
@@ -263,10 +268,10 @@ async def test_a_source_is_as_it_was_heard_of_last(nursery, autojump_clock):
     assert (source()["answered_ago"], source()["took"]) == (1.0, 0.25)
     journal.fetch_failed("shop", DAY, SourceFailed("no-table", "has no rates for today"))
     assert (source()["state"], source()["failure"]) == ("incomplete", "has no rates for today")
-    journal.silenced("shop", SourceFailed("quota-month", "has no calls left", silence=60.0))
-    assert (source()["state"], source()["silent_for"]) == ("resting", 60.0)
+    journal.rate_limited("shop", SourceFailed("quota-month", "has no calls left", limited_for=60.0))
+    assert (source()["state"], source()["limited_for"]) == ("rate-limited", 60.0)
     await trio.sleep(60)
-    assert (source()["state"], source()["silent_for"]) == ("incomplete", None)
+    assert (source()["state"], source()["limited_for"]) == ("incomplete", None)
 
 
 async def test_a_source_that_never_had_a_day_is_failing(nursery, autojump_clock):

@@ -123,7 +123,7 @@ def test_wrong_settings_are_told_at_once_with_exit_code_2_and_no_traceback(tmp_p
     assert ended.returncode == 2
     assert ended.stdout == ""
     lines = ended.stderr.splitlines()
-    assert [line.partition(": expected ")[0] for line in lines] == [
+    assert [line.partition(": ")[0] for line in lines] == [
         "CURRENCY_ASSIGNMENT_WS_URI",
         "FREECURRENCY_API_KEY",
         "VERIFY_SSL",
@@ -153,7 +153,7 @@ def test_recorded_requests_are_all_answered_and_a_signal_stops_with_exit_code_0(
     assert replies["8303"]["payload"]["stake"] == "1444.17742"
     assert replies["8304"]["payload"]["stake"] == "47.94814"
     assert replies["8305"]["payload"]["stake"] == "6251.61867"
-    assert [event["event"] for event in ended.events][:2] == ["service.started", "link.up"]
+    assert [event["event"] for event in ended.events][:2] == ["service.started", "connection.up"]
     assert ended.events[-1]["event"] == "service.stopped"
     assert "Traceback" not in ended.log
 
@@ -164,17 +164,17 @@ def test_the_last_frame_at_a_stop_is_a_close_with_going_away(tmp_path):
     assert ended.code == 0
     assert ended.peers[0].close_code == 1001
     assert ended.peers[0].path == "/stream"
-    assert ended.event("link.down")["reason"] == "stopped"
+    assert ended.event("connection.down")["reason"] == "stopped"
 
 
 def test_a_self_signed_feed_is_refused_with_the_certificate_as_the_reason(tmp_path):
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     trustme.CA().issue_cert("localhost").configure_cert(tls)
     feed = StandIn(iter(()), 1)
-    ended = run_service(feed, lambda log: "link.lost" in log, tmp_path, tls=tls)
+    ended = run_service(feed, lambda log: "connection.lost" in log, tmp_path, tls=tls)
     assert ended.code == 0
     assert feed.connections == 0
-    lost = ended.event("link.lost")
+    lost = ended.event("connection.lost")
     assert lost["reason"] == "certificate"
     assert "certificate" in lost["detail"]
 
@@ -216,7 +216,7 @@ def test_a_reader_who_leaves_the_demo_ends_it_without_a_traceback(tmp_path):
 
 
 def test_a_second_signal_ends_a_stop_that_still_waits(tmp_path):
-    """After the first the request in flight would wait a minute for a source that is silent."""
+    """After the first the request in fetch would wait a minute for a source that is silent."""
 
     async def script(peer: FeedPeer) -> None:
         await peer.accept()
@@ -237,7 +237,7 @@ def test_a_second_signal_ends_a_stop_that_still_waits(tmp_path):
         )
     assert ended.code == 0
     assert ended.event("service.stopping")["waiting"] == 1
-    assert ended.event("reply.given_up")["id"] == "8305"
+    assert ended.event("reply.undelivered")["id"] == "8305"
 
 
 def test_a_log_that_nobody_reads_any_more_costs_no_answer(tmp_path):

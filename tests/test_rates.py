@@ -32,7 +32,7 @@ class Case:
     failed_at: float | None
     today: date
     now: float
-    silence: SourceFailed | None
+    limited_for: SourceFailed | None
     found: RateTable | Failing | None
 
 
@@ -65,7 +65,7 @@ def test_what_is_found(case):
         tables.store(case.held, 0.0)
     if case.failed_at is not None:
         tables.store_failure("fake", DAY, DOWN, case.failed_at)
-    found = tables.find("fake", DAY, today=case.today, now=case.now, silence=case.silence)
+    found = tables.find("fake", DAY, today=case.today, now=case.now, limit=case.limited_for)
     assert found == case.found
 
 

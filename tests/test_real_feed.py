@@ -18,14 +18,15 @@ import trio
 import trustme
 from support import ask, beat, in_turn, listen, server_frame
 
-from ratebridge import app, link
-from ratebridge.address import Address
-from ratebridge.app import World, serve
-from ratebridge.dial import Dial, add_tls, network_dial, open_tcp
+from ratebridge import app
+from ratebridge.app import Dependencies, serve
 from ratebridge.errors import LinkFailed
 from ratebridge.fakes.feed import FeedGone, FeedPeer, Script, serve_feed
-from ratebridge.framing import MAX_FRAME
-from ratebridge.link import open_link
+from ratebridge.link import link
+from ratebridge.link.address import Address
+from ratebridge.link.dial import Dial, add_tls, network_dial, open_tcp
+from ratebridge.link.framing import MAX_FRAME
+from ratebridge.link.link import open_link
 from ratebridge.operating.journal import Journal
 from ratebridge.operating.stats import Stats
 from ratebridge.settings import Settings
@@ -58,11 +59,11 @@ async def serving(dial: Dial, **settings: Any) -> AsyncIterator[Service]:
     service = Service(stats, trio.Event())
     feed = Address("feed.example", 80, "/", secure=False)
     shortened = {"heartbeat_interval": 0.05, "heartbeat_timeout": 0.5, "drain_timeout": 1.0}
-    world = World(dial, jitter=lambda: 0.0)
+    dependencies = Dependencies(dial, jitter=lambda: 0.0)
 
     async def run() -> None:
         made = Settings(feed, providers=("ecb",), **{**shortened, **settings})
-        await serve(made, Journal(stats), service.stop, world)
+        await serve(made, Journal(stats), service.stop, dependencies)
         service.stopped.set()
 
     with trio.fail_after(PATIENCE):
@@ -115,7 +116,7 @@ async def come_back(first: Script, *reasons: str, **settings: Any) -> Stats:
         serving(tcp(port), **settings) as service,
     ):
         await healthy.answered.wait()
-    assert service.stats.crashes == 0
+    assert service.stats.internal_errors == 0
     assert list(service.stats.lost) == list(reasons)
     assert service.stats.lost.total() == 1
     return service.stats
@@ -302,7 +303,9 @@ async def test_of_two_addresses_the_one_that_listens_is_found():
 
 async def test_two_addresses_of_which_none_listens_are_refused():
     trio.socket.set_custom_hostname_resolver(Names())
-    with pytest.raises(LinkFailed, match="refused: nobody listens on that port"):
+    with pytest.raises(
+        LinkFailed, match="refused: connection refused: nobody listens on that port"
+    ):
         await tcp(free_port(), "feed.test")()
 
 
@@ -417,7 +420,7 @@ async def test_over_tls_it_comes_back_too(script, reason, authority):
     ):
         await healthy.answered.wait()
     assert service.stats.lost == {reason: 1}
-    assert service.stats.crashes == 0
+    assert service.stats.internal_errors == 0
 
 
 async def test_records_that_are_no_tls_end_a_link_over_tls(authority):
@@ -483,7 +486,7 @@ def not_tls(script: Script) -> Script:
         pytest.param(reset, "tls", "the peer broke off the TLS handshake", id="RST"),
         pytest.param(
             hold_on,
-            *("open-timeout", "no link within 0.4 s"),
+            *("open-timeout", "no connection within 0.4 s"),
             id="never answers",
         ),
     ],
@@ -567,7 +570,7 @@ async def test_a_peer_who_does_not_read_gets_every_reply_once_over_both_connecti
         assert first + second == list(range(count))
         assert first
         assert second
-        assert service.stats.given_up == 0
+        assert service.stats.undelivered == 0
 
 
 # The stop.
@@ -617,7 +620,7 @@ async def test_a_stop_is_quick_whatever_the_peer_does(script):
         service.stop.set()
         await service.stopped.wait()
         assert trio.current_time() - began < 1.0
-    assert service.stats.crashes == 0
+    assert service.stats.internal_errors == 0
 
 
 # Nothing is left over.

@@ -1,4 +1,4 @@
-"""One connection: the rhythm of heartbeats, the watchdog, the replies, the stop."""
+"""One connection: the heartbeat of heartbeats, the watchdog, the replies, the stop."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +13,7 @@ from support import (
     ADDRESS,
     BEAT,
     Dialled,
-    Witness,
+    Recorder,
     accept_and_beat,
     accept_and_listen,
     ask,
@@ -25,9 +25,9 @@ from support import (
 )
 
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script
-from ratebridge.link import open_link
+from ratebridge.link.link import open_link
 from ratebridge.outbox import Outbox, Reply
-from ratebridge.session import Rhythm, Session, SessionEnd
+from ratebridge.session import HeartbeatSettings, Session, SessionEnd
 
 
 @attrs.define
@@ -36,7 +36,7 @@ class Life:
 
     session: Session
     outbox: Outbox
-    witness: Witness
+    recorder: Recorder
     dial: Dialled
     opened: float
     end: SessionEnd | None = None
@@ -59,31 +59,33 @@ class Life:
 
 
 @asynccontextmanager
-async def living(script: Script, rhythm: Rhythm | None = None) -> AsyncIterator[Life]:
+async def living(script: Script, heartbeat: HeartbeatSettings | None = None) -> AsyncIterator[Life]:
     """A session with a feed in memory that plays `script`."""
     async with within(600), trio.open_nursery() as nursery:
-        witness = Witness()
-        outbox = Outbox(witness)
+        recorder = Recorder()
+        outbox = Outbox(recorder)
         dial = Dialled(MemoryFeed(nursery, script))
         link = await open_link(nursery, ADDRESS, dial)
         bridge = euro_bridge(nursery, outbox)
-        session = Session(link, bridge, outbox, rhythm or Rhythm(), witness)
-        life = Life(session, outbox, witness, dial, trio.current_time())
+        session = Session(link, bridge, outbox, heartbeat or HeartbeatSettings(), recorder)
+        life = Life(session, outbox, recorder, dial, trio.current_time())
         nursery.start_soon(life.run)
         yield life
         nursery.cancel_scope.cancel()
 
 
-async def lifetime(script: Script, rhythm: Rhythm | None = None) -> tuple[SessionEnd, float]:
+async def lifetime(
+    script: Script, heartbeat: HeartbeatSettings | None = None
+) -> tuple[SessionEnd, float]:
     """How a session with this peer ends, and after how many seconds."""
-    async with living(script, rhythm) as life:
+    async with living(script, heartbeat) as life:
         await life.over.wait()
     assert life.end is not None
     assert life.at is not None
     return life.end, life.at - life.opened
 
 
-# The rhythm.
+# The heartbeat.
 
 
 async def test_a_heartbeat_leaves_at_once_and_then_each_second(autojump_clock):
@@ -230,7 +232,7 @@ async def test_a_heartbeat_is_one_however_it_is_spelt_or_cut(autojump_clock):
 
 
 async def test_the_rhythm_can_be_set(autojump_clock):
-    async with living(beating(0, 0.1, 0.2), Rhythm(0.1, 0.5)) as life:
+    async with living(beating(0, 0.1, 0.2), HeartbeatSettings(0.1, 0.5)) as life:
         await life.over.wait()
         assert life.at is not None
         assert 0.7 <= life.at - life.opened <= 0.9
@@ -242,7 +244,7 @@ async def test_the_rhythm_can_be_set(autojump_clock):
 async def test_the_gaps_between_heartbeats_are_told(autojump_clock):
     async with living(beating(0.25, 1.0, 2.5)) as life:
         await life.over.wait()
-    assert life.witness.gaps == pytest.approx([0.25, 0.75, 1.5])
+    assert life.recorder.gaps == pytest.approx([0.25, 0.75, 1.5])
     assert life.end is not None
     assert life.end.proved
 
@@ -272,7 +274,7 @@ async def test_a_stall_of_our_own_does_not_cut_a_healthy_link(stall, unread, tur
         mock_clock.jump(stall)
         await go_on(mock_clock, 6)
         assert not life.over.is_set()
-        assert life.witness.lost == []
+        assert life.recorder.lost == []
 
 
 async def test_after_a_stall_with_nothing_to_read_a_peer_gets_one_period(mock_clock):
@@ -287,7 +289,7 @@ async def test_after_a_stall_with_nothing_to_read_a_peer_gets_one_period(mock_cl
         assert life.end.cause.reason == "stale"
         assert life.at is not None
         assert 2.0 <= life.at - stalled_until <= 2.2
-        assert life.witness.excuses == [pytest.approx(2.0, abs=0.1)]
+        assert life.recorder.excuses == [pytest.approx(2.0, abs=0.1)]
 
 
 async def test_a_peer_who_was_suspended_with_us_is_given_time_to_beat(mock_clock):
@@ -314,7 +316,7 @@ async def test_a_stall_in_the_period_that_was_given_is_no_second_excuse(mock_clo
         mock_clock.jump(3)
         await go_on(mock_clock, 2)
         assert life.over.is_set()
-        assert len(life.witness.excuses) == 1
+        assert len(life.recorder.excuses) == 1
 
 
 async def test_after_a_heartbeat_the_next_stall_is_excused_again(mock_clock):
@@ -324,7 +326,7 @@ async def test_after_a_heartbeat_the_next_stall_is_excused_again(mock_clock):
             mock_clock.jump(5)
         await go_on(mock_clock, 3)
         assert not life.over.is_set()
-        assert len(life.witness.excuses) == 3
+        assert len(life.recorder.excuses) == 3
 
 
 @pytest.mark.parametrize("turns", range(8))
@@ -381,7 +383,7 @@ async def test_a_heartbeat_that_is_read_while_the_watchdog_fires_counts(turns, m
         mock_clock.jump(life.opened + 2 - trio.current_time())
         await go_on(mock_clock, 5)
         assert life.at is not None
-        last = life.opened + sum(life.witness.gaps)
+        last = life.opened + sum(life.recorder.gaps)
         assert 2.0 <= life.at - last <= 2.2
 
 
@@ -504,11 +506,11 @@ async def test_requests_that_came_with_the_end_are_answered_into_the_outbox(auto
 
 async def test_a_bug_in_the_bridge_surfaces(autojump_clock):
     async with trio.open_nursery() as nursery:
-        outbox = Outbox(Witness())
+        outbox = Outbox(Recorder())
         bridge: Any = None
         link = await open_link(nursery, ADDRESS, MemoryFeed(nursery, asking(1)).dial)
         with pytest.raises(ExceptionGroup) as caught:
-            await Session(link, bridge, outbox, Rhythm(), Witness()).run()
+            await Session(link, bridge, outbox, HeartbeatSettings(), Recorder()).run()
         assert caught.value.subgroup(AttributeError) is not None
         nursery.cancel_scope.cancel()
 
@@ -530,9 +532,11 @@ async def test_a_stop_says_going_away_and_is_over_when_that_is_answered(autojump
 async def test_a_stop_before_the_start_is_a_stop(autojump_clock):
     async with trio.open_nursery() as nursery:
         feed = MemoryFeed(nursery, accept_and_listen)
-        outbox = Outbox(Witness())
+        outbox = Outbox(Recorder())
         link = await open_link(nursery, ADDRESS, feed.dial)
-        session = Session(link, euro_bridge(nursery, outbox), outbox, Rhythm(), Witness())
+        session = Session(
+            link, euro_bridge(nursery, outbox), outbox, HeartbeatSettings(), Recorder()
+        )
         session.stop()
         end = await session.run()
         assert end.cause.reason == "stopped"

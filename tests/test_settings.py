@@ -5,8 +5,8 @@ from pathlib import Path
 import attrs
 import pytest
 
-from ratebridge.address import Address
 from ratebridge.errors import BadSettings
+from ratebridge.link.address import Address
 from ratebridge.settings import Secret, Settings, load_settings, read_environment
 
 FEED = {"CURRENCY_ASSIGNMENT_WS_URI": "ws://feed.example/stream"}

@@ -1,11 +1,11 @@
 """Some runs of the simulation, and proof that it can fail. Many more: scripts/simulate.py."""
 
 import pytest
-from simulation import PLANTS, simulate
+from simulation import INJECTED_BUGS, simulate
 
 SEEDS = 200
 LENGTH = 5.0  # simulated seconds at most; every timeout but two is shorter
-# A planted bug needs some time and luck to show. The most that any took was measured
+# A injected bug needs some time and luck to show. The most that any took was measured
 # at a third of this.
 SEEDS_TO_CATCH = 200
 LENGTH_TO_CATCH = 12.0
@@ -34,11 +34,11 @@ def test_another_seed_brings_another_run():
     assert logs[0] != logs[1]
 
 
-@pytest.mark.parametrize("name", PLANTS)
+@pytest.mark.parametrize("name", INJECTED_BUGS)
 def test_a_planted_bug_is_found(name):
-    convicts = PLANTS[name].convicts
+    convicts = INJECTED_BUGS[name].convicts
     assert any(
         convicts in violation
         for seed in range(SEEDS_TO_CATCH)
-        for violation in simulate(seed, length=LENGTH_TO_CATCH, plant=name).violations
+        for violation in simulate(seed, length=LENGTH_TO_CATCH, inject=name).violations
     )

@@ -17,18 +17,18 @@ from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 from watched import make_service
 
-from ratebridge.address import Address
-from ratebridge.app import World, serve
+from ratebridge.app import Dependencies, serve
 from ratebridge.backoff import Backoff
 from ratebridge.errors import CannotStart, SourceFailed
 from ratebridge.fakes.feed import MemoryFeed, request_text
-from ratebridge.link import open_link
+from ratebridge.link.address import Address
+from ratebridge.link.link import open_link
 from ratebridge.operating import status
 from ratebridge.operating.journal import Journal
 from ratebridge.operating.overview import History
 from ratebridge.operating.stats import Stats
 from ratebridge.operating.status import HEADERS, StatusServer, make_app
-from ratebridge.session import Rhythm
+from ratebridge.session import HeartbeatSettings
 from ratebridge.settings import Settings
 from ratebridge.supervisor import Supervisor
 
@@ -75,19 +75,19 @@ async def test_it_is_healthy_while_the_loop_turns(client):
 async def test_readiness_says_why(client, journal):
     answer = await client.get("/readyz")
     assert (answer.status_code, answer.json()["ready"]) == (503, False)
-    assert answer.json()["why"].startswith("no link yet")
+    assert answer.json()["why"].startswith("no connection yet")
     journal.link_up()
     journal.heartbeat_received(0.0)
     answer = await client.get("/readyz")
     assert (answer.status_code, answer.json()["ready"]) == (200, True)
-    assert answer.json()["why"].startswith("the link is up")
+    assert answer.json()["why"].startswith("the connection is up")
 
 
 async def test_the_metrics_are_read_by_prometheus_parser(client):
     answer = await client.get("/metrics")
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     names = {family.name for family in text_string_to_metric_families(answer.text)}
-    assert {"ratebridge_conversions", "ratebridge_link_up", "ratebridge_build_info"} <= names
+    assert {"ratebridge_conversions", "ratebridge_connection_up", "ratebridge_build_info"} <= names
 
 
 async def test_the_page_gets_its_figures_as_json(client):
@@ -198,7 +198,9 @@ async def test_a_bug_costs_one_answer(client, journal, monkeypatch):
         answer = await client.get("/status.json")
     assert (answer.status_code, answer.text) == (500, "an internal error, see the service's log")
     assert set(HEADERS) <= {(name, value) for name, value in answer.headers.raw}
-    assert log == [{"event": "crash", "log_level": "error", "where": "status", "exc_info": bug}]
+    assert log == [
+        {"event": "internal_error", "log_level": "error", "where": "status", "exc_info": bug}
+    ]
     assert (await client.get("/healthz")).status_code == 200
 
 
@@ -215,7 +217,7 @@ async def test_a_bug_in_the_middle_of_an_answer_ends_there():
     journal = Journal(Stats())
     await status._Contained(half, journal)({"type": "http"}, trio.sleep_forever, send)
     assert sent == ["http.response.start"]
-    assert journal.stats.crashes == 1
+    assert journal.stats.internal_errors == 1
 
 
 # Readiness over time.
@@ -240,7 +242,7 @@ async def test_readiness_follows_the_heartbeats_of_the_feed(nursery, autojump_cl
         lambda link_nursery: open_link(link_nursery, FEED, feed.dial),
         service.bridge,
         service.outbox,
-        rhythm=Rhythm(),
+        heartbeat=HeartbeatSettings(),
         backoff=Backoff(0.25, 5.0, lambda: 0.5),
         observer=journal,
     )
@@ -335,7 +337,7 @@ async def test_a_service_shows_its_state_until_its_very_end(nursery):
     ended = trio.Event()
 
     async def run():
-        await serve(settings, journal, stop, World(dial=feed.dial, sources=[Slow()]))
+        await serve(settings, journal, stop, Dependencies(dial=feed.dial, sources=[Slow()]))
         ended.set()
 
     with capture_logs() as log:
@@ -455,13 +457,13 @@ async def test_nonsense_costs_a_client_its_own_connection_only(nonsense):
             await stream.send_eof()
             await read_all(stream)
         assert await is_healthy(address)
-        assert journal.stats.crashes == 0
+        assert journal.stats.internal_errors == 0
 
 
 async def test_what_the_server_s_library_cannot_take_is_logged():
     async with listening() as (address, journal), await connect(address) as stream:
         await stream.send_all(NONSENSE["an upgrade followed by junk"])
-        await until(lambda: "status.client nonsense" in journal.stats.troubles)
+        await until(lambda: "status.client nonsense" in journal.stats.recent_errors)
 
 
 async def test_a_client_that_says_nothing_is_sent_off(mock_clock):
@@ -521,7 +523,7 @@ async def test_a_client_that_does_not_read_is_sent_off(monkeypatch):
             with trio.fail_after(2), pytest.raises(trio.BrokenResourceError):
                 await ask_and_never_read(stream)
         assert await is_healthy(address)
-        assert journal.stats.crashes == 0
+        assert journal.stats.internal_errors == 0
 
 
 async def test_a_client_that_does_not_read_cannot_hold_up_the_stop():

@@ -7,12 +7,12 @@ from functools import partial
 import trio
 from support import listen, within
 
-from ratebridge.address import Address
-from ratebridge.dial import network_dial
 from ratebridge.fakes.feed import FeedPeer, serve_feed
-from ratebridge.framing import client_frames
-from ratebridge.link import Link, open_link
-from ratebridge.stream import Write
+from ratebridge.link.address import Address
+from ratebridge.link.dial import network_dial
+from ratebridge.link.framing import client_frames
+from ratebridge.link.link import Link, open_link
+from ratebridge.link.stream import Write
 
 LARGE = [b"%d " % number + b"x" * 10_000 for number in range(300)]  # more than a socket takes
 

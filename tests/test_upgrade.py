@@ -4,7 +4,7 @@ import h11
 import pytest
 
 from ratebridge.errors import LinkFailed
-from ratebridge.upgrade import UpgradeResponse
+from ratebridge.link.upgrade import UpgradeResponse
 
 GRANTED = (
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

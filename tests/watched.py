@@ -6,9 +6,9 @@ from decimal import Decimal
 import attrs
 import trio
 
-from ratebridge.address import Address
 from ratebridge.bridge import Bridge
 from ratebridge.errors import SourceFailed
+from ratebridge.link.address import Address
 from ratebridge.operating.journal import Journal
 from ratebridge.operating.overview import Service
 from ratebridge.operating.stats import Stats

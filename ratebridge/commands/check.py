@@ -21,18 +21,18 @@ from typing import Any, ClassVar, Final, TextIO
 import attrs
 import trio
 
-from ..address import Address
-from ..app import World, make_source, run_until_signal, tls_context
-from ..dial import add_tls, open_tcp
+from ..app import Dependencies, make_source, run_until_signal, tls_context
 from ..errors import LinkFailed, Refused, SourceFailed, Unreadable
-from ..link import OPEN_WITHIN, Link, open_link
+from ..link.address import Address
+from ..link.dial import add_tls, open_tcp
+from ..link.link import OPEN_WITHIN, Link, open_link
 from ..messages import HEARTBEAT, Heartbeat, clipped, decode
 from ..operating.logs import configure_logs
 from ..providers.ecb import Ecb
 from ..providers.freecurrencyapi import FreeCurrencyApi
 from ..providers.http import HttpClient
 from ..providers.source import Source
-from ..session import Rhythm
+from ..session import HeartbeatSettings
 from ..settings import FEED, KEY, Settings
 
 LISTEN: Final = 1.75  # heartbeat timeouts; with the default one this makes 3.5 s
@@ -170,12 +170,16 @@ class FeedSteps:
     """
 
     def __init__(
-        self, nursery: trio.Nursery, address: Address, tls: ssl.SSLContext, rhythm: Rhythm
+        self,
+        nursery: trio.Nursery,
+        address: Address,
+        tls: ssl.SSLContext,
+        heartbeat: HeartbeatSettings,
     ) -> None:
         self._nursery = nursery
         self._address = address
         self._tls = tls
-        self._rhythm = rhythm
+        self._heartbeat = heartbeat
         self._socket: trio.SocketStream | None = None
         self.stream: trio.abc.Stream | None = None
         self._link: Link | None = None
@@ -220,7 +224,7 @@ class FeedSteps:
         """Beat, and listen until enough heartbeats came or the time for them is over."""
         assert self._link is not None, "made by the step before"
         self._nursery.start_soon(self._beat, self._link, name="heartbeat sender")
-        within = LISTEN * self._rhythm.timeout
+        within = LISTEN * self._heartbeat.timeout
         opened = trio.current_time()
         came: list[float] = []
         others = 0
@@ -242,7 +246,7 @@ class FeedSteps:
             text += f", gaps from {min(gaps):.2f} to {max(gaps):.2f} s"
         # The opening stands for the first of them, as it does in a session.
         silence = max(b - a for a, b in pairwise([opened, *came, trio.current_time()]))
-        if silence > self._rhythm.timeout:
+        if silence > self._heartbeat.timeout:
             raise Broken(f"{text}, and once none for {silence:.1f} s{also}", _SILENCE_HINT)
         return text + also
 
@@ -250,7 +254,7 @@ class FeedSteps:
         with suppress(LinkFailed):  # who listens is told as well
             while True:
                 await link.send([HEARTBEAT])
-                await trio.sleep(self._rhythm.interval)
+                await trio.sleep(self._heartbeat.interval)
 
     async def close(self) -> None:
         """Take leave, politely where there is a link."""
@@ -333,9 +337,9 @@ def describe_settings(settings: Settings) -> tuple[str, str]:
     return f"feed {settings.feed.authority}, sources {sources}", "; ".join(remarks)
 
 
-async def check(settings: Settings, out: TextIO, world: World | None = None) -> bool:
+async def check(settings: Settings, out: TextIO, dependencies: Dependencies | None = None) -> bool:
     """Try everything and print the table; whether all of it works."""
-    world = world or World()
+    dependencies = dependencies or Dependencies()
     assert settings.feed is not None, "the settings have been judged"
     report = Report(out)
     text, remarks = describe_settings(settings)
@@ -346,9 +350,9 @@ async def check(settings: Settings, out: TextIO, world: World | None = None) -> 
         else:
             report.line("FAIL", "audit file", "cannot be read and written", _AUDIT_HINT)
     tls = tls_context(settings.verify_ssl)
-    rhythm = Rhythm(settings.heartbeat_interval, settings.heartbeat_timeout)
+    heartbeat = HeartbeatSettings(settings.heartbeat_interval, settings.heartbeat_timeout)
     async with trio.open_nursery() as feed_nursery:
-        feed = FeedSteps(feed_nursery, settings.feed, tls, rhythm)
+        feed = FeedSteps(feed_nursery, settings.feed, tls, heartbeat)
         await report.run(
             [
                 ("dns", OPEN_WITHIN, feed.dns),
@@ -361,13 +365,13 @@ async def check(settings: Settings, out: TextIO, world: World | None = None) -> 
         await feed.close()
     http = HttpClient(tls)
     try:
-        sources = world.sources or [
+        sources = dependencies.sources or [
             make_source(name, settings, http) for name in settings.providers
         ]
         for source in sources:
             # As much time as the service will give it.
             within = settings.rate_deadline / len(sources)
-            await report.run(SourceSteps(source, world.clock()).steps(within))
+            await report.run(SourceSteps(source, dependencies.clock()).steps(within))
     finally:
         with trio.CancelScope(shield=True):
             await http.aclose()

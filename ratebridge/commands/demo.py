@@ -12,11 +12,11 @@ from typing import Any
 import structlog
 import trio
 
-from ..address import Address
-from ..app import World, run_until_signal, serve, utc_now
+from ..app import Dependencies, run_until_signal, serve, utc_now
 from ..errors import BadSettings
 from ..fakes.feed import FeedPeer, StandIn, random_requests, requests_of, serve_feed
 from ..fakes.rates import FakeRates, serve_rates
+from ..link.address import Address
 from ..operating.journal import Journal
 from ..operating.logs import configure_logs
 from ..operating.stats import Stats
@@ -57,7 +57,7 @@ def run_demo(*, count: int | None, rate: float) -> int:
                 stop.set()
 
             feed_nursery.start_soon(stop_when_done)
-            await serve(settings, journal, stop, World(sources=[ecb]))
+            await serve(settings, journal, stop, Dependencies(sources=[ecb]))
             feed_nursery.cancel_scope.cancel()
         print(
             f"{feed.sent} requests, {feed.replies - feed.errors} converted, "

@@ -43,7 +43,7 @@ from ..observer import Observer
 from ..rates import Rate
 
 FLUSH_EVERY: Final = 0.25  # s; a second is promised, which leaves room for a slow disk
-LOOK_EVERY: Final = 1.0  # s between looks whether the file was moved
+POLL_EVERY: Final = 1.0  # s between looks whether the file was moved
 SLOW: Final = 5.0  # s: a write that takes longer is told like one that failed
 LAST_WITHIN: Final = 1.0  # s for the last write at the stop; a container gets 10 s for all
 MOST_WAITING: Final = 50_000  # lines: some 50 MB, and a quarter of an hour at 50 a second
@@ -156,7 +156,7 @@ class AuditFile:
             os.close(fd)
 
     def _was_moved(self, now: float) -> bool:
-        if self._fd < 0 or now - self._looked < LOOK_EVERY:
+        if self._fd < 0 or now - self._looked < POLL_EVERY:
             return False
         self._looked = now
         try:
@@ -196,7 +196,7 @@ class Audit:
         self._records: deque[Record] = deque()
         self._id_bytes = 0  # of all the records added so far
         self._file = AuditFile(path)
-        self._trouble: str | None = None
+        self._report: str | None = None
         self.lost = 0  # lines, since the start
         self._lost_told = 0  # of them, those that the observer knows of
         try:
@@ -268,7 +268,7 @@ class Audit:
             except OSError as error:
                 trouble = error.strerror or "the write failed"
             except Exception as bug:  # noqa: BLE001 - a bug here costs lines and no reply
-                self._observer.audit_crashed(bug)
+                self._observer.internal_error("audit", bug)
             flush_nursery.cancel_scope.cancel()
         self._judge(trouble)
 
@@ -278,12 +278,12 @@ class Audit:
 
     def _judge(self, trouble: str | None) -> None:
         """Tell the observer when the trail begins to fail, and when it works again."""
-        before, self._trouble = self._trouble, trouble
+        before, self._report = self._report, trouble
         if trouble is not None:
             if before is None:
                 self._observer.audit_failed(trouble, self.waiting)
         elif before is not None or self.lost > self._lost_told:
-            self._observer.audit_mended(self.lost - self._lost_told)
+            self._observer.audit_recovered(self.lost - self._lost_told)
             self._lost_told = self.lost
 
     def _lose(self) -> None:

@@ -1,9 +1,9 @@
 """The observer that writes down what it is told: into the log and the figures.
 
-Events have stable names: `link.up`, `link.lost`, `link.down`, `link.excused`,
-`rates.fetched`, `rates.failed`, `rates.silenced`, `message.dropped`,
-`conversion.done`, `conversion.failed`, `reply.given_up`, `crash`, `summary`,
-`audit.failed`, `audit.lost`, `audit.mended`, `status.listening`, `status.client`,
+Events have stable names: `connection.up`, `connection.lost`, `connection.down`, `loop.stalled`,
+`rates.fetched`, `rates.failed`, `rates.limited`, `message.dropped`,
+`conversion.done`, `conversion.failed`, `reply.undelivered`, `internal_error`, `summary`,
+`audit.failed`, `audit.lost`, `audit.recovered`, `status.listening`, `status.client`,
 `tls.unverified`, `settings.unknown`, `service.started`, `service.stopping`,
 `service.stopped`.
 """
@@ -17,20 +17,19 @@ from typing import Any, Final
 import structlog
 import trio
 
-from ..errors import NoRate, Refused, SourceFailed
+from ..errors import LinkFailed, NoRate, Refused, SourceFailed
 from ..messages import Request, clipped
 from ..observer import Observer
 from ..rates import Rate, RateTable
-from ..session import SessionEnd
 from .audit import Audit
-from .stats import Stats, Trouble
+from .stats import RecentError, Stats
 
 LONG_SILENCE: Final = 3600.0  # s
 OFTEN: Final = 10  # lines a minute for one kind of trouble; the rest at debug and in the summary
 
 
 class Journal(Observer):
-    """Logs and counts. `utc_now` dates the troubles that are kept for the status page.
+    """Logs and counts. `utc_now` dates the recent_errors that are kept for the status page.
 
     `audit` is the audit trail, where there is one.
     """
@@ -54,15 +53,14 @@ class Journal(Observer):
         stats.link_since = trio.current_time()
         stats.retry_at = None
         stats.links_opened += 1
-        self._log.info("link.up", links=stats.links_opened)
+        self._log.info("connection.up", links=stats.links_opened)
 
-    def link_lost(self, end: SessionEnd, retry_in: float | None) -> None:
+    def link_lost(self, cause: LinkFailed, uptime: float, retry_in: float | None) -> None:
         stats = self.stats
         was_up = stats.link_up
         stats.link_up = False
         if was_up:
             stats.link_since = trio.current_time()
-        cause = end.cause
         fields: dict[str, Any] = {"reason": cause.reason}
         stats.link_ended = cause.reason
         if cause.detail:
@@ -73,18 +71,15 @@ class Journal(Observer):
         if cause.status is not None:
             fields["status"] = cause.status
         if was_up:
-            fields["uptime"] = round(end.uptime, 3)
+            fields["uptime"] = round(uptime, 3)
         if retry_in is None:
-            self._log.info("link.down", **fields)
+            self._log.info("connection.down", **fields)
             return
         stats.lost[cause.reason] += 1
         stats.retry_at = trio.current_time() + retry_in
         fields["retry_in"] = round(retry_in, 3)
-        what = "link lost" if was_up else "no link"
-        self._trouble("link.lost", fields, f"{what}: {stats.link_ended}")
-
-    def session_crashed(self, error: Exception) -> None:
-        self._crash("session", error)
+        what = "connection lost" if was_up else "no connection"
+        self._report("connection.lost", fields, f"{what}: {stats.link_ended}")
 
     def heartbeat_received(self, gap: float) -> None:
         stats = self.stats
@@ -92,14 +87,14 @@ class Journal(Observer):
         stats.heartbeat_at = trio.current_time()
         stats.heartbeat_gaps.append(gap)
 
-    def excused(self, late: float) -> None:
-        self._log.warning("link.excused", our_own_stall=round(late, 3))
+    def loop_stalled(self, late: float) -> None:
+        self._log.warning("loop.stalled", our_own_stall=round(late, 3))
 
     # The messages.
 
     def dropped(self, reason: str, frame: bytes) -> None:
         self.stats.dropped[reason] += 1
-        self._trouble(
+        self._report(
             "message.dropped",
             {"reason": reason, "size": len(frame), "begins": clipped(frame)},
             f"message dropped: {reason}",
@@ -138,19 +133,18 @@ class Journal(Observer):
         self.stats.refused[problem.kind] += 1
         self.stats.latency.add(seconds)
         shown = clipped(message_id)
-        self._trouble(
+        self._report(
             "conversion.failed",
             {"id": shown, "kind": problem.kind, "error": problem.text},
             f"request {shown} refused: {problem.text}",
         )
 
-    def given_up(self, message_id: bytes, why: str) -> None:
-        self.stats.given_up += 1
-        self._keep("reply.given_up", f"the reply to request {clipped(message_id)} given up: {why}")
-        self._log.warning("reply.given_up", id=clipped(message_id), why=why)
-
-    def request_crashed(self, error: Exception) -> None:
-        self._crash("request", error)
+    def undelivered(self, message_id: bytes, why: str) -> None:
+        self.stats.undelivered += 1
+        self._keep(
+            "reply.undelivered", f"the reply to request {clipped(message_id)} given up: {why}"
+        )
+        self._log.warning("reply.undelivered", id=clipped(message_id), why=why)
 
     # The rates.
 
@@ -173,7 +167,7 @@ class Journal(Observer):
         source = self.stats.sources[provider]
         source.heard_at = trio.current_time()
         source.outcome, source.failure = failure.outcome, failure.text
-        self._trouble(
+        self._report(
             "rates.failed",
             {
                 "kind": failure.outcome,
@@ -184,20 +178,17 @@ class Journal(Observer):
             f"{provider} {failure.text}",
         )
 
-    def silenced(self, provider: str, failure: SourceFailed) -> None:
-        silence = failure.silence or 0.0
-        self.stats.sources[provider].silent_until = trio.current_time() + silence
+    def rate_limited(self, provider: str, failure: SourceFailed) -> None:
+        silence = failure.limited_for or 0.0
+        self.stats.sources[provider].limited_until = trio.current_time() + silence
         # A minute's quota is soon there again; a month's needs somebody.
         tell = self._log.error if silence > LONG_SILENCE else self._log.warning
         tell(
-            "rates.silenced",
+            "rates.limited",
             provider=provider,
             detail=failure.text,
             seconds=round(silence, 1),
         )
-
-    def source_crashed(self, provider: str, error: Exception) -> None:
-        self._crash(provider, error)
 
     # The audit trail.
 
@@ -209,24 +200,22 @@ class Journal(Observer):
         self._keep("audit.lost", f"lines of the audit trail are lost: {why}")
         self._log.error("audit.lost", lines=lines, why=why)
 
-    def audit_mended(self, lost: int) -> None:
-        self._log.warning("audit.mended", lost=lost)
-
-    def audit_crashed(self, error: Exception) -> None:
-        self._crash("audit", error)
+    def audit_recovered(self, lost: int) -> None:
+        self._log.warning("audit.recovered", lost=lost)
 
     # The service.
 
-    def status_crashed(self, error: BaseException) -> None:
-        """A bug of ours came up while the status server made an answer."""
-        self._crash("status", error)
+    def internal_error(self, where: str, error: BaseException) -> None:
+        self.stats.internal_errors += 1
+        self._keep(f"internal_error {where}", f"an internal error ({where}), see the log")
+        self._log.error("internal_error", where=where, exc_info=error)
 
     def status_client_failed(self, error: BaseException) -> None:
         """What a client of the status server sent was too much for the server's library."""
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         fields = {"kind": "nonsense", "detail": clipped(f"{type(error).__name__}: {error}", 120)}
-        self._trouble("status.client", fields, "a client of the status server sent nonsense")
+        self._report("status.client", fields, "a client of the status server sent nonsense")
 
     def note(self, event: str, **fields: Any) -> None:
         """An event in the life of the service itself."""
@@ -257,7 +246,7 @@ class Journal(Observer):
             links=stats.links_opened,
         )
 
-    def _trouble(self, event: str, fields: dict[str, Any], words: str) -> None:
+    def _report(self, event: str, fields: dict[str, Any], words: str) -> None:
         """Keep a trouble for the page, and log it unless there were many of its kind."""
         key = f"{event} {fields.get('kind') or fields.get('reason')}"
         self._keep(key, words)
@@ -272,11 +261,6 @@ class Journal(Observer):
 
     def _keep(self, kind: str, words: str) -> None:
         """Keep the last trouble of a kind; the kinds are few and ours."""
-        before = self.stats.troubles.get(kind)
+        before = self.stats.recent_errors.get(kind)
         count = before.count + 1 if before else 1
-        self.stats.troubles[kind] = Trouble(self._utc_now(), words, count)
-
-    def _crash(self, where: str, error: BaseException) -> None:
-        self.stats.crashes += 1
-        self._keep(f"crash {where}", f"a bug ({where}), see the log")
-        self._log.error("crash", where=where, exc_info=error)
+        self.stats.recent_errors[kind] = RecentError(self._utc_now(), words, count)

@@ -27,12 +27,12 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"  # what every P
 # Words that are there from the start: a rate over a first event has to see the zero before it.
 REFUSALS: Final = (
     *("bad-message", "bad-stake", "bad-currency", "bad-date"),
-    *("unknown-currency", "unavailable", "overloaded", "stopping", "crash"),
+    *("unknown-currency", "unavailable", "overloaded", "stopping", "internal-error"),
 )
 DROPS: Final = ("too-long", "not-json", "not-an-object", "no-type", "unknown-type", "no-id")
 LOSSES: Final = (
     *("dns", "refused", "unreachable", "certificate", "tls", "open-timeout", "rejected"),
-    *("stale", "closed", "reset", "write-stalled", "protocol-error", "oversized", "crash"),
+    *("stale", "closed", "reset", "write-stalled", "protocol-error", "oversized", "internal-error"),
 )
 
 Values = Mapping[tuple[str, ...], float]  # by the values of the labels, which may be none
@@ -62,7 +62,9 @@ class _ServiceCollector(Collector):
         yield from _link(service, now)
         yield from _rates(service, now)
         yield _counter(
-            "crashes", "Bugs that were contained; the log has their traces.", service.stats.crashes
+            "internal_errors",
+            "Bugs that were contained; the log has their traces.",
+            service.stats.internal_errors,
         )
         yield _gauge("uptime_seconds", "Seconds since the start.", now - service.started)
         build = {"version": __version__, "python": platform.python_version()}
@@ -86,9 +88,9 @@ def _messages(service: Service) -> Iterator[Metric]:
     )
     yield _latency(stats)
     yield _counter(
-        "replies_given_up",
+        "replies_undelivered",
         "Replies that were never sent: too old, too many, or the service stopped.",
-        stats.given_up,
+        stats.undelivered,
     )
     yield _gauge(
         "requests_waiting", "Requests whose rate is being fetched.", service.bridge.waiting
@@ -111,8 +113,8 @@ def _link(service: Service, now: float) -> Iterator[Metric]:
     stats = service.stats
     ready, _why = readiness(service, now)
     yield _gauge("ready", "Whether requests are taken and answered, as /readyz says.", ready)
-    yield _gauge("link_up", "Whether the websocket is open.", stats.link_up)
-    yield _counter("links_opened", "Links that were opened.", stats.links_opened)
+    yield _gauge("connection_up", "Whether the websocket is open.", stats.link_up)
+    yield _counter("connections_opened", "Links that were opened.", stats.links_opened)
     yield _counters(
         "reconnects",
         "Links lost and attempts failed, by why; after each there was another attempt.",

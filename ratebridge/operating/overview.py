@@ -54,16 +54,16 @@ def readiness(service: Service, now: float) -> tuple[bool, str]:
         return False, "stopping"
     if not stats.link_up:
         if stats.link_since is None:
-            since = f"no link yet, {now - service.started:.1f} s after the start"
+            since = f"no connection yet, {now - service.started:.1f} s after the start"
         else:
-            since = f"no link for {now - stats.link_since:.1f} s"
+            since = f"no connection for {now - stats.link_since:.1f} s"
         return False, f"{since}: {stats.link_ended}" if stats.link_ended else since
     age = heartbeat_age(stats, now)
     if age is None:
-        return False, "the link is up, but no heartbeat has come on it yet"
+        return False, "the connection is up, but no heartbeat has come on it yet"
     if age >= service.settings.heartbeat_timeout:
-        return False, f"the link is up, but its last heartbeat came {age:.1f} s ago"
-    return True, f"the link is up, its last heartbeat came {age:.1f} s ago"
+        return False, f"the connection is up, but its last heartbeat came {age:.1f} s ago"
+    return True, f"the connection is up, its last heartbeat came {age:.1f} s ago"
 
 
 def calls_left(stats: Stats, source: Source, now: float) -> dict[str, int]:
@@ -156,7 +156,9 @@ def overview(service: Service, history: History, now: float, taken: int = 0) -> 
 
     tables = sorted(service.chain.tables.tables(), key=lambda held: held[0].provider)
     tables.sort(key=lambda held: held[0].day, reverse=True)
-    troubles = sorted(stats.troubles.values(), key=lambda trouble: trouble.at, reverse=True)
+    recent_errors = sorted(
+        stats.recent_errors.values(), key=lambda trouble: trouble.at, reverse=True
+    )
     feed = service.settings.feed
     return {
         "version": __version__,
@@ -187,11 +189,11 @@ def overview(service: Service, history: History, now: float, taken: int = 0) -> 
             "converted": stats.converted,
             "refused": dict(stats.refused.most_common()),
             "dropped": dict(stats.dropped.most_common()),
-            "given_up": stats.given_up,
+            "undelivered": stats.undelivered,
             "waiting": service.bridge.waiting,
             "outbox": len(service.outbox),
             "cache_hits": stats.from_cache,
-            "crashes": stats.crashes,
+            "internal_errors": stats.internal_errors,
         },
         "sources": [_source(service, source, now) for source in service.chain.sources],
         "tables": {
@@ -207,9 +209,9 @@ def overview(service: Service, history: History, now: float, taken: int = 0) -> 
                 for table, fetched_at in tables[:MOST_SHOWN]
             ],
         },
-        "troubles": [
+        "recent_errors": [
             {"at": wire_time(trouble.at), "words": trouble.words, "count": trouble.count}
-            for trouble in troubles
+            for trouble in recent_errors
         ],
         "history": {
             "taken": history.taken,
@@ -225,9 +227,9 @@ def _source(service: Service, source: Source, now: float) -> dict[str, Any]:
     left = calls_left(stats, source, now)
     answered = stats.fetches[source.name, "ok"]
     asked = sum(count for (name, _), count in stats.fetches.items() if name == source.name)
-    silent_for = 0.0 if seen.silent_until is None else seen.silent_until - now
-    if silent_for > 0:
-        state = "resting"
+    limited_for = 0.0 if seen.limited_until is None else seen.limited_until - now
+    if limited_for > 0:
+        state = "rate-limited"
     elif seen.failure:
         state = "incomplete" if seen.outcome in LACKING and answered else "failing"
     else:
@@ -236,7 +238,7 @@ def _source(service: Service, source: Source, now: float) -> dict[str, Any]:
         "name": source.name,
         "state": state,
         "failure": seen.failure or None,
-        "silent_for": silent_for if silent_for > 0 else None,
+        "limited_for": limited_for if limited_for > 0 else None,
         "answered": answered,
         "failed": asked - answered,
         "answered_ago": None if seen.answered_at is None else now - seen.answered_at,

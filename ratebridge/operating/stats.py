@@ -50,11 +50,11 @@ class SourceStats:
     seconds: float = 0.0  # that the last answer took
     outcome: str = "ok"  # of the last fetch, a word
     failure: str = ""  # the same in half a sentence, where it failed
-    silent_until: float | None = None
+    limited_until: float | None = None
 
 
 @attrs.define
-class Trouble:
+class RecentError:
     """A kind of trouble: when it last came up, in which words, and how often it has."""
 
     at: datetime
@@ -70,7 +70,7 @@ class Stats:
     from_cache: int = 0  # conversions whose rate was at hand; those from euro need none
     refused: Counter[str] = attrs.Factory(Counter)
     dropped: Counter[str] = attrs.Factory(Counter)
-    given_up: int = 0
+    undelivered: int = 0
     latency: Histogram = attrs.Factory(Histogram)
 
     link_up: bool = False
@@ -79,14 +79,16 @@ class Stats:
     retry_at: float | None = None  # trio time of the next attempt
     links_opened: int = 0
     lost: Counter[str] = attrs.Factory(Counter)
-    crashes: int = 0
+    internal_errors: int = 0
     heartbeats: int = 0
     heartbeat_at: float | None = None  # trio time of the last one, on whichever link
     heartbeat_gaps: deque[float] = attrs.Factory(lambda: deque(maxlen=120))
 
     fetches: Counter[tuple[str, str]] = attrs.Factory(Counter)  # (provider, outcome)
     sources: defaultdict[str, SourceStats] = attrs.Factory(lambda: defaultdict(SourceStats))
-    troubles: dict[str, Trouble] = attrs.Factory(dict)  # by kind, so that many hide no other
+    recent_errors: dict[str, RecentError] = attrs.Factory(
+        dict
+    )  # by kind, so that many hide no other
 
     @property
     def answered(self) -> int:

@@ -126,7 +126,7 @@ class _Contained:
         except Exception as bug:
             if client_lost:
                 raise  # the server's library could not send: it closes, and no bug is ours
-            self._journal.status_crashed(bug)
+            self._journal.internal_error("status", bug)
             if not begun:
                 answer = PlainTextResponse("an internal error, see the service's log", 500)
                 await answer(scope, receive, send_with_headers)

@@ -32,10 +32,10 @@ _STOPPED: Final = Failing(SourceFailed("stopped", "was not asked to the end"))
 
 
 @attrs.define(eq=False)
-class _Flight:
-    """One fetch that is under way, and what came of it once it has landed."""
+class _Fetch:
+    """One fetch that is under way, and what came of it once it has done."""
 
-    landed: trio.Event = attrs.Factory(trio.Event)
+    done: trio.Event = attrs.Factory(trio.Event)
     outcome: Outcome = _STOPPED
 
 
@@ -69,10 +69,10 @@ class RateChain:
         self._jitter = jitter
         at_a_time = max(1, MOST_FETCHES // len(sources))
         self._limiters = {source.name: trio.CapacityLimiter(at_a_time) for source in sources}
-        self._flights: dict[tuple[str, date, bool], _Flight] = {}
-        self._silence: dict[str, tuple[float, SourceFailed]] = {}  # until when (trio time), and why
+        self._fetches: dict[tuple[str, date, bool], _Fetch] = {}
+        self._limits: dict[str, tuple[float, SourceFailed]] = {}  # until when (trio time), and why
 
-    def rate_at_hand(self, currency: str, day: date, today: date, now: float) -> Rate | None:
+    def cached_rate(self, currency: str, day: date, today: date, now: float) -> Rate | None:
         """The rate if the tables held suffice to tell it, None if a source has to be asked.
 
         `today` is the UTC day, `now` trio's time. Raises `NoRate` when the tables
@@ -80,9 +80,9 @@ class RateChain:
         """
         # Nearly every request ends here: the first source's table is fresh, and has it.
         table = self.tables.fresh(self._first, day, today=today, now=now)
-        if table is not None and (rate := table.rate_at_hand(currency)) is not None:
+        if table is not None and (rate := table.cached_rate(currency)) is not None:
             return rate
-        found = self._look(currency, day, _NOTHING)
+        found = self._resolve(currency, day, _NOTHING)
         return found if isinstance(found, Rate) else None
 
     async def rate(self, currency: str, day: date) -> Rate:
@@ -93,14 +93,14 @@ class RateChain:
         """
         learnt: dict[str, Outcome] = {}
         while True:
-            found = self._look(currency, day, learnt)
+            found = self._resolve(currency, day, learnt)
             if isinstance(found, Rate):
                 return found
-            flight = self._start(found, day)
-            await flight.landed.wait()
-            learnt[found.name] = flight.outcome
+            fetch = self._start(found, day)
+            await fetch.done.wait()
+            learnt[found.name] = fetch.outcome
 
-    def _look(self, currency: str, day: date, learnt: Mapping[str, Outcome]) -> Rate | Source:
+    def _resolve(self, currency: str, day: date, learnt: Mapping[str, Outcome]) -> Rate | Source:
         """A rate, or the source to be asked next. Raises `NoRate` when both are lacking.
 
         Where a table serves that is not to be relied on for long, the sources that are
@@ -115,8 +115,8 @@ class RateChain:
             name = source.name
             known = learnt.get(name)
             if known is None:
-                silence = self._silenced(name, now)
-                known = self.tables.find(name, day, today=today, now=now, silence=silence)
+                limit = self._rate_limited(name, now)
+                known = self.tables.find(name, day, today=today, now=now, limit=limit)
             if known is None:
                 return due[0] if due else source
             if isinstance(known, Failing):
@@ -136,27 +136,27 @@ class RateChain:
             return due[0]
         raise _no_rate(currency, day, unaware, failures)
 
-    def _silenced(self, provider: str, now: float) -> SourceFailed | None:
-        until, failure = self._silence.get(provider, (-inf, None))
+    def _rate_limited(self, provider: str, now: float) -> SourceFailed | None:
+        until, failure = self._limits.get(provider, (-inf, None))
         return failure if now < until else None
 
-    def _start(self, source: Source, day: date) -> _Flight:
+    def _start(self, source: Source, day: date) -> _Fetch:
         """The one fetch of this table that is under way, started if need be."""
         # What a running day's table is asked for with is not what an ended one's is.
         key = (source.name, day, day < self._utc_now().date())
-        flight = self._flights.get(key)
-        if flight is None:
-            flight = self._flights[key] = _Flight()
+        fetch = self._fetches.get(key)
+        if fetch is None:
+            fetch = self._fetches[key] = _Fetch()
             name = f"fetch {source.name} {day}"
-            self._nursery.start_soon(self._fly, source, day, key, name=name)
-        return flight
+            self._nursery.start_soon(self._run_fetch, source, day, key, name=name)
+        return fetch
 
-    async def _fly(self, source: Source, day: date, key: tuple[str, date, bool]) -> None:
+    async def _run_fetch(self, source: Source, day: date, key: tuple[str, date, bool]) -> None:
         """One fetch from start to end: it stores a table or a failure, and wakes who waits."""
         try:
-            self._flights[key].outcome = await self._fetch_or_fail(source, day)
+            self._fetches[key].outcome = await self._fetch_or_fail(source, day)
         finally:
-            self._flights.pop(key).landed.set()
+            self._fetches.pop(key).done.set()
 
     async def _fetch_or_fail(self, source: Source, day: date) -> Outcome:
         began = trio.current_time()
@@ -171,8 +171,8 @@ class RateChain:
         except SourceFailed as error:
             failure = attrs.evolve(error)  # as it was made: its frames hold answers and headers
         except Exception as error:  # noqa: BLE001 - a bug in a source costs that source
-            self._observer.source_crashed(source.name, error)
-            failure = SourceFailed("crash", "could not be read")
+            self._observer.internal_error(source.name, error)
+            failure = SourceFailed("internal-error", "could not be read")
         return self._note_failure(source.name, day, failure)
 
     async def _fetch(self, source: Source, day: date, deadline: float) -> RateTable:
@@ -193,33 +193,33 @@ class RateChain:
     def _note_failure(self, provider: str, day: date, failure: SourceFailed) -> Outcome:
         """Remember a failure; gives what to go by all the same."""
         now = trio.current_time()
-        if failure.silence is not None:
-            self._silence_for(failure.silence, provider, failure)
+        if failure.limited_for is not None:
+            self._limit_rate(failure.limited_for, provider, failure)
         self.tables.store_failure(provider, day, failure, now)
         self._observer.fetch_failed(provider, day, failure)
         today = self._utc_now().date()
-        known = self.tables.find(provider, day, today=today, now=now, silence=failure)
+        known = self.tables.find(provider, day, today=today, now=now, limit=failure)
         assert known is not None, "a silent source is never to be asked"
         return known
 
-    def _silence_for(self, seconds: float, provider: str, failure: SourceFailed) -> None:
+    def _limit_rate(self, seconds: float, provider: str, failure: SourceFailed) -> None:
         """Ask the source nothing for a while, and say so, unless it is known already."""
         now = trio.current_time()
-        known_until, _ = self._silence.get(provider, (now, None))
+        known_until, _ = self._limits.get(provider, (now, None))
         if now + seconds > known_until + 1.0:  # fetches at the same time are refused alike
-            self._silence[provider] = (now + seconds, failure)
-            self._observer.silenced(provider, failure)
+            self._limits[provider] = (now + seconds, failure)
+            self._observer.rate_limited(provider, failure)
 
 
 def _no_rate(
     currency: str, day: date, unaware: list[str], failures: list[tuple[str, SourceFailed]]
 ) -> NoRate:
     names = " or ".join(unaware)
-    troubles = ", ".join(f"{name} {failure}" for name, failure in failures)
+    recent_errors = ", ".join(f"{name} {failure}" for name, failure in failures)
     if not failures:
         return NoRate("unknown-currency", f"currency '{currency}' is not known to {names}")
     if unaware:
         return NoRate(
-            "unavailable", f"currency '{currency}' is not known to {names}, and {troubles}"
+            "unavailable", f"currency '{currency}' is not known to {names}, and {recent_errors}"
         )
-    return NoRate("unavailable", f"no rate for '{currency}' on {day}: {troubles}")
+    return NoRate("unavailable", f"no rate for '{currency}' on {day}: {recent_errors}")

@@ -44,7 +44,11 @@ class Frankfurter:
             # Its guard against abuse tells of no quota: only its own word says when to come back.
             wait = retry_after(answer.headers)
             raise SourceFailed(
-                "http-429", "answered HTTP 429", again=wait is not None, after=wait, silence=wait
+                "http-429",
+                "answered HTTP 429",
+                again=wait is not None,
+                after=wait,
+                limited_for=wait,
             )
         if status != 200:
             raise SourceFailed(f"http-{status}", f"answered HTTP {status}", again=status >= 500)

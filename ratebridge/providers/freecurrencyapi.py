@@ -145,7 +145,7 @@ class FreeCurrencyApi:
     def _raise_if_resting(self) -> None:
         left = self._rests_until - trio.current_time()
         if left > 0:
-            raise attrs.evolve(self._rest, after=left, silence=left)
+            raise attrs.evolve(self._rest, after=left, limited_for=left)
 
 
 def _read(decode: Callable[[bytes], T], answer: Answer) -> T:

@@ -1,6 +1,6 @@
-"""The whole service against a hostile world, on a virtual clock: see `run.simulate`."""
+"""The whole service against a hostile dependencies, on a virtual clock: see `run.simulate`."""
 
-from .plants import PLANTS
+from .injected_bugs import INJECTED_BUGS
 from .run import Report, simulate
 
-__all__ = ["PLANTS", "Report", "simulate"]
+__all__ = ["INJECTED_BUGS", "Report", "simulate"]

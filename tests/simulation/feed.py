@@ -12,9 +12,9 @@ import trio
 
 from ratebridge.errors import LinkFailed
 
-from .chronicle import Attempt, Chronicle
+from .faults import Faults
+from .trace import Attempt, Trace
 from .traffic import Traffic
-from .weather import Weather
 from .wire import (
     BINARY,
     CLOSE,
@@ -31,7 +31,7 @@ from .wire import (
     server_frame,
 )
 
-# What a connection meets, by the weather it is dialled in, and how often that is.
+# What a connection meets, by the faults it is dialled in, and how often that is.
 MOODS: Final = {
     "calm": 9,
     "flaky": 5,
@@ -91,35 +91,35 @@ class Feed:
     """What the service dials."""
 
     def __init__(
-        self, chance: random.Random, weather: Weather, traffic: Traffic, chronicle: Chronicle
+        self, chance: random.Random, faults: Faults, traffic: Traffic, trace: Trace
     ) -> None:
         self._chance = chance
-        self._weather = weather
+        self._faults = faults
         self._traffic = traffic
-        self._chronicle = chronicle
+        self._trace = trace
         self._most_asks = 10 ** chance.uniform(0.0, 1.7)  # a second
         self.kernel: Final = Kernel()
 
     async def dial(self) -> trio.abc.Stream:
         """See `dial.Dial`."""
-        chance, chronicle = self._chance, self._chronicle
-        for attempt in chronicle.attempts:
+        chance, trace = self._chance, self._trace
+        for attempt in trace.attempts:
             if attempt.wire is not None and attempt.wire.closed is None:
-                chronicle.complain("a link is dialled while another is open")
+                trace.complain("a link is dialled while another is open")
         attempt = Attempt(trio.current_time())
-        chronicle.attempts.append(attempt)
-        mood, _ = self._weather.at(attempt.began)
-        chronicle.note("dial", mood=mood)
-        chronicle.on("dial")
+        trace.attempts.append(attempt)
+        mood, _ = self._faults.at(attempt.began)
+        trace.note("dial", mood=mood)
+        trace.on("dial")
         if mood == "outage":
             await self._fail_to_dial()
         elif chance.random() < 0.5:
             await trio.sleep(chance.uniform(0, 0.3))
         else:
             await trio.lowlevel.checkpoint()
-        peer = ScriptedPeer(chance, mood, self._most_asks, self._traffic, attempt, chronicle)
+        peer = ScriptedPeer(chance, mood, self._most_asks, self._traffic, attempt, trace)
         pieces = chance.randrange(1, 200) if chance.random() < 0.1 else 65536
-        wire = attempt.wire = Wire(peer, pieces, chronicle.complain, self._hook)
+        wire = attempt.wire = Wire(peer, pieces, trace.complain, self._hook)
         self.kernel.add(wire)
         if chance.random() < 0.5:
             return trio.SocketStream(wire)
@@ -127,19 +127,19 @@ class Feed:
         return Sealed(wire)
 
     def _hook(self, moment: str) -> None:
-        self._chronicle.on(moment)
+        self._trace.on(moment)
 
     async def _fail_to_dial(self) -> None:
         chance = self._chance
         dice = chance.random()
         if dice < 0.6:
-            self._chronicle.fault("dial: refused")
+            self._trace.fault("dial: refused")
             await trio.sleep(chance.uniform(0, 0.05))
-            raise LinkFailed("refused", "nobody listens on that port")
+            raise LinkFailed("refused", "connection refused: nobody listens on that port")
         if dice < 0.8:
-            self._chronicle.fault("dial: hangs")
+            self._trace.fault("dial: hangs")
             await trio.sleep_forever()
-        self._chronicle.fault("dial: slow")
+        self._trace.fault("dial: slow")
         await trio.sleep(chance.uniform(0.5, 7))
 
 
@@ -153,14 +153,14 @@ class ScriptedPeer:
         most_asks: float,
         traffic: Traffic,
         attempt: Attempt,
-        chronicle: Chronicle,
+        trace: Trace,
     ) -> None:
         self._chance = chance
         self._mood = mood
         self._asks = chance.uniform(0, most_asks)
         self._traffic = traffic
         self._attempt = attempt
-        self._chronicle = chronicle
+        self._trace = trace
         self._latency = chance.choice((0.0, 0.0005, 0.02, 0.1))
         self._whole_at = -inf  # when the last frame that was cut has come whole
         self._clock = 0.0  # no segment arrives before the one in front of it
@@ -176,18 +176,18 @@ class ScriptedPeer:
             return
         at = now + self._latency
         if self._chance.random() < 0.05:
-            self._chronicle.fault("upgrade: slow")
+            self._trace.fault("upgrade: slow")
             at += self._chance.uniform(0.3, 4.5)
         self._set_uplink(at)
         response = _accept(request)
         life = self._live(at)
         if self._chance.random() < 0.2:
-            self._chronicle.fault("upgrade: glued to the first frames")
+            self._trace.fault("upgrade: glued to the first frames")
             first = next(life, Segment(at))
             marks = tuple((offset + len(response), mark) for offset, mark in first.marks)
             yield Segment(at, response + first.data, marks, first.end)
         elif self._chance.random() < 0.1:
-            self._chronicle.fault("upgrade: in two pieces")
+            self._trace.fault("upgrade: in two pieces")
             cut = self._chance.randrange(1, len(response))
             yield self._segment(at, response[:cut])
             yield self._segment(at + 0.01, response[cut:])
@@ -200,7 +200,7 @@ class ScriptedPeer:
         kind = chance.choice(FAILED_UPGRADES)
         if self._mood == "forbidden":
             kind = "status"
-        self._chronicle.fault(f"upgrade: {kind}")
+        self._trace.fault(f"upgrade: {kind}")
         response = _accept(request)
         cut = chance.randrange(len(response))
         match kind:
@@ -245,7 +245,7 @@ class ScriptedPeer:
         capacity = chance.choice((80, 400, 3000))
         turn = at + chance.uniform(0, 8)
         kind = chance.choice(("slow", "turns slow", "stops reading", "stalls a while", "breaks"))
-        self._chronicle.fault(f"uplink: {kind}")
+        self._trace.fault(f"uplink: {kind}")
         match kind:
             case "slow":
                 self.uplink = Uplink(capacity, rate=chance.uniform(50, 3000))
@@ -269,7 +269,7 @@ class ScriptedPeer:
             "outage": chance.expovariate(1 / 3),
         }.get(self._mood, 1.0)
         if self._mood == "storm":
-            self._chronicle.fault("accept, then close")
+            self._trace.fault("accept, then close")
         gaps = self._gaps()
         beat = at + (next(gaps) if chance.random() < 0.3 else 0.0)
         # Some, or a peer that takes little would never be full.
@@ -282,7 +282,7 @@ class ScriptedPeer:
                     yield from self._end(ends)
                     return
                 # It goes on asking, but beats no more, and takes next to nothing.
-                self._chronicle.fault("end: fades")
+                self._trace.fault("end: fades")
                 self.uplink = Uplink(80, turns_at=ends, then=chance.uniform(10, 60))
                 beat = ends = inf
                 continue
@@ -303,7 +303,7 @@ class ScriptedPeer:
         kind = "steady"
         if chance.random() < 0.4:
             kind = chance.choice(("every 1.9 s", "late", "lost", "never", "run dry"))
-            self._chronicle.fault(f"heartbeats: {kind}")
+            self._trace.fault(f"heartbeats: {kind}")
         dry = chance.randrange(1, 20)
         while True:
             match kind:
@@ -385,7 +385,7 @@ class ScriptedPeer:
         frame = server_frame(TEXT, b'{"type":"message","id":1}')
         cut = chance.randrange(1, len(frame))
         if kind not in ("close", "violation"):
-            self._chronicle.fault(f"end: {kind}")
+            self._trace.fault(f"end: {kind}")
         match kind:
             case "half-open":
                 # Whatever is written goes nowhere, or is not even taken.
@@ -403,7 +403,7 @@ class ScriptedPeer:
                 yield from self._close(at)
             case "violation":
                 name = chance.choice(list(VIOLATIONS))
-                self._chronicle.fault(f"end: {name}")
+                self._trace.fault(f"end: {name}")
                 yield _fatal(at, VIOLATIONS[name], name)
                 while chance.random() < 0.9:
                     at += 0.1
@@ -416,7 +416,7 @@ class ScriptedPeer:
         code = chance.choice(CODES)
         payload = b"" if chance.random() < 0.1 else code.to_bytes(2) + b"bye"
         name = f"close {code}" if payload else "close without a code"
-        self._chronicle.fault(f"end: {name}")
+        self._trace.fault(f"end: {name}")
         yield _fatal(at, server_frame(CLOSE, payload), name)
         # It ought to end TCP now; it may as well keep that open for ever.
         if chance.random() < 0.3:
@@ -428,7 +428,7 @@ class ScriptedPeer:
         at = max(now + self._latency, self._whole_at)  # no frame may stand within another
         kind = chance.choices(("answers", "does not answer", "resets", "pings"), (6, 1, 1, 1))[0]
         if kind != "answers":
-            self._chronicle.fault(f"goodbye: {kind}")
+            self._trace.fault(f"goodbye: {kind}")
         match kind:
             case "resets":
                 yield Segment(at, end="reset")

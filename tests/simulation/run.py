@@ -15,20 +15,20 @@ import trio
 from trio.testing import MockClock
 
 from ratebridge import app, bridge, outbox
-from ratebridge.address import Address
-from ratebridge.app import World, serve
+from ratebridge.app import Dependencies, serve
+from ratebridge.link.address import Address
 from ratebridge.settings import Settings
 
 from . import feed as feed_module
 from . import sources as sources_module
-from .chronicle import Chronicle
+from .checker import Checker
+from .faults import Faults
 from .feed import Feed
-from .judge import Judge
-from .plants import PLANTS
+from .injected_bugs import INJECTED_BUGS
+from .recorder import Recorder, watched_bridge, watched_outbox
 from .sources import ScriptedSource
+from .trace import Trace
 from .traffic import Traffic
-from .weather import Weather
-from .witness import Witness, watched_bridge, watched_outbox
 
 MEAN_LENGTH: Final = 30.0  # s, of a run
 MIDDAY: Final = datetime(2025, 6, 13, 12, tzinfo=UTC)
@@ -47,7 +47,7 @@ class Report:
     links: int
     received: int
     replies: int
-    given_up: int
+    undelivered: int
     faults: Counter[str]
     violations: tuple[str, ...]
 
@@ -56,21 +56,21 @@ def simulate(
     seed: int,
     *,
     length: float | None = None,
-    plant: str | None = None,
+    inject: str | None = None,
     log: Callable[[str], None] | None = None,
 ) -> Report:
     """Run and judge the simulation of a seed; the same seed brings the same run.
 
     `length` is the time in simulated seconds after which it is stopped at the
-    latest, `plant` the name of a bug to plant (see `plants`). `log` gets a line
+    latest, `inject` the name of a bug to inject (see `injected_bugs`). `log` gets a line
     for each event.
     """
-    simulation = _Simulation(random.Random(seed), length, Chronicle(log))
+    simulation = _Simulation(random.Random(seed), length, Trace(log))
     with ExitStack() as stack:
         stack.enter_context(_scheduled_by(seed))
         stack.enter_context(simulation.patched())
-        if plant is not None:
-            stack.enter_context(PLANTS[plant].plant())
+        if inject is not None:
+            stack.enter_context(INJECTED_BUGS[inject].inject())
         simulation.run()
     return simulation.report(seed)
 
@@ -95,9 +95,9 @@ _tls_context = cache(app.tls_context)  # 70 ms, and nothing here is encrypted
 class _Simulation:
     """The parts of a run, drawn from one source of chance."""
 
-    def __init__(self, chance: random.Random, length: float | None, chronicle: Chronicle) -> None:
+    def __init__(self, chance: random.Random, length: float | None, trace: Trace) -> None:
         self._chance = chance
-        self._chronicle = chronicle
+        self._trace = trace
         self._clock = MockClock(autojump_threshold=0)
         self._begin = BEFORE_MIDNIGHT if chance.random() < 0.2 else MIDDAY
         self._begin += timedelta(milliseconds=chance.randrange(10_000))
@@ -116,23 +116,23 @@ class _Simulation:
         self._sources = [
             ScriptedSource(
                 name,
-                Weather(
+                Faults(
                     chance, {"up": 1} if calm else sources_module.MOODS, 10.0, self._length + 20
                 ),
                 random.Random(chance.random()),
-                chronicle,
+                trace,
             )
             for name in names
         ]
         self._traffic = Traffic(random.Random(chance.random()), self._utc_at)
         self._feed = Feed(
             random.Random(chance.random()),
-            Weather(chance, feed_module.MOODS, chance.choice((3.0, 8.0, 25.0)), self._length + 20),
+            Faults(chance, feed_module.MOODS, chance.choice((3.0, 8.0, 25.0)), self._length + 20),
             self._traffic,
-            chronicle,
+            trace,
         )
         self._jitter = random.Random(chance.random()).random
-        self._witness = Witness(chronicle, self._utc_now, self._sources)
+        self._recorder = Recorder(trace, self._utc_now, self._sources)
 
     def _utc_at(self, at: float) -> datetime:
         return self._begin + timedelta(seconds=at)
@@ -143,13 +143,13 @@ class _Simulation:
     @contextmanager
     def patched(self) -> Iterator[None]:
         """Watches on the queues, and in some runs bounds so small that they are met."""
-        chance, chronicle = self._chance, self._chronicle
+        chance, trace = self._chance, self._trace
         with ExitStack() as stack:
             put = stack.enter_context
             put(self._feed.kernel.patched())
             put(patch.object(app, "tls_context", _tls_context))
-            put(patch.object(app, "Outbox", watched_outbox(chronicle, self._witness)))
-            put(patch.object(app, "Bridge", watched_bridge(chronicle, self._witness)))
+            put(patch.object(app, "Outbox", watched_outbox(trace, self._recorder)))
+            put(patch.object(app, "Bridge", watched_bridge(trace, self._recorder)))
             if chance.random() < 0.3:
                 # Less than the queue, as it is in earnest: all of it is never under way.
                 most, size = chance.choice(((5, 1), (30, 600), (30, 600)))
@@ -165,22 +165,22 @@ class _Simulation:
         try:
             trio.run(self._main, clock=self._clock)
         except BaseExceptionGroup:
-            self._chronicle.complain(f"the service crashed: {traceback.format_exc()}", 0.0)
+            self._trace.complain(f"the service crashed: {traceback.format_exc()}", 0.0)
         else:
-            Judge(self._chronicle, self._settings, self._sources, self._utc_at).judge()
+            Checker(self._trace, self._settings, self._sources, self._utc_at).judge()
 
     async def _main(self) -> None:
-        chronicle = self._chronicle
+        trace = self._trace
         stop = trio.Event()
         async with trio.open_nursery() as world_nursery:
             world_nursery.start_soon(self._stall, name="stalls")
             world_nursery.start_soon(self._stop, stop, name="stop")
-            world = World(self._feed.dial, self._sources, self._utc_now, self._jitter)
+            dependencies = Dependencies(self._feed.dial, self._sources, self._utc_now, self._jitter)
             with trio.move_on_at(self._length + 1000.0):
-                await serve(self._settings, self._witness, stop, world)
-                chronicle.served_at = trio.current_time()
+                await serve(self._settings, self._recorder, stop, dependencies)
+                trace.served_at = trio.current_time()
             if self._utc_now().date() > self._begin.date():
-                chronicle.fault("midnight")
+                trace.fault("midnight")
             world_nursery.cancel_scope.cancel()
 
     async def _stall(self) -> None:
@@ -192,12 +192,12 @@ class _Simulation:
             seconds = chance.choice((0.1, 0.3, 1.0, 2.5, 3.0, 10.0))
             since = trio.current_time()
             self._clock.jump(seconds)
-            self._chronicle.stalls.append((since, since + seconds))
-            self._chronicle.fault("stall")
+            self._trace.stalls.append((since, since + seconds))
+            self._trace.fault("stall")
 
     async def _stop(self, stop: trio.Event) -> None:
         """Ask for the stop: at a certain time, or at the first moment of a kind after a while."""
-        chance, chronicle = self._chance, self._chronicle
+        chance, trace = self._chance, self._trace
         moment = chance.choice(("time", "time", "dial", "backoff", "asked", "blocked"))
         if moment == "time":
             await trio.sleep(self._length)
@@ -209,28 +209,28 @@ class _Simulation:
                 if what == moment:
                     struck.set()
 
-            chronicle.on = strike
+            trace.on = strike
             with trio.move_on_at(self._length):
                 await struck.wait()
                 await trio.sleep(chance.choice((0.0, 0.01, 0.2, 1.5)))
-        chronicle.stop_at = trio.current_time()
-        chronicle.note("stop")
+        trace.stop_at = trio.current_time()
+        trace.note("stop")
         stop.set()
 
     def report(self, seed: int) -> Report:
-        chronicle = self._chronicle
+        trace = self._trace
         return Report(
             seed,
-            chronicle.served_at or 0.0,
-            sum(attempt.up is not None for attempt in chronicle.attempts),
+            trace.served_at or 0.0,
+            sum(attempt.up is not None for attempt in trace.attempts),
             sum(
                 mark.kind == "ask"
-                for attempt in chronicle.attempts
+                for attempt in trace.attempts
                 if attempt.wire is not None
                 for _, mark in attempt.wire.read
             ),
-            chronicle.left,
-            sum(map(len, chronicle.given_up.values())),
-            chronicle.faults,
-            tuple(chronicle.violations),
+            trace.left,
+            sum(map(len, trace.undelivered.values())),
+            trace.faults,
+            tuple(trace.violations),
         )

@@ -1,4 +1,4 @@
-"""Rate sources that are up, down, slow, wrong, used up or hung, as their weather has it."""
+"""Rate sources that are up, down, slow, wrong, used up or hung, as their faults has it."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,9 @@ from ratebridge.errors import SourceFailed
 from ratebridge.providers.source import Quota
 from ratebridge.rates import Quote, RateTable
 
-from .chronicle import Chronicle
+from .faults import Faults
+from .trace import Trace
 from .traffic import KNOWN
-from .weather import Weather
 
 MOST_FETCHES: Final = 8  # at a time (traps, "Numbers that work")
 FAILURE_LIFE: Final = 5.0  # s for which a failure is remembered (sources, "What they share")
@@ -50,14 +50,12 @@ class ScriptedSource:
 
     quota: Quota | None = None
 
-    def __init__(
-        self, name: str, weather: Weather, chance: random.Random, chronicle: Chronicle
-    ) -> None:
+    def __init__(self, name: str, faults: Faults, chance: random.Random, trace: Trace) -> None:
         self.name = name
-        self.weather: Final = weather
+        self.faults: Final = faults
         self.given: Final[dict[date, list[Given]]] = {}
         self._chance = chance
-        self._chronicle = chronicle
+        self._trace = trace
         self._under_way: set[date] = set()
         self._rests_until: dict[date, float] = {}
 
@@ -65,13 +63,13 @@ class ScriptedSource:
         """See `Source`."""
         self._judge(day, now)
         self._under_way.add(day)
-        self._chronicle.fetches += 1
+        self._trace.fetches += 1
         try:
             await self._be_moody()
             return self._table(day, now)
         finally:
             self._under_way.discard(day)
-            self._chronicle.fetches -= 1
+            self._trace.fetches -= 1
 
     def remember(self, day: date) -> None:
         """The service has given up on this table for now."""
@@ -81,9 +79,9 @@ class ScriptedSource:
         """Wait as long as the mood has it; raises for most of them."""
         chance = self._chance
         now = trio.current_time()
-        mood, until = self.weather.at(now)
+        mood, until = self.faults.at(now)
         if mood != "up":
-            self._chronicle.fault(f"source: {mood}")
+            self._trace.fault(f"source: {mood}")
         await trio.sleep(chance.uniform(1, 8) if mood == "slow" else chance.uniform(0.01, 0.3))
         match mood:
             case "down":
@@ -97,7 +95,7 @@ class ScriptedSource:
             case "quota gone":
                 left = max(until - now, 0.1)
                 text = "has no calls left this minute"
-                raise SourceFailed("quota-minute", text, again=True, after=left, silence=left)
+                raise SourceFailed("quota-minute", text, again=True, after=left, limited_for=left)
             case "bug":
                 raise ZeroDivisionError("a bug in a source")
 
@@ -106,7 +104,7 @@ class ScriptedSource:
         # While a day runs its quotes change, so each table of it has others.
         version = 0 if final else 1 + len(self.given.get(day, ()))
         quotes = _quotes(self.name, day, version)
-        if self.weather.at(trio.current_time())[0] == "lacking":
+        if self.faults.at(trio.current_time())[0] == "lacking":
             quotes = {code: quotes[code] for code in ("EUR", "USD")}
         self.given.setdefault(day, []).append(Given(day, trio.current_time(), final, quotes))
         return RateTable(
@@ -114,10 +112,10 @@ class ScriptedSource:
         )
 
     def _judge(self, day: date, now: datetime) -> None:
-        complain = self._chronicle.complain
+        complain = self._trace.complain
         if day > now.date():
             complain(f"{self.name} is asked for {day}, which has not come")
-        if self._chronicle.fetches >= MOST_FETCHES:
+        if self._trace.fetches >= MOST_FETCHES:
             complain(f"over {MOST_FETCHES} fetches at a time")
         if now.date() - day == timedelta(days=1):
             return  # it may have been today when it was asked for: then it has another table now

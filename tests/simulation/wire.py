@@ -20,7 +20,7 @@ from unittest.mock import patch
 import attrs
 import trio
 
-from ratebridge import stream as stream_module
+from ratebridge.link import stream as stream_module
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # in the standard library from Python 3.12 on
@@ -159,7 +159,7 @@ class Wire(trio.socket.SocketType):
 
     def read_now(self, most: int) -> bytes:
         """What `os.read` does."""
-        self._look()
+        self._resolve()
         if self._buffer:
             # The oversized frame is read in large pieces, or it would take seconds of real time.
             small = len(self._buffer) < 100_000
@@ -175,7 +175,7 @@ class Wire(trio.socket.SocketType):
             raise OSError(errno.EBADF, "closed")
         write = self._begin_or_go_on(bytes(data))
         try:
-            self._look()
+            self._resolve()
             taken = self._push(write)
         except OSError:
             self._end_write(write)
@@ -245,7 +245,7 @@ class Wire(trio.socket.SocketType):
     def setsockopt(self, *_option: Any) -> None:
         pass
 
-    def _look(self) -> None:
+    def _resolve(self) -> None:
         """See what has come; raises what a socket does when there is an end to everything."""
         if self.closed is not None:
             raise OSError(errno.EBADF, "closed")
@@ -349,7 +349,7 @@ class Wire(trio.socket.SocketType):
         until_broken = uplink.breaks_after - self._bytes_taken
         if until_broken <= 0:
             self._insert([Segment(trio.current_time(), end="reset")])
-            self._look()
+            self._resolve()
         taken = int(min(left, room, until_broken))
         write.taken += taken
         self._bytes_taken += taken

@@ -308,10 +308,10 @@ function showMessages({ messages }) {
     ...parts(messages.refused),
     ["Dropped", sum(messages.dropped), "without an answer", "amount"],
     ...parts(messages.dropped),
-    ["Given up", whole.format(messages.given_up), "replies that never left", "amount"],
+    ["Undelivered", whole.format(messages.undelivered), "replies that never left", "amount"],
     ["Waiting", whole.format(messages.waiting), "for a rate, at present", "amount"],
     ["Outbox", whole.format(messages.outbox), "not written yet, at present", "amount"],
-    ...(messages.crashes ? [["Bugs", whole.format(messages.crashes), "see the log", "amount"]] : []),
+    ...(messages.internal_errors ? [["Internal errors", whole.format(messages.internal_errors), "see the log", "amount"]] : []),
   ]);
 }
 
@@ -325,7 +325,7 @@ function showSources({ sources }) {
     }
     if (source.failed) sentences.push(`failed ${times(source.failed)}`);
     let state = source.state === "incomplete" ? "answering, but not for every day" : source.state;
-    if (known(source.silent_for)) state += ` for ${coarse(source.silent_for)}`;
+    if (known(source.limited_for)) state += ` for ${coarse(source.limited_for)}`;
     const quota = [];
     if (known(source.month_left)) {
       const total = known(source.month_total) ? ` of ${whole.format(source.month_total)}` : "";
@@ -378,10 +378,10 @@ function showTables({ tables }) {
   say("tables-note", hidden > 0 ? `And ${whole.format(hidden)} of older days.` : "");
 }
 
-function showTroubles({ troubles, now }) {
-  const items = troubles.map((trouble) =>
-    [trouble.words, trouble.at, clock(trouble.at, now), times(trouble.count)]);
-  fill("troubles", items.length ? items : [["None so far."]], ([words, at, time, count]) => {
+function showRecentErrors({ recent_errors, now }) {
+  const items = recent_errors.map((error) =>
+    [error.words, error.at, clock(error.at, now), times(error.count)]);
+  fill("recent-errors", items.length ? items : [["None so far."]], ([words, at, time, count]) => {
     const entry = element("li", at ? "" : "empty", words);
     if (!at) return entry;
     const stamp = element("time", "", time);
@@ -413,7 +413,7 @@ function show(figures) {
   showMessages(figures);
   showSources(figures);
   showTables(figures);
-  showTroubles(figures);
+  showRecentErrors(figures);
 }
 
 // The loop.

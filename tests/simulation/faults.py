@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import inf
 
 
-class Weather:
+class Faults:
     """A series of moods drawn by weight, each for a time of the mean `mean` in seconds."""
 
     def __init__(

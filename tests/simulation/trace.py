@@ -37,7 +37,7 @@ class Made:
 
 
 @attrs.define(eq=False)
-class Chronicle:
+class Trace:
     """The record of a run. `log` gets each line as it is written."""
 
     log: Callable[[str], None] | None = None
@@ -45,7 +45,7 @@ class Chronicle:
     stalls: list[tuple[float, float]] = attrs.Factory(list)  # of our own loop, from and to
     made: dict[str, list[Made]] = attrs.Factory(dict)  # by id, raw JSON
     converted: list[tuple[float, int]] = attrs.Factory(list)  # (time, number of the request)
-    given_up: dict[str, list[tuple[float, str]]] = attrs.Factory(dict)  # by id: when, and why
+    undelivered: dict[str, list[tuple[float, str]]] = attrs.Factory(dict)  # by id: when, and why
     left: int = 0  # replies that the system has taken
     dropped: Counter[str] = attrs.Factory(Counter)
     fetches: int = 0  # under way

@@ -1,4 +1,4 @@
-"""Bugs to plant, one at a time: a simulation that finds none of them proves nothing."""
+"""Bugs to inject, one at a time: a simulation that finds none of them proves nothing."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -10,11 +10,11 @@ import trio
 
 from ratebridge.backoff import Backoff
 from ratebridge.bridge import Moment
-from ratebridge.link import Link
+from ratebridge.link.link import Link
+from ratebridge.link.stream import LinkStream, Write
 from ratebridge.messages import Heartbeat
 from ratebridge.outbox import Outbox, Reply
 from ratebridge.session import GOING_AWAY, Session, SessionEnd
-from ratebridge.stream import LinkStream, Write
 from ratebridge.supervisor import OpenLink, Supervisor
 
 
@@ -102,17 +102,17 @@ def cut_write_does_not_poison() -> Iterator[None]:
 
 
 @attrs.frozen
-class Plant:
+class InjectedBug:
     """A bug, and a part of the line that convicts it."""
 
-    plant: Callable[[], AbstractContextManager[None]]
+    inject: Callable[[], AbstractContextManager[None]]
     convicts: str
 
 
-PLANTS: Final[Mapping[str, Plant]] = {
-    "watchdog-any-message": Plant(watchdog_reset_by_any_message, "and no refresh"),
-    "reply-lost": Plant(reply_lost_on_reconnect, "received"),
-    "polite-stale-close": Plant(polite_close_on_a_stale_link, "and no refresh"),
-    "backoff-reset": Plant(backoff_reset_at_connect, "dials in"),
-    "no-poison": Plant(cut_write_does_not_poison, "follow a write that was cut short"),
+INJECTED_BUGS: Final[Mapping[str, InjectedBug]] = {
+    "watchdog-any-message": InjectedBug(watchdog_reset_by_any_message, "and no refresh"),
+    "reply-lost": InjectedBug(reply_lost_on_reconnect, "received"),
+    "polite-stale-close": InjectedBug(polite_close_on_a_stale_link, "and no refresh"),
+    "backoff-reset": InjectedBug(backoff_reset_at_connect, "dials in"),
+    "no-poison": InjectedBug(cut_write_does_not_poison, "follow a write that was cut short"),
 }

@@ -1,4 +1,4 @@
-"""The invariants, judged on the chronicle of a run.
+"""The invariants, judged on the trace of a run.
 
 What "answered" means. A request has surely been received when its last byte was
 read from a link that was still up at a later instant, before the stop. A reply
@@ -24,8 +24,8 @@ import attrs
 from ratebridge import outbox
 from ratebridge.settings import Settings
 
-from .chronicle import Attempt, Chronicle
 from .sources import ScriptedSource, acceptable
+from .trace import Attempt, Trace
 from .traffic import Ask, day_of, id_of, number_of, read_reply, to_euro
 from .wire import CLOSE, PONG, TEXT, Wire, Write
 
@@ -64,74 +64,74 @@ class Batch:
     left: int
 
 
-class Judge:
-    """Judges one chronicle; what it finds goes there."""
+class Checker:
+    """Judges one trace; what it finds goes there."""
 
     def __init__(
         self,
-        chronicle: Chronicle,
+        trace: Trace,
         settings: Settings,
         sources: Sequence[ScriptedSource],
         utc_at: Callable[[float], datetime],
     ) -> None:
-        self._chronicle = chronicle
+        self._trace = trace
         self._settings = settings
         self._sources = sources
         self._utc_at = utc_at
-        self._stop_at = chronicle.stop_at if chronicle.stop_at is not None else inf
+        self._stop_at = trace.stop_at if trace.stop_at is not None else inf
 
     def judge(self) -> None:
-        self._judge_stop()
-        self._judge_dials()
-        for attempt in self._chronicle.attempts:
-            self._judge_opening(attempt)
+        self._check_stop()
+        self._check_dials()
+        for attempt in self._trace.attempts:
+            self._check_opening(attempt)
             if attempt.wire is None:
                 continue
-            self._judge_writes(attempt.wire)
+            self._check_writes(attempt.wire)
             if attempt.up is not None and attempt.lost is not None:
-                self._judge_refresh(attempt, attempt.wire, attempt.up)
-                self._judge_staleness(attempt, attempt.wire, attempt.up)
-                self._judge_heartbeats_sent(attempt, attempt.wire, attempt.up, attempt.lost)
-                self._judge_pongs(attempt, attempt.wire)
-        self._judge_order_of_what_was_refused()
-        self._judge_accounts()
-        self._judge_replies()
-        self._judge_refusals()
+                self._check_refresh(attempt, attempt.wire, attempt.up)
+                self._check_staleness(attempt, attempt.wire, attempt.up)
+                self._check_heartbeats_sent(attempt, attempt.wire, attempt.up, attempt.lost)
+                self._check_pongs(attempt, attempt.wire)
+        self._check_order_of_what_was_refused()
+        self._check_accounts()
+        self._check_replies()
+        self._check_refusals()
 
     def _complain(self, what: str, at: float | None = None) -> None:
-        self._chronicle.complain(what, (self._chronicle.served_at or 0.0) if at is None else at)
+        self._trace.complain(what, (self._trace.served_at or 0.0) if at is None else at)
 
     # The stop.
 
-    def _judge_stop(self) -> None:
-        served_at = self._chronicle.served_at
+    def _check_stop(self) -> None:
+        served_at = self._trace.served_at
         if served_at is None:
             self._complain("the service did not end")
             return
         stop_at = self._stop_at
         bound = self._settings.drain_timeout + CLOSE_WITHIN
-        bound += self._chronicle.stalled(stop_at, served_at) + TOLERANCE
+        bound += self._trace.stalled(stop_at, served_at) + TOLERANCE
         if served_at - stop_at > bound:
             self._complain(f"the stop took {served_at - stop_at:.2f} s")
-        self._judge_drain()
-        for attempt in self._chronicle.attempts:
+        self._check_drain()
+        for attempt in self._trace.attempts:
             if attempt.wire is not None and attempt.wire.closed is None:
                 self._complain("a stream was left open", attempt.began)
             if attempt.lost is None:
                 self._complain("a link was left without an end", attempt.began)
-            self._judge_goodbye(attempt)
+            self._check_goodbye(attempt)
 
-    def _judge_drain(self) -> None:
+    def _check_drain(self) -> None:
         """What came before the stop is given up by it only when the time for it is over."""
         came, asks = self._came(), self._asks()
         late = {ask.id for number, ask in asks.items() if came[number] >= self._stop_at - TOLERANCE}
         over = self._stop_at + self._settings.drain_timeout - TOLERANCE
-        for key, times in self._chronicle.given_up.items():
+        for key, times in self._trace.undelivered.items():
             for at, why in times:
                 if why == STOPPED and at < over and key not in late:
                     self._complain(f"{key} was given up {over - at:.2f} s too soon", at)
 
-    def _judge_goodbye(self, attempt: Attempt) -> None:
+    def _check_goodbye(self, attempt: Attempt) -> None:
         """A link that was up until the stop is closed as RFC 6455 has it, if the peer reads."""
         if attempt.end is None or attempt.end.cause.reason != "stopped" or attempt.up is None:
             return
@@ -148,22 +148,20 @@ class Judge:
 
     # The opening and the reconnect.
 
-    def _judge_dials(self) -> None:
-        dials = [attempt.began for attempt in self._chronicle.attempts]
+    def _check_dials(self) -> None:
+        dials = [attempt.began for attempt in self._trace.attempts]
         span, most = STORM
         for first, last in zip(dials, dials[most:], strict=False):
             if last - first < span:
                 self._complain(f"{most + 1} dials in {last - first:.2f} s", last)
                 break
-        for before, after in zip(
-            self._chronicle.attempts, self._chronicle.attempts[1:], strict=False
-        ):
-            self._judge_wait(before, after)
+        for before, after in zip(self._trace.attempts, self._trace.attempts[1:], strict=False):
+            self._check_wait(before, after)
 
-    def _judge_wait(self, before: Attempt, after: Attempt) -> None:
+    def _check_wait(self, before: Attempt, after: Attempt) -> None:
         if before.lost is None or before.end is None:
             return
-        waited = after.began - before.lost - self._chronicle.stalled(before.lost, after.began)
+        waited = after.began - before.lost - self._trace.stalled(before.lost, after.began)
         end = before.end
         refused = end.cause.reason == "rejected"
         away = before.asked_to_stay_away if refused else 0.0
@@ -179,37 +177,37 @@ class Judge:
         if after.began - before.lost < away - TOLERANCE:
             self._complain(f"waited {waited:.2f} s, asked for {away:g}", after.began)
 
-    def _judge_opening(self, attempt: Attempt) -> None:
+    def _check_opening(self, attempt: Attempt) -> None:
         opened = attempt.up if attempt.up is not None else attempt.lost
         if opened is None:
             return
-        stalled = self._chronicle.stalled(attempt.began, opened)
+        stalled = self._trace.stalled(attempt.began, opened)
         if opened - attempt.began > OPEN_WITHIN + stalled + TOLERANCE:
             self._complain(f"an opening took {opened - attempt.began:.2f} s", opened)
 
     # The life of a link.
 
-    def _judge_refresh(self, attempt: Attempt, wire: Wire, up: float) -> None:
+    def _check_refresh(self, attempt: Attempt, wire: Wire, up: float) -> None:
         """No link lives on without a heartbeat, nor behind a fatal error of the peer."""
-        chronicle = self._chronicle
+        trace = self._trace
         closed = wire.closed if wire.closed is not None else inf
         fatal = next((at for at, mark in wire.read if mark.kind == "fatal"), inf)
         beats = [max(at, up) for at, mark in wire.read if mark.kind == "beat"]
         for heard, then in zip([up, *beats], [*beats, closed], strict=True):
             bound = self._settings.heartbeat_timeout + GRACE
-            if chronicle.longest_stall(heard, then) >= EXCUSE:
+            if trace.longest_stall(heard, then) >= EXCUSE:
                 bound += self._settings.heartbeat_timeout * LOOK
             if self._stop_at <= then:
                 bound += CLOSE_WITHIN
-            bound += chronicle.stalled(heard, then) + TOLERANCE
+            bound += trace.stalled(heard, then) + TOLERANCE
             if then - heard > bound:
                 self._complain(f"no heartbeat for {then - heard:.2f} s, and no refresh", heard)
         fatal = max(fatal, up)
-        bound = chronicle.stalled(fatal, closed) + _held_up(wire, fatal, closed) + TOLERANCE
+        bound = trace.stalled(fatal, closed) + _held_up(wire, fatal, closed) + TOLERANCE
         if fatal < self._stop_at and closed - fatal > bound:
             self._complain(f"the link lived on for {closed - fatal:.2f} s after its end", fatal)
 
-    def _judge_staleness(self, attempt: Attempt, wire: Wire, up: float) -> None:
+    def _check_staleness(self, attempt: Attempt, wire: Wire, up: float) -> None:
         """A link called stale has been without a heartbeat for the timeout, read or unread."""
         lost = attempt.lost
         if lost is None or attempt.end is None or attempt.end.cause.reason != "stale":
@@ -221,7 +219,7 @@ class Judge:
         if silence < self._settings.heartbeat_timeout - TOLERANCE:
             self._complain(f"called stale, and was never silent for over {silence:.2f} s", lost)
 
-    def _judge_heartbeats_sent(self, attempt: Attempt, wire: Wire, up: float, lost: float) -> None:
+    def _check_heartbeats_sent(self, attempt: Attempt, wire: Wire, up: float, lost: float) -> None:
         """One a period, as soon as the link is up, but for the time that a write is held up."""
         sent = [
             write.at
@@ -232,20 +230,20 @@ class Judge:
         before = [up - self._settings.heartbeat_interval, *sent]
         for one, other in zip(before, [*sent, lost], strict=True):
             bound = self._settings.heartbeat_interval + TOLERANCE
-            bound += self._chronicle.stalled(one, other) + _held_up(wire, one, other)
+            bound += self._trace.stalled(one, other) + _held_up(wire, one, other)
             if self._stop_at <= other:
                 bound += CLOSE_WITHIN
             if other - one > bound:
                 self._complain(f"{other - one:.2f} s between heartbeats of ours", other)
 
-    def _judge_writes(self, wire: Wire) -> None:
+    def _check_writes(self, wire: Wire) -> None:
         for write in wire.writes:
             ended = write.ended if write.ended is not None else inf
             limit = WRITE_WITHIN if write.frames else OPEN_WITHIN
-            if ended - write.at > limit + self._chronicle.stalled(write.at, ended) + TOLERANCE:
+            if ended - write.at > limit + self._trace.stalled(write.at, ended) + TOLERANCE:
                 self._complain(f"a write hung for {ended - write.at:.2f} s", write.at)
 
-    def _judge_pongs(self, attempt: Attempt, wire: Wire) -> None:
+    def _check_pongs(self, attempt: Attempt, wire: Wire) -> None:
         """Each ping is answered, in order, unless a write is held up."""
         pongs = [
             frame.payload for write in wire.writes for frame in write.frames if frame.opcode == PONG
@@ -268,12 +266,12 @@ class Judge:
             return False
         fatal = next((t for t, mark in attempt.wire.read if mark.kind == "fatal"), inf)
         lost = attempt.lost if attempt.lost is not None else inf
-        settled = self._chronicle.settled(max(at, attempt.up))
+        settled = self._trace.settled(max(at, attempt.up))
         return settled + 1e-9 < min(fatal, lost, self._stop_at)
 
     def _batches(self) -> Iterator[Batch]:
         """Every write that held replies, in their order."""
-        for attempt in self._chronicle.attempts:
+        for attempt in self._trace.attempts:
             before: Write | None = None
             for write in attempt.wire.writes if attempt.wire is not None else ():
                 # It may have waited for the end of another, of pongs.
@@ -286,13 +284,13 @@ class Judge:
                     left = sum(frame.end <= counted for frame in replies)
                     yield Batch(taken, write.at, [frame.payload for frame in replies], left)
 
-    def _judge_order_of_what_was_refused(self) -> None:
+    def _check_order_of_what_was_refused(self) -> None:
         owed: deque[bytes] = deque()
-        given_up = Counter({key: len(times) for key, times in self._chronicle.given_up.items()})
+        undelivered = Counter({key: len(times) for key, times in self._trace.undelivered.items()})
         for batch in self._batches():
             for frame in batch.replies:
-                while owed and owed[0] != frame and given_up[id_of(owed[0].decode())] > 0:
-                    given_up[id_of(owed.popleft().decode())] -= 1
+                while owed and owed[0] != frame and undelivered[id_of(owed[0].decode())] > 0:
+                    undelivered[id_of(owed.popleft().decode())] -= 1
                 if owed and owed[0] == frame:
                     owed.popleft()
                 elif owed:
@@ -303,14 +301,14 @@ class Judge:
             refused = reversed(batch.replies[batch.left :])
             owed.extendleft(frame for frame in refused if not _is_overloaded(frame))
 
-    def _judge_accounts(self) -> None:
+    def _check_accounts(self) -> None:
         """Each request surely received has one reply that left, or one that was given up."""
-        chronicle = self._chronicle
+        trace = self._trace
         sure: Counter[str] = Counter()
         perhaps: Counter[str] = Counter()
         junk_sure: Counter[str] = Counter()
         junk_perhaps: Counter[str] = Counter()
-        for attempt in chronicle.attempts:
+        for attempt in trace.attempts:
             for at, mark in attempt.wire.read if attempt.wire is not None else ():
                 if mark.kind == "ask":
                     perhaps[mark.what.id] += 1
@@ -321,17 +319,17 @@ class Judge:
         left: Counter[str] = Counter()
         for batch in self._batches():
             left.update(id_of(frame.decode()) for frame in batch.replies[: batch.left])
-        self._chronicle.left = left.total()
-        for key in {*perhaps, *chronicle.made, *chronicle.given_up, *left}:
-            made = len(chronicle.made.get(key, ()))
-            given_up = len(chronicle.given_up.get(key, ()))
-            figures = f"{made} made, {left[key]} left, {given_up} given up"
-            if not sure[key] <= left[key] + given_up <= perhaps[key]:
+        self._trace.left = left.total()
+        for key in {*perhaps, *trace.made, *trace.undelivered, *left}:
+            made = len(trace.made.get(key, ()))
+            undelivered = len(trace.undelivered.get(key, ()))
+            figures = f"{made} made, {left[key]} left, {undelivered} given up"
+            if not sure[key] <= left[key] + undelivered <= perhaps[key]:
                 self._complain(f"request {key}: {sure[key]} to {perhaps[key]} received, {figures}")
-            if left[key] > made or left[key] + given_up < made:
+            if left[key] > made or left[key] + undelivered < made:
                 self._complain(f"request {key}: {figures}")
-        for reason in {*junk_perhaps, *chronicle.dropped}:
-            dropped = chronicle.dropped[reason]
+        for reason in {*junk_perhaps, *trace.dropped}:
+            dropped = trace.dropped[reason]
             if not junk_sure[reason] <= dropped <= junk_perhaps[reason]:
                 self._complain(
                     f"{reason}: {junk_sure[reason]} to {junk_perhaps[reason]} came, "
@@ -342,7 +340,7 @@ class Judge:
         """When each request was read, by its number."""
         return {
             mark.what.number: at
-            for attempt in self._chronicle.attempts
+            for attempt in self._trace.attempts
             if attempt.wire is not None
             for at, mark in attempt.wire.read
             if mark.kind == "ask"
@@ -351,13 +349,13 @@ class Judge:
     def _asks(self) -> dict[int, Ask]:
         return {
             mark.what.number: mark.what
-            for attempt in self._chronicle.attempts
+            for attempt in self._trace.attempts
             if attempt.wire is not None
             for _, mark in attempt.wire.read
             if mark.kind == "ask"
         }
 
-    def _judge_replies(self) -> None:
+    def _check_replies(self) -> None:
         """Every good reply says what it must, byte for byte."""
         asks, came = self._asks(), self._came()
         for batch in self._batches():
@@ -365,27 +363,27 @@ class Judge:
                 reply, at = frame.decode(), batch.at
                 number = number_of(reply)
                 if number is None:
-                    self._judge_error_text(reply, at)
+                    self._check_error_text(reply, at)
                 elif number not in asks:
                     self._complain(f"an answer to what was not asked: {reply}", at)
                 else:
-                    self._judge_reply(asks[number], came[number], reply, batch)
+                    self._check_reply(asks[number], came[number], reply, batch)
 
-    def _judge_error_text(self, reply: str, at: float) -> None:
+    def _check_error_text(self, reply: str, at: float) -> None:
         if not _ERROR.fullmatch(reply) or len(reply) > 350:
             self._complain(f"an odd error: {reply}", at)
 
-    def _judge_reply(self, ask: Ask, came: float, reply: str, batch: Batch) -> None:
-        chronicle, at = self._chronicle, batch.at
+    def _check_reply(self, ask: Ask, came: float, reply: str, batch: Batch) -> None:
+        trace, at = self._trace, batch.at
         read = read_reply(ask, reply)
         if read is None:
             self._complain(f"not an echo of {ask.text}: {reply}", at)
             return
         stake, made = read
-        begin, settled = self._utc_at(came), self._utc_at(chronicle.settled(came))
-        if not begin - timedelta(milliseconds=1) <= made <= self._utc_at(chronicle.settled(at)):
+        begin, settled = self._utc_at(came), self._utc_at(trace.settled(came))
+        if not begin - timedelta(milliseconds=1) <= made <= self._utc_at(trace.settled(at)):
             self._complain(f"dated {made}, which is wrong: {reply}", at)
-        oldest = outbox.OLDEST_REPLY + 0.002 + chronicle.stalled(came, at)
+        oldest = outbox.OLDEST_REPLY + 0.002 + trace.stalled(came, at)
         if self._utc_at(batch.taken) - made > timedelta(seconds=oldest):
             self._complain(f"a reply was written when too old: {reply}", at)
         if ask.kind == "euro":
@@ -407,20 +405,20 @@ class Judge:
         if stake not in wanted:
             self._complain(f"{stake} is none of {sorted(wanted)[:4]}: {reply}", at)
 
-    def _judge_refusals(self) -> None:
+    def _check_refusals(self) -> None:
         """No refusal without cause, none too late; no conversion of what came after the stop."""
-        chronicle = self._chronicle
+        trace = self._trace
         came, asks = self._came(), self._asks()
         by_id: dict[str, list[Ask]] = {}
         for ask in asks.values():
             by_id.setdefault(ask.id, []).append(ask)
-        stop = chronicle.settled(self._stop_at) + 1e-9
-        for at, number in chronicle.converted:
+        stop = trace.settled(self._stop_at) + 1e-9
+        for at, number in trace.converted:
             if came.get(number, 0.0) > stop:
                 self._complain(f"request {number} came after the stop, and was converted", at)
-        for key, replies in chronicle.made.items():
+        for key, replies in trace.made.items():
             for reply in replies:
-                stalled = chronicle.stalled(reply.at - reply.seconds, reply.at)
+                stalled = trace.stalled(reply.at - reply.seconds, reply.at)
                 if reply.seconds > self._settings.rate_deadline + stalled + TOLERANCE:
                     self._complain(f"{key} was answered after {reply.seconds:.2f} s", reply.at)
                 if not self._has_cause(reply.kind, reply.at, by_id.get(key, ())):
@@ -439,7 +437,7 @@ class Judge:
                 return bool(kinds & {"rate", "unknown"})
             case "stopping":
                 return at >= self._stop_at
-            case "crash":
+            case "internal_error":
                 return False
             case _:
                 return "bad" in kinds
@@ -448,11 +446,11 @@ class Judge:
         """The moods of the sources, lately enough to bear on a reply."""
         # A fetch may take the deadline, a failure is remembered for 5 s, stalls come on top.
         since = at - 20.0
-        moods = {mood for source in self._sources for mood in source.weather.during(since, at)}
-        if self._chronicle.stalled(since, at):
+        moods = {mood for source in self._sources for mood in source.faults.during(since, at)}
+        if self._trace.stalled(since, at):
             moods.add("stalled")  # a fetch may have run out of time for it
         # A table without some of the currencies is kept as long as any other.
-        before = {mood for source in self._sources for mood in source.weather.during(0.0, at)}
+        before = {mood for source in self._sources for mood in source.faults.during(0.0, at)}
         return moods | (before & {"lacking"})
 
 

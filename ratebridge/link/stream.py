@@ -14,7 +14,7 @@ from typing import Final, NoReturn
 import attrs
 import trio
 
-from .errors import LinkFailed
+from ..errors import LinkFailed
 from .framing import FrameCutter
 from .upgrade import UpgradeResponse
 

@@ -15,15 +15,15 @@ import trio
 import trio_websocket
 import wsproto
 
+from ..errors import LinkFailed
 from .address import Address
 from .dial import Dial
-from .errors import LinkFailed
 from .framing import MAX_FRAME, client_frame_size, client_frames
 from .stream import Inbox, LinkStream, Sink, Write
 
 OPEN_WITHIN: Final = 5.0  # s for DNS, TCP, TLS and upgrade together
 WRITE_WITHIN: Final = 2.0  # s, the period after which a heartbeat is overdue
-WRITE_LOOKS: Final = 8  # in that time: a stall of our own counts as one of them, not as the peer's
+WRITE_POLLS: Final = 8  # in that time: a stall of our own counts as one of them, not as the peer's
 LAST_WORDS: Final = 0.1  # s to read what came before the end, when a write has failed
 CLOSE_WITHIN: Final = 1.0  # s for the close handshake; a container gets 10 s for all
 
@@ -157,8 +157,8 @@ class Link:
         """
         looks = 0
         seen = None
-        while looks < WRITE_LOOKS:
-            await trio.sleep(WRITE_WITHIN / WRITE_LOOKS)
+        while looks < WRITE_POLLS:
+            await trio.sleep(WRITE_WITHIN / WRITE_POLLS)
             present = self._stream.write_under_way
             looks = looks + 1 if present is seen and present is not None else 0
             seen = present
@@ -195,7 +195,7 @@ async def open_link(nursery: trio.Nursery, address: Address, dial: Dial) -> Link
     with trio.move_on_after(OPEN_WITHIN):
         link: Link = await nursery.start(_run_link, address, dial, name="link")
         return link
-    raise LinkFailed("open-timeout", f"no link within {OPEN_WITHIN:g} s")
+    raise LinkFailed("open-timeout", f"no connection within {OPEN_WITHIN:g} s")
 
 
 async def _run_link(address: Address, dial: Dial, *, task_status: trio.TaskStatus[Link]) -> None:

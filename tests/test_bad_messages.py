@@ -1,23 +1,25 @@
-"""The table of nasty messages over a real connection: the right answer, or the right silence."""
+"""The table of bad messages over a real connection: the right answer, or the right silence."""
 
 import json
 from datetime import UTC, date, datetime
 
-import nasty
+import bad_messages
 import trio
-from nasty import Nasty, message
+from bad_messages import BadMessage, message
 from support import server_frame
 
-from ratebridge.address import Address
-from ratebridge.app import World, serve
+from ratebridge.app import Dependencies, serve
 from ratebridge.errors import SourceFailed
 from ratebridge.fakes.feed import FeedPeer, serve_feed
+from ratebridge.link.address import Address
 from ratebridge.operating.journal import Journal
 from ratebridge.operating.stats import Stats
 from ratebridge.rates import RateTable
 from ratebridge.settings import Settings
 
-ROWS = [row for row in nasty.ALL if row.utf8]  # the others are no texts: the link judges them
+ROWS = [
+    row for row in bad_messages.ALL if row.utf8
+]  # the others are no texts: the link judges them
 GOOD = b'"next"'
 
 
@@ -43,7 +45,7 @@ async def replies_up_to_the_next(peer: FeedPeer) -> list[str]:
             replies.append(text)
 
 
-def is_right(row: Nasty, replies: list[str]) -> bool:
+def is_right(row: BadMessage, replies: list[str]) -> bool:
     if row.outcome in ("dropped", "heartbeat"):
         return replies == []
     if len(replies) != 1 or f'"id":{row.id.decode()}' not in replies[0]:
@@ -61,7 +63,7 @@ def is_right(row: Nasty, replies: list[str]) -> bool:
     )
 
 
-async def test_each_nasty_message_gets_its_answer_and_the_connection_lives_on():
+async def test_each_bad_message_gets_its_answer_and_the_connection_lives_on():
     wrong: list[tuple[str, list[str]]] = []
     stop = trio.Event()
 
@@ -88,11 +90,13 @@ async def test_each_nasty_message_gets_its_answer_and_the_connection_lives_on():
         async with trio.open_nursery() as feed_nursery:
             port = await feed_nursery.start(serve_feed, script, peers)
             settings = Settings(Address("127.0.0.1", port, "/", secure=False))
-            world = World(sources=[NoSource()], clock=lambda: datetime(2021, 6, 1, tzinfo=UTC))
-            await serve(settings, Journal(stats), stop, world)
+            dependencies = Dependencies(
+                sources=[NoSource()], clock=lambda: datetime(2021, 6, 1, tzinfo=UTC)
+            )
+            await serve(settings, Journal(stats), stop, dependencies)
             feed_nursery.cancel_scope.cancel()
     assert wrong == []
     assert len(peers) == 1
     assert stats.dropped.total() == sum(row.outcome == "dropped" for row in ROWS)
     assert stats.refused.total() == sum(row.outcome == "refused" for row in ROWS)
-    assert stats.crashes == 0
+    assert stats.internal_errors == 0

@@ -1,4 +1,4 @@
-"""Nasty messages and what each must get: a table for the tests of every layer.
+"""BadMessage messages and what each must get: a table for the tests of every layer.
 
 `refused` gets an error reply, `dropped` no reply at all, `converted` a reply.
 Rows with `late` pass `decode` and are refused by what looks at rates and clocks.
@@ -15,7 +15,7 @@ DEEP: Final = 20_000  # levels: far over the recursion limit, and all the bracke
 
 
 @attrs.frozen
-class Nasty:
+class BadMessage:
     """One row. `word` is what the error text must hold, the reason of the drop, or the new stake.
 
     `id` is the id of the reply as raw JSON. Who converts is in euro already, so
@@ -49,27 +49,27 @@ def _short(text: str) -> str:
     return text if len(text) <= 40 else f"{text[:20]}... ({len(text)} characters)"
 
 
-def _refused(name: str, frame: bytes, word: str, id: bytes = b"7") -> Nasty:  # noqa: A002
-    return Nasty(name, frame, "refused", word, id)
+def _refused(name: str, frame: bytes, word: str, id: bytes = b"7") -> BadMessage:  # noqa: A002
+    return BadMessage(name, frame, "refused", word, id)
 
 
-def _dropped(name: str, frame: str | bytes, reason: str, *, utf8: bool = True) -> Nasty:
+def _dropped(name: str, frame: str | bytes, reason: str, *, utf8: bool = True) -> BadMessage:
     raw = frame.encode() if isinstance(frame, str) else frame
-    return Nasty(name, raw, "dropped", reason, utf8=utf8)
+    return BadMessage(name, raw, "dropped", reason, utf8=utf8)
 
 
-def _stakes(word: str, stakes: Iterable[str]) -> list[Nasty]:
+def _stakes(word: str, stakes: Iterable[str]) -> list[BadMessage]:
     return [_refused(f"stake {_short(stake)}", message(stake), word) for stake in stakes]
 
 
-def _dates(word: str, dates: Iterable[str]) -> list[Nasty]:
+def _dates(word: str, dates: Iterable[str]) -> list[BadMessage]:
     return [
         _refused(f"date {_short(ascii(text))}", message(date=json.dumps(text)), word)
         for text in dates
     ]
 
 
-def _currencies(word: str, values: Iterable[str]) -> list[Nasty]:
+def _currencies(word: str, values: Iterable[str]) -> list[BadMessage]:
     return [
         _refused(f"currency {_short(value)}", message(currency=value), word) for value in values
     ]
@@ -160,11 +160,11 @@ UNANSWERABLE: Final = [
 ]
 
 HEARTBEATS: Final = [
-    Nasty("a heartbeat", b'{"type":"heartbeat"}', "heartbeat"),
-    Nasty("a heartbeat with spaces", b' { "type" : "heartbeat" }\r\n', "heartbeat"),
-    Nasty("a heartbeat with more in it", b'{"n":1,"type":"heartbeat","at":[]}', "heartbeat"),
-    Nasty("a heartbeat in escapes", b'{"t\\u0079pe":"\\u0068eartbeat"}', "heartbeat"),
-    Nasty("a heartbeat with half a pair", b'{"type":"heartbeat","x":"\\udfff"}', "heartbeat"),
+    BadMessage("a heartbeat", b'{"type":"heartbeat"}', "heartbeat"),
+    BadMessage("a heartbeat with spaces", b' { "type" : "heartbeat" }\r\n', "heartbeat"),
+    BadMessage("a heartbeat with more in it", b'{"n":1,"type":"heartbeat","at":[]}', "heartbeat"),
+    BadMessage("a heartbeat in escapes", b'{"t\\u0079pe":"\\u0068eartbeat"}', "heartbeat"),
+    BadMessage("a heartbeat with half a pair", b'{"type":"heartbeat","x":"\\udfff"}', "heartbeat"),
 ]
 
 PAYLOADS: Final = [
@@ -185,7 +185,7 @@ PAYLOADS: Final = [
     ),
     _refused("the last payload counts", message()[:-1] + b',"payload":3}', "payload"),
     _refused("the last stake counts", message(more=b',"stake":"x"'), "is not a number"),
-    Nasty(
+    BadMessage(
         "a payload with a name that is no UTF-8",
         message(more=b',"\xff":1'),
         "refused",
@@ -265,7 +265,7 @@ DATES: Final = [
     ),
     *_dates("is out of range", ["0001-01-01T00:00:00+00:01", "9999-12-31T23:59:59-00:01"]),
     *(
-        Nasty(f"date {text}", message(date=f'"{text}"'), "refused", word, late=True)
+        BadMessage(f"date {text}", message(date=f'"{text}"'), "refused", word, late=True)
         for text, word in [
             ("0001-01-01T00:00:00Z", "is before 1999-01-04"),
             ("1999-01-03T23:59:59.999Z", "is before 1999-01-04"),
@@ -333,7 +333,7 @@ WHOLE: Final = [
 ]
 
 CONVERTED: Final = [
-    Nasty(f"stake {_short(stake)}", message(stake), "converted", euro)
+    BadMessage(f"stake {_short(stake)}", message(stake), "converted", euro)
     for stake, euro in [
         ("0", "0"),
         ("-0", "0"),
@@ -359,19 +359,25 @@ CONVERTED: Final = [
         ("100000000000000e0", "100000000000000"),
     ]
 ] + [
-    Nasty("exactly 64 KiB", message(more=b" " * (65_536 - len(message()))), "converted", "1.5"),
-    Nasty(
+    BadMessage(
+        "exactly 64 KiB", message(more=b" " * (65_536 - len(message()))), "converted", "1.5"
+    ),
+    BadMessage(
         "500 levels deep", message(more=b',"x":%b' % (b"[" * 500 + b"]" * 500)), "converted", "1.5"
     ),
-    Nasty("the last of two stakes", message("1e99", more=b',"stake":2'), "converted", "2"),
-    Nasty("a whole pair", message(more=b',"x":"\\ud83d\\ude00"'), "converted", "1.5"),
-    Nasty("no pair at all", message(more=b',"x":"\\\\ud83d"'), "converted", "1.5"),
-    Nasty("U+FFFF and NUL in escapes", message(more=b',"x":"\\uffff\\u0000"'), "converted", "1.5"),
-    Nasty("NUL in a name", message(more=b',"\\u0000":1'), "converted", "1.5"),
-    Nasty("a name of no characters", message(more=b',"":1'), "converted", "1.5"),
-    Nasty("number bombs where nobody looks", message(more=b',"x":1e999999999'), "converted", "1.5"),
+    BadMessage("the last of two stakes", message("1e99", more=b',"stake":2'), "converted", "2"),
+    BadMessage("a whole pair", message(more=b',"x":"\\ud83d\\ude00"'), "converted", "1.5"),
+    BadMessage("no pair at all", message(more=b',"x":"\\\\ud83d"'), "converted", "1.5"),
+    BadMessage(
+        "U+FFFF and NUL in escapes", message(more=b',"x":"\\uffff\\u0000"'), "converted", "1.5"
+    ),
+    BadMessage("NUL in a name", message(more=b',"\\u0000":1'), "converted", "1.5"),
+    BadMessage("a name of no characters", message(more=b',"":1'), "converted", "1.5"),
+    BadMessage(
+        "number bombs where nobody looks", message(more=b',"x":1e999999999'), "converted", "1.5"
+    ),
     *(
-        Nasty(f"date {text}", message(date=f'"{text}"'), "converted", "1.5")
+        BadMessage(f"date {text}", message(date=f'"{text}"'), "converted", "1.5")
         for text in [
             *("2021-05-18", "2021-05-18T21:32", "2021-05-18 21:32:42", "2021-05-18t21:32:42z"),
             *(
@@ -385,7 +391,7 @@ CONVERTED: Final = [
     ),
 ]
 
-ALL: Final[tuple[Nasty, ...]] = (
+ALL: Final[tuple[BadMessage, ...]] = (
     *NOT_JSON,
     *UNANSWERABLE,
     *HEARTBEATS,

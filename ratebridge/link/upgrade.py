@@ -4,7 +4,7 @@ from email.utils import parsedate_to_datetime
 
 import h11
 
-from .errors import LinkFailed
+from ..errors import LinkFailed
 
 
 class UpgradeResponse:
