@@ -1,4 +1,4 @@
-"""One connection from its opening to its end: heartbeat sender, receive loop, writer, watchdog.
+"""One connection from its opening to its end: heartbeat sender, receive loop, watchdog.
 
 `Session.run` is one life; `supervisor` is the loop around it.
 """
@@ -12,7 +12,7 @@ import trio
 from .bridge import Bridge, Moment
 from .errors import LinkFailed
 from .link import Link
-from .messages import Heartbeat
+from .messages import HEARTBEAT, Heartbeat
 from .observer import Observer
 from .outbox import Outbox, Reply
 
@@ -61,17 +61,15 @@ class Session:
         self._proved = False  # a heartbeat has come
         self._watchdog = trio.CancelScope()
         self._ended = trio.Event()
-        self._unfinished = trio.Event()  # a write is: nothing else may be begun
         self._cause: LinkFailed | None = None
 
     async def run(self) -> SessionEnd:
         """Run until the link fails, the peer falls silent, or `stop` is called."""
-        self._outbox.on_filled = self._write_now
-        self._outbox.add_heartbeat()
+        self._link.put([HEARTBEAT])
+        self._outbox.attach(self._link.put)
         async with trio.open_nursery() as session_nursery:
             session_nursery.start_soon(self._send_heartbeats, name="heartbeat sender")
             session_nursery.start_soon(self._receive, name="receive loop")
-            session_nursery.start_soon(self._write, name="writer")
             session_nursery.start_soon(self._watch, name="watchdog")
             await self._ended.wait()
             if self._cause is None:
@@ -91,13 +89,12 @@ class Session:
 
     async def _send_heartbeats(self) -> None:
         while True:
-            # A beat that we were too late for is not made up for.
             await trio.sleep(self._heartbeat.interval)
-            self._outbox.add_heartbeat()
+            self._link.put([HEARTBEAT])
 
     async def _receive(self) -> None:
         try:
-            await self._link.pour(self._answer)
+            await self._link.receive(self._answer)
         except LinkFailed as failure:
             self._fail(failure)
 
@@ -127,30 +124,6 @@ class Session:
         self._heard = now
         self._proved = True
         self._watchdog.deadline = now + self._heartbeat.timeout
-
-    def _write_now(self) -> None:
-        """Write what waits, as far as the system takes it at once; the writer does the rest."""
-        if self._unfinished.is_set():
-            return
-        while frames := self._outbox.take():
-            if not self._link.begin(frames):
-                self._unfinished.set()
-                return
-            self._outbox.sent(len(frames))
-
-    async def _write(self) -> None:
-        """Finish the writes that were not taken at once; a heartbeat waits for one of them."""
-        try:
-            while True:
-                await self._unfinished.wait()
-                try:
-                    await self._link.finish()
-                finally:
-                    self._outbox.sent(self._link.written)
-                self._unfinished = trio.Event()
-                self._write_now()
-        except LinkFailed as failure:
-            self._fail(failure)
 
     async def _watch(self) -> None:
         """End the session when no heartbeat has been received for the timeout."""

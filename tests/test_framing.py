@@ -4,13 +4,14 @@ import os
 import random
 from collections.abc import Iterable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from wsproto import ConnectionType
 from wsproto.connection import Connection
 from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessage
 
-from ratebridge.link.framing import MAX_FRAME, FrameCutter, client_frames
+from ratebridge.link.framing import MAX_FRAME, FrameCutter, KeyPool, client_frames
 
 TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 0x1, 0x2, 0x0, 0x8, 0x9, 0xA
 FIN = 0x80
@@ -328,7 +329,7 @@ def test_a_server_reads_our_frames_as_the_same_texts():
     rnd = random.Random(30)
     for _ in range(100):
         texts = [rnd.choice(WORDS) * rnd.choice(SIZES) for _ in range(rnd.randrange(6))]
-        sent = client_frames([text.encode() for text in texts])
+        sent = client_frames([text.encode() for text in texts], KeyPool())
         server = Peer(ConnectionType.SERVER)
         for piece in in_pieces(sent, [rnd.randrange(len(sent) + 1) for _ in range(5)]):
             server.feed(piece)
@@ -338,14 +339,46 @@ def test_a_server_reads_our_frames_as_the_same_texts():
 @pytest.mark.parametrize("size", [0, 1, 3, 4, 5, 125, 126, 65535, 65536])
 def test_each_frame_is_masked_by_a_key_of_its_own(size: int, monkeypatch: pytest.MonkeyPatch):
     entropy = bytes(range(1, 13))
-    monkeypatch.setattr(os, "urandom", lambda count: entropy[:count])
+    monkeypatch.setattr(os, "urandom", lambda count: (entropy * count)[:count])
     text = (b"abcde" * (size // 5 + 1))[:size]
-    assert client_frames([text, b"x", text]) == (
+    assert client_frames([text, b"x", text], KeyPool()) == (
         frame(TEXT, text, key=entropy[:4])
         + frame(TEXT, b"x", key=entropy[4:8])
         + frame(TEXT, text, key=entropy[8:])
     )
 
 
-def test_keys_are_fresh_for_each_write():
-    assert len({client_frames([b"the same"]) for _ in range(8)}) > 1
+def test_no_key_is_used_twice():
+    pool = KeyPool()
+    keys = b"".join(pool.take(count) for count in (1, 700, 2, 1023, 1025, 3))
+    assert len({keys[at : at + 4] for at in range(0, len(keys), 4)}) == len(keys) // 4 == 2754
+
+
+def test_many_small_unusual_frames_cost_time_that_grows_with_their_number():
+    """Each is cut without a copy of what is behind it: bytes touched, not seconds, are counted."""
+
+    class Counted(bytes):
+        copied = 0
+
+        def __getitem__(self, key: Any) -> Any:
+            if isinstance(key, slice):
+                Counted.copied += len(range(*key.indices(len(self))))
+            return super().__getitem__(key)
+
+    pings = frame(PING, b"") * 10_000
+    cutter = FrameCutter()
+    cutter.feed(Counted(pings))
+    while cutter.cut()[1]:
+        pass
+    assert len(pings) <= Counted.copied < 3 * len(pings)
+
+
+def test_pings_are_dropped_when_asked_for_and_whole():
+    cutter = FrameCutter()
+    cutter.drops_pings = True
+    ping = frame(PING, b"are you there")
+    for byte in ping + frame(TEXT, b"text") + ping:
+        cutter.feed(bytes((byte,)))
+        texts, rest = cutter.cut()
+        assert rest == b""
+        assert texts in ([], [b"text"])

@@ -1,6 +1,6 @@
 """One websocket over memory streams: how it opens, what passes, and every way in which it ends."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -31,11 +31,27 @@ async def fail_to_open(script: Script) -> LinkFailed:
 async def take_until_the_end(link: Link) -> tuple[list[bytes], LinkFailed]:
     """All that comes, and how it ends."""
     texts: list[bytes] = []
-    try:
-        while True:
-            texts += await link.receive()
-    except LinkFailed as failure:
-        return texts, failure
+    with pytest.raises(LinkFailed) as caught:
+        await link.receive(texts.extend)
+    return texts, caught.value
+
+
+async def take(link: Link, count: int) -> list[bytes]:
+    """The texts that come, until there are so many."""
+    texts: list[bytes] = []
+    with trio.CancelScope() as enough:
+
+        def keep(batch: Sequence[bytes]) -> None:
+            texts.extend(batch)
+            if len(texts) >= count:
+                enough.cancel()
+
+        await link.receive(keep)
+    return texts
+
+
+def ignore(_texts: object) -> None:
+    """A handler."""
 
 
 async def granted(peer: FeedPeer, *headers: tuple[bytes, bytes]) -> bytes:
@@ -78,11 +94,8 @@ async def test_frames_behind_the_response_are_read_however_the_bytes_are_cut(
         await listen(peer)
 
     async with open_to(script) as (link, _):
-        texts: list[bytes] = []
-        while len(texts) < 2:
-            texts += await link.receive()
-        assert texts == [b"one", b"two"]
-        await link.send([b"hello"])
+        assert await take(link, 2) == [b"one", b"two"]
+        link.put([b"hello"])
 
 
 @pytest.mark.parametrize(
@@ -330,8 +343,10 @@ async def test_texts_that_come_together_are_received_together(autojump_clock):
     stream = b"".join(map(server_frame, texts))
     async with open_to(sending(stream)) as (link, _):
         await trio.sleep(1)
-        assert await link.receive() == texts[:3]
-        assert await link.receive() == texts[3:]
+        batches: list[list[bytes]] = []
+        with trio.move_on_after(1):
+            await link.receive(lambda batch: batches.append(list(batch)))
+        assert batches == [texts[:3], texts[3:]]
 
 
 async def test_fragments_make_one_text_and_a_binary_message_is_no_json(autojump_clock):
@@ -342,55 +357,27 @@ async def test_fragments_make_one_text_and_a_binary_message_is_no_json(autojump_
         + server_frame(b"{}", 0x82)
     )
     async with open_to(sending(stream)) as (link, _):
-        texts: list[bytes] = []
-        while len(texts) < 2:
-            texts += await link.receive()
-    assert texts == [b"one text", b"\0binary"]
+        assert await take(link, 2) == [b"one text", b"\0binary"]
 
 
-async def test_no_more_is_read_than_is_taken(autojump_clock):
-    taken_by_the_link = 0
-
-    async def script(peer: FeedPeer) -> None:
-        nonlocal taken_by_the_link
-        await peer.accept()
-        for number in range(20):
-            await peer.send_raw(server_frame(b"%d" % number))
-            await trio.testing.wait_all_tasks_blocked()
-        await listen(peer)
-
-    async with open_to(script) as (link, _):
+async def test_nothing_is_cut_before_there_is_a_handler_and_then_all_of_it(autojump_clock):
+    async with open_to(sending(*(server_frame(b"%d" % n) for n in range(20)))) as (link, _):
         await trio.sleep(1)
-        # The first was read alone. Then the reader waited, and the others came meanwhile.
-        assert await link.receive() == [b"0"]
-        assert await link.receive() == [b"%d" % number for number in range(1, 20)]
+        assert await take(link, 20) == [b"%d" % number for number in range(20)]
 
 
-async def test_who_waits_for_texts_can_be_cancelled_and_loses_none(autojump_clock):
-    async def script(peer: FeedPeer) -> None:
-        await peer.accept()
-        await trio.sleep(2)
-        await peer.send("late")
-        await listen(peer)
-
-    async with open_to(script) as (link, _):
-        with trio.move_on_after(1):
-            await link.receive()
-        assert await link.receive() == [b"late"]
-
-
-async def test_what_a_sink_raises_is_raised_where_it_was_poured(autojump_clock):
+async def test_what_a_handler_raises_ends_the_link_and_is_raised_by_receive(autojump_clock):
     async def script(peer: FeedPeer) -> None:
         await peer.accept()
         await peer.send("a text")
         await listen(peer)
 
-    def sink(_texts: object) -> None:
+    def handler(_texts: object) -> None:
         raise ZeroDivisionError
 
     async with open_to(script) as (link, _):
         with pytest.raises(ZeroDivisionError):
-            await link.pour(sink)
+            await link.receive(handler)
 
 
 # Open: what leaves.
@@ -399,8 +386,7 @@ async def test_what_a_sink_raises_is_raised_where_it_was_poured(autojump_clock):
 async def test_a_batch_of_texts_arrives_in_its_order(autojump_clock):
     texts = [b"one", b"", "\u20ac".encode(), b"x" * 200, b"y" * 70000]
     async with open_to(accept_and_listen) as (link, feed):
-        await link.send(texts)
-        assert link.written == len(texts)
+        link.put(texts)
         await trio.sleep(1)
         assert [got.text.encode() for got in feed.peers[0].received] == texts
 
@@ -415,7 +401,7 @@ async def test_a_ping_is_answered(autojump_clock):
     pongs: list[bytes] = []
     async with open_to(script) as (link, _):
         with trio.move_on_after(1):
-            await link.receive()
+            await link.receive(ignore)
     [pong] = pongs
     assert pong[0] == 0x8A
     assert bytes(pong[6:]) == bytes(
@@ -445,19 +431,11 @@ async def test_a_write_that_is_not_taken_ends_the_link_after_two_seconds(autojum
         link = await open_link(nursery, ADDRESS, dial)
         stop_taking(dial.streams[0])
         began = trio.current_time()
-        nursery.start_soon(send_until_the_end, link)
+        link.put([b"text"])
         _, failure = await take_until_the_end(link)
         assert 2.0 <= trio.current_time() - began <= 2.3
         assert failure.reason == "write-stalled"
         nursery.cancel_scope.cancel()
-
-
-async def send_until_the_end(link: Link) -> None:
-    try:
-        while True:
-            await link.send([b"text"])
-    except LinkFailed:
-        pass
 
 
 async def test_pongs_that_are_not_taken_end_the_link_too(autojump_clock):
@@ -483,7 +461,9 @@ async def test_slow_writes_one_after_the_other_are_no_stalled_write(autojump_clo
 
         take_slowly(dial.streams[0], partial(trio.sleep, 1.9))
         for _ in range(5):
-            await link.send([b"text"])
+            link.put([b"text"])
+        await trio.sleep(10)
+        assert len(dial.feed.peers[0].received) == 5
         nursery.cancel_scope.cancel()
 
 
@@ -499,30 +479,25 @@ async def test_a_stall_of_our_own_in_the_middle_of_a_write_does_not_end_the_link
             written.set()
 
         take_slowly(dial.streams[0], stall)
-        for _ in range(10):
-            await link.send([b"text"])
+        whole: list[int] = []
+        for number in range(10):
+            link.put([b"text"], partial(whole.append, number))
+        while len(whole) < 10:
+            await trio.testing.wait_all_tasks_blocked()
         assert written.is_set()
-        assert link.written == 1
         nursery.cancel_scope.cancel()
 
 
-async def test_after_a_write_that_was_cut_short_no_byte_is_written(autojump_clock):
+async def test_behind_a_write_that_is_not_taken_no_byte_is_written(autojump_clock):
     async with within(60), trio.open_nursery() as nursery:
         dial = Dialled(MemoryFeed(nursery, accept_and_listen))
         link = await open_link(nursery, ADDRESS, dial)
         stop_taking(dial.streams[0])
-        with trio.move_on_after(1):
-            await link.send([b"cut"])
-        assert link.written == 0
-        dial.streams[0].send_stream.send_all_hook = fail_the_test
-        with pytest.raises(LinkFailed, match="reset: the peer broke off"):
-            await link.send([b"next"])
-        assert link.written == 0
+        writes = [link.put([text]) for text in (b"cut", b"next")]
+        await trio.sleep(1)
+        assert [write and write.texts_taken() for write in writes] == [0, 0]
+        assert dial.feed.peers[0].received == []
         nursery.cancel_scope.cancel()
-
-
-async def fail_the_test() -> None:
-    raise AssertionError("bytes were written")
 
 
 async def test_a_flood_of_pings_costs_bounded_memory_and_the_reading_goes_on(autojump_clock):
@@ -538,8 +513,8 @@ async def test_a_flood_of_pings_costs_bounded_memory_and_the_reading_goes_on(aut
         dial = Dialled(MemoryFeed(nursery, script))
         link = await open_link(nursery, ADDRESS, dial)
         stop_taking(dial.streams[0])
-        assert await link.receive() == [b"still heard"]
-        assert len(link._stream._pongs) < 17 * 1024
+        assert await take(link, 1) == [b"still heard"]
+        assert sum(len(write.data) for write in link._stream._queue) < 17 * 1024
         nursery.cancel_scope.cancel()
 
 
@@ -556,10 +531,10 @@ async def test_a_pong_waits_for_the_write_before_it(autojump_clock):
         dial = Dialled(MemoryFeed(nursery, script))
         link = await open_link(nursery, ADDRESS, dial)
         take_slowly(dial.streams[0], release.wait)
-        nursery.start_soon(link.send, [b"slow"])
+        link.put([b"slow"])
         await trio.sleep(0.5)
         release.set()
-        await link.send([b"behind"])
+        link.put([b"behind"])
         await trio.sleep(0.5)
         assert [got.text for got in dial.feed.peers[0].received] == ["slow", "behind"]
         nursery.cancel_scope.cancel()
@@ -641,10 +616,7 @@ async def test_the_peers_end_of_the_link_is_known_by_its_reason_and_at_once(
         assert texts == [b"before"]
         assert (failure.reason, failure.detail, failure.code) == (reason, detail, code)
         link.end(LinkFailed("another", "that comes later"))
-        for use in (link.receive, lambda: link.send([b"text"])):
-            with pytest.raises(LinkFailed) as caught:
-                await use()
-            assert caught.value is failure
+        assert (await take_until_the_end(link))[1] is failure
 
 
 async def test_bad_utf8_is_a_protocol_error(autojump_clock):
@@ -669,9 +641,8 @@ async def test_a_stream_that_breaks_off_is_a_reset_wherever_it_is_cut(stream, au
 async def test_what_came_before_the_end_is_received_before_it(autojump_clock):
     async with open_to(sending(server_frame(b"one"), close_frame(1000))) as (link, _):
         await trio.sleep(1)
-        assert await link.receive() == [b"one"]
-        with pytest.raises(LinkFailed, match="closed"):
-            await link.receive()
+        texts, failure = await take_until_the_end(link)
+    assert (texts, failure.reason) == ([b"one"], "closed")
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1011, 4999])
@@ -699,8 +670,7 @@ async def test_pongs_that_wait_leave_before_the_answer_to_a_close_and_nothing_be
 
     async with open_to(script) as (link, _):
         await take_until_the_end(link)
-        with pytest.raises(LinkFailed):
-            await link.send([b"too late"])
+        link.put([b"too late"])
     opcodes = [read[0], read[6]]
     assert opcodes == [0x8A, 0x88]
     assert len(read) == 6 + 8
@@ -714,26 +684,12 @@ async def test_a_failed_write_waits_for_the_reason_that_the_reader_comes_upon(au
         await peer.send("a request")
         await peer.close(1011)
 
-    async with within(60), trio.open_nursery() as nursery:
-        dial = Dialled(MemoryFeed(nursery, script))
-        link = await open_link(nursery, ADDRESS, dial)
+    async with open_to(script) as (link, _):
         await trio.sleep(1)
-        failures: list[LinkFailed] = []
-
-        async def send() -> None:
-            try:
-                await link.send([b"text"])
-            except LinkFailed as failure:
-                failures.append(failure)
-
-        nursery.start_soon(send)
+        link.put([b"text"])
         await trio.testing.wait_all_tasks_blocked()
-        texts, _ = await take_until_the_end(link)
-        await trio.testing.wait_all_tasks_blocked()
-        assert texts == [b"a request"]
-        assert [failure.code for failure in failures] == [1011]
-        assert link.written == 0
-        nursery.cancel_scope.cancel()
+        texts, failure = await take_until_the_end(link)
+        assert (texts, failure.code) == ([b"a request"], 1011)
 
 
 async def test_a_peer_who_takes_no_more_but_goes_on_talking_is_given_a_tenth_of_a_second(
@@ -747,14 +703,13 @@ async def test_a_peer_who_takes_no_more_but_goes_on_talking_is_given_a_tenth_of_
             await peer.heartbeat()
             await trio.sleep(0.01)
 
-    async with open_to(script) as (link, _), trio.open_nursery() as nursery:
-        nursery.start_soon(take_until_the_end, link)
+    async with open_to(script) as (link, _):
         await trio.sleep(1)
         began = trio.current_time()
-        with pytest.raises(LinkFailed, match="reset: the peer broke off"):
-            await link.send([b"text"])
+        link.put([b"text"])
+        _, failure = await take_until_the_end(link)
+        assert str(failure) == "reset: the peer broke off"
         assert trio.current_time() - began == pytest.approx(0.1)
-        nursery.cancel_scope.cancel()
 
 
 # The end, by us.
@@ -764,7 +719,7 @@ async def close_while_receiving(link: Link) -> float:
     """Close as a session does; the seconds it took."""
     began = trio.current_time()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(take_until_the_end, link)
+        nursery.start_soon(partial(take, link, 100))
         await link.close(1001)
         nursery.cancel_scope.cancel()
     return trio.current_time() - began
@@ -805,7 +760,7 @@ def hearing_a_close(then: Callable[[FeedPeer], Awaitable[Any]]) -> Script:
 
 
 async def ping_twice(peer: FeedPeer) -> None:
-    await peer.send_raw(server_frame(b"", 0x89) + server_frame(b"", 0x89))
+    await peer.send_raw(server_frame(b"", 0x89) + server_frame(b"", 0x89) + close_frame(1001))
 
 
 async def talk_and_close(peer: FeedPeer) -> None:
@@ -849,16 +804,8 @@ async def test_a_close_after_the_end_is_over_at_once(stream, autojump_clock):
 async def test_texts_go_on_coming_until_the_close_is_answered(autojump_clock):
     async with open_to(hearing_a_close(talk_and_close)) as (link, _):
         texts: list[bytes] = []
-
-        async def receive() -> None:
-            texts.extend((await take_until_the_end(link))[0])
-
-        async def receive_all() -> None:
-            while True:
-                texts.extend(await link.receive())
-
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(receive_all)
+            nursery.start_soon(link.receive, texts.extend)
             await link.close(1001)
             nursery.cancel_scope.cancel()
     assert texts == [b"text"] * 3
@@ -876,9 +823,9 @@ async def test_nothing_is_written_behind_our_close(autojump_clock):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(link.close, 1001)
             await trio.testing.wait_all_tasks_blocked()
-            with pytest.raises(LinkFailed):
-                await link.send([b"too late"])
-        assert link.written == 0
+            write = link.put([b"too late"])
+        assert write is not None
+        assert write.texts_taken() == 0
 
 
 async def test_a_close_waits_for_the_write_under_way_and_for_no_more_than_its_second(
@@ -888,7 +835,7 @@ async def test_a_close_waits_for_the_write_under_way_and_for_no_more_than_its_se
         dial = Dialled(MemoryFeed(nursery, accept_and_listen))
         link = await open_link(nursery, ADDRESS, dial)
         take_slowly(dial.streams[0], partial(trio.sleep, 0.5))
-        nursery.start_soon(link.send, [b"under way"])
+        link.put([b"under way"])
         await trio.testing.wait_all_tasks_blocked()
         assert await close_while_receiving(link) == 1.0
         [peer] = dial.feed.peers
@@ -917,8 +864,9 @@ async def test_pongs_behind_a_slow_write_leave_before_our_close(autojump_clock):
         dial = Dialled(MemoryFeed(nursery, script))
         link = await open_link(nursery, ADDRESS, dial)
         take_slowly(dial.streams[0], partial(trio.sleep_until, trio.current_time() + 0.5))
-        nursery.start_soon(link.send, [b"slow"])
-        await trio.sleep(0.4)
+        link.put([b"slow"])
+        with trio.move_on_after(0.4):
+            await link.receive(ignore)
         assert await close_while_receiving(link) == pytest.approx(0.1 + 0.3)
         assert opcodes == [0x81, 0x8A, 0x8A, 0x8A, 0x88]
         nursery.cancel_scope.cancel()
@@ -929,7 +877,7 @@ async def test_a_close_behind_a_write_that_is_not_taken_is_over_within_its_secon
         dial = Dialled(MemoryFeed(nursery, accept_and_listen))
         link = await open_link(nursery, ADDRESS, dial)
         stop_taking(dial.streams[0])
-        nursery.start_soon(send_until_the_end, link)
+        link.put([b"text"])
         await trio.testing.wait_all_tasks_blocked()
         assert await close_while_receiving(link) == CLOSE_WITHIN
         nursery.cancel_scope.cancel()

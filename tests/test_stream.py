@@ -10,9 +10,7 @@ from support import listen, within
 from ratebridge.fakes.feed import FeedPeer, serve_feed
 from ratebridge.link.address import Address
 from ratebridge.link.dial import network_dial
-from ratebridge.link.framing import client_frames
 from ratebridge.link.link import Link, open_link
-from ratebridge.link.stream import Write
 
 LARGE = [b"%d " % number + b"x" * 10_000 for number in range(300)]  # more than a socket takes
 
@@ -44,39 +42,29 @@ async def received(peer: FeedPeer, count: int) -> list[bytes]:
     return [one.text.encode() for one in peer.received]
 
 
-async def test_a_batch_that_the_system_takes_at_once_has_left_when_begin_returns():
+async def test_a_batch_that_the_system_takes_at_once_leaves_without_a_write_in_the_queue():
     async def test(link: Link, peers: list[FeedPeer], ready: trio.Event) -> None:
-        assert link.begin([b"one", b"two"])
-        assert link.written == 2
+        assert link.put([b"one", b"two"]) is None
         ready.set()
         assert await received(peers[0], 2) == [b"one", b"two"]
 
     await on_a_socket(test)
 
 
-async def test_a_batch_that_is_taken_in_part_is_finished_before_anything_else_is_written():
+async def test_what_the_system_takes_in_part_is_finished_before_anything_else_is_written():
     async def test(link: Link, peers: list[FeedPeer], ready: trio.Event) -> None:
-        assert not link.begin(LARGE)
-        assert 0 < link.written < len(LARGE)
-        await trio.sleep(0.1)  # the pong is due, and has to wait
-        ready.set()
-        await link.finish()
-        assert link.written == len(LARGE)
-        await link.send([b"last"])
-        assert await received(peers[0], len(LARGE) + 1) == [*LARGE, b"last"]
-
-    await on_a_socket(test)
-
-
-async def test_nothing_is_begun_while_a_write_is_under_way():
-    async def test(link: Link, peers: list[FeedPeer], ready: trio.Event) -> None:
+        whole = trio.Event()
+        write = link.put(LARGE, whole.set)
+        assert write is not None
+        assert 0 < write.texts_taken() < len(LARGE)
+        assert link.put([b"last"]) is not None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(link._stream.write, Write(client_frames(LARGE)))
-            await trio.sleep(0.1)
-            assert not link.begin([b"after"])
-            assert link.written == 0
+            nursery.start_soon(link.receive, lambda _texts: None)  # so that the ping is read
+            await trio.sleep(0.1)  # the pong is due, and has to wait
+            assert not whole.is_set()
             ready.set()
-            await link.finish()
-        assert await received(peers[0], len(LARGE) + 1) == [*LARGE, b"after"]
+            await whole.wait()
+            assert await received(peers[0], len(LARGE) + 1) == [*LARGE, b"last"]
+            nursery.cancel_scope.cancel()
 
     await on_a_socket(test)

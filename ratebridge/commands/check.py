@@ -11,7 +11,6 @@ import os
 import ssl
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 from math import inf
@@ -228,15 +227,17 @@ class FeedSteps:
         opened = trio.current_time()
         came: list[float] = []
         others = 0
-        with trio.move_on_after(within):
-            while True:
-                for frame in await self._link.receive():
-                    if is_heartbeat(frame):
-                        came.append(trio.current_time())
-                    else:
-                        others += 1
+        with trio.move_on_after(within) as listening:
+
+            def count(frames: Sequence[bytes]) -> None:
+                nonlocal others
+                beats = sum(map(is_heartbeat, frames))
+                others += len(frames) - beats
+                came.extend([trio.current_time()] * beats)
                 if len(came) >= ENOUGH:
-                    break
+                    listening.cancel()
+
+            await self._link.receive(count)
         also = f"; also {others} other messages, left unanswered" if others else ""
         if not came:
             raise Broken(f"none came within {within:g} s{also}", _SILENCE_HINT)
@@ -251,10 +252,9 @@ class FeedSteps:
         return text + also
 
     async def _beat(self, link: Link) -> None:
-        with suppress(LinkFailed):  # who listens is told as well
-            while True:
-                await link.send([HEARTBEAT])
-                await trio.sleep(self._heartbeat.interval)
+        while True:
+            link.put([HEARTBEAT])
+            await trio.sleep(self._heartbeat.interval)
 
     async def close(self) -> None:
         """Take leave, politely where there is a link."""

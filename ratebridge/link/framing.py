@@ -8,6 +8,7 @@ top of it, stay the judges of all that is unusual.
 import os
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import Final
 
 MAX_FRAME: Final = 1024 * 1024  # bytes of payload; a longer one is trio-websocket's to refuse
@@ -18,6 +19,8 @@ _FIRST_FRAGMENTS: Final = frozenset((0x01, 0x02))
 _MORE_FRAGMENTS: Final = frozenset((0x00, 0x80))
 _LAST_FRAGMENT: Final = 0x80
 _WHOLE_BINARY: Final = 0x82
+_CLOSE: Final = 0x88
+_PING: Final = 0x89
 _PING_AND_PONG: Final = frozenset((0x89, 0x8A))
 
 
@@ -29,14 +32,24 @@ class FrameCutter:
     """
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._buffer: bytes | bytearray = b""
+        self._at = 0  # how far it is cut
         self._passing = 0  # bytes of an unusual frame that are still to be handed on
         self._fragmented = False  # between the first and the last frame of a message
         self._over = False  # a close or a violation went by: wsproto has the word
+        self.saw_close = False  # it was a close
+        self.drops_pings = False  # set: wsproto, once it has sent a close, cannot answer them
 
     def feed(self, data: bytes) -> None:
         """Take the next piece of the stream."""
-        self._buffer += data
+        if self._at == len(self._buffer):  # as it is nearly always
+            self._buffer = data
+        else:
+            if isinstance(self._buffer, bytes):
+                self._buffer = bytearray(self._buffer)
+            del self._buffer[: self._at]
+            self._buffer += data
+        self._at = 0
 
     def cut(self) -> tuple[list[bytes], bytes]:
         """The next whole texts (UTF-8), and the rest behind them.
@@ -71,16 +84,20 @@ class FrameCutter:
                     texts.append(text)
                     continue
                 usual = False
+            if first == _PING and usual and length < 126 and self.drops_pings:
+                if have < end:
+                    break
+                continue
             if usual and self._is_lawful(first, length):
                 self._passing = end - at
                 self._fragmented = self._fragmented and first != _LAST_FRAGMENT
                 self._fragmented = self._fragmented or first in _FIRST_FRAGMENTS
             else:
                 self._over = True
-        passed = have if self._over else min(have, at + self._passing)
-        rest = bytes(buffer[at:passed])
+                self.saw_close = first == _CLOSE
+        self._at = have if self._over else min(have, at + self._passing)
+        rest = bytes(buffer[at : self._at])
         self._passing = max(0, self._passing - len(rest))
-        del buffer[:passed]
         return texts, rest
 
     def _cut_usual(self, texts: list[bytes]) -> int:
@@ -88,9 +105,9 @@ class FrameCutter:
 
         Nearly all are such, and this takes half the time of the full judgement.
         """
-        data = bytes(self._buffer)
+        data = self._buffer
         have = len(data)
-        end = 0
+        end = self._at
         if self._over or self._passing or self._fragmented:
             return end
         while have - end >= 4 and data[end] == _WHOLE_TEXT:
@@ -103,7 +120,7 @@ class FrameCutter:
                     break
             elif size > 126:
                 break
-            text = data[begin : begin + size]
+            text = bytes(data[begin : begin + size])
             if begin + size > have or not text.isascii():
                 break
             texts.append(text)
@@ -133,13 +150,31 @@ def _is_utf8(text: bytes) -> bool:
     return True
 
 
-def client_frames(texts: Sequence[bytes]) -> bytes:
+class KeyPool:
+    """Masking keys from the system's entropy (section 5.3), drawn for many frames at a time."""
+
+    def __init__(self) -> None:
+        self._keys = b""
+
+    def take(self, count: int) -> bytes:
+        """`count` fresh keys of four bytes each."""
+        size = 4 * count
+        if len(self._keys) < size:
+            self._keys = os.urandom(max(size, _KEYS_AT_A_TIME))
+        keys, self._keys = self._keys[:size], self._keys[size:]
+        return keys
+
+
+_KEYS_AT_A_TIME: Final = 4096  # bytes
+
+
+def client_frames(texts: Sequence[bytes], pool: KeyPool) -> bytes:
     """The texts as masked frames of one write.
 
-    Each has a fresh key from the system's entropy (section 5.3); one integer
-    XOR masks them all, the headers being covered by zeros.
+    Each has a fresh key; one integer XOR masks them all, the headers being
+    covered by zeros.
     """
-    keys = os.urandom(4 * len(texts))
+    keys = pool.take(len(texts))
     at = 0
     parts: list[bytes] = []
     masks: list[bytes] = []
@@ -156,9 +191,17 @@ def client_frames(texts: Sequence[bytes]) -> bytes:
     return masked.to_bytes(len(plain), "little")
 
 
-def client_frame_size(text: bytes) -> int:
-    """How many bytes of `client_frames` are the frame of this text."""
-    return len(_header(len(text))[1]) + len(text)
+def client_close(code: int) -> bytes:
+    """A masked close frame with this code and no reason."""
+    key = os.urandom(4)
+    masked = bytes(byte ^ mask for byte, mask in zip(code.to_bytes(2), key, strict=False))
+    return bytes((_CLOSE, _MASKED | len(masked))) + key + masked
+
+
+def whole_frames(texts: Sequence[bytes], size: int) -> int:
+    """How many of the texts have their frame within the first `size` bytes of `client_frames`."""
+    ends = accumulate(len(_header(len(text))[1]) + len(text) for text in texts)
+    return sum(end <= size for end in ends)
 
 
 @lru_cache(maxsize=1024)

@@ -6,8 +6,8 @@ loses the causes of failures. So it is given a stream of ours (`stream`), which
 leaves it the unusual frames, and its tasks have limits in time.
 """
 
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final, NoReturn
 
 import h11
@@ -18,8 +18,8 @@ import wsproto
 from ..errors import LinkFailed
 from .address import Address
 from .dial import Dial
-from .framing import MAX_FRAME, client_frame_size, client_frames
-from .stream import Inbox, LinkStream, Sink, Write
+from .framing import MAX_FRAME, KeyPool, client_close, client_frames
+from .stream import Handler, LinkStream, Write
 
 OPEN_WITHIN: Final = 5.0  # s for DNS, TCP, TLS and upgrade together
 WRITE_WITHIN: Final = 2.0  # s, the period after which a heartbeat is overdue
@@ -29,100 +29,65 @@ CLOSE_WITHIN: Final = 1.0  # s for the close handshake; a container gets 10 s fo
 
 
 class Link:
-    """An open websocket, made by `open_link`. Once it has ended its methods raise `LinkFailed`.
+    """An open websocket, made by `open_link`. `receive` and `close` have one caller each."""
 
-    `receive` has one caller at a time, and so has `send`.
-    """
-
-    def __init__(
-        self, stream: LinkStream, inbox: Inbox, websocket: trio_websocket.WebSocketConnection
-    ) -> None:
+    def __init__(self, stream: LinkStream, websocket: trio_websocket.WebSocketConnection) -> None:
         self._stream = stream
-        self._inbox = inbox
         self._websocket = websocket
+        self._keys = KeyPool()
+        self._handler: Handler = _discard
+        self._failure: Exception | None = None
         self._ended = trio.Event()
         self._is_closing = False
-        self._goodbye = trio.CancelScope()
-        self._texts: Sequence[bytes] = ()
-        self._begun = Write(b"")
-        self.written = 0  # texts of the last batch that the system has taken whole
+        self._closing = trio.CancelScope()
 
-    async def receive(self) -> list[bytes]:
-        """The next batch of whole text messages (UTF-8), at least one."""
-        return await self._inbox.take()
+    async def receive(self, handler: Handler) -> NoReturn:
+        """Hand each batch of whole text messages (UTF-8) to `handler`, in the task that reads it.
 
-    async def pour(self, sink: Sink) -> NoReturn:
-        """Hand each batch to `sink`, in the task that has read it, until the link has ended.
-
-        This takes two passes of the scheduler less than `receive`. What `sink`
-        raises, this raises.
+        Raises `LinkFailed` when the link has ended, and what `handler` raises.
+        Messages that come before the first call wait for it.
         """
-        await self._inbox.pour(sink)
+        self._handler = handler
+        self._stream.handle(self._handle)
+        await self._ended.wait()
+        assert self._failure is not None, "set before the event"
+        raise self._failure
 
-    def begin(self, texts: Sequence[bytes]) -> bool:
-        """Write a batch as far as the system takes it at once: True when that is all of it.
+    def put(
+        self, texts: Sequence[bytes], on_whole: Callable[[], None] | None = None
+    ) -> Write | None:
+        """Send a batch in one write, behind those before it.
 
-        `finish` has to follow when it is not. (Over TLS nothing is taken at once.)
+        None when the system has taken all of it at once. (Over TLS it never does.)
+        Else the write: `on_whole` is called when it has, and until then
+        `Write.texts_taken` tells how far it came. (Over TLS, which does not tell,
+        that is all or none.) On a link that has ended nothing is sent.
         """
-        self._texts = texts
-        self._begun = Write(client_frames(texts))
-        self._stream.begin(self._begun)
-        self._count_written()
-        return self.written == len(texts)
-
-    async def finish(self) -> None:
-        """Write the rest of what was begun. That it returns says only that the system took it.
-
-        `written` tells how many texts it took, also when this raises or is cancelled.
-        (Over TLS, which does not tell how far it came, that is all of them or none.)
-        """
-        try:
-            await self._write(self._begun)
-        finally:
-            self._count_written()
-
-    async def send(self, texts: Sequence[bytes]) -> None:
-        """`begin` and `finish`."""
-        if self.begin(texts):
-            await trio.lowlevel.checkpoint()
-        else:
-            await self.finish()
-
-    def _count_written(self) -> None:
-        write = self._begun
-        whole = write.taken == len(write.data)
-        self.written = len(self._texts) if whole else _whole_frames(self._texts, write.taken)
+        return self._stream.put(client_frames(texts, self._keys), texts, on_whole)
 
     async def close(self, code: int) -> None:
-        """Say goodbye and wait for the answer, for no more than `CLOSE_WITHIN` seconds.
+        """Close the websocket and wait for the answer, for no more than `CLOSE_WITHIN` seconds.
 
-        Nothing can be sent after that. Texts go on coming until the answer, and
-        are to be received, or they stand in its way.
+        Nothing can be sent after that. Texts go on coming until the answer.
         """
         self._is_closing = True
-        self._goodbye.deadline = trio.current_time() + CLOSE_WITHIN
-        with self._goodbye:
+        self._closing.deadline = trio.current_time() + CLOSE_WITHIN
+        with self._closing:
             await self._websocket.aclose(code)
 
-    async def _write(self, write: Write) -> None:
-        if self._ended.is_set():
-            raise self._why_ended()
-        try:
-            await self._stream.write(write)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            # The reader comes upon the reason, and upon the last messages before it.
-            with trio.move_on_after(LAST_WORDS):
-                await self._ended.wait()
-            raise self._why_ended() from None
-
-    def _why_ended(self) -> Exception:
-        return self._inbox.failure or LinkFailed("reset", "the peer broke off")
-
-    def end(self, failure: LinkFailed) -> None:
+    def end(self, failure: Exception) -> None:
         """The link has failed; the first reason counts."""
-        self._inbox.end(failure)
-        self._ended.set()
-        self._goodbye.cancel()
+        if self._failure is None:
+            self._failure = failure
+            self._handler = _discard
+            self._ended.set()
+            self._closing.cancel()
+
+    def _handle(self, texts: Sequence[bytes]) -> None:
+        try:
+            self._handler(texts)
+        except Exception as bug:  # noqa: BLE001 - it surfaces where `receive` was called
+            self.end(bug)
 
     # The link's own tasks.
 
@@ -134,56 +99,61 @@ class Link:
                 # A binary message is none of this protocol: it goes on as a text that is no JSON.
                 text = message.encode() if isinstance(message, str) else b"\0binary"
                 if len(text) > MAX_FRAME:  # trio-websocket has counted characters
-                    self.end(_closed(_TOO_BIG))
+                    await self._fail(LinkFailed("oversized", _TOO_BIG, code=1009))
                     return
-                await self._inbox.put([text])
+                self._handle([text])
         except trio_websocket.ConnectionClosed as closed:
             if not self._is_closing:
-                self.end(_closed(closed.reason or _NO_CLOSE))
+                await self._fail(self._explain(closed.reason))
 
-    async def write_pongs(self) -> None:
-        """Write the answers to pings."""
-        try:
-            while True:
-                await self._write(Write(await self._stream.next_pongs()))
-        except LinkFailed as failure:
-            self.end(failure)
+    def _explain(self, reason: trio_websocket.CloseReason | None) -> LinkFailed:
+        """Why the link was closed: by the peer, for its own reasons, or by our judgement."""
+        if reason is None or reason.code == 1006:
+            return LinkFailed("reset", "the peer broke off without a close", code=1006)
+        code, words = int(reason.code), reason.reason or ""  # out of their enumeration
+        if self._stream.peer_closes and self._stream.sent_close:  # which answered it
+            return LinkFailed("closed", words, code=code)
+        if code == 1009:
+            return LinkFailed("oversized", _TOO_BIG, code=code)
+        return LinkFailed("protocol-error", words, code=code)
+
+    async def _fail(self, failure: LinkFailed) -> None:
+        """End the link; where the peer is at fault it is told so by a close (RFC 6455, 7.1.7)."""
+        if failure.code != 1006 and failure.code is not None and not self._stream.sent_close:
+            self._handler = _discard
+            with trio.move_on_after(CLOSE_WITHIN), suppress(trio.BrokenResourceError):
+                await self._stream.send_close(client_close(failure.code))
+        self.end(failure)
+
+    async def write_queued(self) -> None:
+        """Write what the system did not take at once."""
+        await self._stream.write_queued()
+        # The reader comes upon the reason, and upon the last messages before it.
+        with trio.move_on_after(LAST_WORDS):
+            await self._ended.wait()
+        self.end(LinkFailed("reset", "the peer broke off"))
 
     async def watch_writes(self) -> None:
         """End the link when a write is not taken in time.
 
-        No deadline on the write itself would do: one that passes while our own
-        loop stands still would cut a healthy link.
+        A deadline on the write itself would cut a healthy link if it passed while
+        our own loop stands still.
         """
-        looks = 0
+        polls = 0
         seen = None
-        while looks < WRITE_POLLS:
+        while polls < WRITE_POLLS:
             await trio.sleep(WRITE_WITHIN / WRITE_POLLS)
-            present = self._stream.write_under_way
-            looks = looks + 1 if present is seen and present is not None else 0
-            seen = present
+            head = self._stream.head
+            polls = polls + 1 if head is seen and head is not None else 0
+            seen = head
         self.end(LinkFailed("write-stalled", f"a write was not taken within {WRITE_WITHIN:g} s"))
 
 
-def _whole_frames(texts: Sequence[bytes], size: int) -> int:
-    """How many of the texts have their frame within the first `size` bytes of a write."""
-    ends = accumulate(map(client_frame_size, texts))
-    return sum(end <= size for end in ends)
+_TOO_BIG: Final = "a message of over 1 MiB"
 
 
-_NO_CLOSE: Final = trio_websocket.CloseReason(1006, None)
-_TOO_BIG: Final = trio_websocket.CloseReason(1009, None)
-
-
-def _closed(reason: trio_websocket.CloseReason) -> LinkFailed:
-    code = int(reason.code)  # out of its enumeration
-    if code == 1006:
-        return LinkFailed("reset", "the peer broke off without a close", code=code)
-    if code in (1002, 1007):
-        return LinkFailed("protocol-error", reason.reason or "", code=code)
-    if code == 1009:
-        return LinkFailed("oversized", "a message of over 1 MiB", code=code)
-    return LinkFailed("closed", reason.reason or "", code=code)
+def _discard(_texts: Sequence[bytes]) -> None:
+    """Nobody wants what still comes."""
 
 
 async def open_link(nursery: trio.Nursery, address: Address, dial: Dial) -> Link:
@@ -203,20 +173,19 @@ async def _run_link(address: Address, dial: Dial, *, task_status: trio.TaskStatu
     link: Link | None = None
     failure = LinkFailed("reset", "the peer broke off")
     network = await dial()
-    inbox = Inbox()
-    stream = LinkStream(network, inbox)
+    stream = LinkStream(network)
     try:
         async with trio.open_nursery() as websocket_nursery:
             websocket = await trio_websocket.wrap_client_stream(
                 websocket_nursery,
-                stream,  # type: ignore[arg-type]  # it has all of a stream that is called
+                stream,  # type: ignore[arg-type]  # it asks for the two that trio has
                 address.authority,
                 address.target,
                 max_message_size=MAX_FRAME,
             )
-            link = Link(stream, inbox, websocket)
+            link = Link(stream, websocket)
             websocket_nursery.start_soon(link.pump_messages, name="message pump")
-            websocket_nursery.start_soon(link.write_pongs, name="pong writer")
+            websocket_nursery.start_soon(link.write_queued, name="writer")
             websocket_nursery.start_soon(link.watch_writes, name="write watch")
             task_status.started(link)
     except* LinkFailed as failures:  # of the upgrade

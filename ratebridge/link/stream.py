@@ -1,101 +1,144 @@
-"""The bytes of one link: what is read becomes texts in an inbox, what is written stands in line.
+"""The bytes of one link: whole texts go to a handler, all that is written goes through a queue.
 
-The stream here stands between the network and trio-websocket. It cuts the
-ordinary text frames out of what comes (`framing`) and hands on only what is
-left: the upgrade, pings, the close, fragments, and everything that breaks the
-protocol. Frames come and go in batches, each batch with one read or write.
+The stream stands between the network and trio-websocket. It cuts the ordinary
+text frames out of what comes (`framing`) and hands on only what is left: the
+upgrade, pings, the close, fragments, and everything that breaks the protocol.
+Frames come and go in batches, each batch with one read or write.
 """
 
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final, NoReturn
+from typing import Final
 
 import attrs
 import trio
 
 from ..errors import LinkFailed
-from .framing import FrameCutter
+from .framing import FrameCutter, whole_frames
 from .upgrade import UpgradeResponse
 
 READ_SIZE: Final = 64 * 1024  # bytes, the most that one batch is made of
-PONG_BACKLOG: Final = 16 * 1024  # bytes of pongs that wait for a peer who does not read
+PONG_BACKLOG: Final = 128  # writes in the queue from which on a pong is left out (5.5.3): 16 KiB
+YIELD_EVERY: Final = 32  # frames for trio-websocket, some 50 µs each
 
 _OPCODE: Final = 0x0F
 _CLOSE: Final = 0x08
 
-Sink = Callable[[Sequence[bytes]], None]
-
-
-class Inbox:
-    """The texts on their way from those who read them to the one who takes them."""
-
-    def __init__(self) -> None:
-        self.failure: Exception | None = None
-        self._texts: list[bytes] = []
-        self._sink: Sink | None = None
-        self._came = trio.Event()
-        self._taken = trio.Event()
-
-    async def put(self, texts: Sequence[bytes]) -> None:
-        """Hand over texts; returns when they have been taken, so that no more is read before."""
-        if self._sink is not None:
-            try:
-                self._sink(texts)
-            except Exception as bug:  # noqa: BLE001 - it surfaces where `pour` was called
-                self.end(bug)
-            return
-        self._texts += texts
-        self._came.set()
-        while self._texts:
-            await self._taken.wait()
-
-    async def take(self) -> list[bytes]:
-        """All texts that have come, at least one. Raises the failure when there will be no more."""
-        while not self._texts:
-            if self.failure is not None:
-                raise self.failure
-            self._came = trio.Event()
-            await self._came.wait()
-        texts, self._texts = self._texts, []
-        self._taken.set()
-        self._taken = trio.Event()
-        return texts
-
-    async def pour(self, sink: Sink) -> NoReturn:
-        """Have `sink` called with all texts as they come. Raises the failure at the end."""
-        self._sink = sink
-        while True:
-            sink(await self.take())
-
-    def end(self, failure: Exception) -> None:
-        """No more texts will come. The first reason counts."""
-        self.failure = self.failure or failure
-        self._sink = None
-        self._came.set()
+Handler = Callable[[Sequence[bytes]], None]
 
 
 @attrs.define(eq=False)
 class Write:
-    """Bytes to be written at a time, and how many of them the system has taken."""
+    """Bytes to be written, and how many of them the system has taken.
+
+    `texts` are those whose frames the bytes are, if they are such. `on_whole` is
+    called when the system has taken all.
+    """
 
     data: bytes
+    texts: Sequence[bytes] = ()
+    on_whole: Callable[[], None] | None = None
     taken: int = 0
 
+    def texts_taken(self) -> int:
+        """How many of the texts the system has taken whole."""
+        return whole_frames(self.texts, self.taken)
 
-class LinkStream:
-    """The stream that trio-websocket sees: texts are cut out, writes are put in line."""
 
-    def __init__(self, network: trio.abc.Stream, inbox: Inbox) -> None:
+class LinkStream(trio.abc.Stream):
+    """The stream that trio-websocket sees.
+
+    No frame is cut before `handle` has set a handler. `put` writes at once if the
+    queue is empty, `write_queued` writes the rest. A write stays at the head of the
+    queue until the system has taken it whole, so that no byte can follow one that
+    was cut short.
+    """
+
+    def __init__(self, network: trio.abc.Stream) -> None:
         self._network = network
-        self._inbox = inbox
+        # A bare socket is read and written without a task switch; TLS asks for its stream.
+        self._socket = network.socket if isinstance(network, trio.SocketStream) else None
         self._response: UpgradeResponse | None = UpgradeResponse()  # until it is read
         self._cutter = FrameCutter()  # for what comes behind the upgrade
-        self._pongs = bytearray()  # that wait to be written
-        self._pongs_came = trio.Event()
-        self._line = trio.Semaphore(1, max_value=1)  # a write that was begun is finished elsewhere
-        self._shut = False  # no byte may follow: a write is under way or was cut short, or a close
-        self.write_under_way: Write | None = None
+        self._handler: Handler | None = None
+        self._handler_set = trio.Event()
+        self._unusual = 0  # frames handed on since others ran
+        self._queue: deque[Write] = deque()
+        self._queue_lot = trio.lowlevel.ParkingLot()  # who waits for it to fill, or to be empty
+        self._broken = False  # the network takes no more
+        self.sent_close = False  # nothing may follow it
+
+    def handle(self, handler: Handler) -> None:
+        """Have `handler` called with all texts that come, in the task that reads them."""
+        self._handler = handler
+        self._handler_set.set()
+
+    @property
+    def head(self) -> Write | None:
+        """The write that the system has not taken whole, if there is one."""
+        return self._queue[0] if self._queue else None
+
+    @property
+    def peer_closes(self) -> bool:
+        """Whether a close frame of the peer has come."""
+        return self._cutter.saw_close
+
+    def put(
+        self,
+        data: bytes,
+        texts: Sequence[bytes] = (),
+        on_whole: Callable[[], None] | None = None,
+    ) -> Write | None:
+        """Write what the system takes at once, and queue the rest: the write if there is some.
+
+        Errors are left for `write_queued` to meet. Nothing follows a close.
+        """
+        taken = 0
+        if self._socket is not None and not self._queue and not self.sent_close:
+            with suppress(OSError):
+                taken = os.write(self._socket.fileno(), data)
+            if taken == len(data):
+                return None
+        write = Write(data, texts, on_whole, taken)
+        if not self.sent_close:
+            self._queue.append(write)
+            self._queue_lot.unpark_all()
+        return write
+
+    async def write_queued(self) -> None:
+        """Write what is queued, as it comes; returns when the network takes no more."""
+        try:
+            while True:
+                while self._queue:
+                    await self._write(self._queue[0])
+                    write = self._queue.popleft()
+                    if write.on_whole is not None:
+                        write.on_whole()
+                self._queue_lot.unpark_all()
+                await self._queue_lot.park()
+        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+            self._broken = True
+            self._queue_lot.unpark_all()
+
+    async def _write(self, write: Write) -> None:
+        if self._socket is None:
+            await self._network.send_all(write.data)
+            write.taken = len(write.data)
+            return
+        while write.taken < len(write.data):
+            try:
+                write.taken += os.write(self._socket.fileno(), write.data[write.taken :])
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._socket)
+
+    async def wait_written(self) -> None:
+        """Returns when the queue is empty. Raises `trio.BrokenResourceError` if it cannot be."""
+        while self._queue and not self._broken:
+            await self._queue_lot.park()
+        if self._broken:
+            raise trio.BrokenResourceError("the network takes no more")
 
     # What trio-websocket calls.
 
@@ -103,13 +146,18 @@ class LinkStream:
         """The next bytes for trio-websocket, once it has dealt with those before."""
         if self._response is not None:
             return await self._receive_response(self._response)
+        await self._handler_set.wait()
+        assert self._handler is not None, "it is set and never taken back"
         while True:
             texts, rest = self._cutter.cut()
             if texts:
-                await self._inbox.put(texts)
+                self._handler(texts)
             if rest:
+                self._unusual += 1
+                if self._unusual % YIELD_EVERY == 0:
+                    await trio.lowlevel.checkpoint()
                 return rest
-            data = await _read(self._network)
+            data = await self._read()
             if not data:
                 return b""
             self._cutter.feed(data)
@@ -133,103 +181,46 @@ class LinkStream:
         self._cutter.feed(behind)
         return data[: len(data) - len(behind)]
 
-    async def send_all(self, data: bytes) -> None:
-        """Write the upgrade and the close; leave the rest, which is pongs, to `next_pongs`."""
+    async def _read(self) -> bytes:
+        """`receive_some`, on a bare socket without the attempt before the wait: it would fail."""
+        if self._socket is None:
+            return bytes(await self._network.receive_some(READ_SIZE))
+        while True:
+            await trio.lowlevel.wait_readable(self._socket)
+            try:
+                return os.read(self._socket.fileno(), READ_SIZE)
+            except BlockingIOError:
+                continue
+            except OSError:
+                raise trio.BrokenResourceError("the peer broke off") from None
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Write the upgrade and the close to the end, and queue the rest, which is pongs."""
+        data = bytes(data)
         if self._response is not None:
             # A peer who breaks off may have said why: the response is read all the same.
             with suppress(trio.BrokenResourceError):
-                await self.write(Write(data))
+                await self._network.send_all(data)
         elif data[0] & _OPCODE == _CLOSE:
-            await self.write(Write(self._take_pongs() + data), last=True)
+            await self.send_close(data)
         else:
-            # The reader must not wait for the writer. A pong too many may be left out (5.5.3).
-            if len(self._pongs) < PONG_BACKLOG:
-                self._pongs += data
-                self._pongs_came.set()
+            # The reader must not wait for the writer.
+            if len(self._queue) < PONG_BACKLOG:
+                self.put(data)
             await trio.lowlevel.checkpoint()
+
+    async def send_close(self, data: bytes) -> None:
+        """Write a close frame behind all that is queued. No byte follows it, and no ping is heard.
+
+        Raises `trio.BrokenResourceError`.
+        """
+        self.put(data)
+        self.sent_close = self._cutter.drops_pings = True
+        await self.wait_written()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.wait_written()
 
     async def aclose(self) -> None:
         """Does nothing: the network is closed by who opened it, in any case and by force."""
         await trio.lowlevel.checkpoint()
-
-    # What the link calls.
-
-    async def write(self, write: Write, *, last: bool = False) -> None:
-        """Write all of it. Cut short in any way, nothing else is written, nor after the `last`.
-
-        Raises `trio.BrokenResourceError` or `trio.ClosedResourceError`.
-        """
-        if not write.taken:  # else `begin` has come first in line
-            await self._line.acquire()
-        try:
-            if self._shut and not write.taken:
-                raise trio.BrokenResourceError("nothing may follow what was written last")
-            self._shut = True
-            self.write_under_way = write
-            if isinstance(self._network, trio.SocketStream):
-                await _send_counted(self._network, write)
-            else:
-                await self._network.send_all(write.data)
-                write.taken = len(write.data)
-            self.write_under_way = None
-            self._shut = last
-        finally:
-            self._line.release()
-
-    def begin(self, write: Write) -> None:
-        """Write what the system takes at once, if no other write is under way.
-
-        A write of which it has taken a part goes before all others; `write` has
-        to be called with it. Errors are left for that to meet.
-        """
-        if self._shut or not isinstance(self._network, trio.SocketStream):
-            return
-        try:
-            self._line.acquire_nowait()
-        except trio.WouldBlock:
-            return
-        with suppress(OSError):
-            write.taken = os.write(self._network.socket.fileno(), write.data)
-        if 0 < write.taken < len(write.data):
-            self._shut = True
-            self.write_under_way = write
-        else:
-            self._line.release()
-
-    async def next_pongs(self) -> bytes:
-        """The pongs that trio-websocket wants to be written; waits for some."""
-        while not self._pongs:
-            self._pongs_came = trio.Event()
-            await self._pongs_came.wait()
-        return self._take_pongs()
-
-    def _take_pongs(self) -> bytes:
-        pongs = bytes(self._pongs)
-        self._pongs.clear()
-        return pongs
-
-
-async def _read(network: trio.abc.Stream) -> bytes:
-    """`receive_some`, on a bare socket without the attempt before the wait: it would be in vain."""
-    if not isinstance(network, trio.SocketStream):
-        return bytes(await network.receive_some(READ_SIZE))
-    while True:
-        await trio.lowlevel.wait_readable(network.socket)
-        try:
-            return os.read(network.socket.fileno(), READ_SIZE)
-        except BlockingIOError:
-            continue
-        except OSError:
-            raise trio.BrokenResourceError("the peer broke off") from None
-
-
-async def _send_counted(network: trio.SocketStream, write: Write) -> None:
-    """`send_all`, with the count of what was taken even if it does not come to its end."""
-    with memoryview(write.data) as data:
-        while write.taken < len(data):
-            try:
-                write.taken += os.write(network.socket.fileno(), data[write.taken :])
-            except BlockingIOError:
-                await trio.lowlevel.wait_writable(network.socket)
-            except OSError:
-                raise trio.BrokenResourceError("the peer broke off") from None
