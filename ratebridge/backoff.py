@@ -7,6 +7,8 @@ import attrs
 
 BLIP: Final = 0.1  # s, the bound of the first wait: most losses are blips, and back at once is best
 PROOF: Final = 5.0  # s up, and a heartbeat: below that a peer that accepts and closes gets a storm
+EAGER: Final = 1.0  # s, the bound of the first waits after a proven link: a restart is over soon
+EAGER_WAITS: Final = 8  # some 3 s in the mean; then the peer is down, and a storm is to be avoided
 FORBIDDEN: Final = 30.0  # s after a 401 or 403: nothing mends itself in a second
 LONGEST_ASKED: Final = 60.0  # s, how far a peer's Retry-After is honoured
 
@@ -15,31 +17,37 @@ LONGEST_ASKED: Final = 60.0  # s, how far a peer's Retry-After is honoured
 class Backoff:
     """Full jitter: uniform between 0 and a bound that doubles from `base` to `cap` seconds.
 
-    `jitter` gives numbers from 0 to 1. The first wait after a reset is below
-    `BLIP`. (The figures are simulated: back within 0.1 s of a blip, 1.5 s in the
-    median after an outage of any length.)
+    `jitter` gives numbers from 0 to 1. The first wait is below `BLIP`. After a
+    proven link the next ones are below `EAGER` for `EAGER_WAITS` in all, so that
+    the link is back a second after a restart of the peer.
     """
 
     base: float
     cap: float
     jitter: Callable[[], float]
     _failures: int = 0
+    _proved: bool = False
 
     def reset(self) -> None:
         """The link has proved itself."""
         self._failures = 0
+        self._proved = True
 
     def next_wait(self, *, status: int | None = None, retry_after: float | None = None) -> float:
         """Seconds to wait now; `status` and `retry_after` are those of a refused upgrade."""
-        failures = self._failures
+        bound = self._bound()
         self._failures += 1
-        if failures == 0:
-            wait = self.jitter() * min(BLIP, self.cap)
-        else:
-            # The exponent is bounded so that months of an outage overflow nothing.
-            wait = self.jitter() * min(self.cap, self.base * 2.0 ** min(failures - 1, 60))
+        wait = self.jitter() * min(bound, self.cap)
         if status in (401, 403):
             wait = FORBIDDEN * (1 + 0.1 * self.jitter())
         if retry_after is not None:
             wait = max(wait, min(retry_after, LONGEST_ASKED))
         return wait
+
+    def _bound(self) -> float:
+        failures = self._failures
+        if failures == 0:
+            return BLIP
+        # The exponent is bounded so that months of an outage overflow nothing.
+        bound = self.base * 2.0 ** min(failures - 1, 60)
+        return min(bound, EAGER) if self._proved and failures < EAGER_WAITS else bound

@@ -21,6 +21,14 @@ def test_the_bounds_begin_at_a_tenth_and_then_double_from_the_base_to_the_cap():
     assert waits == [0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0, 5.0]
 
 
+def test_after_a_proven_link_the_first_waits_are_below_a_second():
+    backoff = at_most()
+    backoff.next_wait()
+    backoff.reset()
+    waits = [backoff.next_wait() for _ in range(10)]
+    assert waits == [0.1, 0.25, 0.5, *[1.0] * 5, 5.0, 5.0]
+
+
 def test_the_jitter_is_full():
     backoff = Backoff(0.25, 5.0, lambda: 0.0)
     assert [backoff.next_wait() for _ in range(9)] == [0.0] * 9

@@ -147,6 +147,16 @@ BAD_UPGRADES = {
     "refused by HTTP/1.0": BadUpgrade(
         b"HTTP/1.0 401 No\n\n", *("rejected", "the peer answered HTTP 401", 401)
     ),
+    "an extension forced upon us": BadUpgrade(
+        b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Extensions: permessage-deflate; x=1\r\n\r\n",
+        *("protocol-error", "the peer uses an extension, permessage-deflate, that was not offered"),
+    ),
+    "a subprotocol forced upon us": BadUpgrade(
+        b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Protocol: chat\x80\r\n\r\n",
+        *("protocol-error", "the peer uses a subprotocol, chat\ufffd, that was not offered"),
+    ),
     "sent elsewhere": BadUpgrade(
         b"HTTP/1.1 302 Found\r\nLocation: /there\r\n\r\n",
         *("rejected", "the peer answered HTTP 302", 302),
@@ -552,6 +562,9 @@ ENDS = {
     "close 1001": (close_frame(1001, b"going"), "closed", "going", 1001),
     "close 1011": (close_frame(1011), "closed", "", 1011),
     "close 4999": (close_frame(4999, b"ours"), "closed", "ours", 4999),
+    "close 1002": (close_frame(1002, b"you broke it"), "closed", "you broke it", 1002),
+    "close 1007": (close_frame(1007, b"no text"), "closed", "no text", 1007),
+    "close 1009": (close_frame(1009, b"too long"), "closed", "too long", 1009),
     "close without a code": (server_frame(b"", 0x88), "closed", "", 1005),
     "garbage": (b"\xff\xff garbage", "protocol-error", "Invalid opcode 0xf", 1002),
     "a masked frame": (
@@ -620,10 +633,55 @@ async def test_the_peers_end_of_the_link_is_known_by_its_reason_and_at_once(
 
 
 async def test_bad_utf8_is_a_protocol_error(autojump_clock):
-    async with open_to(sending(server_frame(b"\xff\xfe"))) as (link, _):
+    async with open_to(sending(server_frame(b"\xff\xfe"))) as (link, feed):
         _, failure = await take_until_the_end(link)
+        assert feed.peers[0].close_code == 1007
     assert (failure.reason, failure.code) == ("protocol-error", 1007)
     assert "can't decode byte 0xff" in failure.detail
+
+
+@pytest.mark.parametrize(
+    ("stream", "reason", "code"),
+    [(row[0], row[1], row[3]) for row in ENDS.values()],
+    ids=ENDS.keys(),
+)
+async def test_a_peer_at_fault_is_told_so_by_a_close_before_the_end(
+    stream, reason, code, autojump_clock
+):
+    """RFC 6455, 7.1.7. A close is answered with its own code."""
+    async with open_to(sending(stream)) as (link, feed):
+        await take_until_the_end(link)
+        assert feed.peers[0].close_code == code
+
+
+async def test_a_peer_at_fault_who_does_not_read_is_given_a_second(autojump_clock):
+    async with within(60), trio.open_nursery() as nursery:
+        dial = Dialled(MemoryFeed(nursery, sending(b"\xff\xff")))
+        link = await open_link(nursery, ADDRESS, dial)
+        stop_taking(dial.streams[0])
+        began = trio.current_time()
+        _, failure = await take_until_the_end(link)
+        assert trio.current_time() - began == CLOSE_WITHIN
+        assert failure.reason == "protocol-error"
+        nursery.cancel_scope.cancel()
+
+
+async def test_others_run_while_unusual_frames_are_read(autojump_clock):
+    """Empty fragments without end: thousands come with one read, and none is a heartbeat."""
+    flood = server_frame(b"", 0x01) + server_frame(b"", 0x00) * 30_000 + server_frame(b"!", 0x80)
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with open_to(sending(flood)) as (link, _), trio.open_nursery() as nursery:
+        nursery.start_soon(take_turns)
+        assert await take(link, 1) == [b"!"]
+        assert turns > 30_000 / 64
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("stream", [b"", b"\x81", b"\x81\x7eab", b"\x81\x05hal", b"\x01\x04text"])

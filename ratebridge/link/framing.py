@@ -84,10 +84,11 @@ class FrameCutter:
                     texts.append(text)
                     continue
                 usual = False
-            if first == _PING and usual and length < 126 and self.drops_pings:
+            if first in _PING_AND_PONG and usual and length < 126:
                 if have < end:
                     break
-                continue
+                if first == _PING and self.drops_pings:
+                    continue
             if usual and self._is_lawful(first, length):
                 self._passing = end - at
                 self._fragmented = self._fragmented and first != _LAST_FRAGMENT

@@ -71,6 +71,7 @@ class Link:
         Nothing can be sent after that. Texts go on coming until the answer.
         """
         self._is_closing = True
+        self._stream.ignore_pings()
         self._closing.deadline = trio.current_time() + CLOSE_WITHIN
         with self._closing:
             await self._websocket.aclose(code)

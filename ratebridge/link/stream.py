@@ -64,7 +64,7 @@ class LinkStream(trio.abc.Stream):
         self._cutter = FrameCutter()  # for what comes behind the upgrade
         self._handler: Handler | None = None
         self._handler_set = trio.Event()
-        self._unusual = 0  # frames handed on since others ran
+        self._unusual = 0  # frames handed on
         self._queue: deque[Write] = deque()
         self._queue_lot = trio.lowlevel.ParkingLot()  # who waits for it to fill, or to be empty
         self._broken = False  # the network takes no more
@@ -74,6 +74,10 @@ class LinkStream(trio.abc.Stream):
         """Have `handler` called with all texts that come, in the task that reads them."""
         self._handler = handler
         self._handler_set.set()
+
+    def ignore_pings(self) -> None:
+        """Leave pings unanswered from now on: once wsproto closes, one would break it."""
+        self._cutter.drops_pings = True
 
     @property
     def head(self) -> Write | None:
@@ -148,14 +152,14 @@ class LinkStream(trio.abc.Stream):
             return await self._receive_response(self._response)
         await self._handler_set.wait()
         assert self._handler is not None, "it is set and never taken back"
+        self._unusual += 1
+        if self._unusual % YIELD_EVERY == 0:
+            await trio.lowlevel.checkpoint()
         while True:
             texts, rest = self._cutter.cut()
             if texts:
                 self._handler(texts)
             if rest:
-                self._unusual += 1
-                if self._unusual % YIELD_EVERY == 0:
-                    await trio.lowlevel.checkpoint()
                 return rest
             data = await self._read()
             if not data:
@@ -210,12 +214,12 @@ class LinkStream(trio.abc.Stream):
             await trio.lowlevel.checkpoint()
 
     async def send_close(self, data: bytes) -> None:
-        """Write a close frame behind all that is queued. No byte follows it, and no ping is heard.
+        """Write a close frame behind all that is queued; no byte follows it.
 
         Raises `trio.BrokenResourceError`.
         """
         self.put(data)
-        self.sent_close = self._cutter.drops_pings = True
+        self.sent_close = True
         await self.wait_written()
 
     async def wait_send_all_might_not_block(self) -> None:

@@ -1,10 +1,16 @@
 """The response to the upgrade, which wsproto tells neither where it ends nor what it is."""
 
 from email.utils import parsedate_to_datetime
+from typing import Final
 
 import h11
 
 from ..errors import LinkFailed
+
+_NOT_OFFERED: Final = {
+    b"sec-websocket-extensions": "an extension",
+    b"sec-websocket-protocol": "a subprotocol",
+}
 
 
 class UpgradeResponse:
@@ -28,6 +34,12 @@ class UpgradeResponse:
         assert isinstance(event, h11.InformationalResponse | h11.Response)
         if event.status_code != 101:
             raise _rejected(event)
+        for header, what in _NOT_OFFERED.items():
+            if names := dict(event.headers).get(header):
+                name = names.partition(b";")[0].decode("ascii", "replace")
+                raise LinkFailed(
+                    "protocol-error", f"the peer uses {what}, {name}, that was not offered"
+                )
         behind, _ = self._reader.trailing_data
         return behind
 

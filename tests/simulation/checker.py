@@ -38,6 +38,8 @@ LOOK: Final = 1.1  # that period is looked at in tenths, and one of them may be 
 EXCUSE: Final = 0.25  # s of a stall of our own from which on a silent peer gets a period more
 PROOF: Final = 5.0  # s up
 BLIP: Final = 0.1
+EAGER: Final = 1.0
+EAGER_WAITS: Final = 8
 FORBIDDEN: Final = (30.0, 33.0)
 # s, and how many dials follow a dial within them at most: 7 are usual after a first
 # failure, and full jitter makes 16 of them in one case of some ten million.
@@ -93,6 +95,7 @@ class Checker:
                 self._check_staleness(attempt, attempt.wire, attempt.up)
                 self._check_heartbeats_sent(attempt, attempt.wire, attempt.up, attempt.lost)
                 self._check_pongs(attempt, attempt.wire)
+                self._check_violation(attempt, attempt.wire)
         self._check_order_of_what_was_refused()
         self._check_accounts()
         self._check_replies()
@@ -138,13 +141,21 @@ class Checker:
         assert attempt.wire is not None
         if any(mark.kind == "fatal" for _, mark in attempt.wire.arrived):
             return
-        if any(mark.kind == "ping" and at == attempt.lost for at, mark in attempt.wire.read):
-            return  # trio-websocket breaks down when a ping comes while its close waits for a write
-        closes = [f for write in attempt.wire.writes for f in write.frames if f.opcode == CLOSE]
-        last = attempt.wire.writes[-2:]
+        self._check_close(attempt, attempt.wire, 1001)
+
+    def _check_violation(self, attempt: Attempt, wire: Wire) -> None:
+        """A peer who broke the protocol is told so by a close (RFC 6455, 7.1.7), if it reads."""
+        cause = attempt.end.cause if attempt.end is not None else None
+        if cause is not None and cause.reason in ("protocol-error", "oversized") and cause.code:
+            self._check_close(attempt, wire, cause.code)
+
+    def _check_close(self, attempt: Attempt, wire: Wire, code: int) -> None:
+        """One close frame with this code left, unless a write was held up, or refused."""
+        closes = [f for write in wire.writes for f in write.frames if f.opcode == CLOSE]
+        last = wire.writes[-2:]
         held_up = any(write.ended != write.at or not write.done for write in last)
-        if not held_up and [frame.payload[:2] for frame in closes] != [b"\x03\xe9"]:
-            self._complain(f"the link was closed by {closes}", attempt.lost)
+        if not held_up and [frame.payload[:2] for frame in closes] != [code.to_bytes(2)]:
+            self._complain(f"the link was closed by {closes}, not {code}", attempt.lost)
 
     # The opening and the reconnect.
 
@@ -155,10 +166,12 @@ class Checker:
             if last - first < span:
                 self._complain(f"{most + 1} dials in {last - first:.2f} s", last)
                 break
+        failures = EAGER_WAITS  # since the last link that had proved itself
         for before, after in zip(self._trace.attempts, self._trace.attempts[1:], strict=False):
-            self._check_wait(before, after)
+            failures = 0 if _has_proved(before) else failures + 1
+            self._check_wait(before, after, failures)
 
-    def _check_wait(self, before: Attempt, after: Attempt) -> None:
+    def _check_wait(self, before: Attempt, after: Attempt, failures: int) -> None:
         if before.lost is None or before.end is None:
             return
         waited = after.began - before.lost - self._trace.stalled(before.lost, after.began)
@@ -170,8 +183,10 @@ class Checker:
             least, most = FORBIDDEN
             if after.began - before.lost < least - TOLERANCE:
                 self._complain(f"came back {waited:.2f} s after a 401 or 403", after.began)
-        elif end.proved and end.uptime >= PROOF:
+        elif failures == 0:
             most, why = BLIP, "after a blip"
+        elif failures < EAGER_WAITS:
+            most, why = min(most, EAGER), "soon after a proven link"
         if waited > max(most, away) + TOLERANCE:
             self._complain(f"waited {waited:.2f} s {why}", after.began)
         if after.began - before.lost < away - TOLERANCE:
@@ -370,7 +385,7 @@ class Checker:
                     self._check_reply(asks[number], came[number], reply, batch)
 
     def _check_error_text(self, reply: str, at: float) -> None:
-        if not _ERROR.fullmatch(reply) or len(reply) > 350:
+        if not _ERROR.fullmatch(reply) or len(reply) - len(id_of(reply)) > 350:
             self._complain(f"an odd error: {reply}", at)
 
     def _check_reply(self, ask: Ask, came: float, reply: str, batch: Batch) -> None:
@@ -452,6 +467,13 @@ class Checker:
         # A table without some of the currencies is kept as long as any other.
         before = {mood for source in self._sources for mood in source.faults.during(0.0, at)}
         return moods | (before & {"lacking"})
+
+
+def _has_proved(attempt: Attempt) -> bool:
+    """Whether the link has been up for long enough, and a heartbeat came on it."""
+    if attempt.end is None or attempt.wire is None or attempt.end.uptime < PROOF:
+        return False
+    return any(mark.kind == "beat" for _, mark in attempt.wire.read)
 
 
 def _held_up(wire: Wire, begin: float, end: float) -> float:

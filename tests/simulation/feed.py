@@ -62,6 +62,7 @@ FADES: Final = 0.08  # how often a link does not end but fades away
 # Ends of an open link. What comes behind a fatal frame must not matter.
 ENDS: Final = {
     "silence": 2,
+    "fragments without end": 1,
     "half-open": 3,
     "reset": 2,
     "reset in a frame": 2,
@@ -391,12 +392,12 @@ class ScriptedPeer:
                 # Whatever is written goes nowhere, or is not even taken.
                 then = chance.choice((inf, 0.0))
                 self.uplink = Uplink(chance.choice((80, 3000)), turns_at=at, then=then)
-            case "reset":
-                yield _fatal(at, b"", kind, end="reset")
+            case "fragments without end":
+                yield from _fragments(at)
+            case "reset" | "fin":
+                yield _fatal(at, b"", kind, end=kind)
             case "reset in a frame":
                 yield _fatal(at, frame[:cut], kind, end="reset")
-            case "fin":
-                yield _fatal(at, b"", kind, end="fin")
             case "fin in a frame":
                 yield _fatal(at, frame[:cut], kind, end="fin")
             case "close":
@@ -426,7 +427,7 @@ class ScriptedPeer:
         """See `wire.Peer`: an answer as it should be, or none, or something else."""
         chance = self._chance
         at = max(now + self._latency, self._whole_at)  # no frame may stand within another
-        kind = chance.choices(("answers", "does not answer", "resets", "pings"), (6, 1, 1, 1))[0]
+        kind = chance.choices(("answers", "does not answer", "resets", "pings"), (6, 1, 1, 2))[0]
         if kind != "answers":
             self._trace.fault(f"goodbye: {kind}")
         match kind:
@@ -436,7 +437,9 @@ class ScriptedPeer:
             case "does not answer":
                 return
             case "pings":
-                yield Segment(at, server_frame(PING, b"late"))
+                yield Segment(at, server_frame(PING, b"late") * chance.choice((1, 3)))
+                if chance.random() < 0.3:  # and goes without an answer
+                    return
         yield Segment(at, server_frame(CLOSE, b"\x03\xe9"))
         yield Segment(at + 0.01, end="fin")
 
@@ -462,6 +465,14 @@ def _beat(chance: random.Random) -> Piece:
     return server_frame(TEXT, text[:5], fin=False) + server_frame(CONTINUATION, text[5:]), Mark(
         "beat"
     )
+
+
+def _fragments(at: float) -> Iterator[Segment]:
+    """A message that never ends, and so no heartbeat."""
+    yield Segment(at, server_frame(TEXT, fin=False))
+    while True:
+        at += 0.05
+        yield Segment(at, server_frame(CONTINUATION, fin=False) * 40)
 
 
 def _fatal(at: float, data: bytes, name: str, *, end: Literal["", "fin", "reset"] = "") -> Segment:

@@ -114,6 +114,7 @@ class Recorder(Journal):
         if not (
             self._trace.stop_at is not None
             or len(self.outbox) >= outbox_module.MOST_REPLIES - 1
+            or "too many" in why  # bytes: how many there were, is known to the outbox alone
             or any(reply.kind == "overloaded" for reply in made)
             or any(reply.at <= now - outbox_module.OLDEST_REPLY + 1e-6 for reply in made)
         ):

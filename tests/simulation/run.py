@@ -155,6 +155,8 @@ class _Simulation:
                 most, size = chance.choice(((5, 1), (30, 600), (30, 600)))
                 put(patch.object(outbox, "MOST_REPLIES", most))
                 put(patch.object(outbox, "WRITE_SIZE", size))
+            if chance.random() < 0.2:
+                put(patch.object(outbox, "MOST_BYTES", 100_000))
             if chance.random() < 0.3:
                 put(patch.object(outbox, "OLDEST_REPLY", chance.choice((2.0, 8.0))))
             if chance.random() < 0.3:

@@ -41,6 +41,7 @@ class Traffic:
     def __init__(self, chance: random.Random, utc_at: Callable[[float], datetime]) -> None:
         self._chance = chance
         self._utc_at = utc_at
+        self._large_ids = chance.choice((0.0, 0.0, 0.0, 0.05))  # how often one is
         self._next_id = chance.randrange(1, 100_000)
         self._ids: list[str] = []
         self.requests: list[Ask] = []
@@ -98,6 +99,8 @@ class Traffic:
             return chance.choice(self._ids)
         self._next_id += 1
         message_id = str(self._next_id) if chance.random() < 0.95 else f'"bet-{self._next_id}"'
+        if chance.random() < self._large_ids:
+            message_id = f'"{self._next_id}-{"x" * chance.choice((3_000, 20_000, 60_000))}"'
         self._ids.append(message_id)
         return message_id
 
