@@ -22,6 +22,7 @@ from .providers.chain import RateChain
 from .rates import Rate
 
 MOST_WAITING: Final = 1_000  # requests without a rate: what a flood may cost in memory
+MOST_WAITING_BYTES: Final = 8 * 1024 * 1024  # of their replies; their ids can be as much again
 
 
 class Moment(msgspec.Struct, frozen=True, gc=False):
@@ -51,6 +52,7 @@ class Bridge:
         self._utc_now = utc_now
         self._observer = observer
         self.waiting = 0  # requests whose rate is being fetched
+        self._waiting_bytes = 0
         self.stopping = False  # set: new requests are refused
         self._settled = trio.Event()
 
@@ -92,9 +94,10 @@ class Bridge:
         rate = self._chain.cached_rate(request.currency, day, moment.today, came)
         if rate is not None:
             return self._convert(request, rate, came, moment)
-        if self.waiting >= MOST_WAITING:
+        if self.waiting >= MOST_WAITING or self._waiting_bytes > MOST_WAITING_BYTES:
             raise NoRate("overloaded", "overloaded, too many requests wait for rates")
         self.waiting += 1
+        self._waiting_bytes += len(request.reply)
         self._nursery.start_soon(self._answer_later, request, day, came, name="request")
         return None
 
@@ -113,6 +116,7 @@ class Bridge:
             reply = self._refuse(request.id, crash, came)
         self._deliver(reply)
         self.waiting -= 1
+        self._waiting_bytes -= len(request.reply)
         if not self.waiting:
             self._settled.set()
 

@@ -10,7 +10,7 @@ import pytest
 import trio
 from rate_bench import DAY, START, Notes, open_bench
 
-from ratebridge.bridge import MOST_WAITING, Bridge
+from ratebridge.bridge import MOST_WAITING, MOST_WAITING_BYTES, Bridge
 from ratebridge.fakes.feed import request_text
 from ratebridge.fakes.rates import FREECURRENCYAPI, HANG, Fault, quote
 from ratebridge.messages import HEARTBEAT, THE_HEARTBEAT
@@ -216,6 +216,17 @@ async def test_a_thousand_may_wait_and_one_more_is_overloaded(autojump_clock):
         assert sorted(int(reply.id) for reply in desk.later) == list(range(MOST_WAITING))
         assert desk.fake.count() == 1
         assert said(desk.ask(1, "1", "USD", NOON))["type"] == "message"
+
+
+async def test_those_that_wait_are_bounded_in_bytes(autojump_clock):
+    async with open_desk() as desk:
+        desk.fake.latency = 1.0
+        waiting = 0
+        while desk.ask("x" * 60_000, "1", "USD", NOON) is None:
+            waiting += 1
+        assert MOST_WAITING_BYTES < waiting * 61_000 < MOST_WAITING_BYTES + 200_000
+        await desk.bridge.wait_settled()
+        assert desk.ask("x", "1", "USD", "2026-11-02T12:00:00Z") is None
 
 
 async def test_a_thousand_different_days_are_all_answered_by_the_deadline(autojump_clock):
