@@ -7,16 +7,14 @@ Each does the same work in the plainest competent way its library has: read the
 request, look up the table of its day, convert exactly, reply; and beat once a
 second. They lack what the service has beyond that: the watchdog, reconnecting,
 the outbox, the error tree, bounds against number bombs, the byte for byte echo,
-provenance, figures, fetching of tables. `nothing` answers without reading what it
-is asked: its figures are the bound that the feed itself sets.
+provenance, figures, fetching of tables. `floor` is a bare trio loop that answers
+without reading what it is asked: what is left to gain lies above its figures.
 """
 
 import asyncio
 import json
-import socket
 import struct
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -176,39 +174,51 @@ def run_picows(uri: str, tables: Tables) -> None:
     asyncio.run(main())
 
 
-def run_nothing(uri: str, _tables: Tables) -> None:
-    """Counts the frames that come, and sends as many that were made beforehand."""
+def run_floor(uri: str, _tables: Tables) -> None:
+    """A bare trio loop: counts the frames that come, and sends as many made beforehand."""
+    import os
+
+    import trio
+
     where = urlsplit(uri)
-    link = socket.create_connection((where.hostname, where.port))
-    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    link.sendall(
-        f"GET / HTTP/1.1\r\nHost: {where.netloc}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
-    )
     frame = struct.pack("!BBH4x", 0x81, 0xFE, 160) + b"{" + b" " * 158 + b"}"
     beat = struct.pack("!BB4x", 0x81, 0x80 | len(HEARTBEAT)) + HEARTBEAT.encode()
-    data = b""
-    while b"\r\n\r\n" not in data:
-        data += link.recv(65536)
-    data = data.partition(b"\r\n\r\n")[2]
-    due = 0.0
-    while True:
-        at = requests = 0
-        while len(data) - at >= 4:
-            size = data[at + 1]
-            end = at + 2 + size if size < 126 else at + 4 + (data[at + 2] << 8 | data[at + 3])
-            if end > len(data):
-                break
-            at = end
-            requests += size == 126
-        data = data[at:]
-        now = time.monotonic()
-        link.sendall(frame * requests + (beat if now >= due else b""))
-        due = now + 1 if now >= due else due
-        came = link.recv(262144)
-        if not came:
-            return
-        data += came
+
+    async def main() -> None:
+        link = await trio.open_tcp_stream(str(where.hostname), where.port or 80)
+        await link.send_all(
+            f"GET / HTTP/1.1\r\nHost: {where.netloc}\r\nUpgrade: websocket\r\n"
+            "Connection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+            "Sec-WebSocket-Version: 13\r\n\r\n".encode()
+        )
+        data = b""
+        while b"\r\n\r\n" not in data:
+            data += await link.receive_some(65536)
+        data = data.partition(b"\r\n\r\n")[2]
+        number = link.socket.fileno()
+        due = 0.0
+        while True:
+            at = requests = 0
+            while len(data) - at >= 4:
+                size = data[at + 1]
+                end = at + 2 + size if size < 126 else at + 4 + (data[at + 2] << 8 | data[at + 3])
+                if end > len(data):
+                    break
+                at = end
+                requests += size == 126
+            data = data[at:]
+            now = trio.current_time()
+            replies = frame * requests + (beat if now >= due else b"")
+            due = now + 1 if now >= due else due
+            if replies and os.write(number, replies) < len(replies):
+                raise SystemExit("the feed does not read")
+            await trio.lowlevel.wait_readable(link.socket)
+            came = os.read(number, 65536)
+            if not came:
+                return
+            data += came
+
+    trio.run(main)
 
 
 PEERS = {
@@ -216,7 +226,7 @@ PEERS = {
     "websockets": run_websockets,
     "aiohttp": run_aiohttp,
     "picows": run_picows,
-    "nothing": run_nothing,
+    "floor": run_floor,
 }
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def plot(results: dict[str, Any]) -> str:
         medians = {
             name: of["median"] * scale
             for name, of in results["figures"][key].items()
-            if name != "nothing"  # it would dwarf the rest
+            if name != "floor"  # it would dwarf the rest
         }
         panels.append(
             (title, [(name, value, form.format(value)) for name, value in medians.items()])
