@@ -25,9 +25,7 @@ from .dates import BadDate, parse_instant
 from .errors import Refused, Unreadable
 
 MAX_TEXT: Final = 64 * 1024  # bytes; anything longer is not parsed (protocol, bad messages)
-MAX_DEPTH: Final = (
-    512  # levels; the parser recurses: any Python and 32 KiB of stack have room for it
-)
+MAX_DEPTH: Final = 512  # levels; the parser recurses, and any Python has room for these
 QUOTED: Final = 40  # characters of the input that an error text may quote
 ERROR_TEXT: Final = 299  # characters; the protocol says under 300
 

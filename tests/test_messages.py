@@ -501,7 +501,7 @@ def test_which_deep_frames_are_answered_agrees_with_the_standard_library(
 def test_the_deepest_message_fits_a_small_stack():
     frames = [row.frame for row in bad_messages.ALL if "deep" in row.name]
     assert len(frames) > 10
-    before = threading.stack_size(64 * 1024)
+    before = threading.stack_size(128 * 1024)
     try:
         thread = threading.Thread(target=lambda: [read(frame) for frame in frames])
         thread.start()
