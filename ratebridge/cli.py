@@ -29,9 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except* CannotStart as failed:
         print(*_words(failed), sep="\n", file=sys.stderr)
         code = FAILED
-    except* BrokenPipeError:
-        # Whoever read standard output has left; let the flush at exit not fail as well.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except* BrokenPipeError:  # whoever read standard output has left
+        pass
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:  # what nobody takes must not fail the flush at exit as well
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
 
 

@@ -8,9 +8,8 @@ one counts (RFC 8259, section 4, leaves it to the reader), and only that one is
 echoed, in the place of the first.
 
 JSON is what RFC 8259 says: `NaN` and `Infinity` are not JSON. Two kinds of text
-are, and are refused all the same, with a reply: those nested too deeply for the
-parser (nearly 1,000 levels, the interpreter's recursion limit), and those with
-half a surrogate pair.
+are, and are refused all the same, with a reply: those nested more than
+`MAX_DEPTH` levels deep, and those with half a surrogate pair.
 """
 
 import re
@@ -26,6 +25,7 @@ from .dates import BadDate, parse_instant
 from .errors import Refused, Unreadable
 
 MAX_TEXT: Final = 64 * 1024  # bytes; anything longer is not parsed (protocol, bad messages)
+MAX_DEPTH: Final = 512  # levels; the parser recurses, and any Python has room for these
 QUOTED: Final = 40  # characters of the input that an error text may quote
 ERROR_TEXT: Final = 299  # characters; the protocol says under 300
 
@@ -63,6 +63,7 @@ class _Head(msgspec.Struct):
 
 _members = msgspec.json.Decoder(dict[str, Raw]).decode
 _head = msgspec.json.Decoder(_Head).decode
+_raw = msgspec.json.Decoder(Raw).decode
 _string = msgspec.json.Decoder(str).decode
 _instant = msgspec.json.Decoder(datetime).decode
 _encode = msgspec.json.Encoder().encode
@@ -134,11 +135,14 @@ def _usual_request(
 
 def _read(frame: bytes) -> tuple[dict[str, Raw], str | None]:
     """The members of the frame's object, and what keeps it from being converted, if anything."""
+    # Most messages have too few brackets to be deep, and counting those costs next to nothing.
+    if frame.count(b"[") + frame.count(b"{") > MAX_DEPTH and _is_deep(frame):
+        return _read_flawed(frame)
     try:
         return _members(frame), None
     except msgspec.ValidationError:
         raise Unreadable("not-an-object") from None
-    except (msgspec.DecodeError, RecursionError):
+    except msgspec.DecodeError:
         return _read_flawed(frame)
     except UnicodeDecodeError:  # in a name; the link lets none through
         raise Unreadable("not-json") from None
@@ -151,47 +155,75 @@ _SURROGATES: Final = re.compile(
 
 
 def _read_flawed(frame: bytes) -> tuple[dict[str, Raw], str]:
-    """Type and id of a text that `_members` did not take, and why it is refused, if it is JSON.
+    """Type and id of a text that is not for `_members`, and why it is refused, if it is JSON.
 
     In the escape of a surrogate, paired or not, 0xFF, which is nowhere in UTF-8,
     takes the place of the backslash: to the parser it is a letter like others, as
     it does not look into what it leaves raw, and the id gets its backslash back.
     """
-    flaw = "the message holds half a surrogate pair"
     marked = _SURROGATES.sub(lambda found: b"\xff" + found[1] if found[1] else found[0], frame)
     try:
-        try:
-            head = _head(marked)
-        except RecursionError:
-            flaw = "the message is nested too deeply"
-            head = _head(_outline(marked))
+        folded = _fold(marked)
+        head = _head(folded)
+    except msgspec.ValidationError:
+        raise Unreadable("not-an-object") from None
     except msgspec.DecodeError:
         raise Unreadable("not-json") from None
-    return {"type": head.type, "id": Raw(bytes(head.id).replace(b"\xff", b"\\"))}, flaw
+    message_id = _FOLDED.sub(lambda at: marked[int(at[1]) : int(at[2])], bytes(head.id))
+    flaw = "holds half a surrogate pair" if folded is marked else "is nested too deeply"
+    members = {"type": head.type, "id": Raw(message_id.replace(b"\xff", b"\\"))}
+    return members, f"the message {flaw}"
 
 
-_DEPTH: Final = 64  # levels; an id within fewer comes back whole
-_RUNS: Final = re.compile(
-    rb'((?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+"?)*+)'  # strings, and all else but brackets
-    rb"([\[{]*+)([\]}]*+)"
-)
+# Whatever there is but brackets, those in strings included; then brackets that open or close.
+_RUNS: Final = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+"?)*+([\[{]*+)([\]}]*+)', re.DOTALL)
 
 
-def _outline(frame: bytes) -> bytes:
-    """The frame without what is more than `_DEPTH` levels deep, which is not checked.
-
-    Nothing here recurses, so that no depth hurts; some 0.5 µs a level.
-    """
-    kept = []
+def _is_deep(text: bytes) -> bool:
+    """Whether a text that begins as JSON goes more than `MAX_DEPTH` levels deep."""
     depth = 0
-    for text, opening, closing in _RUNS.findall(frame):
-        if depth < _DEPTH:
-            kept.append(text + opening[: _DEPTH - depth])
+    for opening, closing in _RUNS.findall(text):
         depth += len(opening)
-        if closing:
-            kept.append(closing[max(depth - _DEPTH, 0) :])
-            depth -= len(closing)
-    return b"".join(kept)
+        if depth > MAX_DEPTH:
+            return True
+        depth -= len(closing)
+    return False
+
+
+# 0xFE is nowhere in UTF-8. An array can stand where a value can, and nowhere else.
+_FOLDED: Final = re.compile(rb'\["\xfe(\d+):(\d+)"\]')
+
+
+def _fold(text: bytes) -> bytes:
+    """The text with each value that begins `MAX_DEPTH` levels deep replaced by where it stands.
+
+    Each such value is checked, itself folded in the same way, so that nothing
+    recurses deeper. Raises `msgspec.DecodeError` where one is not JSON; cuts the
+    text off where one has no end.
+    """
+    folded = bytearray()  # of the first `done` bytes
+    begun: list[tuple[int, int]] = []  # where each value that is open begins, in text and folded
+    depth = done = 0
+    for run in _RUNS.finditer(text):
+        begin, end = run.span(1)
+        depth += end - begin
+        while depth > (level := MAX_DEPTH * (len(begun) + 1)):
+            begin = end - (depth - level)
+            folded += text[done:begin]
+            begun.append((begin, len(folded)))
+            done = begin
+        begin, end = run.span(2)
+        depth -= end - begin
+        while begun and depth <= (level := MAX_DEPTH * len(begun)):
+            begin, mark = begun.pop()
+            end_of_value = end - (level - depth)
+            folded += text[done:end_of_value]
+            _raw(folded[mark:])
+            folded[mark:] = b'["\xfe%d:%d"]' % (begin, end_of_value)
+            done = end_of_value
+    if begun:
+        return bytes(folded[: begun[0][1]])
+    return bytes(folded) + text[done:] if done else text
 
 
 def _request(message_id: bytes, members: dict[str, Raw]) -> Request:

@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 import attrs
 
-DEEP: Final = 20_000  # levels: far over the recursion limit, and all the brackets fit in 64 KiB
+DEEP: Final = 20_000  # levels: far over any recursion limit, and all the brackets fit in 64 KiB
 
 
 @attrs.frozen
@@ -75,6 +75,11 @@ def _currencies(word: str, values: Iterable[str]) -> list[BadMessage]:
     ]
 
 
+_LIST: Final = b"[" * DEEP + b"]" * DEEP
+_COMMA: Final = b"[" * 2000 + b"1," + b"]" * 2000
+_NAME: Final = b"[" * 509 + b"{[]:1}" + b"]" * 509  # the name begins where the text is folded
+_MIXED: Final = b"[" * 2000 + b"}" + b"]" * 1999
+
 NOT_JSON: Final = [
     _dropped("nothing", "", "not-json"),
     _dropped("a space", " ", "not-json"),
@@ -112,6 +117,9 @@ NOT_JSON: Final = [
         b'{"type":"message","id":7,"x":' + b"[" * DEEP + b"]" * DEEP + b"]",
         "not-json",
     ),
+    _dropped("deep, with a comma too many", message(more=b',"x":' + _COMMA), "not-json"),
+    _dropped("deep, with a list for a name", message(more=b',"x":' + _NAME), "not-json"),
+    _dropped("deep, with mixed brackets", message(more=b',"x":' + _MIXED), "not-json"),
     _dropped(
         "deep, with an open string behind",
         b'{"type":"message","x":' + b"[" * DEEP + b"]" * DEEP + b',"id":7"}',
@@ -154,6 +162,7 @@ UNANSWERABLE: Final = [
     _dropped("an id in the payload", b'{"type":"message","payload":{"id":7}}', "no-id"),
     _dropped("half a pair and no type", b'{"id":7,"x":"\\ud800"}', "no-type"),
     _dropped("half a pair and no id", b'{"type":"message","x":"\\ud800"}', "no-id"),
+    _dropped("a type that is deep", b'{"type":%b,"id":7}' % _LIST, "unknown-type"),
     _dropped("deep and no id", b'{"type":"message","x":%b}' % (b"[" * 2000 + b"]" * 2000), "no-id"),
     _dropped("65,537 bytes", message(more=b" " * (65_537 - len(message()))), "too-long"),
     _dropped("a million brackets", b"[" * 1_000_000, "too-long"),
@@ -275,7 +284,7 @@ DATES: Final = [
     ),
 ]
 
-_LIST: Final = b"[" * DEEP + b"]" * DEEP
+_LEVELS_511: Final = b"[" * 511 + b"]" * 511
 _DEEP_BOTH: Final = b'{"a":[' * 1000 + b"]}" * 1000
 
 WHOLE: Final = [
@@ -283,6 +292,8 @@ WHOLE: Final = [
     _refused("deep before the id", b'{"x":' + _LIST + b"," + message()[1:], "nested too deeply"),
     _refused("deep by turns", message(more=b',"x":' + _DEEP_BOTH), "nested too deeply"),
     _refused("deep in the stake", message(_LIST), "nested too deeply"),
+    _refused("513 levels deep", message(more=b',"x":' + _LEVELS_511), "nested too deeply"),
+    _refused("deep in the id", message(id=_LIST), "nested too deeply", _LIST),
     _refused(
         "deep, with brackets in strings",
         message(id=b'"]}\\"]}"', more=b',"{[":"\\\\","x":' + _DEEP_BOTH + b',"]":"]"'),
@@ -363,7 +374,7 @@ CONVERTED: Final = [
         "exactly 64 KiB", message(more=b" " * (65_536 - len(message()))), "converted", "1.5"
     ),
     BadMessage(
-        "500 levels deep", message(more=b',"x":%b' % (b"[" * 500 + b"]" * 500)), "converted", "1.5"
+        "512 levels deep", message(more=b',"x":%b' % (b"[" * 510 + b"]" * 510)), "converted", "1.5"
     ),
     BadMessage("the last of two stakes", message("1e99", more=b',"stake":2'), "converted", "2"),
     BadMessage("a whole pair", message(more=b',"x":"\\ud83d\\ude00"'), "converted", "1.5"),

@@ -1,6 +1,11 @@
 """What holds for all tests."""
 
+import os
+
 from hypothesis import HealthCheck, settings
+
+# Most machines have it not, and what a process leaves unwritten at its end depends on it.
+os.environ.pop("PYTHONUNBUFFERED", None)
 
 # A machine that is busy with other things is slow: that is no flaw of what is tested.
 settings.register_profile(

@@ -178,3 +178,15 @@ def test_the_service_starts_without_what_it_may_never_need():
 
 def test_there_is_no_asyncio():
     assert not [name for name, found in IMPORTS.items() if any(i.name == "asyncio" for i in found)]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_member_of_a_class_hides_a_type_that_the_class_names(module):
+    """From 3.14 on annotations are looked up late, and a member comes before a global name."""
+    for found in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(found, ast.ClassDef):
+            fields = [node for node in found.body if isinstance(node, ast.AnnAssign)]
+            named = {
+                n.id for f in fields for n in ast.walk(f.annotation) if isinstance(n, ast.Name)
+            }
+            assert not named & {ast.unparse(field.target) for field in fields}

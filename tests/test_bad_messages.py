@@ -50,7 +50,7 @@ def is_right(row: BadMessage, replies: list[str]) -> bool:
         return replies == []
     if len(replies) != 1 or f'"id":{row.id.decode()}' not in replies[0]:
         return False
-    reply = json.loads(replies[0], parse_int=str, parse_float=str)
+    reply = json.loads(replies[0].replace(row.id.decode(), "0", 1), parse_int=str, parse_float=str)
     if row.outcome == "converted":
         return bool(reply["type"] == "message" and reply["payload"]["stake"] == row.word)
     text: str = reply["message"]

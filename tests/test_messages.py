@@ -1,9 +1,13 @@
 """Frames in and out: the table of bad_messages ones, and properties over generated ones."""
 
+import itertools
 import json
 import random
 import re
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -113,7 +117,7 @@ def test_nasty(row: BadMessage):
             assert found.text.isprintable()
             reply = encode_error(found.id, found.text)
             assert reply.startswith(b'{"type":"error","id":%b,"message":"' % row.id)
-            assert len(json.loads(reply, parse_float=str, parse_int=str)["message"]) < 300
+            assert len(json.loads(reply.replace(row.id, b"0", 1))["message"]) < 300
 
 
 def test_the_table_names_each_row_once_and_says_truly_which_are_texts():
@@ -420,30 +424,90 @@ def test_types_and_names_in_escapes_are_understood():
 # Deep nesting.
 
 
+def depth_of(text: str) -> int:
+    """How many levels deep a JSON text is, told by the standard library."""
+
+    def levels(value: Any) -> int:
+        return 1 + max(map(levels, value), default=0) if isinstance(value, list) else 0
+
+    values = json.loads(text, parse_int=str, object_pairs_hook=lambda pairs: [v for _, v in pairs])
+    return levels(values)
+
+
 @pytest.mark.parametrize(
     ("opening", "closing"),
-    [("[", "]"), ('{"]}":', "}"), ('{"\\"[":', "}"), ("[0,", "]"), ("[[", "] ]"), ('[{"":', "}]")],
+    [
+        ("[", "]"),
+        ('{"]}":', "}"),
+        ('{"\\"[":', "}"),
+        ("[0,", "]"),
+        ("[[", "] ]"),
+        ('[{"":', "}]"),
+    ],
 )
 @pytest.mark.parametrize("id_first", [True, False])
-def test_a_request_nested_too_deeply_is_answered_under_its_id(
+def test_a_request_nested_too_deeply_is_answered_under_its_whole_id(
     opening: str, closing: str, id_first: bool
 ):
-    # Not by hypothesis, which has the interpreter allow a deeper recursion.
-    deep = (opening * 1_500 + "1" + closing * 1_500).encode()
-    for message_id in (b"1", b'"]}"', b'[[2.20],{"a":["}"]}]'):
+    def deep(levels: int) -> str:
+        pairs = levels // depth_of(f"{opening}1{closing}")
+        return opening * pairs + "1" + closing * pairs
+
+    for id_levels, levels in itertools.product(
+        (0, 2, 510, 512, 6_000), (0, 510, 512, 1_024, 1_200)
+    ):
+        message_id, more = deep(id_levels), deep(levels)
         if id_first:
-            frame = message(id=message_id, more=b',"x":' + deep)
+            frame = message(id=message_id, more=f',"x":{more}')
         else:
-            frame = b'{"x":' + deep + b"," + message(id=message_id)[1:]
-        found = refusal(frame)
-        assert found.id == message_id
-        assert found.text == "the message is nested too deeply"
+            frame = b'{"x":%b,%b' % (more.encode(), message(id=message_id)[1:])
+        allowed = id_levels + 1 <= 512 and levels + (2 if id_first else 1) <= 512
+        found = read(frame)
+        assert isinstance(found, Request if allowed else Refused)
+        assert found.id == message_id.encode()
+        assert allowed or str(found) == "the message is nested too deeply"
 
 
-def test_an_id_that_is_nested_itself_comes_back_whole():
-    message_id = b"[" * 62 + b"1.50" + b"]" * 62  # within the message: 63 levels
-    deep = b"[" * 1_000 + b"]" * 1_000
-    assert refusal(message(id=message_id, more=b',"x":' + deep)).id == message_id
+@contextmanager
+def depth_bounded(levels: int) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(messages, "MAX_DEPTH", levels)
+        yield
+
+
+@FEW
+@given(echoes(), st.integers(1, 6))
+def test_a_message_is_converted_or_refused_by_its_depth(case: tuple[bytes, bytes, str], bound: int):
+    frame, reply, message_id = case
+    with depth_bounded(bound):
+        found = read(frame)
+    assert isinstance(found, Request if depth_of(frame.decode()) <= bound else Refused)
+    assert found.id == message_id.encode()
+    if isinstance(found, Request):
+        assert encode_reply(found, "207.52054", DATE) == reply
+
+
+@given(st.lists(st.sampled_from(TOKENS + ("[", "]", "{", "}", '"x":') * 4)), st.integers(1, 3))
+@example(['{"type":"message","id":7,"x":', "[", "{", "[", "]", ":1", "}", "]", "}"], 2)
+@example(['{"type":"message","id":7,"x":', "[", "[", "1", "]", "]", "]", "}"], 2)
+def test_which_deep_frames_are_answered_agrees_with_the_standard_library(
+    tokens: list[str], bound: int
+):
+    frame = "".join(tokens).encode()
+    with depth_bounded(bound):
+        assert came_of(frame) == expected(frame)
+
+
+def test_the_deepest_message_fits_a_small_stack():
+    frames = [row.frame for row in bad_messages.ALL if "deep" in row.name]
+    assert len(frames) > 10
+    before = threading.stack_size(128 * 1024)
+    try:
+        thread = threading.Thread(target=lambda: [read(frame) for frame in frames])
+        thread.start()
+        thread.join()
+    finally:
+        threading.stack_size(before)
 
 
 # The currency.
@@ -515,6 +579,25 @@ def test_a_text_that_is_no_json_number_is_no_stake(text: str):
 
 
 # The date.
+
+
+@pytest.mark.parametrize("day", ["2021-05-18", "2020-02-29", "1999-12-31", "9999-12-31"])
+def test_a_fraction_of_a_second_never_leaves_its_second(day: str):
+    """However a message is spelt, which is what chooses the way that a date is read."""
+    rnd = random.Random(41)
+    for clock, places in itertools.product(("00:00:00", "23:59:59", "12:34:56"), range(13)):
+        for digits in {"9" * places, "5" * places, f"{rnd.random():.16f}"[2 : 2 + places]}:
+            date = f"{day}T{clock}{'.' if places else ''}{digits}Z"
+            begun = datetime.fromisoformat(f"{day}T{clock}+00:00")
+            exact = Fraction(int(digits or "0"), 10**places)
+            usual = SAMPLE.replace(b"2021-05-18T21:32:42.324Z", date.encode())
+            for frame in (usual, usual.replace(b":", b": ", 1), message(date=f'"{date}"')):
+                found = read(frame)
+                if places > 9:
+                    assert str(found) == f"date '{date}' is not an ISO 8601 date and time"
+                else:
+                    assert isinstance(found, Request)
+                    assert found.instant == begun.replace(microsecond=int(exact * 10**6))
 
 
 def any_date(rnd: random.Random) -> str:

@@ -483,10 +483,10 @@ def not_tls(script: Script) -> Script:
     [
         pytest.param(
             send(b"HTTP/1.1 400 Bad Request\r\n\r\n"),
-            *("tls", "TLS failed: wrong version number"),
+            *("tls", "TLS failed: "),
             id="plain HTTP",
         ),
-        pytest.param(nothing, "tls", "TLS failed: unexpected eof while reading", id="FIN"),
+        pytest.param(nothing, "tls", "the peer broke off the TLS handshake", id="FIN"),
         pytest.param(reset, "tls", "the peer broke off the TLS handshake", id="RST"),
         pytest.param(
             hold_on,

@@ -70,6 +70,8 @@ def _dial_failure(error: OSError | UnicodeError) -> LinkFailed:
 def _tls_failure(cause: BaseException | None) -> LinkFailed:
     if isinstance(cause, ssl.SSLCertVerificationError):
         return LinkFailed("certificate", f"the certificate does not pass: {cause.verify_message}")
-    if isinstance(cause, ssl.SSLError) and cause.reason:
+    # A peer who goes is one of these two errors, which one depends on the version of Python.
+    gone = isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError)
+    if isinstance(cause, ssl.SSLError) and cause.reason and not gone:
         return LinkFailed("tls", f"TLS failed: {cause.reason.replace('_', ' ').lower()}")
     return LinkFailed("tls", "the peer broke off the TLS handshake")

@@ -15,7 +15,7 @@ from .source import Http, make_table, retry_after
 
 
 class _Row(msgspec.Struct):
-    date: date
+    day: date = msgspec.field(name="date")
     base: str
     quote: str
     rate: Raw
@@ -58,5 +58,5 @@ class Frankfurter:
             raise SourceFailed("bad-body", "answered with something else than rates") from None
         if any(row.base != "EUR" for row in rows):
             raise SourceFailed("bad-table", "answered with another base than the euro")
-        quotes = [(row.quote, row.rate, row.date) for row in rows]
+        quotes = [(row.quote, row.rate, row.day) for row in rows]
         return make_table(self.name, day, now, [*quotes, ("EUR", _EURO_ROW, day)])
