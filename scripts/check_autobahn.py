@@ -60,8 +60,11 @@ class CannotRun(Exception):
 
 async def echo(link: Link) -> None:
     """Send back every text. Raises `LinkFailed` when the link has ended."""
-    while True:
-        await link.send(await link.receive())
+
+    def send_back(texts: Sequence[bytes]) -> None:
+        link.put(texts)
+
+    await link.receive(send_back)
 
 
 def find_python2() -> str:

@@ -207,7 +207,7 @@ class FeedSteps:
         self.stream = secured
         if self._tls.verify_mode == ssl.CERT_NONE:
             return "the certificate is not checked, as VERIFY_SSL is off"
-        return describe_certificate(secured.getpeercert(), datetime.now(UTC))
+        return describe_certificate(secured.certificate(), datetime.now(UTC))
 
     async def upgrade(self) -> str:
         began = trio.current_time()

@@ -9,6 +9,7 @@ import trio
 
 from ..errors import LinkFailed
 from .address import Address
+from .tls import TlsStream
 
 Dial = Callable[[], Awaitable[trio.abc.Stream]]
 
@@ -38,16 +39,14 @@ async def open_tcp(address: Address) -> trio.SocketStream:
     return stream
 
 
-async def add_tls(
-    stream: trio.SocketStream, address: Address, tls: ssl.SSLContext
-) -> trio.SSLStream[trio.SocketStream]:
+async def add_tls(stream: trio.SocketStream, address: Address, tls: ssl.SSLContext) -> TlsStream:
     """Put TLS on a connection; on failure that is closed. Raises `LinkFailed`."""
     try:
-        secured = trio.SSLStream(stream, tls, server_hostname=address.host, https_compatible=True)
-        await secured.do_handshake()
-    except trio.BrokenResourceError as error:
+        secured = TlsStream(stream, tls, address.host)
+        await secured.handshake()
+    except (trio.BrokenResourceError, ssl.SSLError) as error:
         await trio.aclose_forcefully(stream)
-        raise _tls_failure(error.__cause__) from None
+        raise _tls_failure(error) from None
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
@@ -67,7 +66,7 @@ def _dial_failure(error: OSError | UnicodeError) -> LinkFailed:
     return LinkFailed("unreachable", error.strerror or "no connection could be made")
 
 
-def _tls_failure(cause: BaseException | None) -> LinkFailed:
+def _tls_failure(cause: Exception) -> LinkFailed:
     if isinstance(cause, ssl.SSLCertVerificationError):
         return LinkFailed("certificate", f"the certificate does not pass: {cause.verify_message}")
     # A peer who goes is one of these two errors, which one depends on the version of Python.

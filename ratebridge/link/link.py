@@ -58,10 +58,10 @@ class Link:
     ) -> Write | None:
         """Send a batch in one write, behind those before it.
 
-        None when the system has taken all of it at once. (Over TLS it never does.)
-        Else the write: `on_whole` is called when it has, and until then
-        `Write.texts_taken` tells how far it came. (Over TLS, which does not tell,
-        that is all or none.) On a link that has ended nothing is sent.
+        None when the system has taken all of it at once. Else the write: `on_whole`
+        is called when it has, and until then `Write.texts_taken` tells how far it
+        came. (Over TLS, which does not tell, that is all or none.) On a link that
+        has ended nothing is sent.
         """
         return self._stream.put(client_frames(texts, self._keys), texts, on_whole)
 

@@ -17,9 +17,9 @@ import trio
 
 from ..errors import LinkFailed
 from .framing import FrameCutter, whole_frames
+from .tls import READ_SIZE, TlsStream
 from .upgrade import UpgradeResponse
 
-READ_SIZE: Final = 64 * 1024  # bytes, the most that one batch is made of
 PONG_BACKLOG: Final = 128  # writes in the queue from which on a pong is left out (5.5.3): 16 KiB
 YIELD_EVERY: Final = 32  # frames for trio-websocket, some 50 µs each
 
@@ -58,8 +58,11 @@ class LinkStream(trio.abc.Stream):
 
     def __init__(self, network: trio.abc.Stream) -> None:
         self._network = network
-        # A bare socket is read and written without a task switch; TLS asks for its stream.
-        self._socket = network.socket if isinstance(network, trio.SocketStream) else None
+        # A socket is read and written without a task switch; another stream by its own methods.
+        self._tls = network if isinstance(network, TlsStream) else None
+        self._socket: trio.socket.SocketType | None = None
+        if isinstance(network, trio.SocketStream | TlsStream):
+            self._socket = network.socket
         self._response: UpgradeResponse | None = UpgradeResponse()  # until it is read
         self._cutter = FrameCutter()  # for what comes behind the upgrade
         self._handler: Handler | None = None
@@ -99,6 +102,13 @@ class LinkStream(trio.abc.Stream):
 
         Errors are left for `write_queued` to meet. Nothing follows a close.
         """
+        if self._tls is not None and not self.sent_close:
+            data, texts = self._tls.seal(data), ()  # where a record ends is not known
+        return self._put_sealed(data, texts, on_whole)
+
+    def _put_sealed(
+        self, data: bytes, texts: Sequence[bytes] = (), on_whole: Callable[[], None] | None = None
+    ) -> Write | None:
         taken = 0
         if self._socket is not None and not self._queue and not self.sent_close:
             with suppress(OSError):
@@ -186,17 +196,24 @@ class LinkStream(trio.abc.Stream):
         return data[: len(data) - len(behind)]
 
     async def _read(self) -> bytes:
-        """`receive_some`, on a bare socket without the attempt before the wait: it would fail."""
+        """`receive_some`, on a socket without the attempt before the wait: it would be in vain."""
         if self._socket is None:
             return bytes(await self._network.receive_some(READ_SIZE))
         while True:
             await trio.lowlevel.wait_readable(self._socket)
             try:
-                return os.read(self._socket.fileno(), READ_SIZE)
+                data = os.read(self._socket.fileno(), READ_SIZE)
             except BlockingIOError:
                 continue
             except OSError:
                 raise trio.BrokenResourceError("the peer broke off") from None
+            if self._tls is None:
+                return data
+            plain = self._tls.unseal(data)
+            if owed := self._tls.owed():
+                self._put_sealed(owed)
+            if plain is not None:
+                return plain
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Write the upgrade and the close to the end, and queue the rest, which is pongs."""
