@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from itertools import pairwise
 from math import inf
 from typing import Any
+from unittest.mock import patch
 
 import attrs
 import pytest
@@ -24,8 +25,10 @@ from support import (
     within,
 )
 
+from ratebridge.bridge import Moment
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script
 from ratebridge.link.link import open_link
+from ratebridge.messages import Heartbeat
 from ratebridge.outbox import Outbox, Reply
 from ratebridge.session import HeartbeatSettings, Session, SessionEnd
 
@@ -502,14 +505,26 @@ async def test_requests_that_came_with_the_end_are_answered_into_the_outbox(auto
         assert written + len(life.outbox) == 5
 
 
-async def test_a_bug_in_the_bridge_surfaces(autojump_clock):
+async def test_a_bug_in_the_bridge_surfaces_and_costs_no_reply_of_the_same_batch(autojump_clock):
     async with trio.open_nursery() as nursery:
         outbox = Outbox(Recorder())
-        bridge: Any = None
-        link = await open_link(nursery, ADDRESS, MemoryFeed(nursery, asking(1)).dial)
-        with pytest.raises(ExceptionGroup) as caught:
+        bridge = euro_bridge(nursery, outbox)
+        answer = bridge.answer
+
+        def answer_two(frame: bytes, moment: Moment) -> Heartbeat | Reply | None:
+            if frame == ask(2).encode():
+                raise ZeroDivisionError
+            return answer(frame, moment)
+
+        script = asking(0, 1, 2, together=True)
+        link = await open_link(nursery, ADDRESS, MemoryFeed(nursery, script).dial)
+        with (
+            patch.object(bridge, "answer", answer_two),
+            pytest.raises(ExceptionGroup) as caught,
+        ):
             await Session(link, bridge, outbox, HeartbeatSettings(), Recorder()).run()
-        assert caught.value.subgroup(AttributeError) is not None
+        assert caught.value.subgroup(ZeroDivisionError) is not None
+        assert len(outbox) == 2
         nursery.cancel_scope.cancel()
 
 
