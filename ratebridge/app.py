@@ -103,7 +103,7 @@ async def open_chain(
 
 @asynccontextmanager
 async def open_outbox(observer: Observer) -> AsyncIterator[Outbox]:
-    """An outbox that gives up what is left in it, whichever way the service ends."""
+    """An outbox that reports what is left in it, whichever way the service ends."""
     outbox = Outbox(observer)
     try:
         yield outbox

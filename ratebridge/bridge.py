@@ -1,8 +1,8 @@
 """The whole story of a message: a frame in, a reply out.
 
-A reply is made at once when the rate is at hand. When it is not, a task of the
-service's nursery waits for it, and the reply finds its way into the outbox
-later, on whichever link is up by then.
+A reply is made at once when the rate is cached. Otherwise a task of the service's
+nursery waits for the rate, and the reply goes to the outbox later, for whichever
+link is up by then.
 """
 
 from collections.abc import Callable
@@ -139,6 +139,6 @@ class Bridge:
     def _refuse(self, message_id: bytes, problem: Refused | NoRate, came: float) -> Reply:
         now = trio.current_time()
         self._observer.refused(problem, message_id, now - came)
-        # "Overloaded" is the state of this moment: nobody wants to hear of it after a reconnect.
+        # "Overloaded" describes this moment; after a reconnect it is no longer true.
         keep = problem.kind != "overloaded"
         return Reply(message_id, encode_error(message_id, problem.text), now, keep)

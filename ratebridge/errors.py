@@ -86,8 +86,8 @@ class SourceFailed(RatebridgeError):
 
     `outcome` is a stable word for metrics, `text` a safe half-sentence for
     people. `again` tells whether the same question may be put again at once,
-    `after` how many seconds to wait before doing so, `silence` for how many
-    seconds nothing at all should be asked of this source.
+    `after` how many seconds to wait before doing so, `limited_for` for how many
+    seconds nothing at all may be asked of this source.
     """
 
     outcome: str

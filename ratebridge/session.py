@@ -16,7 +16,7 @@ from .messages import HEARTBEAT, Heartbeat
 from .observer import Observer
 from .outbox import Outbox, Reply
 
-GRACE: Final = 0.1  # s to read what has arrived before the peer is called silent
+GRACE: Final = 0.1  # s to read what has arrived before the peer counts as stale
 POLLS: Final = 10  # in that time: a stall of our own counts as one of them, not as the peer's
 STALL: Final = 0.25  # s: woken later than that, it was our own loop that stood still
 LARGE: Final = 32  # frames: the peer has half the replies to read while the rest is made
@@ -64,7 +64,7 @@ class Session:
         self._cause: LinkFailed | None = None
 
     async def run(self) -> SessionEnd:
-        """Run until the link fails, the peer falls silent, or `stop` is called."""
+        """Run until the link fails, the peer is stale, or `stop` is called."""
         self._link.put([HEARTBEAT])
         self._outbox.attach(self._link.put)
         async with trio.open_nursery() as session_nursery:
@@ -135,16 +135,16 @@ class Session:
             late = trio.current_time() - heard - timeout
             grace = GRACE
             if late > STALL:
-                # We did not look for a while. A healthy peer has beaten meanwhile, or
+                # Our own loop stalled. A healthy peer has sent a heartbeat meanwhile, or
                 # will within a period; a dead one gets that period once.
                 self._observer.loop_stalled(late)
                 grace = timeout
-            look = grace / POLLS
+            poll = grace / POLLS
             for _ in range(POLLS):
                 began = trio.current_time()
-                await trio.sleep(look)
-            if trio.current_time() - began > look + STALL:
-                await trio.sleep(look)  # the last one told nothing: what came lies unread
+                await trio.sleep(poll)
+            if trio.current_time() - began > poll + STALL:
+                await trio.sleep(poll)  # what came during a stall is still unread
             silence = trio.current_time() - self._heard
             if self._heard == heard and silence > timeout:
                 self._fail(LinkFailed("stale", f"no heartbeat for {silence:.1f} s"))

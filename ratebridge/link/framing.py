@@ -2,7 +2,7 @@
 
 Nearly every frame of a feed is a whole, unmasked text. Those are cut out here;
 every other frame is handed on untouched, so that wsproto, and trio-websocket on
-top of it, stay the judges of all that is unusual.
+top of it, decide on all that is unusual.
 """
 
 import os
@@ -54,8 +54,8 @@ class FrameCutter:
     def cut(self) -> tuple[list[bytes], bytes]:
         """The next whole texts (UTF-8), and the rest behind them.
 
-        The rest reaches to the end of an unusual frame at most: wsproto judges
-        that one before anything behind it is cut. It can be a part of a frame.
+        The rest reaches to the end of an unusual frame at most: wsproto decides
+        on that one before anything behind it is cut. It can be a part of a frame.
         Both are empty when more has to be fed.
         """
         buffer = self._buffer
@@ -104,7 +104,7 @@ class FrameCutter:
     def _cut_usual(self, texts: list[bytes]) -> int:
         """Cut the first whole texts, in ASCII and below 64 KiB, and tell where they end.
 
-        Nearly all are such, and this takes half the time of the full judgement.
+        Nearly all are such, and this takes half the time of all the checks.
         """
         data = self._buffer
         have = len(data)

@@ -196,7 +196,7 @@ class LinkStream(trio.abc.Stream):
         return data[: len(data) - len(behind)]
 
     async def _read(self) -> bytes:
-        """`receive_some`, on a socket without the attempt before the wait: it would be in vain."""
+        """`receive_some`, on a socket without the first attempt, which would find nothing."""
         if self._socket is None:
             return bytes(await self._network.receive_some(READ_SIZE))
         while True:
