@@ -34,7 +34,7 @@ class Observer:
         """A heartbeat came, `gap` seconds after the one before it (the first: after the open)."""
 
     def loop_stalled(self, late: float) -> None:
-        """The event loop stalled for `late` seconds, so the peer got another period to be heard in."""
+        """The event loop stalled for `late` seconds, so the peer got another period."""
 
     # The messages.
 

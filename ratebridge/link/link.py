@@ -108,7 +108,7 @@ class Link:
                 await self._fail(self._explain(closed.reason))
 
     def _explain(self, reason: trio_websocket.CloseReason | None) -> LinkFailed:
-        """Why the link was closed: by the peer for a reason of its own, or by us for an error of the peer."""
+        """Why the link was closed: by the peer, or by us for an error of the peer."""
         if reason is None or reason.code == 1006:
             return LinkFailed("reset", "the peer broke off without a close", code=1006)
         code, words = int(reason.code), reason.reason or ""  # out of their enumeration
