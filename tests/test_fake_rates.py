@@ -8,15 +8,14 @@ from decimal import Decimal
 import pytest
 import trio
 
+from ratebridge.fakes.frankfurter import FRANKFURTER
+from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI, NO_CALLS_THIS_MONTH
 from ratebridge.fakes.rates import (
     CLOSE,
     DRIP,
-    FRANKFURTER,
-    FREECURRENCYAPI,
     HANG,
     HTML,
     HUGE,
-    NO_CALLS_THIS_MONTH,
     FakeRates,
     Fault,
     quote,

@@ -5,12 +5,13 @@ Published on TARGET working days about 16:00 CET, for information purposes only.
 
 from datetime import date, datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from ..errors import SourceFailed
 from ..rates import MAX_DAYS_BACK, Quote, RateTable
+from .source import Provider
 
 if TYPE_CHECKING:
     from currency_converter import CurrencyConverter
@@ -75,3 +76,6 @@ def _quote(history: "CurrencyConverter", currency: str, day: date) -> Quote | No
         except RateNotFoundError:
             continue
     return None
+
+
+PROVIDER: Final = Provider(Ecb.name, lambda _http, _values: Ecb())
