@@ -80,24 +80,24 @@ def switch(value: str) -> bool:
     raise ValueError("true or false")
 
 
-def seconds_from_zero(value: str) -> float:
+def _number(value: str) -> float:
     try:
-        number = float(value)
+        return float(value)
     except ValueError:
-        number = math.nan
+        return math.nan
+
+
+def seconds_from_zero(value: str) -> float:
+    number = _number(value)
     if not 0 <= number <= 1e9:
         raise ValueError("a number of seconds")
     return number
 
 
 def seconds(value: str) -> float:
-    expected = "a number of seconds above 0"
-    try:
-        number = seconds_from_zero(value)
-    except ValueError:
-        raise ValueError(expected) from None
-    if number == 0:
-        raise ValueError(expected)
+    number = _number(value)
+    if not 0 < number <= 1e9:
+        raise ValueError("a number of seconds above 0")
     return number
 
 

@@ -307,13 +307,14 @@ async def check_source(report: Report, source: Source, now: datetime, within: fl
         (f"{name} today", within, partial(fetch_table, source, now.date(), now)),
         (f"{name} past", within, partial(fetch_table, source, now.date() - PAST, now)),
     ]
-    if (further := declared.check) is not None:
-
-        async def run(_made: None) -> Found:
-            return Found(await further.run(source))
-
-        steps.insert(0, (f"{name} {further.name}", within, run))
+    if declared.check is not None:
+        step, run = declared.check
+        steps.insert(0, (f"{name} {step}", within, partial(say, run, source)))
     await report.run(steps, hints=declared.hints)
+
+
+async def say(run: Callable[[Source], Awaitable[str]], source: Source, _made: None) -> Found:
+    return Found(await run(source))
 
 
 async def fetch_table(source: Source, day: date, now: datetime, _made: None) -> Found:

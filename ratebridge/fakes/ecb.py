@@ -2,17 +2,15 @@
 
 from collections.abc import Iterator
 from datetime import date, timedelta
-from decimal import ROUND_HALF_EVEN, Context
-from functools import lru_cache
+from decimal import ROUND_HALF_EVEN, Context, Decimal
 from io import BytesIO
-from typing import ClassVar, Final
+from typing import Final
 from zipfile import ZIP_DEFLATED, ZipFile
 
 import attrs
 
 from ..providers.ecb import URL
-from ..setting import Setting
-from .rates import COMMON, CONTEXT, Call, FakeAnswer, Fault, made_up, working_day
+from .rates import COMMON, Call, FakeAnswer, FakeSource, Fault, working_day
 
 ECB: Final = "ecb"
 
@@ -27,21 +25,18 @@ xmlns="http://www.ecb.int/vocabulary/2002-08-01/eurofxref">\
 
 
 @attrs.define
-class FakeEcb:
+class FakeEcb(FakeSource):
     """`published` is the hour of the day, in UTC, at which its rates appear."""
 
-    prefix: ClassVar[str] = "/stats/eurofxref"
-    url: ClassVar[Setting[str]] = URL
+    prefix = "/stats/eurofxref"
+    url = URL
 
     published: int = 15
 
     @staticmethod
-    @lru_cache(32768)
-    def quote(currency: str, day: date, base: str = "EUR") -> str:
+    def text(rate: Decimal) -> str:
         """Five digits, without zeros at the end."""
-        assert base == "EUR", "there is no other base"
-        rate = _FIVE_DIGITS.plus(made_up(ECB, COMMON[currency], currency, day))
-        return f"{rate.normalize(CONTEXT):f}"
+        return f"{_FIVE_DIGITS.plus(rate).normalize():f}"
 
     def answer(self, call: Call, fault: Fault) -> FakeAnswer:
         """See `FakeSource`."""

@@ -2,21 +2,19 @@
 
 from datetime import date, timedelta
 from decimal import ROUND_HALF_EVEN, Context, Decimal
-from typing import ClassVar, Final
+from typing import Final
 
 import attrs
 
 from ..providers.frankfurter import URL
-from ..setting import Setting
 from .rates import (
     COMMON,
-    CONTEXT,
     Call,
     FakeAnswer,
+    FakeSource,
     Fault,
     Refusal,
     json_object,
-    made_up,
     read_day,
     to_json,
     units_of,
@@ -45,17 +43,17 @@ _FIVE_DIGITS: Final = Context(prec=5, rounding=ROUND_HALF_EVEN)
 
 
 @attrs.define
-class FakeFrankfurter:
+class FakeFrankfurter(FakeSource):
     """It has no options."""
 
-    prefix: ClassVar[str] = "/v2"
-    url: ClassVar[Setting[str]] = URL
+    prefix = "/v2"
+    url = URL
+    units = _UNITS
 
     @staticmethod
-    def quote(currency: str, day: date, base: str = "EUR") -> str:
+    def text(rate: Decimal) -> str:
         """Five digits."""
-        rate = CONTEXT.divide(_units(currency, day), _units(base, day))
-        return "1.0" if currency == base else f"{_FIVE_DIGITS.plus(rate):f}"
+        return "1.0" if rate == 1 else f"{_FIVE_DIGITS.plus(rate):f}"
 
     def answer(self, call: Call, fault: Fault) -> FakeAnswer:
         """See `FakeSource`."""
@@ -97,10 +95,6 @@ class FakeFrankfurter:
                 row = {"date": f'"{quoted_on}"', "base": f'"{base}"', "quote": f'"{code}"'}
                 rows.append(json_object({**row, "rate": rate}))
         return f"[{','.join(rows)}]"
-
-
-def _units(currency: str, day: date) -> Decimal:
-    return made_up(FRANKFURTER, _UNITS[currency], currency, day)
 
 
 def _day_of_row(currency: str, day: date) -> date | None:

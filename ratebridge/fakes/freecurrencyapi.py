@@ -3,21 +3,20 @@
 from collections.abc import Mapping
 from datetime import date, datetime
 from decimal import Decimal
-from typing import ClassVar, Final
+from typing import Final
 
 import attrs
 
 from ..providers.freecurrencyapi import URL
-from ..setting import Setting
 from .rates import (
     COMMON,
     CONTEXT,
     Call,
     FakeAnswer,
+    FakeSource,
     Fault,
     Refusal,
     json_object,
-    made_up,
     read_day,
     to_json,
 )
@@ -38,14 +37,14 @@ NO_CALLS_THIS_MONTH: Final = attrs.evolve(
 
 
 @attrs.define
-class FakeFreeCurrencyApi:
+class FakeFreeCurrencyApi(FakeSource):
     """`key` is the one that is accepted (None: any), `per_minute` and `per_month` are the quotas.
 
     `dollar_only` makes it refuse any other base.
     """
 
-    prefix: ClassVar[str] = "/v1"
-    url: ClassVar[Setting[str]] = URL
+    prefix = "/v1"
+    url = URL
 
     key: str | None = None
     per_minute: int = 10
@@ -54,9 +53,8 @@ class FakeFreeCurrencyApi:
     _used: dict[str, int] = attrs.field(factory=dict, init=False)  # by minute and by month
 
     @staticmethod
-    def quote(currency: str, day: date, base: str = "EUR") -> str:
+    def text(rate: Decimal) -> str:
         """Up to 10 decimals."""
-        rate = CONTEXT.divide(_units(currency, day), _units(base, day))
         text = f"{rate.quantize(_TEN_PLACES, context=CONTEXT):f}"
         return text.rstrip("0").rstrip(".")
 
@@ -108,8 +106,6 @@ class FakeFreeCurrencyApi:
                 left = self._left(call.at)[1]
                 month = {"total": self.per_month, "used": self.per_month - left, "remaining": left}
                 return to_json({"account_id": 1, "quotas": {"month": month}})
-            case "/currencies":
-                return to_json({"data": {code: {"code": code, "name": code} for code in COMMON}})
             case "/latest":
                 return f'{{"data":{self._flat(call.at.date(), params, fault)}}}'
             case "/historical":
@@ -136,10 +132,6 @@ class FakeFreeCurrencyApi:
         base = fault.base or base
         quotes = {} if fault.empty else {c: self.quote(c, day, base) for c in codes}
         return json_object({**quotes, **fault.quotes})
-
-
-def _units(currency: str, day: date) -> Decimal:
-    return made_up(FREECURRENCYAPI, COMMON[currency], currency, day)
 
 
 def _periods(at: datetime) -> tuple[str, str]:

@@ -16,10 +16,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Context, Decimal
-from functools import cache
+from functools import lru_cache
 from importlib import import_module
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 import attrs
@@ -122,27 +121,43 @@ class Refusal(Exception):
     """A request that the source refuses: a status, and what its body is made of."""
 
 
-class FakeSource(Protocol):
-    """One source. Its options, if any, are fields with defaults.
+class FakeSource:
+    """One source, asked for what lies below `prefix`; the setting `url` sends a service there.
 
-    It is asked for what lies below the path `prefix`; `url` is the setting that
-    sends a service there.
+    `units` are the usual ones for one euro. A subclass is attrs', and its options
+    are fields with defaults.
     """
 
     prefix: ClassVar[str]
     url: ClassVar[Setting[str]]
+    units: ClassVar[Mapping[str, Decimal]] = COMMON
 
     def answer(self, call: Call, fault: Fault) -> FakeAnswer:
         """A true answer, but for the `quotes`, the `base` and the emptiness of the fault."""
-        ...
+        raise NotImplementedError
 
     @staticmethod
-    def quote(currency: str, day: date, base: str) -> str:
+    def text(rate: Decimal) -> str:
+        """A rate with as many digits as the source gives."""
+        raise NotImplementedError
+
+    @classmethod
+    @lru_cache(65536)
+    def quote(cls, currency: str, day: date, base: str = "EUR") -> str:
         """How much of a currency makes one of the base, as the text that is sent."""
-        ...
+        return cls.text(CONTEXT.divide(cls._made_up(currency, day), cls._made_up(base, day)))
+
+    @classmethod
+    def _made_up(cls, currency: str, day: date) -> Decimal:
+        """Units for one euro: within 1 % of the usual, and within 0.2 % of another source's."""
+        if currency == "EUR":
+            return cls.units[currency]
+        that_day = zlib.crc32(f"{currency} {day}".encode()) % 20_001 - 10_000
+        that_source = zlib.crc32(f"{cls.__name__} {currency} {day}".encode()) % 2_001 - 1_000
+        change = Decimal(that_day * 10 + that_source).scaleb(-7)
+        return CONTEXT.multiply(cls.units[currency], 1 + change)
 
 
-@cache
 def fake(name: str) -> type[FakeSource]:
     """The stand-in for a source."""
     found: type[FakeSource] = import_module(f".{name}", __package__).FAKE
@@ -150,7 +165,7 @@ def fake(name: str) -> type[FakeSource]:
 
 
 def quote(source: str, currency: str, day: date, base: str = "EUR") -> str:
-    """How much of a currency makes one of the base, as the source's stand-in says it."""
+    """What the source's stand-in quotes."""
     return fake(source).quote(currency, day, base)
 
 
@@ -174,8 +189,6 @@ class FakeRates:
         self.disturb: Callable[[Call], Fault | None] = lambda _call: None
         self.sources: dict[str, FakeSource] = {}
         for name in NAMES:
-            if find_spec(f".{name}", __package__) is None:
-                continue  # a source without a network has none
             kind: Any = fake(name)
             fields = {field.name for field in attrs.fields(kind) if field.init}
             self.sources[name] = kind(**{o: options.pop(o) for o in fields & options.keys()})
@@ -211,16 +224,6 @@ class FakeRates:
         if answer.manner in ("whole", "drip"):
             call.status = answer.status
         return answer
-
-
-def made_up(source: str, usual: Decimal, currency: str, day: date) -> Decimal:
-    """Units for one euro: within 1 % of the usual, and within 0.2 % of another source's."""
-    if currency == "EUR":
-        return usual
-    that_day = zlib.crc32(f"{currency} {day}".encode()) % 20_001 - 10_000
-    that_source = zlib.crc32(f"{source} {currency} {day}".encode()) % 2_001 - 1_000
-    change = Decimal(that_day * 10 + that_source).scaleb(-7)
-    return CONTEXT.multiply(usual, 1 + change)
 
 
 def working_day(day: date) -> date:

@@ -14,17 +14,7 @@ from msgspec import Raw
 from ..errors import SourceFailed
 from ..rates import RateTable
 from ..setting import Setting, base_url, key
-from .source import (
-    Answer,
-    Check,
-    Http,
-    Provider,
-    Quota,
-    make_table,
-    read_body,
-    read_count,
-    retry_after,
-)
+from .source import Answer, Http, Provider, Quota, make_table, read_body, read_count, retry_after
 
 KEY: Final = Setting("FREECURRENCY_API_KEY", key, required=True)
 URL: Final = Setting("FREECURRENCY_API_URL", base_url, "https://api.freecurrencyapi.com/v1")
@@ -187,5 +177,5 @@ PROVIDER: Final = Provider(
         "RATEBRIDGE_PROVIDERS",
         "quota-minute": "wait a minute and try again",
     },
-    check=Check("key", FreeCurrencyApi.check_key),
+    check=("key", FreeCurrencyApi.check_key),
 )

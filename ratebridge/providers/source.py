@@ -72,27 +72,20 @@ class Source(Protocol):
 
 
 @attrs.frozen
-class Check:
-    """A further step of the command `check`: `run` says what it found, or raises `SourceFailed`."""
-
-    name: str
-    run: Callable[[Any], Awaitable[str]]
-
-
-@attrs.frozen
 class Provider:
     """What a module of a source declares, as `PROVIDER`; all that the rest knows of it.
 
     `make` makes the source of what it asks with and of the values of its
-    `settings`. `hints` say what to do about a failure, by its outcome. `check` is
-    tried before the tables are.
+    `settings`. `hints` say what to do about a failure, by its outcome. `check` is a
+    step of that command, tried before the tables are: its name, and what says what
+    it found, or raises `SourceFailed`.
     """
 
     name: str
     make: Callable[[Http, Values], Source]
     settings: tuple[Setting[Any], ...] = ()
     hints: Mapping[str, str] = attrs.Factory(dict)
-    check: Check | None = None
+    check: tuple[str, Callable[[Any], Awaitable[str]]] | None = None
 
 
 def read_body(decode: Callable[[bytes], T], answer: Answer) -> T:
