@@ -117,7 +117,7 @@ def command_line() -> argparse.ArgumentParser:
     convert.add_argument("stake", metavar="STAKE", help="a number such as 253.67")
     convert.add_argument("currency", metavar="CURRENCY", help="a code such as USD")
     convert.add_argument("--date", help="a day, or an instant with its offset (default: today)")
-    convert.add_argument("--source", help=f"only this one: {' or '.join(NAMES)}")
+    convert.add_argument("--source", help=f"only this one of {', '.join(NAMES)}")
 
     verify = _add(
         commands,

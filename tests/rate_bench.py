@@ -16,7 +16,7 @@ from ratebridge.observer import Observer
 from ratebridge.providers.chain import RateChain
 from ratebridge.providers.http import HttpClient
 from ratebridge.providers.registry import provider
-from ratebridge.providers.source import Source
+from ratebridge.providers.source import Http, Source
 from ratebridge.rates import Rate, RateTable, Tables
 from ratebridge.setting import Values
 
@@ -84,7 +84,7 @@ def make_client(fake: FakeRates, transport: httpx.AsyncBaseTransport | None = No
     return HttpClient(lambda: TLS, transport or memory_transport(fake))
 
 
-def make_source(name: str, http: HttpClient) -> Source:
+def make_source(name: str, http: Http) -> Source:
     """The source of that name, sent to the fakes; what it requires beside is `KEY`."""
     required = {row.name: KEY for row in provider(name).settings if row.required}
     return provider(name).make(http, Values({**required, **FakeRates().urls(URL)}))

@@ -240,27 +240,16 @@ async def hear_heartbeats(heartbeat: HeartbeatSettings, link: Link) -> Found:
     came: list[float] = []
     others = 0
 
-    def count(frames: Sequence[bytes]) -> None:
+    def count(frames: Sequence[bytes]) -> bool:
         nonlocal others
         for frame in frames:
             if is_heartbeat(frame):
                 came.append(trio.current_time())
             else:
                 others += 1
-        if len(came) >= ENOUGH:
-            beating.cancel_scope.cancel()
+        return len(came) >= ENOUGH
 
-    with trio.move_on_after(within):
-        ended = None
-        async with trio.open_nursery() as beating:
-            beating.start_soon(_beat, link, heartbeat.interval, name="heartbeat sender")
-            try:
-                await link.pour(count)
-            except LinkFailed as failure:  # to be raised by itself, and not in the nursery's group
-                ended = failure
-                beating.cancel_scope.cancel()
-        if ended is not None:
-            raise ended
+    await exchange(link, heartbeat.interval, opened + within, count)
     also = f"; also {others} other messages, left unanswered" if others else ""
     if not came:
         raise Broken(f"none came within {within:g} s{also}", _SILENCE_HINT)
@@ -275,11 +264,33 @@ async def hear_heartbeats(heartbeat: HeartbeatSettings, link: Link) -> Found:
     return Found(text + also, link)
 
 
-async def _beat(link: Link, interval: float) -> None:
-    with suppress(LinkFailed):  # who listens is told as well
-        while True:
-            await link.send([HEARTBEAT])
-            await trio.sleep(interval)
+async def exchange(
+    link: Link, interval: float, until: float, is_enough: Callable[[Sequence[bytes]], bool]
+) -> None:
+    """Beat, and hand on what comes, until it is enough, or trio's time. Raises `LinkFailed`."""
+    ended = None
+
+    async def beat() -> None:
+        with suppress(LinkFailed):  # who listens is told as well
+            while True:
+                await link.send([HEARTBEAT])
+                await trio.sleep(interval)
+
+    async with trio.open_nursery() as beating:
+
+        def hand_on(frames: Sequence[bytes]) -> None:
+            if is_enough(frames):
+                beating.cancel_scope.cancel()
+
+        beating.cancel_scope.deadline = until
+        beating.start_soon(beat, name="heartbeat sender")
+        try:
+            await link.pour(hand_on)
+        except LinkFailed as failure:  # to be raised by itself, and not in the nursery's group
+            ended = failure
+            beating.cancel_scope.cancel()
+    if ended is not None:
+        raise ended
 
 
 def is_heartbeat(frame: bytes) -> bool:
