@@ -5,8 +5,11 @@ from typing import Any
 
 import attrs
 import pytest
+import structlog
+import trio
 
-from ratebridge.errors import BadSettings
+from ratebridge.app import Dependencies, serve
+from ratebridge.errors import BadSettings, LinkFailed, SourceFailed
 from ratebridge.link.address import Address
 from ratebridge.providers.registry import NAMES, provider
 from ratebridge.setting import Setting, Values, key
@@ -201,6 +204,42 @@ def test_no_value_of_a_secret_setting_is_ever_printed(row, shape):
         hidden = attrs.evolve(settings, feed=None) if row.name in FEED else settings
         shown = f"{settings} {settings!r} {attrs.asdict(hidden)} {sources}"
     assert SECRET not in shown
+
+
+async def test_no_secret_is_logged_by_a_service_that_can_reach_nothing(autojump_clock):
+    """From its start to its stop, with every secret there is in every setting that takes one."""
+
+    class Unreachable:
+        async def get(self, url, params, headers=None):
+            raise SourceFailed("unreachable", "could not be reached")
+
+    async def dial():
+        raise LinkFailed("refused", "connection refused")
+
+    values = {"RATEBRIDGE_PROVIDERS": ",".join(NAMES)}
+    for row in rows():
+        fits = [text for shape in SHAPES if is_good(row, text := shape.format(f"h/{SECRET}"))]
+        if row.secret:
+            values[row.name] = fits[0]
+    assert len(values) > len(NAMES)
+    settings = load_settings(values)
+    sources = [provider(name).make(Unreachable(), settings.sources) for name in NAMES]
+    stop = trio.Event()
+    with structlog.testing.capture_logs() as log:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, settings, stop, Dependencies(dial, sources))
+            await trio.sleep(2)
+            stop.set()
+    assert {"service.started", "connection.lost", "service.stopped"} <= {e["event"] for e in log}
+    assert SECRET not in str(log)
+
+
+def is_good(row, text):
+    try:
+        row.parse(text)
+    except ValueError:
+        return False
+    return True
 
 
 def test_a_setting_of_a_source_is_a_secret_unless_it_says_otherwise():
