@@ -5,8 +5,13 @@ For those who embed it:
 - `Settings`, or `load_settings(values)` for settings by their names in the environment
 - `serve(settings)`, the service as an async function, to run in a nursery of yours
 - `run(settings)`, the same until SIGTERM or SIGINT, for a program that does nothing else
+- `Dependencies`, what a service touches beyond its settings, to be replaced in tests
 - `convert(stake, currency, instant)`, one conversion, async; `convert_sync` outside of trio
 - `fakes`, the stand-in feed and rate sources, for your tests
+
+Every error that is raised on purpose is a `RatebridgeError`: `BadSettings` and
+`CannotStart` before the service begins; `BadRequest` and `NoRate` by `convert`, whose
+result is a `Conversion`.
 
 Names are imported when they are first used, so that `import ratebridge` costs nothing.
 """
@@ -16,17 +21,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from . import fakes
-    from .app import run, serve
-    from .commands.convert import Conversion, convert, convert_sync
-    from .errors import BadSettings, CannotStart, NoRate
+    from .api import Conversion, convert, convert_sync
+    from .app import Dependencies, run, serve
+    from .errors import BadRequest, BadSettings, CannotStart, NoRate, RatebridgeError
     from .settings import Settings, load_settings
 
 __version__ = "0.1.0"
 __all__ = [
+    "BadRequest",
     "BadSettings",
     "CannotStart",
     "Conversion",
+    "Dependencies",
     "NoRate",
+    "RatebridgeError",
     "Settings",
     "convert",
     "convert_sync",
@@ -37,13 +45,16 @@ __all__ = [
 ]
 
 _HOMES: Final = {
+    "BadRequest": "errors",
     "BadSettings": "errors",
     "CannotStart": "errors",
-    "Conversion": "commands.convert",
+    "Conversion": "api",
+    "Dependencies": "app",
     "NoRate": "errors",
+    "RatebridgeError": "errors",
     "Settings": "settings",
-    "convert": "commands.convert",
-    "convert_sync": "commands.convert",
+    "convert": "api",
+    "convert_sync": "api",
     "load_settings": "settings",
     "run": "app",
     "serve": "app",

@@ -6,7 +6,8 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import Final, TypeVar
 
 import attrs
 import trio
@@ -24,18 +25,15 @@ from .operating.overview import Service
 from .operating.stats import Stats
 from .outbox import Outbox
 from .providers.chain import RateChain
-from .providers.ecb import Ecb
-from .providers.frankfurter import Frankfurter
-from .providers.freecurrencyapi import FreeCurrencyApi
-from .providers.late_http import LateHttp
-from .providers.source import Http, Source
+from .providers.http import HttpClient
+from .providers.registry import provider
+from .providers.source import Source
 from .rates import Tables
 from .session import HeartbeatSettings
 from .settings import FEED, Settings
 from .supervisor import Supervisor
 
-if TYPE_CHECKING:
-    from .providers.http import HttpClient
+T = TypeVar("T")
 
 SUMMARY_EVERY: Final = 60.0  # s
 
@@ -54,20 +52,6 @@ def tls_context(verify: bool) -> ssl.SSLContext:
     return context
 
 
-def make_source(name: str, settings: Settings, http: Http) -> Source:
-    """The source that the settings call `name`."""
-    match name:
-        case "freecurrencyapi":
-            assert settings.key is not None, "the settings have been judged"
-            return FreeCurrencyApi(http, settings.key.reveal(), settings.freecurrencyapi_url)
-        case "frankfurter":
-            return Frankfurter(http, settings.frankfurter_url)
-        case "ecb":
-            return Ecb()
-        case _:
-            raise AssertionError(f"a source without a maker: {name}")
-
-
 @asynccontextmanager
 async def open_chain(
     settings: Settings,
@@ -80,15 +64,10 @@ async def open_chain(
 ) -> AsyncIterator[RateChain]:
     """The rate sources of the settings (or `sources`), fetching in `nursery`."""
 
-    def make_http() -> "HttpClient":
-        from .providers.http import HttpClient  # `LateHttp` says why so late
-
-        return HttpClient(tls_context(settings.verify_ssl))
-
-    http = LateHttp(make_http)
+    http = HttpClient(partial(tls_context, settings.verify_ssl))
     try:
         yield RateChain(
-            sources or [make_source(name, settings, http) for name in settings.providers],
+            sources or [provider(name).make(http, settings.sources) for name in settings.providers],
             Tables(settings.cache_ttl),
             nursery,
             deadline=settings.rate_deadline,
@@ -113,17 +92,21 @@ async def open_outbox(observer: Observer) -> AsyncIterator[Outbox]:
 
 @attrs.define
 class Dependencies:
-    """What a service touches beyond its settings; each can be replaced, as the tests do."""
+    """What a service touches beyond its settings; each can be replaced, as the tests do.
+
+    `dial` opens the way to the feed, `sources` give the rates, `clock` is the wall
+    clock in UTC, `jitter` gives chance from 0 to 1. `journal` is not for others.
+    """
 
     dial: Dial | None = None
     sources: Sequence[Source] | None = None
     clock: Callable[[], datetime] = utc_now
     jitter: Callable[[], float] = random.random
+    journal: Journal = attrs.Factory(lambda: Journal(Stats()))
 
 
 async def serve(
     settings: Settings,
-    journal: Journal | None = None,
     stop: trio.Event | None = None,
     dependencies: Dependencies | None = None,
 ) -> None:
@@ -132,9 +115,9 @@ async def serve(
     Without a `stop` it runs until cancelled. It logs by structlog, however that
     is configured. Raises `CannotStart`, or `BadSettings`, before anything has begun.
     """
-    journal = journal or Journal(Stats())
     stop = trio.Event() if stop is None else stop
     dependencies = dependencies or Dependencies()
+    journal = dependencies.journal
     if settings.feed is None:
         raise BadSettings(f"{FEED}: is required but not set")
     feed = settings.feed
@@ -245,3 +228,22 @@ async def run_until_signal(run: Callable[[trio.Event], Awaitable[None]]) -> None
             nursery.start_soon(obey, nursery.cancel_scope, name="signals")
             await run(stop)
             nursery.cancel_scope.cancel()
+
+
+def run_unless_stopped(work: Callable[[], Awaitable[T]]) -> T | None:
+    """Run `work` in trio: what it returns, or None where a signal came first and cancelled it."""
+    results: list[T] = []
+
+    async def until(stop: trio.Event) -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def leave() -> None:
+                await stop.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(leave, name="stop")
+            results.append(await work())
+            nursery.cancel_scope.cancel()
+
+    trio.run(run_until_signal, until)
+    return results[0] if results else None

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from . import __version__
 from .errors import BadSettings, CannotStart
+from .providers.registry import NAMES
 
 DONE, FAILED, BAD_USAGE = 0, 1, 2
 
@@ -88,7 +89,7 @@ def command_line() -> argparse.ArgumentParser:
         "--rates-port",
         type=_port,
         metavar="PORT",
-        help="stand-ins for freecurrencyapi and Frankfurter too, below /v1 and /v2",
+        help="stand-ins for the rate sources too; their URLs are told",
     )
     mock.add_argument("--rate", type=_positive, default=5.0, help="requests a second (default: 5)")
     mock.add_argument("--replay", type=Path, metavar="FILE", help="a file of JSON lines")
@@ -120,7 +121,7 @@ def command_line() -> argparse.ArgumentParser:
     convert.add_argument("stake", metavar="STAKE", help="a number such as 253.67")
     convert.add_argument("currency", metavar="CURRENCY", help="a code such as USD")
     convert.add_argument("--date", help="a day, or an instant with its offset (default: today)")
-    convert.add_argument("--source", help="only this one: freecurrencyapi, frankfurter or ecb")
+    convert.add_argument("--source", help=f"only this one of {', '.join(NAMES)}")
 
     verify = _add(
         commands,

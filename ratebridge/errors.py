@@ -4,6 +4,7 @@
 lost link           `LinkFailed`: record the end, back off, connect again
 unreadable message  `Unreadable`: count it, log it cut short, read on
 refused request     `Refused`: answer with an error message, read on
+bad argument        `BadRequest`: mend what was asked; again is no use
 no rate             `NoRate`: answer with an error message; later may differ
 failed source       `SourceFailed`: remember it, ask the next source
 bad settings        `BadSettings`: print every problem, exit with code 2
@@ -65,6 +66,10 @@ class Refused(RatebridgeError):
 
     def __str__(self) -> str:
         return self.text
+
+
+class BadRequest(RatebridgeError):
+    """An argument of `convert` that no rate can help; `str()` is a line that quotes it."""
 
 
 @attrs.frozen(eq=False, str=False)

@@ -298,13 +298,18 @@ def parse_stake(text: str) -> Decimal:
     return Decimal(text)
 
 
+def is_currency(text: str) -> bool:
+    """Whether a text can be a currency's code: three capital letters, of ASCII."""
+    return _CURRENCY.fullmatch(text) is not None
+
+
 def _read_currency(raw: Raw) -> str:
     if not raw:
         raise _Flaw("bad-currency", "the currency is missing")
     currency = _read_string(raw)
     if currency is None:
         raise _Flaw("bad-currency", f"currency {clipped(raw)} is not a string")
-    if _CURRENCY.fullmatch(currency) is None:
+    if not is_currency(currency):
         raise _Flaw("bad-currency", f"currency {quoted(currency)} is not three capital letters")
     return currency
 

@@ -40,7 +40,9 @@ import trustme
 from check_container import CannotRun, Failed, install, timed
 
 from ratebridge.fakes.feed import FeedPeer, request_text, serve_feed
-from ratebridge.fakes.rates import FRANKFURTER, FREECURRENCYAPI, FakeRates, serve_rates
+from ratebridge.fakes.frankfurter import FRANKFURTER
+from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI
+from ratebridge.fakes.rates import FakeRates, serve_rates
 
 SITE: Final = Path(__file__).resolve().parent / "nginx.conf"
 REPLICAS, DAYS = 8, 30

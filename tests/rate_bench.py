@@ -14,12 +14,11 @@ from ratebridge.errors import NoRate, SourceFailed
 from ratebridge.fakes.rates import FakeRates, memory_transport
 from ratebridge.observer import Observer
 from ratebridge.providers.chain import RateChain
-from ratebridge.providers.ecb import Ecb
-from ratebridge.providers.frankfurter import Frankfurter
-from ratebridge.providers.freecurrencyapi import FreeCurrencyApi
 from ratebridge.providers.http import HttpClient
-from ratebridge.providers.source import Source
+from ratebridge.providers.registry import provider
+from ratebridge.providers.source import Http, Source
 from ratebridge.rates import Rate, RateTable, Tables
+from ratebridge.setting import Values
 
 KEY = "fca_live_s3cr3t"
 START = datetime(2026, 11, 20, 12, 0, 20, tzinfo=UTC)  # a Friday, twenty seconds into its minute
@@ -82,13 +81,13 @@ class Bench:
 
 
 def make_client(fake: FakeRates, transport: httpx.AsyncBaseTransport | None = None) -> HttpClient:
-    return HttpClient(TLS, transport or memory_transport(fake))
+    return HttpClient(lambda: TLS, transport or memory_transport(fake))
 
 
-def make_source(name: str, http: HttpClient) -> Source:
-    if name == "freecurrencyapi":
-        return FreeCurrencyApi(http, KEY, f"{URL}/v1")
-    return Frankfurter(http, f"{URL}/v2") if name == "frankfurter" else Ecb()
+def make_source(name: str, http: Http) -> Source:
+    """The source of that name, sent to the fakes; what it requires beside is `KEY`."""
+    required = {row.name: KEY for row in provider(name).settings if row.required}
+    return provider(name).make(http, Values({**required, **FakeRates().urls(URL)}))
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ import pytest
 import structlog
 import trio
 
-from ratebridge.app import Dependencies, make_source, open_outbox, serve, tls_context
+from ratebridge.app import Dependencies, open_outbox, serve, tls_context
 from ratebridge.errors import SourceFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, request_text
 from ratebridge.link.address import Address
@@ -25,7 +25,6 @@ from ratebridge.settings import Settings
 START = datetime(2021, 6, 1, 12, tzinfo=UTC)
 FEED = Address("feed.example", 80, "/", secure=False)
 MAY_17, MAY_18, TODAY = date(2021, 5, 17), date(2021, 5, 18), START.date()
-NO_HTTP: Any = None  # of a source that is never asked
 DOLLARS = {MAY_17: "1.2", MAY_18: "1.25", TODAY: "1.5"}
 
 
@@ -84,8 +83,10 @@ async def running(
         feed = MemoryFeed(nursery, script)
 
         async def run() -> None:
-            dependencies = Dependencies(feed.dial, [bank], clock, jitter=lambda: 0.5)
-            await serve(Settings(FEED, **settings), Journal(stats, clock), stop, dependencies)
+            dependencies = Dependencies(
+                feed.dial, [bank], clock, lambda: 0.5, Journal(stats, clock)
+            )
+            await serve(Settings(FEED, **settings), stop, dependencies)
             ended.set()
 
         nursery.start_soon(run)
@@ -345,8 +346,3 @@ async def test_a_setting_that_means_nothing_is_told(autojump_clock):
             await trio.sleep(1)
     [told] = [event for event in log if event["event"] == "settings.unknown"]
     assert (told["name"], told["log_level"]) == ("RATEBRIDGE_TTL", "warning")
-
-
-def test_a_source_without_a_maker_is_no_other_source():
-    with pytest.raises(AssertionError, match="without a maker: nobody"):
-        make_source("nobody", Settings(FEED), NO_HTTP)

@@ -626,7 +626,7 @@ async def test_the_service_keeps_a_line_per_conversion_the_drain_included(tmp_pa
         dependencies = Dependencies(dial=feed.dial, sources=[Bank(let)], clock=lambda: NOW)
 
         async def run() -> None:
-            await serve(settings, journal, stop, dependencies)
+            await serve(settings, stop, attrs.evolve(dependencies, journal=journal))
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(run)

@@ -91,9 +91,11 @@ async def test_each_bad_message_gets_its_answer_and_the_connection_lives_on():
             port = await feed_nursery.start(serve_feed, script, peers)
             settings = Settings(Address("127.0.0.1", port, "/", secure=False))
             dependencies = Dependencies(
-                sources=[NoSource()], clock=lambda: datetime(2021, 6, 1, tzinfo=UTC)
+                sources=[NoSource()],
+                clock=lambda: datetime(2021, 6, 1, tzinfo=UTC),
+                journal=Journal(stats),
             )
-            await serve(settings, Journal(stats), stop, dependencies)
+            await serve(settings, stop, dependencies)
             feed_nursery.cancel_scope.cancel()
     assert wrong == []
     assert len(peers) == 1

@@ -12,7 +12,8 @@ from rate_bench import DAY, START, Notes, open_bench
 
 from ratebridge.bridge import MOST_WAITING, MOST_WAITING_BYTES, Bridge
 from ratebridge.fakes.feed import request_text
-from ratebridge.fakes.rates import FREECURRENCYAPI, HANG, Fault, quote
+from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI
+from ratebridge.fakes.rates import HANG, Fault, quote
 from ratebridge.messages import HEARTBEAT, THE_HEARTBEAT
 from ratebridge.outbox import Reply
 from ratebridge.rates import Quote, RateTable

@@ -19,19 +19,21 @@ from rate_bench import DAY, KEY, START, TLS, URL, Notes, Wall, make_client, open
 from ratebridge.app import utc_now
 from ratebridge.errors import NoRate
 from ratebridge.fakes.feed import CURRENCIES
+from ratebridge.fakes.frankfurter import FRANKFURTER
+from ratebridge.fakes.freecurrencyapi import (
+    FREECURRENCYAPI,
+    NO_CALLS_THIS_MINUTE,
+    NO_CALLS_THIS_MONTH,
+)
 from ratebridge.fakes.rates import (
     CLOSE,
     CUT,
     DRIP,
     EMPTY,
-    FRANKFURTER,
-    FREECURRENCYAPI,
     GZIP,
     HANG,
     HTML,
     HUGE,
-    NO_CALLS_THIS_MINUTE,
-    NO_CALLS_THIS_MONTH,
     REDIRECT,
     RESET,
     FakeRates,
@@ -762,7 +764,7 @@ async def test_cancelled_fetches_under_contention_leave_the_pool_working(fault):
     fake.disturb = down(FREECURRENCYAPI, fault=fault)
     async with trio.open_nursery() as nursery:
         port = await nursery.start(serve_rates, fake)
-        client = HttpClient(TLS)
+        client = HttpClient(lambda: TLS)
         source = FreeCurrencyApi(client, KEY, f"http://127.0.0.1:{port}/v1")
         chain = RateChain(
             [source], Tables(7200), nursery, deadline=0.02, utc_now=utc_now, observer=Notes()

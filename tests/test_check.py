@@ -12,6 +12,8 @@ from collections.abc import Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from functools import partial
+from math import inf
 from typing import Any
 
 import attrs
@@ -22,33 +24,30 @@ from support import environment
 
 from ratebridge.app import Dependencies
 from ratebridge.commands.check import (
-    FeedSteps,
+    Found,
     Report,
     can_append,
     check,
     describe_certificate,
     describe_settings,
+    hear_heartbeats,
     run_check,
+    upgrade,
 )
 from ratebridge.errors import SourceFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script, request_text, serve_feed
-from ratebridge.fakes.rates import (
-    FRANKFURTER,
-    FREECURRENCYAPI,
-    FakeRates,
-    Fault,
-    memory_transport,
-    serve_rates,
-)
+from ratebridge.fakes.frankfurter import FRANKFURTER
+from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI
+from ratebridge.fakes.rates import FakeRates, Fault, memory_transport, serve_rates
 from ratebridge.link.address import Address
-from ratebridge.providers.ecb import Ecb
 from ratebridge.providers.frankfurter import Frankfurter
 from ratebridge.providers.freecurrencyapi import FreeCurrencyApi
 from ratebridge.providers.http import HttpClient
 from ratebridge.providers.source import Source
 from ratebridge.rates import Quote, RateTable
 from ratebridge.session import HeartbeatSettings
-from ratebridge.settings import Secret, Settings
+from ratebridge.setting import Values
+from ratebridge.settings import Settings
 
 NOW = datetime(2021, 6, 15, 12, tzinfo=UTC)
 FEED = Address("feed.example", 80, "/", secure=False)
@@ -283,9 +282,9 @@ async def test_a_step_that_takes_too_long(autojump_clock):
     out = io.StringIO()
     report = Report(out)
 
-    async def slow() -> str:
+    async def slow(_made: Any) -> Found:
         await trio.sleep(5.1)
-        return "done"
+        return Found("done")
 
     await report.run([("tcp", 5.0, slow), ("tls", 6.0, slow)])
     assert rows(out.getvalue()) == {"tcp": "FAIL no answer within 5 s", "tls": "skip needs tcp"}
@@ -304,15 +303,14 @@ async def talk(script: Script, heartbeat: HeartbeatSettings = RHYTHM) -> tuple[d
     async with trio.open_nursery() as feed_nursery:
         feed = MemoryFeed(feed_nursery, script)
         async with trio.open_nursery() as nursery:
-            steps = FeedSteps(nursery, FEED, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), heartbeat)
-            steps.stream = await feed.dial()
             await report.run(
                 [
-                    ("upgrade", float("inf"), steps.upgrade),
-                    ("heartbeat", float("inf"), steps.heartbeat),
-                ]
+                    ("upgrade", inf, partial(upgrade, FEED, heartbeat.interval, nursery)),
+                    ("heartbeat", inf, partial(hear_heartbeats, heartbeat)),
+                ],
+                await feed.dial(),
             )
-            await steps.close()
+            nursery.cancel_scope.cancel()
         feed_nursery.cancel_scope.cancel()
     return rows(out.getvalue()), out.getvalue()
 
@@ -433,7 +431,8 @@ def asked_of(rates: FakeRates, key: str = KEY) -> FreeCurrencyApi:
 
 
 def in_memory(rates: FakeRates) -> HttpClient:
-    return HttpClient(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), memory_transport(rates))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    return HttpClient(lambda: tls, memory_transport(rates))
 
 
 def now() -> datetime:
@@ -514,10 +513,8 @@ async def test_the_sources_of_the_settings_are_asked_over_the_network():
         settings = attrs.evolve(
             QUICK,
             feed=FEED,
-            key=Secret(KEY),
             providers=("freecurrencyapi", "frankfurter"),
-            freecurrencyapi_url=f"http://127.0.0.1:{port}/v1",
-            frankfurter_url=f"http://127.0.0.1:{port}/v2",
+            sources=Values({"FREECURRENCY_API_KEY": KEY, **rates.urls(f"http://127.0.0.1:{port}")}),
         )
         out = io.StringIO()
         assert not await check(settings, out)  # there is no feed
@@ -534,7 +531,9 @@ async def test_a_source_that_is_down():
         free.bind(("127.0.0.1", 0))
         trio.socket.set_custom_hostname_resolver(NoNames())
         settings = attrs.evolve(
-            QUICK, feed=FEED, frankfurter_url=f"http://127.0.0.1:{free.getsockname()[1]}/v2"
+            QUICK,
+            feed=FEED,
+            sources=Values({"FRANKFURTER_URL": f"http://127.0.0.1:{free.getsockname()[1]}/v2"}),
         )
         out = io.StringIO()
         assert not await check(settings, out)
@@ -565,24 +564,15 @@ async def test_a_source_gets_no_more_time_than_the_service_would_give_it(autojum
     assert found["first today"] == found["second today"] == "FAIL no answer within 2.5 s"
 
 
-class OldTable(Ecb):
-    """The embedded table without the half second that it takes to load."""
+async def test_rates_of_an_earlier_day_are_told_as_such():
+    class Weekend(Bank):
+        async def fetch(self, day: date, now: datetime) -> RateTable:
+            table = await super().fetch(day, now)
+            friday = {code: Quote(Decimal(1), day - timedelta(days=2)) for code in table.quotes}
+            return attrs.evolve(table, quotes={**friday, "EUR": Quote(Decimal(1), day)})
 
-    async def last_day(self) -> date:
-        await trio.lowlevel.checkpoint()
-        return NOW.date() - timedelta(days=46)
-
-    async def fetch(self, day: date, now: datetime) -> RateTable:
-        return await Bank("ecb").fetch(day, now)
-
-
-async def test_the_embedded_table_works_as_far_as_it_reaches():
-    found, _ = await source_rows(OldTable())
-    assert re.fullmatch(
-        r"ok 3 currencies for 2021-04-30 in \d+ ms; the newest it has, 46 days old",
-        found["ecb today"],
-    )
-    assert found["ecb past"].startswith("ok 3 currencies for 2021-04-02 in ")
+    found, _ = await source_rows(Weekend())
+    assert found["bank today"].startswith("ok 3 currencies for 2021-06-15, of 2021-06-13 in ")
 
 
 # The rest of the table.
@@ -594,8 +584,12 @@ async def test_no_secret_is_printed():
         settings = attrs.evolve(
             QUICK,
             feed=address(port),
-            key=Secret("source-secret"),
-            freecurrencyapi_url="https://source.example/url-secret",
+            sources=Values(
+                {
+                    "FREECURRENCY_API_KEY": "source-secret",
+                    "FREECURRENCY_API_URL": "https://source.example/url-secret",
+                }
+            ),
         )
         _, _, text = await outcome(settings, [source])
     assert "FAIL" in text
@@ -605,7 +599,7 @@ async def test_no_secret_is_printed():
 def test_remarks_on_settings_that_do_something_else_than_meant():
     settings = Settings(FEED, verify_ssl=False, unknown=("RATEBRIDGE_TLL", "RATEBRIDGE_X"))
     text, remarks = describe_settings(settings)
-    assert text == "feed feed.example, sources frankfurter"
+    assert text == "feed feed.example, sources frankfurter, ecb"
     assert remarks.split("; ") == [
         "RATEBRIDGE_TLL is not known, and does nothing",
         "RATEBRIDGE_X is not known, and does nothing",

@@ -15,10 +15,13 @@ from support import OURS
 from ratebridge.cli import main
 from ratebridge.commands.convert import run_convert
 from ratebridge.errors import BadSettings
-from ratebridge.fakes.rates import FREECURRENCYAPI, FakeRates, Fault
+from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI
+from ratebridge.fakes.rates import FakeRates, Fault
 from ratebridge.providers.ecb import Ecb
+from ratebridge.providers.registry import NAMES
 
 NOW = datetime(2090, 11, 20, 12, 0, 20, tzinfo=UTC)  # beyond every embedded table
+KEY_NAME = "FREECURRENCY_API_KEY"
 ECB = Ecb()  # loaded once for all
 
 
@@ -86,10 +89,10 @@ def test_euro_needs_no_rate(capsys):
     [
         ({"currency": "BTC"}, "currency 'BTC' is not known to ecb"),
         ({"date_text": None}, "no rate for 'USD' on 2090-11-20: ecb has no rates for 2090-11-20"),
-        ({"date_text": "2090-11-21"}, "date '2090-11-21' is in the future"),
+        ({"date_text": "2090-11-21"}, "date 2090-11-21T00:00:00.000Z is in the future"),
         (
             {"date_text": "1998-12-31"},
-            "date '1998-12-31' is before 1999-01-04, the first day with rates",
+            "date 1998-12-31T00:00:00.000Z is before 1999-01-04, the first day with rates",
         ),
     ],
 )
@@ -126,11 +129,11 @@ def test_a_source_that_fails_is_one_line_without_its_key(capsys):
         ({"date_text": "2021-02-29"}, "date '2021-02-29' is not a day"),
         (
             {"source": "ebc"},
-            "--source: expected one of freecurrencyapi, frankfurter, ecb, got 'ebc'",
+            f"--source: expected one of {', '.join(NAMES)}, got 'ebc'",
         ),
         (
             {"source": "freecurrencyapi"},
-            "FREECURRENCY_API_KEY: expected a key, as freecurrencyapi is among the sources",
+            f"{KEY_NAME}: is required but not set, as freecurrencyapi is among the sources",
         ),
     ],
 )
@@ -186,10 +189,12 @@ def test_a_mock_server_can_stand_in_for_the_sources_too(monkeypatch, capsys):
         listening = [json.loads(server.stdout.readline()) for _ in range(2)][1]
         assert listening["event"] == "rates.listening"
         monkeypatch.setenv("FREECURRENCY_API_KEY", "any")
-        monkeypatch.setenv("FREECURRENCY_API_URL", listening["freecurrencyapi"])
-        monkeypatch.setenv("FRANKFURTER_URL", listening["frankfurter"])
+        urls = {name: url for name, url in listening.items() if name.endswith("_URL")}
+        assert set(urls) == set(FakeRates().urls(""))
+        for name, url in urls.items():
+            monkeypatch.setenv(name, url)
         codes = [convert(currency=code, sources=None) for code in ("USD", "UAH", "BTC")]
-        port = listening["frankfurter"].removesuffix("/v2").rpartition(":")[2]
+        port = urls["FRANKFURTER_URL"].removesuffix("/v2").rpartition(":")[2]
         shown = capsys.readouterr()
         with pytest.raises(SystemExit) as exited:
             main(["mock-server", "--port", "0", "--rates-port", port])

@@ -1,18 +1,24 @@
-"""The embedded table of the ECB: its days, its holes, and conversions against its own package."""
+"""The ECB: the embedded table against its own package, and its files beyond that."""
 
+import io
+import zipfile
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 
 import pytest
 import trio
+import trio.testing
 from currency_converter import CurrencyConverter, RateNotFoundError
 from hypothesis import given
 from hypothesis import strategies as st
+from rate_bench import make_client, make_source
 
 from ratebridge.conversion import to_euro
 from ratebridge.errors import SourceFailed
-from ratebridge.providers.ecb import Ecb
+from ratebridge.fakes.ecb import ECB
+from ratebridge.fakes.rates import HANG, RESET, FakeRates, quote, working_day
+from ratebridge.providers.ecb import MAX_CSV, RECHECK, Ecb, read_xml, read_zip
 from ratebridge.rates import Quote, rate_from
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
@@ -90,25 +96,6 @@ def test_its_last_day_has_a_table_and_the_next_has_none(ecb):
         table_of(ecb, last + timedelta(days=1))
 
 
-def test_it_is_loaded_once_however_many_ask(monkeypatch, oracle):
-    loads = []
-
-    def load():
-        loads.append(1)
-        return oracle
-
-    monkeypatch.setattr("ratebridge.providers.ecb._read_history", load)
-    ecb = Ecb()
-
-    async def main():
-        async with trio.open_nursery() as nursery:
-            for _ in range(5):
-                nursery.start_soon(ecb.fetch, FIRST, NOW)
-
-    trio.run(main)
-    assert len(loads) == 1
-
-
 # The oracle: the package's own rates, and exact arithmetic on them.
 
 
@@ -153,3 +140,246 @@ def last_known(oracle, currency, day):
 def half_even(exact):
     """A fraction as a Decimal with five places; `round` on a Fraction rounds half to even."""
     return Decimal(round(exact * 10**5)).scaleb(-5)
+
+
+# Beyond the embedded table: the files, as a stand-in serves them long after it.
+
+NOON = datetime(2090, 11, 17, 12, tzinfo=UTC)  # a Friday, three hours before its rates appear
+FRIDAY, THURSDAY = NOON.date(), NOON.date() - timedelta(days=1)
+LONG_AGO = FRIDAY - timedelta(days=200)
+
+
+class Live:
+    """The source and its stand-in. `now` is the wall clock of both; trio's is not moved by it."""
+
+    def __init__(self, now=NOON):
+        self.now = now
+        self.fake = FakeRates(lambda: self.now)
+        self.source = make_source("ecb", make_client(self.fake))
+
+    async def fetch(self, day, **later):
+        """A table, asked for when the wall clock has gone on so far."""
+        self.now += timedelta(**later)
+        return await self.source.fetch(day, self.now)
+
+    @property
+    def files(self):
+        return [call.path.rpartition("-")[2] for call in self.fake.calls]
+
+
+def quoted_on(table):
+    return {quote.day for code, quote in table.quotes.items() if code != "EUR"}
+
+
+async def test_one_small_file_serves_the_last_weeks():
+    live = Live()
+    for back in range(1, 81):
+        day = FRIDAY - timedelta(days=back)
+        table = await live.fetch(day)
+        assert quoted_on(table) == {working_day(day)}
+        assert table.quotes["USD"].units == Decimal(quote(ECB, "USD", working_day(day)))
+        assert table.final
+    assert live.files == ["90d.xml"]
+
+
+async def test_one_large_file_serves_the_days_before_those():
+    live = Live()
+    for back in (81, 82, 100, 200, 300):
+        day = FRIDAY - timedelta(days=back)
+        assert quoted_on(await live.fetch(day)) == {working_day(day)}
+    assert live.files == ["hist.zip"]
+
+
+async def test_the_embedded_days_need_no_network_and_later_ones_fail_without_it(ecb):
+    live = Live()
+    live.fake.disturb = lambda _call: RESET
+    last = await ecb.last_day()
+    assert (await live.fetch(last)).quotes == (await ecb.fetch(last, NOON)).quotes
+    assert live.files == []
+    for day in (last + timedelta(days=1), LONG_AGO, FRIDAY):
+        with pytest.raises(SourceFailed, match="broke off"):
+            await live.fetch(day)
+
+
+async def test_the_network_that_comes_back_is_used_at_once():
+    live = Live()
+    live.fake.order(ECB, RESET)
+    with pytest.raises(SourceFailed):
+        await live.fetch(THURSDAY)
+    assert "USD" in (await live.fetch(THURSDAY)).quotes
+
+
+async def test_before_the_rates_of_today_appear_it_has_those_of_yesterday(autojump_clock):
+    live = Live()
+    assert quoted_on(await live.fetch(FRIDAY)) == {THURSDAY}
+    live.now += timedelta(hours=3)  # now they have appeared
+    await trio.sleep(RECHECK - 1)
+    assert quoted_on(await live.fetch(FRIDAY)) == {THURSDAY}
+    assert len(live.files) == 1
+    await trio.sleep(1)
+    assert quoted_on(await live.fetch(FRIDAY)) == {FRIDAY}
+    assert len(live.files) == 2
+    await trio.sleep(8 * 3600)
+    assert quoted_on(await live.fetch(FRIDAY, hours=8)) == {FRIDAY}
+    assert len(live.files) == 2  # what it has changes no more
+
+
+async def test_a_weekend_is_not_asked_for_again_and_again(autojump_clock):
+    live = Live(NOON + timedelta(hours=4))
+    for hours in range(0, 53, 4):
+        await trio.sleep(4 * 3600)
+        table = await live.fetch(live.now.date(), hours=4 if hours else 0)
+        assert quoted_on(table) == {FRIDAY}
+    assert live.now.date() == FRIDAY + timedelta(days=2)
+    assert len(live.files) == 1
+
+
+async def test_a_day_that_has_ended_since_is_asked_for_at_once():
+    live = Live()
+    assert quoted_on(await live.fetch(FRIDAY)) == {THURSDAY}
+    assert quoted_on(await live.fetch(FRIDAY, hours=12)) == {FRIDAY}
+    assert len(live.files) == 2
+
+
+async def test_who_asks_at_the_same_time_shares_a_file():
+    live = Live()
+    live.fake.latency = 0.01
+    async with trio.open_nursery() as nursery:
+        for back in range(1, 9):
+            nursery.start_soon(live.fetch, FRIDAY - timedelta(days=back))
+    assert len(live.files) == 1
+
+
+async def test_a_site_that_hangs_holds_up_no_day_that_is_there(autojump_clock):
+    live = Live()
+    await live.fetch(THURSDAY)
+    live.fake.disturb = lambda _call: HANG
+    await trio.sleep(RECHECK)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(live.fetch, FRIDAY)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(1):
+            assert quoted_on(await live.fetch(THURSDAY)) == {THURSDAY}
+        nursery.cancel_scope.cancel()
+    assert len(live.files) == 2
+
+
+# What a file says, and what it does not.
+
+
+def xml(days):
+    rows = "".join(
+        f'<Cube time="{day}">'
+        + "".join(f'<Cube currency="{code}" rate="{rate}"/>' for code, rate in quotes)
+        + "</Cube>"
+        for day, quotes in days
+    )
+    return f'<E xmlns="urn:x"><note>text</note><Cube>{rows}</Cube></E>'.encode()
+
+
+def as_zip(text, name="eurofxref-hist.csv", how=zipfile.ZIP_DEFLATED):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", how) as archive:
+        archive.writestr(name, text)
+    return file.getvalue()
+
+
+def units(history, day):
+    found = history.table(day, NOON).quotes
+    return {code: (str(q.units), q.day) for code, q in found.items() if code != "EUR"}
+
+
+TUESDAY, WEDNESDAY = FRIDAY - timedelta(days=3), FRIDAY - timedelta(days=2)
+USD, ISK = ("USD", "1.1"), ("ISK", "136")
+
+
+@pytest.mark.parametrize("kind", ["xml", "zip"])
+def test_a_file_is_read_as_it_stands_and_nothing_is_guessed(kind):
+    if kind == "xml":
+        history = read_xml(
+            FRIDAY, xml([(FRIDAY, [USD]), (THURSDAY, [("USD", "1.20")]), (TUESDAY, [USD, ISK])])
+        )
+    else:
+        lines = [f"{FRIDAY},1.1,N/A,,", f"{THURSDAY},1.20,N/A,,", f"{TUESDAY},1.1,136,,"]
+        history = read_zip(FRIDAY, as_zip("\n".join(["Date,USD,ISK,NOK,", *lines])))
+    assert units(history, THURSDAY) == {"USD": ("1.20", THURSDAY)}
+    assert units(history, TUESDAY) == {"USD": ("1.1", TUESDAY), "ISK": ("136", TUESDAY)}
+    # A holiday has the rates before it, but not of a currency that has ended.
+    assert units(history, WEDNESDAY) == {"USD": ("1.1", TUESDAY)}
+    # After the last row all of its currencies go on, five days and no more.
+    assert units(history, FRIDAY + timedelta(days=5)) == {"USD": ("1.1", FRIDAY)}
+    for day in (FRIDAY + timedelta(days=6), TUESDAY - timedelta(days=1)):
+        with pytest.raises(SourceFailed, match="has no rates for"):
+            history.table(day, NOON)
+
+
+@pytest.mark.parametrize("bad", ["0", "1,2", "1_0", "1e3", "+1", " 1", "\u0661", "NaN", "9" * 13])
+def test_a_bad_quote_is_lost_and_not_replaced_by_an_older_one(bad):
+    history = read_xml(FRIDAY, xml([(FRIDAY, [("USD", bad), ISK]), (THURSDAY, [USD, ISK])]))
+    assert set(units(history, FRIDAY)) == {"ISK"}
+
+
+def test_rows_from_the_future_are_none():
+    history = read_xml(THURSDAY, xml([(FRIDAY, [("USD", "9")]), (THURSDAY, [USD])]))
+    assert history.newest == THURSDAY
+    assert units(history, FRIDAY) == {"USD": ("1.1", THURSDAY)}
+
+
+BOMB = b'<!DOCTYPE E [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]>'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"<E/>", b"<E>", BOMB + xml([(FRIDAY, [USD])]), b"<!DOCTYPE E>" + xml([])),
+        xml([(FRIDAY, [USD])]).replace(b"text", b"&a;"),
+        xml([(FRIDAY, [USD]), (FRIDAY, [USD])]),
+        xml([(FRIDAY, [USD, ("USD", "1.2")])]),
+        xml([(FRIDAY, [("US,", "1.2")])]),
+        xml([("17 November 2090", [USD])]),
+        xml([("2090-11-31", [USD])]),
+        xml([(FRIDAY + timedelta(days=1), [USD])]),
+    ],
+    ids=range(12),
+)
+def test_an_xml_that_is_none_or_contradicts_itself_is_refused(body):
+    with pytest.raises(ValueError):  # noqa: PT011 - its words go nowhere
+        read_xml(FRIDAY, body)
+
+
+CSV = f"Date,USD,\n{FRIDAY},1.1,"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", CSV.encode(), as_zip(CSV)[:-30]),
+        as_zip(CSV, "other.csv"),
+        as_zip(CSV, how=zipfile.ZIP_LZMA),
+        as_zip(CSV.encode() + b"\n" * MAX_CSV),
+        *(as_zip(text) for text in ("", "Date,USD,", "USD\n1", CSV + "\u20ac")),
+        as_zip(f"Date,USD,USD,\n{FRIDAY},1.1,1.2,"),
+        as_zip(f"{CSV}\n{FRIDAY},1.1,"),
+        as_zip(f"{CSV}\n1999-01-03,1.1,"),
+        as_zip(f"{CSV[:8]}{',' * 1000}{CSV[8:]}"),
+    ],
+    ids=range(14),
+)
+def test_a_zip_that_is_none_or_contradicts_itself_is_refused(body):
+    with pytest.raises(ValueError):  # noqa: PT011 - its words go nowhere
+        read_zip(FRIDAY, body)
+
+
+@given(data=st.data())
+def test_any_bytes_are_read_or_refused(data):
+    read, sound = data.draw(
+        st.sampled_from([(read_xml, xml([(FRIDAY, [USD, ISK])])), (read_zip, as_zip(CSV))])
+    )
+    body = bytearray(sound)
+    for _ in range(data.draw(st.integers(1, 4))):
+        body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        history = read(FRIDAY, bytes(body))
+    except ValueError:
+        return
+    assert history.newest <= FRIDAY

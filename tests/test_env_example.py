@@ -1,9 +1,11 @@
 """`.env.example`: every setting, with its default, read alike by us and by podman."""
 
 from pathlib import Path
-from typing import Any
 
-from ratebridge.settings import FEED, load_settings, read_environment
+import attrs
+
+from ratebridge.setting import Values
+from ratebridge.settings import FEED, load_settings, read_environment, rows
 
 EXAMPLE = Path(__file__).parent.parent / ".env.example"
 
@@ -14,26 +16,8 @@ def literal_lines() -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
-class Recording(dict[str, str]):
-    """Settings that remember which of them were asked for."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.asked: set[str] = set()
-
-    def get(self, name: Any, default: Any = None) -> Any:
-        self.asked.add(name)
-        return super().get(name, default)
-
-    def __contains__(self, name: Any) -> bool:
-        self.asked.add(name)
-        return super().__contains__(name)
-
-
 def test_the_example_holds_the_settings_that_there_are_and_no_other():
-    values = Recording({FEED: "ws://feed.example"})
-    load_settings(values)
-    assert set(literal_lines()) == values.asked
+    assert set(literal_lines()) == {row.name for row in rows()}
 
 
 def test_our_reading_of_the_example_is_the_literal_one():
@@ -42,5 +26,7 @@ def test_our_reading_of_the_example_is_the_literal_one():
 
 
 def test_the_example_states_the_defaults():
-    example = read_environment({}, EXAMPLE)
-    assert load_settings(example) == load_settings({FEED: example[FEED]})
+    lines = literal_lines()
+    example = load_settings({name: value for name, value in lines.items() if value})
+    assert attrs.evolve(example, sources=Values()) == load_settings({FEED: lines[FEED]})
+    assert [row.name for row in rows() if row.secret and example.sources[row] != row.default] == []

@@ -8,15 +8,14 @@ from decimal import Decimal
 import pytest
 import trio
 
+from ratebridge.fakes.frankfurter import FRANKFURTER
+from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI, NO_CALLS_THIS_MONTH
 from ratebridge.fakes.rates import (
     CLOSE,
     DRIP,
-    FRANKFURTER,
-    FREECURRENCYAPI,
     HANG,
     HTML,
     HUGE,
-    NO_CALLS_THIS_MONTH,
     FakeRates,
     Fault,
     quote,
@@ -90,11 +89,6 @@ def test_what_is_not_valid_is_a_422_that_names_the_field(fake, target):
 
 def test_an_unknown_path_is_a_404(fake):
     assert ask(fake, "/v1/elsewhere")[0] == 404
-
-
-def test_currencies_are_listed(fake):
-    status, body = ask(fake, "/v1/currencies")
-    assert (status, body["data"]["EUR"]["code"], len(body["data"])) == (200, "EUR", 33)
 
 
 def test_without_a_key_or_with_another_it_is_a_401():
@@ -220,7 +214,7 @@ def test_the_far_future_is_an_empty_list(fake):
     assert ask(fake, "/v2/rates?date=2030-01-01", {}) == (200, [])
 
 
-# Both.
+# All.
 
 
 def test_rates_are_the_same_each_time_and_differ_a_little_between_the_sources():
@@ -287,6 +281,16 @@ def test_faults_spoil_what_they_say_and_nothing_else(fake):
     assert {row["base"] for row in rows} == {"USD"}
     assert {row["rate"] for row in rows if row["quote"] == "UAH"} == {0}
     assert fake.answer(RATES, {}).body == b"[]"
+
+
+def test_what_no_source_is_asked_for_is_a_404_and_no_call(fake):
+    assert fake.answer("/v3/rates", {}).status == 404
+    assert fake.calls == []
+
+
+def test_an_option_that_no_source_knows_is_a_mistake():
+    with pytest.raises(TypeError, match="per_day"):
+        FakeRates(lambda: NOW, per_day=1)
 
 
 # On a port.

@@ -2,6 +2,7 @@
 
 import logging
 import ssl
+import threading
 from contextlib import asynccontextmanager
 
 import httpx
@@ -10,11 +11,11 @@ import trio
 import trustme
 
 from ratebridge.errors import BadSettings, SourceFailed
+from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI
 from ratebridge.fakes.rates import (
     CLOSE,
     CUT,
     DRIP,
-    FREECURRENCYAPI,
     GZIP,
     HANG,
     HUGE,
@@ -38,7 +39,7 @@ async def open_server(fake, **how):
     """The fake on a port, and a client for it."""
     async with trio.open_nursery() as nursery:
         port = await nursery.start(lambda **kw: serve_rates(fake, **how, **kw))
-        client = HttpClient(TLS)
+        client = HttpClient(lambda: TLS)
         yield client, f"http://127.0.0.1:{port}/v1/historical"
         await client.aclose()
         nursery.cancel_scope.cancel()
@@ -141,7 +142,7 @@ async def test_who_waits_too_long_can_leave_and_come_again(fault):
 
 
 async def failure_of(url, tls=TLS):
-    client = HttpClient(tls)
+    client = HttpClient(lambda: tls)
     with pytest.raises(SourceFailed) as caught:
         await client.get(url, DAY, HEADERS)
     await client.aclose()
@@ -212,7 +213,7 @@ async def test_a_certificate_that_passes(authority):
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
     async with open_tls_server(authority, "127.0.0.1") as port:
-        client = HttpClient(trusting)
+        client = HttpClient(lambda: trusting)
         answer = await client.get(f"https://127.0.0.1:{port}/v1/latest", {}, HEADERS)
         await client.aclose()
     assert answer.status == 200
@@ -239,7 +240,7 @@ async def test_plain_http_where_tls_is_wanted():
     assert text == "could not be reached (TLS failed)"
 
 
-# Secrets and surroundings.
+# Secrets.
 
 
 async def test_no_log_and_no_text_shows_the_key_or_a_url(caplog):
@@ -255,16 +256,56 @@ async def test_no_log_and_no_text_shows_the_key_or_a_url(caplog):
     assert "127.0.0.1" not in shown
 
 
+# When it is made.
+
+
+@pytest.fixture(autouse=True)
+def no_proxy_of_this_machine(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+async def test_the_first_request_makes_the_client_and_all_share_it():
+    made = []
+
+    def make_tls():
+        made.append(threading.current_thread())
+        return TLS
+
+    async with open_server(FakeRates()) as (_, url):
+        http = HttpClient(make_tls)
+        assert made == []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(http.get, url, DAY)
+            nursery.start_soon(http.get, url, DAY)
+        assert (await http.get(url, DAY)).status == 401
+    [thread] = made
+    assert thread is not threading.main_thread()
+    await http.aclose()
+
+
+async def test_a_client_that_nobody_needed_is_not_made_to_be_closed():
+    def make_tls():
+        raise AssertionError
+
+    await HttpClient(make_tls).aclose()
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "https_proxy", "ALL_PROXY"])
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "ftp://127.0.0.1:1", "http://[::1"])
-def test_a_proxy_that_cannot_be_used_is_a_setting_to_mend(monkeypatch, proxy):
-    monkeypatch.setenv("ALL_PROXY", proxy)
+def test_a_proxy_that_cannot_be_used_is_told_at_the_start(monkeypatch, name, proxy):
+    monkeypatch.setenv(name, proxy)
     with pytest.raises(BadSettings, match="ALL_PROXY: expected"):
-        HttpClient(TLS)
+        HttpClient(lambda: TLS)
+
+
+# Surroundings.
 
 
 async def test_a_transport_takes_the_networks_place(autojump_clock):
     fake = FakeRates(latency=3.0)
-    client = HttpClient(TLS, memory_transport(fake))
+    client = HttpClient(lambda: TLS, memory_transport(fake))
     answer = await client.get("http://rates.test/v1/latest", {"base_currency": "EUR"}, HEADERS)
     assert (answer.status, trio.current_time()) == (200, 3.0)
     assert fake.calls[0].params == {"base_currency": "EUR"}
@@ -279,7 +320,9 @@ async def test_what_is_said_of_ourselves_and_what_is_asked_for():
         raise httpx.ConnectError("")
 
     with pytest.raises(SourceFailed):
-        await HttpClient(TLS, httpx.MockTransport(look)).get("http://rates.test/v1", {}, HEADERS)
+        await HttpClient(lambda: TLS, httpx.MockTransport(look)).get(
+            "http://rates.test/v1", {}, HEADERS
+        )
     assert seen["accept-encoding"] == "identity"
     assert seen["accept"] == "application/json"
     assert seen["user-agent"].startswith("ratebridge/")
@@ -298,7 +341,7 @@ async def test_a_long_body_is_read_no_further_than_the_cap():
     body = Long()
     transport = httpx.MockTransport(lambda _request: httpx.Response(200, stream=body))
     with pytest.raises(SourceFailed, match="over 1 MiB"):
-        await HttpClient(TLS, transport).get("http://rates.test/v1/latest", {})
+        await HttpClient(lambda: TLS, transport).get("http://rates.test/v1/latest", {})
     assert body.sent <= MAX_BODY + 2 * 65536
 
 
@@ -308,4 +351,4 @@ async def test_a_network_timeout_of_the_system_is_no_more_than_unreachable():
             raise httpx.ConnectTimeout("")
 
     with pytest.raises(SourceFailed, match="broke off"):
-        await HttpClient(TLS, Late()).get("http://rates.test/v1/latest", {})
+        await HttpClient(lambda: TLS, Late()).get("http://rates.test/v1/latest", {})

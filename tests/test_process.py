@@ -125,9 +125,9 @@ def test_wrong_settings_are_told_at_once_with_exit_code_2_and_no_traceback(tmp_p
     lines = ended.stderr.splitlines()
     assert [line.partition(": ")[0] for line in lines] == [
         "CURRENCY_ASSIGNMENT_WS_URI",
-        "FREECURRENCY_API_KEY",
         "VERIFY_SSL",
         "RATEBRIDGE_CACHE_TTL",
+        "FREECURRENCY_API_KEY",
     ]
     assert "s3cr" not in ended.stderr
 

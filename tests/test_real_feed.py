@@ -59,11 +59,11 @@ async def serving(dial: Dial, **settings: Any) -> AsyncIterator[Service]:
     service = Service(stats, trio.Event())
     feed = Address("feed.example", 80, "/", secure=False)
     shortened = {"heartbeat_interval": 0.05, "heartbeat_timeout": 0.5, "drain_timeout": 1.0}
-    dependencies = Dependencies(dial, jitter=lambda: 0.0)
+    dependencies = Dependencies(dial, jitter=lambda: 0.0, journal=Journal(stats))
 
     async def run() -> None:
         made = Settings(feed, providers=("ecb",), **{**shortened, **settings})
-        await serve(made, Journal(stats), service.stop, dependencies)
+        await serve(made, service.stop, dependencies)
         service.stopped.set()
 
     with trio.fail_after(PATIENCE):

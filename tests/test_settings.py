@@ -1,25 +1,29 @@
 """The settings: the environment and `.env`, every fault told at once, and no secret told at all."""
 
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
+import structlog
+import trio
 
-from ratebridge.errors import BadSettings
+from ratebridge.app import Dependencies, serve
+from ratebridge.errors import BadSettings, LinkFailed, SourceFailed
 from ratebridge.link.address import Address
-from ratebridge.settings import Secret, Settings, load_settings, read_environment
+from ratebridge.providers.registry import NAMES, provider
+from ratebridge.setting import Setting, Values, key
+from ratebridge.settings import Settings, load_settings, read_environment, rows
 
+NO_HTTP: Any = None  # of a source that is never asked
 FEED = {"CURRENCY_ASSIGNMENT_WS_URI": "ws://feed.example/stream"}
 
 
 def test_the_defaults_are_those_of_the_protocol():
     assert load_settings(FEED) == Settings(
         feed=Address("feed.example", 80, "/stream", secure=False),
-        key=None,
         verify_ssl=True,
-        freecurrencyapi_url="https://api.freecurrencyapi.com/v1",
-        frankfurter_url="https://api.frankfurter.dev/v2",
-        providers=("frankfurter",),
+        providers=("frankfurter", "ecb"),
         cache_ttl=7200,
         rate_deadline=5,
         heartbeat_interval=1,
@@ -37,8 +41,7 @@ def test_the_defaults_are_those_of_the_protocol():
 def test_a_key_puts_freecurrencyapi_first():
     settings = load_settings({**FEED, "FREECURRENCY_API_KEY": "k3y"})
     assert settings.providers == ("freecurrencyapi", "frankfurter")
-    assert settings.key is not None
-    assert settings.key.reveal() == "k3y"
+    assert settings.sources == Values({"FREECURRENCY_API_KEY": "k3y"})
 
 
 def test_a_longer_first_wait_raises_the_longest():
@@ -71,10 +74,7 @@ def test_every_setting_is_read(tmp_path):
     )
     assert settings == Settings(
         feed=Address("::1", 9000, "/a?b=c", secure=True),
-        key=settings.key,
         verify_ssl=False,
-        freecurrencyapi_url="http://localhost:8080/v1",
-        frankfurter_url="http://localhost:8081/v2",
         providers=("ecb", "frankfurter"),
         cache_ttl=60,
         rate_deadline=2.5,
@@ -87,6 +87,13 @@ def test_every_setting_is_read(tmp_path):
         log_format="json",
         status_address=("::1", 8080),
         audit_file=audit,
+        sources=Values(
+            {
+                "FREECURRENCY_API_KEY": "k3y",
+                "FREECURRENCY_API_URL": "http://localhost:8080/v1",
+                "FRANKFURTER_URL": "http://localhost:8081/v2",
+            }
+        ),
     )
 
 
@@ -113,7 +120,6 @@ WRONG = [
     Wrong("FRANKFURTER_URL", "https://rates:port", "http://"),
     Wrong("RATEBRIDGE_PROVIDERS", "ecb,ecb", "a list"),
     Wrong("RATEBRIDGE_PROVIDERS", "bank", "a list"),
-    Wrong("RATEBRIDGE_PROVIDERS", "freecurrencyapi", "a key"),
     Wrong("RATEBRIDGE_CACHE_TTL", "two hours", "seconds above 0"),
     Wrong("RATEBRIDGE_RATE_DEADLINE", "0", "seconds above 0"),
     Wrong("RATEBRIDGE_HEARTBEAT_INTERVAL", "-1", "seconds above 0"),
@@ -135,8 +141,15 @@ def test_a_wrong_value_is_named_with_what_was_expected(row):
         load_settings({**FEED, row.name: row.value})
     [problem] = caught.value.args
     assert row.expected in problem
-    if row.expected != "a key":
-        assert problem.startswith(f"{row.name}: expected ")
+    assert problem.startswith(f"{row.name}: expected ")
+
+
+def test_what_a_source_requires_is_required_where_it_is_among_the_providers():
+    with pytest.raises(BadSettings) as caught:
+        load_settings({**FEED, "RATEBRIDGE_PROVIDERS": "ecb,freecurrencyapi"})
+    assert caught.value.args == (
+        "FREECURRENCY_API_KEY: is required but not set, as freecurrencyapi is among the sources",
+    )
 
 
 def test_all_faults_are_told_at_once():
@@ -158,21 +171,83 @@ def test_a_variable_of_our_prefix_that_means_nothing_is_noted():
     assert load_settings({**FEED, "RATEBRIDGE_CACHETTL": "1"}).unknown == ("RATEBRIDGE_CACHETTL",)
 
 
-def test_no_secret_is_in_any_text():
-    settings = load_settings({**FEED, "FREECURRENCY_API_KEY": "s3cret"})
-    assert "s3cret" not in repr(settings)
-    assert "s3cret" not in str(attrs.asdict(settings))
-    assert "s3cret" not in f"{Secret('s3cret')} {Secret('s3cret')!r}"
-    with pytest.raises(BadSettings) as caught:
-        load_settings(
-            {
-                "CURRENCY_ASSIGNMENT_WS_URI": "ws://user:s3cret@feed",
-                "FREECURRENCY_API_KEY": "s3cret s3cret",
-                "FREECURRENCY_API_URL": "http://user:s3cret@rates",
-            }
-        )
-    assert len(caught.value.args) == 3
-    assert "s3cret" not in str(caught.value)
+SECRET = "s3cr3t"
+SHAPES = [
+    "{0}",
+    "{0} {0}",
+    "http://{0}",
+    "http://h/{0}",
+    "http://{0}@h",
+    "http://h:{0}/",
+    "http://[{0}",
+    "ws://h/{0}",
+    "ws://h/?{0}",
+    "ws://{0}@h",
+    "ws://h:{0}",
+    "ws://[{0}/",
+    "{0}:1",
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("row", [row for row in rows() if row.secret], ids=lambda row: row.name)
+def test_no_value_of_a_secret_setting_is_ever_printed(row, shape):
+    """Whichever it is, good or bad, however its source uses it."""
+    needed = {row.name: "k3y" for name in NAMES for row in provider(name).settings if row.required}
+    values = {**FEED, **needed, "RATEBRIDGE_PROVIDERS": ",".join(NAMES)}
+    try:
+        settings = load_settings({**values, row.name: shape.format(SECRET)})
+    except BadSettings as bad:
+        shown = f"{bad} {bad!r}"
+    else:
+        sources = [provider(name).make(NO_HTTP, settings.sources) for name in NAMES]
+        hidden = attrs.evolve(settings, feed=None) if row.name in FEED else settings
+        shown = f"{settings} {settings!r} {attrs.asdict(hidden)} {sources}"
+    assert SECRET not in shown
+
+
+async def test_no_secret_is_logged_by_a_service_that_can_reach_nothing(autojump_clock):
+    """From its start to its stop, with every secret there is in every setting that takes one."""
+
+    class Unreachable:
+        async def get(self, url, params, headers=None):
+            raise SourceFailed("unreachable", "could not be reached")
+
+    async def dial():
+        raise LinkFailed("refused", "connection refused")
+
+    values = {"RATEBRIDGE_PROVIDERS": ",".join(NAMES)}
+    for row in rows():
+        fits = [text for shape in SHAPES if is_good(row, text := shape.format(f"h/{SECRET}"))]
+        if row.secret:
+            values[row.name] = fits[0]
+    assert len(values) > len(NAMES)
+    settings = load_settings(values)
+    sources = [provider(name).make(Unreachable(), settings.sources) for name in NAMES]
+    stop = trio.Event()
+    with structlog.testing.capture_logs() as log:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, settings, stop, Dependencies(dial, sources))
+            await trio.sleep(2)
+            stop.set()
+    assert {"service.started", "connection.lost", "service.stopped"} <= {e["event"] for e in log}
+    assert SECRET not in str(log)
+
+
+def is_good(row, text):
+    try:
+        row.parse(text)
+    except ValueError:
+        return False
+    return True
+
+
+def test_a_setting_of_a_source_is_a_secret_unless_it_says_otherwise():
+    assert Setting("NEW", key).secret
+    assert {row.name for row in rows() if row.secret} == {
+        *FEED,
+        *(row.name for name in NAMES for row in provider(name).settings),
+    }
 
 
 DOTENV = """

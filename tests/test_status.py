@@ -337,7 +337,7 @@ async def test_a_service_shows_its_state_until_its_very_end(nursery):
     ended = trio.Event()
 
     async def run():
-        await serve(settings, journal, stop, Dependencies(dial=feed.dial, sources=[Slow()]))
+        await serve(settings, stop, Dependencies(feed.dial, [Slow()], journal=journal))
         ended.set()
 
     with capture_logs() as log:

@@ -1,7 +1,8 @@
 """The command `check`: tries the settings against the real feed and the real sources.
 
 Each step is a line, printed when it is done: a mark, the step, what was found,
-and under a failure a hint. A step that needs one that failed is skipped.
+and under a failure a hint. What a step has made is handed to the next; after one
+that failed the rest is skipped.
 
 It is a further client of the feed for a few seconds. Requests that come to it
 meanwhile are counted and not answered. Of each source's quota it takes two calls.
@@ -10,8 +11,9 @@ meanwhile are counted and not answered. Of each source's quota it takes two call
 import os
 import ssl
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from itertools import pairwise
 from math import inf
 from pathlib import Path
@@ -20,19 +22,18 @@ from typing import Any, ClassVar, Final, TextIO
 import attrs
 import trio
 
-from ..app import Dependencies, make_source, run_until_signal, tls_context
+from ..app import Dependencies, run_unless_stopped, tls_context
 from ..errors import LinkFailed, Refused, SourceFailed, Unreadable
 from ..link.address import Address
 from ..link.dial import add_tls, open_tcp
 from ..link.link import OPEN_WITHIN, Link, open_link
 from ..messages import HEARTBEAT, Heartbeat, clipped, decode
 from ..operating.logs import configure_logs
-from ..providers.ecb import Ecb
-from ..providers.freecurrencyapi import FreeCurrencyApi
 from ..providers.http import HttpClient
-from ..providers.source import Source
+from ..providers.registry import NAMES, provider
+from ..providers.source import Provider, Source
 from ..session import HeartbeatSettings
-from ..settings import FEED, KEY, Settings
+from ..settings import FEED, Settings
 
 LISTEN: Final = 1.75  # heartbeat timeouts; with the default one this makes 3.5 s
 ENOUGH: Final = 3  # heartbeats: two gaps between them
@@ -40,7 +41,17 @@ PAST: Final = timedelta(days=28)  # how old the table asked for is: as old as re
 ENDS_SOON: Final = 14  # days before its end from which on a certificate is remarked upon
 NORMAL_CLOSURE: Final = 1000  # RFC 6455, 7.4.1
 
-Step = Callable[[], Awaitable[str]]
+
+@attrs.frozen
+class Found:
+    """What a step found, in words, and what it made for the next."""
+
+    text: str
+    made: Any = None
+    mark: str = "ok"
+
+
+Step = tuple[str, float, Callable[[Any], Awaitable[Found]]]  # name, seconds at most, what it does
 
 
 @attrs.frozen(eq=False)
@@ -49,10 +60,6 @@ class Broken(Exception):
 
     text: str
     hint: str = ""
-
-
-class NotNeeded(Exception):
-    """A step that does not apply; the argument says why."""
 
 
 class Report:
@@ -74,8 +81,13 @@ class Report:
         if hint:
             print(f"{'':27}  hint: {hint}", file=self._out, flush=True)
 
-    async def run(self, steps: Sequence[tuple[str, float, Step]]) -> None:
-        """Run steps, (name, seconds at most, step), of which each needs those before it."""
+    async def run(
+        self, steps: Sequence[Step], made: Any = None, hints: Mapping[str, str] | None = None
+    ) -> Any:
+        """Run steps, each with what the one before it made; returns what the last good one made.
+
+        The first gets `made`. `hints` are a source's own, by outcome.
+        """
         failed = None
         for name, within, step in steps:
             if failed is not None:
@@ -83,13 +95,15 @@ class Report:
                 continue
             try:
                 with trio.fail_after(within):
-                    self.line("ok", name, await step())
-            except NotNeeded as why:
-                self.line("skip", name, str(why))
+                    found = await step(made)
             except (Broken, LinkFailed, SourceFailed, trio.TooSlowError) as error:
-                failure = explain(error, within)
+                failure = explain(error, within, hints or {})
                 self.line("FAIL", name, failure.text, failure.hint)
                 failed = name
+            else:
+                self.line(found.mark, name, found.text)
+                made = found.made
+        return made
 
     def summarize(self) -> None:
         ok, failed, skipped = self.counts.values()
@@ -97,7 +111,7 @@ class Report:
         print(f"\n{ok} ok, {failed} failed{skips}.", file=self._out)
 
 
-def explain(error: Exception, within: float) -> Broken:
+def explain(error: Exception, within: float, hints: Mapping[str, str]) -> Broken:
     """A failure in words, with a hint of what to look at."""
     match error:
         case Broken():
@@ -108,7 +122,8 @@ def explain(error: Exception, within: float) -> Broken:
             text = clipped(error.detail, 120) or error.reason
             return Broken(text, _LINK_HINTS.get(error.reason, ""))
         case SourceFailed():
-            return Broken(clipped(error.text, 120), _SOURCE_HINTS.get(error.outcome, ""))
+            hint = {**_SOURCE_HINTS, **hints}.get(error.outcome, "")
+            return Broken(clipped(error.text, 120), hint)
         case _:
             return Broken(
                 f"no answer within {within:g} s",
@@ -129,9 +144,6 @@ _LINK_HINTS: Final = {
 }
 
 _SOURCE_HINTS: Final = {
-    "refused-key": f"compare {KEY} with the one in the source's dashboard",
-    "quota-month": "wait, take a larger plan, or put another source first in RATEBRIDGE_PROVIDERS",
-    "quota-minute": "wait a minute and try again",
     "unreachable": "is there a way from this machine to the source? Its URL can be set, see the "
     "README",
     "redirect": "is the source's URL right, with https:// and the version in its path?",
@@ -157,110 +169,109 @@ def _rejected_hint(status: int) -> str:
     return "the feed's host answers, but not with a websocket: is the feed well?"
 
 
-def took(seconds: float) -> str:
+def took(began: float) -> str:
+    seconds = trio.current_time() - began
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
-class FeedSteps:
-    """From the feed's name to its heartbeats; the methods are the steps, in their order.
+async def check_feed(
+    report: Report, address: Address, tls: ssl.SSLContext, heartbeat: HeartbeatSettings
+) -> None:
+    """From the feed's name to its heartbeats, and take leave, politely where there is a link."""
+    async with trio.open_nursery() as link_nursery:
+        made = await report.run(
+            [
+                ("dns", OPEN_WITHIN, partial(look_up, address)),
+                ("tcp", OPEN_WITHIN, partial(connect, address)),
+                ("tls", OPEN_WITHIN, partial(secure, address, tls)),
+                # These have limits of their own.
+                ("upgrade", inf, partial(upgrade, address, heartbeat.interval, link_nursery)),
+                ("heartbeat", inf, partial(hear_heartbeats, heartbeat)),
+            ]
+        )
+        if isinstance(made, Link):
+            await made.close(NORMAL_CLOSURE)
+        link_nursery.cancel_scope.cancel()
 
-    The link's tasks live in `nursery`. A stream that `stream` is set to takes
-    the place of what the first three steps make.
-    """
 
-    def __init__(
-        self,
-        nursery: trio.Nursery,
-        address: Address,
-        tls: ssl.SSLContext,
-        heartbeat: HeartbeatSettings,
-    ) -> None:
-        self._nursery = nursery
-        self._address = address
-        self._tls = tls
-        self._heartbeat = heartbeat
-        self._socket: trio.SocketStream | None = None
-        self.stream: trio.abc.Stream | None = None
-        self._link: Link | None = None
+async def look_up(address: Address, _made: None) -> Found:
+    try:
+        found = await trio.socket.getaddrinfo(
+            address.host, address.port, type=trio.socket.SOCK_STREAM
+        )
+    except (OSError, UnicodeError):
+        raise Broken(
+            f"the host {clipped(address.host, 80)} was not found",
+            f"is the host in {FEED} right, and can this machine look names up?",
+        ) from None
+    return Found(", ".join(sorted({str(entry[4][0]) for entry in found})))
 
-    async def dns(self) -> str:
-        host, port = self._address.host, self._address.port
-        try:
-            found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
-        except (OSError, UnicodeError):
-            raise Broken(
-                f"the host {clipped(host, 80)} was not found",
-                f"is the host in {FEED} right, and can this machine look names up?",
-            ) from None
-        return ", ".join(sorted({str(entry[4][0]) for entry in found}))
 
-    async def tcp(self) -> str:
-        began = trio.current_time()
-        self.stream = self._socket = await open_tcp(self._address)
-        return f"connected to port {self._address.port} in {took(trio.current_time() - began)}"
+async def connect(address: Address, _made: None) -> Found:
+    began = trio.current_time()
+    stream = await open_tcp(address)
+    return Found(f"connected to port {address.port} in {took(began)}", stream)
 
-    async def tls(self) -> str:
-        if not self._address.secure:
-            raise NotNeeded("ws:// does without")
-        assert self._socket is not None, "made by the step before"
-        secured = await add_tls(self._socket, self._address, self._tls)
-        self.stream = secured
-        if self._tls.verify_mode == ssl.CERT_NONE:
-            return "the certificate is not checked, as VERIFY_SSL is off"
-        return describe_certificate(secured.certificate(), datetime.now(UTC))
 
-    async def upgrade(self) -> str:
-        began = trio.current_time()
-        self._link = await open_link(self._nursery, self._address, self._dialled)
-        return f"open after {took(trio.current_time() - began)}"
+async def secure(address: Address, tls: ssl.SSLContext, stream: trio.SocketStream) -> Found:
+    if not address.secure:
+        return Found("ws:// does without", stream, "skip")
+    secured = await add_tls(stream, address, tls)
+    if tls.verify_mode == ssl.CERT_NONE:
+        return Found("the certificate is not checked, as VERIFY_SSL is off", secured)
+    return Found(describe_certificate(secured.certificate(), datetime.now(UTC)), secured)
 
-    async def _dialled(self) -> trio.abc.Stream:
-        assert self.stream is not None, "made by the steps before"
+
+async def upgrade(
+    address: Address, interval: float, nursery: trio.Nursery, stream: trio.abc.Stream
+) -> Found:
+    """Open the link, and send heartbeats on it from now on."""
+
+    async def dialled() -> trio.abc.Stream:
         await trio.lowlevel.checkpoint()
-        return self.stream
+        return stream
 
-    async def heartbeat(self) -> str:
-        """Beat, and listen until enough heartbeats came or the time for them is over."""
-        assert self._link is not None, "made by the step before"
-        self._nursery.start_soon(self._beat, self._link, name="heartbeat sender")
-        within = LISTEN * self._heartbeat.timeout
-        opened = trio.current_time()
-        came: list[float] = []
-        others = 0
-        with trio.move_on_after(within) as listening:
+    began = trio.current_time()
 
-            def count(frames: Sequence[bytes]) -> None:
-                nonlocal others
-                beats = sum(map(is_heartbeat, frames))
-                others += len(frames) - beats
-                came.extend([trio.current_time()] * beats)
-                if len(came) >= ENOUGH:
-                    listening.cancel()
-
-            await self._link.receive(count)
-        also = f"; also {others} other messages, left unanswered" if others else ""
-        if not came:
-            raise Broken(f"none came within {within:g} s{also}", _SILENCE_HINT)
-        text = f"{len(came)} in {came[-1] - opened:.1f} s"
-        gaps = [after - before for before, after in pairwise(came)]
-        if gaps:
-            text += f", gaps from {min(gaps):.2f} to {max(gaps):.2f} s"
-        # The opening stands for the first of them, as it does in a session.
-        silence = max(b - a for a, b in pairwise([opened, *came, trio.current_time()]))
-        if silence > self._heartbeat.timeout:
-            raise Broken(f"{text}, and once none for {silence:.1f} s{also}", _SILENCE_HINT)
-        return text + also
-
-    async def _beat(self, link: Link) -> None:
+    async def send_heartbeats() -> None:
         while True:
             link.put([HEARTBEAT])
-            await trio.sleep(self._heartbeat.interval)
+            await trio.sleep(interval)
 
-    async def close(self) -> None:
-        """Take leave, politely where there is a link."""
-        if self._link is not None:
-            await self._link.close(NORMAL_CLOSURE)
-        self._nursery.cancel_scope.cancel()
+    link = await open_link(nursery, address, dialled)
+    nursery.start_soon(send_heartbeats, name="heartbeat sender")
+    return Found(f"open after {took(began)}", link)
+
+
+async def hear_heartbeats(heartbeat: HeartbeatSettings, link: Link) -> Found:
+    """Listen until enough heartbeats have come, or the time for them is over."""
+    within = LISTEN * heartbeat.timeout
+    opened = trio.current_time()
+    came: list[float] = []
+    others = 0
+
+    def count(frames: Sequence[bytes]) -> None:
+        nonlocal others
+        beats = sum(map(is_heartbeat, frames))
+        others += len(frames) - beats
+        came.extend([trio.current_time()] * beats)
+        if len(came) >= ENOUGH:
+            listening.cancel()
+
+    with trio.move_on_after(within) as listening:
+        await link.receive(count)
+    also = f"; also {others} other messages, left unanswered" if others else ""
+    if not came:
+        raise Broken(f"none came within {within:g} s{also}", _SILENCE_HINT)
+    text = f"{len(came)} in {came[-1] - opened:.1f} s"
+    gaps = [after - before for before, after in pairwise(came)]
+    if gaps:
+        text += f", gaps from {min(gaps):.2f} to {max(gaps):.2f} s"
+    # The opening stands for the first of them, as it does in a session.
+    silence = max(b - a for a, b in pairwise([opened, *came, trio.current_time()]))
+    if silence > heartbeat.timeout:
+        raise Broken(f"{text}, and once none for {silence:.1f} s{also}", _SILENCE_HINT)
+    return Found(text + also, link)
 
 
 def is_heartbeat(frame: bytes) -> bool:
@@ -280,51 +291,30 @@ def describe_certificate(certificate: Any, now: datetime) -> str:
     return f"certificate of {clipped(issuer, 60)}, good until {end:%Y-%m-%d} ({days} days{soon})"
 
 
-class SourceSteps:
-    """What the service will want of one source; the methods are the steps."""
+async def check_source(report: Report, source: Source, now: datetime, within: float) -> None:
+    """What the service will want of one source; each step may take `within` seconds."""
+    name = source.name
+    declared = provider(name) if name in NAMES else Provider(name, lambda *_: source)
+    steps: list[Step] = [
+        (f"{name} today", within, partial(fetch_table, source, now.date(), now)),
+        (f"{name} past", within, partial(fetch_table, source, now.date() - PAST, now)),
+    ]
+    if declared.check is not None:
+        step, run = declared.check
+        steps.insert(0, (f"{name} {step}", within, partial(say, run, source)))
+    await report.run(steps, hints=declared.hints)
 
-    def __init__(self, source: Source, now: datetime) -> None:
-        self._source = source
-        self._now = now
-        self._today = now.date()
 
-    def steps(self, within: float) -> list[tuple[str, float, Step]]:
-        name = self._source.name
-        steps: list[tuple[str, float, Step]] = [
-            (f"{name} today", within, self.today),
-            (f"{name} past", within, self.past),
-        ]
-        if isinstance(self._source, FreeCurrencyApi):
-            steps.insert(0, (f"{name} key", within, self.key))
-        return steps
+async def say(run: Callable[[Source], Awaitable[str]], source: Source, _made: None) -> Found:
+    return Found(await run(source))
 
-    async def key(self) -> str:
-        assert isinstance(self._source, FreeCurrencyApi), "judged by `steps`"
-        quota = await self._source.check()
-        if quota.month_left is None:
-            return "accepted"
-        total = "" if quota.month_total is None else f" of {quota.month_total:,}"
-        left = f"{quota.month_left:,}{total} calls left this month"
-        if quota.month_left <= 0:
-            raise Broken(f"accepted, but {left}", _SOURCE_HINTS["quota-month"])
-        return f"accepted, {left}"
 
-    async def today(self) -> str:
-        if isinstance(self._source, Ecb):
-            # Its table is as old as its package: the newest it has is what can work.
-            self._today = await self._source.last_day()
-            days = (self._now.date() - self._today).days
-            return f"{await self._table(self._today)}; the newest it has, {days} days old"
-        return await self._table(self._today)
-
-    async def past(self) -> str:
-        return await self._table(self._today - PAST)
-
-    async def _table(self, day: date) -> str:
-        began = trio.current_time()
-        table = await self._source.fetch(day, self._now)
-        seconds = trio.current_time() - began
-        return f"{len(table.quotes)} currencies for {day} in {took(seconds)}"
+async def fetch_table(source: Source, day: date, now: datetime, _made: None) -> Found:
+    began = trio.current_time()
+    table = await source.fetch(day, now)
+    newest = max(quote.day for code, quote in table.quotes.items() if code != "EUR")
+    older = "" if newest == day else f", of {newest}"
+    return Found(f"{len(table.quotes)} currencies for {day}{older} in {took(began)}")
 
 
 def describe_settings(settings: Settings) -> tuple[str, str]:
@@ -351,27 +341,16 @@ async def check(settings: Settings, out: TextIO, dependencies: Dependencies | No
             report.line("FAIL", "audit file", "cannot be read and written", _AUDIT_HINT)
     tls = tls_context(settings.verify_ssl)
     heartbeat = HeartbeatSettings(settings.heartbeat_interval, settings.heartbeat_timeout)
-    async with trio.open_nursery() as feed_nursery:
-        feed = FeedSteps(feed_nursery, settings.feed, tls, heartbeat)
-        await report.run(
-            [
-                ("dns", OPEN_WITHIN, feed.dns),
-                ("tcp", OPEN_WITHIN, feed.tcp),
-                ("tls", OPEN_WITHIN, feed.tls),
-                ("upgrade", inf, feed.upgrade),  # has a limit of its own, and so has the next
-                ("heartbeat", inf, feed.heartbeat),
-            ]
-        )
-        await feed.close()
-    http = HttpClient(tls)
+    await check_feed(report, settings.feed, tls, heartbeat)
+    http = HttpClient(lambda: tls)
     try:
         sources = dependencies.sources or [
-            make_source(name, settings, http) for name in settings.providers
+            provider(name).make(http, settings.sources) for name in settings.providers
         ]
         for source in sources:
             # As much time as the service will give it.
             within = settings.rate_deadline / len(sources)
-            await report.run(SourceSteps(source, dependencies.clock()).steps(within))
+            await check_source(report, source, dependencies.clock(), within)
     finally:
         with trio.CancelScope(shield=True):
             await http.aclose()
@@ -387,21 +366,7 @@ def can_append(path: Path) -> bool:
 
 
 def run_check(settings: Settings) -> int:
-    """The command; 0 when all works, 1 when something does not."""
+    """The command; 0 when all works or a signal came first, 1 when something does not."""
     configure_logs("error", "auto")
-    passed = True
-
-    async def check_until(stop: trio.Event) -> None:
-        nonlocal passed
-        async with trio.open_nursery() as check_nursery:
-
-            async def leave() -> None:
-                await stop.wait()
-                check_nursery.cancel_scope.cancel()
-
-            check_nursery.start_soon(leave, name="stop")
-            passed = await check(settings, sys.stdout)
-            check_nursery.cancel_scope.cancel()
-
-    trio.run(run_until_signal, check_until)
-    return 0 if passed else 1
+    passed = run_unless_stopped(partial(check, settings, sys.stdout))
+    return 1 if passed is False else 0

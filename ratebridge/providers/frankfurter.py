@@ -11,7 +11,10 @@ from msgspec import Raw
 
 from ..errors import SourceFailed
 from ..rates import RateTable
-from .source import Http, make_table, retry_after
+from ..setting import Setting, base_url
+from .source import Http, Provider, make_table, read_body
+
+URL: Final = Setting("FRANKFURTER_URL", base_url, "https://api.frankfurter.dev/v2")
 
 
 class _Row(msgspec.Struct):
@@ -39,24 +42,13 @@ class Frankfurter:
         """See `Source`. The day is always sent: without it tomorrow's rows can come."""
         params = {"date": day.isoformat(), "base": "EUR"}
         answer = await self._http.get(f"{self._url}/rates", params)
-        status = answer.status
-        if status == 429:
-            # Its guard against abuse tells of no quota: only its own word says when to come back.
-            wait = retry_after(answer.headers)
-            raise SourceFailed(
-                "http-429",
-                "answered HTTP 429",
-                again=wait is not None,
-                after=wait,
-                limited_for=wait,
-            )
-        if status != 200:
-            raise SourceFailed(f"http-{status}", f"answered HTTP {status}", again=status >= 500)
-        try:
-            rows = _rows(answer.body)
-        except (msgspec.DecodeError, RecursionError):
-            raise SourceFailed("bad-body", "answered with something else than rates") from None
+        rows = read_body(_rows, answer)
         if any(row.base != "EUR" for row in rows):
             raise SourceFailed("bad-table", "answered with another base than the euro")
         quotes = [(row.quote, row.rate, row.day) for row in rows]
         return make_table(self.name, day, now, [*quotes, ("EUR", _EURO_ROW, day)])
+
+
+PROVIDER: Final = Provider(
+    Frankfurter.name, lambda http, values: Frankfurter(http, values[URL]), (URL,)
+)

@@ -3,9 +3,8 @@
 Its rates are not the ECB's. Weekends are served under their own day.
 """
 
-from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
-from typing import Final, TypeVar
+from typing import Final
 
 import attrs
 import msgspec
@@ -14,9 +13,11 @@ from msgspec import Raw
 
 from ..errors import SourceFailed
 from ..rates import RateTable
-from .source import Answer, Http, Quota, make_table, read_count, retry_after
+from ..setting import Setting, base_url, key
+from .source import Answer, Http, Provider, Quota, make_table, read_body, read_count, retry_after
 
-T = TypeVar("T")
+KEY: Final = Setting("FREECURRENCY_API_KEY", key, required=True)
+URL: Final = Setting("FREECURRENCY_API_URL", base_url, "https://api.freecurrencyapi.com/v1")
 
 LATE: Final = timedelta(hours=1)  # after midnight: how long yesterday's table may be missing
 
@@ -75,11 +76,11 @@ class FreeCurrencyApi:
             # Just after midnight it may not have yesterday yet; the latest is yesterday's last.
             midnight = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
             if answer.status != 422 or now - midnight > LATE:
-                days = _read(_historical, answer).data
+                days = read_body(_historical, answer).data
                 quoted_on = max((known for known in days if known <= day), default=day)
                 return self._table(day, now, days.get(quoted_on, {}), quoted_on)
         answer = await self._get("latest", {}, now)
-        return self._table(day, now, _read(_latest, answer).data, day)
+        return self._table(day, now, read_body(_latest, answer).data, day)
 
     def _table(
         self, day: date, now: datetime, quotes: dict[str, Raw], quoted_on: date
@@ -87,13 +88,20 @@ class FreeCurrencyApi:
         rows = ((currency, raw, quoted_on) for currency, raw in quotes.items())
         return make_table(self.name, day, now, rows)
 
-    async def check(self) -> Quota:
+    async def check_key(self) -> str:
         """Ask `/status`, which is not counted: is the key good, and what has it left?"""
         answer = await self._http.get(f"{self._url}/status", {}, self._headers)
-        month = _read(_status, answer).quotas.month
+        _check_key(answer)
+        month = read_body(_status, answer).quotas.month
         self._quota.month_left = month.remaining
         self._quota.month_total = month.total
-        return self._quota
+        if month.remaining is None:
+            return "accepted"
+        total = "" if month.total is None else f" of {month.total:,}"
+        left = f"{month.remaining:,}{total} calls left this month"
+        if month.remaining <= 0:
+            raise SourceFailed("quota-month", f"accepted, but {left}")
+        return f"accepted, {left}"
 
     async def _get(self, path: str, params: dict[str, str], now: datetime) -> Answer:
         """An answer to go by. Raises `SourceFailed` while the quota is used up."""
@@ -108,6 +116,7 @@ class FreeCurrencyApi:
         self._read_quota(answer, now)
         if answer.status == 429:
             self._raise_if_resting()
+        _check_key(answer)
         return answer
 
     def _read_quota(self, answer: Answer, now: datetime) -> None:
@@ -148,19 +157,25 @@ class FreeCurrencyApi:
             raise attrs.evolve(self._rest, after=left, limited_for=left)
 
 
-def _read(decode: Callable[[bytes], T], answer: Answer) -> T:
-    """The body of a good answer. Raises `SourceFailed` for any other; prose decides nothing."""
-    status = answer.status
-    if status in (401, 403):
-        raise SourceFailed("refused-key", f"did not accept the key (HTTP {status})")
-    if status != 200:
-        raise SourceFailed(f"http-{status}", f"answered HTTP {status}", again=status >= 500)
-    try:
-        return decode(answer.body)
-    except (msgspec.DecodeError, RecursionError):
-        raise SourceFailed("bad-body", "answered with something else than rates") from None
+def _check_key(answer: Answer) -> None:
+    if answer.status in (401, 403):
+        raise SourceFailed("refused-key", f"did not accept the key (HTTP {answer.status})")
 
 
 def next_month(now: datetime) -> datetime:
     """The first instant of the month after `now`, UTC."""
     return datetime(now.year + now.month // 12, now.month % 12 + 1, 1, tzinfo=UTC)
+
+
+PROVIDER: Final = Provider(
+    FreeCurrencyApi.name,
+    lambda http, values: FreeCurrencyApi(http, values[KEY], values[URL]),
+    (KEY, URL),
+    hints={
+        "refused-key": f"compare {KEY.name} with the one in the source's dashboard",
+        "quota-month": "wait, take a larger plan, or put another source first in "
+        "RATEBRIDGE_PROVIDERS",
+        "quota-minute": "wait a minute and try again",
+    },
+    check=("key", FreeCurrencyApi.check_key),
+)

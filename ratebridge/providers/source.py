@@ -1,17 +1,21 @@
 """What every rate source is to the chain, and what they all do with a quote."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import attrs
+import msgspec
 from msgspec import Raw
 
 from ..conversion import is_quote
 from ..errors import SourceFailed
 from ..rates import MAX_DAYS_BACK, Quote, RateTable
+from ..setting import Setting, Values
+
+T = TypeVar("T")
 
 LONGEST_WAIT: Final = 86400  # s: longer than a day no header keeps us away
 
@@ -65,6 +69,45 @@ class Source(Protocol):
     def quota(self) -> Quota | None:
         """What the source said of our quota, None when it has none."""
         ...
+
+
+@attrs.frozen
+class Provider:
+    """What a module of a source declares, as `PROVIDER`; all that the rest knows of it.
+
+    `make` makes the source of what it asks with and of the values of its
+    `settings`. `hints` say what to do about a failure, by its outcome. `check` is a
+    step of that command, tried before the tables are: its name, and what says what
+    it found, or raises `SourceFailed`.
+    """
+
+    name: str
+    make: Callable[[Http, Values], Source]
+    settings: tuple[Setting[Any], ...] = ()
+    hints: Mapping[str, str] = attrs.Factory(dict)
+    check: tuple[str, Callable[[Any], Awaitable[str]]] | None = None
+
+
+def read_body(decode: Callable[[bytes], T], answer: Answer) -> T:
+    """What `decode` makes of the body of a 200.
+
+    Raises `SourceFailed` for any other status, and where `decode` raises a
+    `DecodeError`, ValueError or RecursionError. Prose decides nothing.
+    """
+    status = answer.status
+    if status != 200:
+        wait = retry_after(answer.headers) if status == 429 else None
+        raise SourceFailed(
+            f"http-{status}",
+            f"answered HTTP {status}",
+            again=status >= 500 or wait is not None,
+            after=wait,
+            limited_for=wait,
+        )
+    try:
+        return decode(answer.body)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        raise SourceFailed("bad-body", "answered with something else than rates") from None
 
 
 def read_quote(raw: Raw) -> Decimal | None:

@@ -177,9 +177,11 @@ class _Simulation:
         async with trio.open_nursery() as world_nursery:
             world_nursery.start_soon(self._stall, name="stalls")
             world_nursery.start_soon(self._stop, stop, name="stop")
-            dependencies = Dependencies(self._feed.dial, self._sources, self._utc_now, self._jitter)
+            dependencies = Dependencies(
+                self._feed.dial, self._sources, self._utc_now, self._jitter, self._recorder
+            )
             with trio.move_on_at(self._length + 1000.0):
-                await serve(self._settings, self._recorder, stop, dependencies)
+                await serve(self._settings, stop, dependencies)
                 trace.served_at = trio.current_time()
             if self._utc_now().date() > self._begin.date():
                 trace.fault("midnight")

@@ -1,0 +1,96 @@
+"""One conversion, for programs that embed ratebridge."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, date, datetime
+from decimal import Decimal
+
+import attrs
+import trio
+
+from .app import open_chain, utc_now
+from .conversion import rounded, to_euro
+from .dates import BadDate, rate_day, wire_time
+from .errors import BadRequest, NoRate
+from .messages import clipped, is_currency, parse_stake, quoted
+from .observer import Observer
+from .providers.source import Source
+from .rates import Rate
+from .settings import Settings
+
+
+@attrs.frozen
+class Conversion:
+    """A stake and what it is in euro; `rate` is None where it was in euro already."""
+
+    stake: Decimal
+    currency: str
+    eur: Decimal
+    rate: Rate | None
+
+
+async def convert(
+    stake: Decimal,
+    currency: str,
+    instant: datetime | None = None,
+    settings: Settings | None = None,
+    *,
+    sources: Sequence[Source] | None = None,
+    clock: Callable[[], datetime] = utc_now,
+) -> Conversion:
+    """Convert one stake at the rate valid at `instant` (aware; None: now), as the service would.
+
+    `settings` name the sources; without them it is those that need no key.
+    `sources` and `clock` replace the real ones, as tests do.
+
+    Raises `BadRequest` for a stake that is no finite number or outside the
+    service's bounds (below 10^15, at most 19 decimals), a currency that is not
+    three capital letters, and an instant without a time zone. Raises `NoRate`
+    where there is none: for that currency, that day (before 1999, or in the
+    future), or at the moment.
+    """
+    try:
+        amount = parse_stake(str(stake))
+    except ValueError as flaw:
+        raise BadRequest(f"stake {clipped(str(stake))} {flaw}") from None
+    if not is_currency(currency):
+        raise BadRequest(f"currency {quoted(currency)} is not three capital letters")
+    now = clock()
+    day = _day(now if instant is None else instant, now)
+    if currency == "EUR":
+        return Conversion(stake, currency, rounded(amount), None)
+    problem = None
+    async with trio.open_nursery() as fetch_nursery:
+        async with open_chain(
+            settings or Settings(), fetch_nursery, Observer(), sources=sources, clock=clock
+        ) as chain:
+            try:
+                rate = await chain.rate(currency, day)
+            except NoRate as error:  # to be raised by itself, and not in the nursery's group
+                problem = error
+        fetch_nursery.cancel_scope.cancel()
+    if problem is not None:
+        raise problem
+    return Conversion(stake, currency, to_euro(amount, rate.units, rate.euro), rate)
+
+
+def convert_sync(
+    stake: Decimal,
+    currency: str,
+    instant: datetime | None = None,
+    settings: Settings | None = None,
+) -> Conversion:
+    """`convert`, for a program that does not run trio."""
+    return trio.run(convert, stake, currency, instant, settings)
+
+
+def _day(instant: datetime, now: datetime) -> date:
+    if instant.utcoffset() is None:
+        raise BadRequest(f"instant {instant.isoformat()} has no time zone")
+    try:
+        utc = instant.astimezone(UTC)
+    except OverflowError:
+        raise BadRequest(f"instant {instant.isoformat()} is out of range") from None
+    try:
+        return rate_day(utc, now)
+    except BadDate as flaw:
+        raise NoRate("bad-date", f"date {wire_time(utc)} {flaw}") from None

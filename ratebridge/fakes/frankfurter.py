@@ -1,0 +1,114 @@
+"""A stand-in for Frankfurter v2: some more currencies, five digits, and a day for each row."""
+
+from datetime import date, timedelta
+from decimal import ROUND_HALF_EVEN, Context, Decimal
+from typing import Final
+
+import attrs
+
+from ..providers.frankfurter import URL
+from .rates import (
+    COMMON,
+    Call,
+    FakeAnswer,
+    FakeSource,
+    Fault,
+    Refusal,
+    json_object,
+    read_day,
+    to_json,
+    units_of,
+    working_day,
+)
+
+FRANKFURTER: Final = "frankfurter"
+
+_RARE: Final = units_of("""
+    AED 4.49   ALL 123.4  AMD 637   ARS 115   AZN 2.08  BAM 1.956 BDT 103.7 CLP 872   COP 4460
+    EGP 19.1   GEL 4.13   KES 131.6 KWD 0.367 KZT 521   MAD 10.8  MDL 21.6  MKD 61.6  NGN 502
+    PEN 4.52   PKR 187    RSD 117.6 SAR 4.58  TMT 4.28  TWD 34.2  UAH 33.4  UZS 12930 VND 28170
+    ZWL 442
+""")
+_UNITS: Final = dict(sorted({**COMMON, **_RARE}.items()))
+_LIVES: Final = {  # the first and the last day
+    "BGN": (date(1999, 1, 4), date(2025, 12, 31)),
+    "HRK": (date(1999, 1, 4), date(2022, 12, 31)),
+    "ZWL": (date(2010, 1, 1), date(2024, 8, 30)),
+}
+_A_DAY_BEHIND: Final = frozenset({"UAH", "UZS"})  # whose bank publishes late
+_FORTNIGHTLY: Final = "TMT"  # whose bank publishes on the 1st and the 15th
+_AHEAD: Final = frozenset({"AUD", "NZD"})  # whose bank has tomorrow's already
+
+_FIVE_DIGITS: Final = Context(prec=5, rounding=ROUND_HALF_EVEN)
+
+
+@attrs.define
+class FakeFrankfurter(FakeSource):
+    """It has no options."""
+
+    prefix = "/v2"
+    url = URL
+    units = _UNITS
+
+    @staticmethod
+    def text(rate: Decimal) -> str:
+        """Five digits."""
+        return "1.0" if rate == 1 else f"{_FIVE_DIGITS.plus(rate):f}"
+
+    def answer(self, call: Call, fault: Fault) -> FakeAnswer:
+        """See `FakeSource`."""
+        headers = {"content-type": "application/json", "cache-control": "public, max-age=3600"}
+        try:
+            return FakeAnswer(200, headers, self._body(call, fault).encode())
+        except Refusal as refusal:
+            status, message = refusal.args
+            headers["cache-control"] = "no-store"
+            body = to_json({"status": status, "message": message})
+            return FakeAnswer(status, headers, body.encode())
+
+    def _body(self, call: Call, fault: Fault) -> str:
+        params = call.params
+        if call.path != f"{self.prefix}/rates":
+            raise Refusal(404, "not found")
+        for name in params:
+            if name not in ("date", "base", "quotes", "providers"):
+                raise Refusal(422, f"unknown parameter: {name}")
+        today = call.at.date()
+        day = read_day(params["date"]) if "date" in params else today
+        if day is None:
+            raise Refusal(422, "invalid date")
+        base = params.get("base", "EUR")
+        codes = params["quotes"].split(",") if "quotes" in params else list(_UNITS)
+        for code in (base, *codes):
+            if code not in _UNITS:
+                raise Refusal(422, f"invalid currency: {code}")
+        if fault.empty or day > today + timedelta(days=1):
+            return "[]"
+        base = fault.base or base
+        rows = []
+        for code in codes:
+            quoted_on = _day_of_row(code, day)
+            if "date" not in params and code in _AHEAD:
+                quoted_on = day + timedelta(days=1)
+            if quoted_on is not None:
+                rate = fault.quotes.get(code) or self.quote(code, quoted_on, base)
+                row = {"date": f'"{quoted_on}"', "base": f'"{base}"', "quote": f'"{code}"'}
+                rows.append(json_object({**row, "rate": rate}))
+        return f"[{','.join(rows)}]"
+
+
+def _day_of_row(currency: str, day: date) -> date | None:
+    """The day that the row for a day is of; None when there is none."""
+    first, last = _LIVES.get(currency, (date.min, date.max))
+    if currency == _FORTNIGHTLY:
+        quoted_on = day.replace(day=15 if day.day >= 15 else 1)
+    else:
+        quoted_on = working_day(day)
+        if currency in _A_DAY_BEHIND:
+            quoted_on = working_day(quoted_on - timedelta(days=1))
+    quoted_on = min(quoted_on, last)
+    carried = (day - quoted_on).days
+    return quoted_on if first <= quoted_on and carried <= 14 else None
+
+
+FAKE: Final = FakeFrankfurter
