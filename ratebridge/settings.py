@@ -4,6 +4,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
@@ -23,6 +24,8 @@ KEY: Final = "FREECURRENCY_API_KEY"
 _NEVER_QUOTED: Final = frozenset({FEED, KEY, "FREECURRENCY_API_URL", "FRANKFURTER_URL"})  # secrets
 _MIN: Final = "RATEBRIDGE_RECONNECT_MIN"
 _MAX: Final = "RATEBRIDGE_RECONNECT_MAX"
+
+MAX_DOTENV: Final = 1024 * 1024  # bytes; a larger file is not one of settings
 
 LogFormat = Literal["auto", "console", "json"]
 
@@ -172,17 +175,33 @@ class Settings:
 def read_environment(
     environ: Mapping[str, str], dotenv: Path | None = Path(".env")
 ) -> dict[str, str]:
-    """The environment on top of a `.env` file, if there is one. Empty values count as none."""
+    """The environment on top of a `.env` file, if there is one. Empty values count as none.
+
+    Raises `BadSettings` for what has the file's name and is no text file of a fit size.
+    """
     found: dict[str, str] = {}
     if dotenv is not None and os.path.lexists(dotenv):
         from dotenv import dotenv_values  # it takes as long as all the rest here
 
-        try:
-            values = dotenv_values(dotenv, interpolate=False, encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError):
-            raise BadSettings(".env: expected a text file that can be read") from None
+        values = dotenv_values(stream=StringIO(_read_dotenv(dotenv)), interpolate=False)
         found = {name: value for name, value in values.items() if value is not None}
     return {name: value for name, value in {**found, **environ}.items() if value.strip()}
+
+
+def _read_dotenv(path: Path) -> str:
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise BadSettings(f"{path.name}: expected a file, got something else")
+        with path.open("rb") as file:
+            content = file.read(MAX_DOTENV + 1)
+    except OSError as error:
+        raise BadSettings(f"{path.name}: expected a file to read: {error.strerror}") from None
+    if len(content) > MAX_DOTENV:
+        raise BadSettings(f"{path.name}: expected a text file of at most 1 MiB")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise BadSettings(f"{path.name}: expected a text file in UTF-8") from None
 
 
 def load_settings(values: Mapping[str, str], *, need_feed: bool = True) -> Settings:
@@ -209,10 +228,16 @@ def load_settings(values: Mapping[str, str], *, need_feed: bool = True) -> Setti
         if "reconnect_max" in read:
             problems.append(f"{_MAX}: expected no less than {_MIN}")
         settings = attrs.evolve(settings, reconnect_max=settings.reconnect_min)
-    if problems:
-        raise BadSettings(*problems)
-    names = {name for name, _ in _VARIABLES.values()}
     strange = sorted(
-        name for name in values if name.startswith("RATEBRIDGE_") and name not in names
+        clipped(name)
+        for name in values
+        if name.startswith("RATEBRIDGE_") and name not in variables()
     )
-    return attrs.evolve(settings, unknown=tuple(map(clipped, strange)))
+    if problems:
+        raise BadSettings(*problems, *(f"{name}: is not a setting" for name in strange))
+    return attrs.evolve(settings, unknown=tuple(strange))
+
+
+def variables() -> tuple[str, ...]:
+    """The names of all settings, as the environment has them."""
+    return tuple(name for name, _ in _VARIABLES.values())
