@@ -52,7 +52,7 @@ def unit() -> str:
         text = (HERE / copy.name).read_text(encoding="utf-8")
         # The program is not there, but another that can be executed.
         copy.write_text(text.replace("/opt/ratebridge/bin/ratebridge", "/bin/true"), "utf-8")
-        command = [analyze, "verify", "--man=no", copy]
+        command = [analyze, "verify", "--man=no", str(copy)]
         found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
         if found.returncode or found.stderr:  # an unknown setting is 0, and a line
             raise Failed(found.stderr)
