@@ -4,9 +4,10 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from . import __version__
 from .errors import BadSettings, CannotStart
@@ -53,15 +54,32 @@ def _leave(_number: int, _frame: object) -> NoReturn:
     raise SystemExit(DONE)
 
 
+class _Top(argparse.ArgumentParser):
+    """The top-level parser, whose help names the settings."""
+
+    def format_help(self) -> str:
+        from .settings import FEED, rows
+
+        names = (
+            f"  {name}{' (required)' if name == FEED else ''}\n"
+            for name in (row.name for row in rows())
+        )
+        self.epilog = f"settings, from the environment or a .env file:\n{''.join(names)}"
+        return super().format_help()
+
+
 def command_line() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Top(
         prog="ratebridge",
-        description="Answers a trading platform's stakes in euro. Without a command: runs the "
+        description="Answers a trading platform's stakes in euro. Without a command: runs the\n"
         "service, set up by the environment and a .env file (see the README).",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ratebridge {__version__}")
     parser.set_defaults(run=_run)
-    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
+    commands = parser.add_subparsers(
+        metavar="COMMAND", title="commands", parser_class=argparse.ArgumentParser
+    )
 
     demo = _add(
         commands,
@@ -71,8 +89,8 @@ def command_line() -> argparse.ArgumentParser:
         ("ratebridge demo", "a score of conversions, then a summary"),
         ("ratebridge demo --forever --rate 50", "until Ctrl-C, fifty requests a second"),
     )
-    demo.add_argument("--count", type=_positive_int, default=20, help="requests (default: 20)")
-    demo.add_argument("--rate", type=_positive, default=5.0, help="a second (default: 5)")
+    demo.add_argument("--count", type=_COUNT, default=20, help="requests (default: 20)")
+    demo.add_argument("--rate", type=_RATE, default=5.0, help="a second (default: 5)")
     demo.add_argument("--forever", action="store_true", help="run on until stopped")
 
     mock = _add(
@@ -84,17 +102,17 @@ def command_line() -> argparse.ArgumentParser:
         ("ratebridge mock-server --replay traffic.jsonl", "recorded requests, in their order"),
     )
     mock.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    mock.add_argument("--port", type=_port, default=8765, help="port to listen on (default: 8765)")
+    mock.add_argument("--port", type=_PORT, default=8765, help="port to listen on (default: 8765)")
     mock.add_argument(
         "--rates-port",
-        type=_port,
+        type=_PORT,
         metavar="PORT",
         help="stand-ins for the rate sources too; their URLs are told",
     )
-    mock.add_argument("--rate", type=_positive, default=5.0, help="requests a second (default: 5)")
+    mock.add_argument("--rate", type=_RATE, default=5.0, help="requests a second (default: 5)")
     mock.add_argument("--replay", type=Path, metavar="FILE", help="a file of JSON lines")
     mock.add_argument("--loop", action="store_true", help="begin the file again at its end")
-    mock.add_argument("--seed", type=int, default=None, help="of the random requests")
+    mock.add_argument("--seed", type=_SEED, help="of the random requests")
 
     check = _add(
         commands,
@@ -151,25 +169,25 @@ def _add(
     return parser
 
 
-def _port(text: str) -> int:
-    number = int(text)
-    if not 0 <= number <= 65535:
-        raise ValueError
-    return number
+def _number(
+    kind: Callable[[str], float], holds: Callable[[float], bool], expected: str
+) -> Callable[[str], float]:
+    """A type of option, whose error is a sentence: `expected` says what it takes."""
+
+    def parse(text: str) -> float:
+        with suppress(ValueError):
+            number = kind(text)
+            if holds(number):
+                return number
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+
+    return parse
 
 
-def _positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < 1e9:
-        raise ValueError
-    return number
-
-
-def _positive_int(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+_PORT: Final = _number(int, lambda n: 0 <= n <= 65535, "a port from 0 to 65535")
+_RATE: Final = _number(float, lambda n: 0 < n < 1e9, "a number above 0")
+_COUNT: Final = _number(int, lambda n: n > 0, "a whole number above 0")
+_SEED: Final = _number(int, lambda _: True, "a whole number")
 
 
 def _run(_options: argparse.Namespace) -> int:

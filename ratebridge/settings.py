@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -28,6 +29,8 @@ PROVIDERS: Final = "RATEBRIDGE_PROVIDERS"
 USUAL_SOURCES: Final = 2  # without a list: one to ask, and one to fail over to
 _MIN: Final = "RATEBRIDGE_RECONNECT_MIN"
 _MAX: Final = "RATEBRIDGE_RECONNECT_MAX"
+
+MAX_DOTENV: Final = 1024 * 1024  # bytes; a larger file is not one of settings
 
 LogFormat = Literal["auto", "console", "json"]
 
@@ -81,17 +84,33 @@ def rows() -> Iterator[Setting[Any]]:
 def read_environment(
     environ: Mapping[str, str], dotenv: Path | None = Path(".env")
 ) -> dict[str, str]:
-    """The environment on top of a `.env` file, if there is one. Empty values count as none."""
+    """The environment on top of a `.env` file, if there is one. Empty values count as none.
+
+    Raises `BadSettings` for what has the file's name and is no text file of a fit size.
+    """
     found: dict[str, str] = {}
     if dotenv is not None and os.path.lexists(dotenv):
         from dotenv import dotenv_values  # it takes as long as all the rest here
 
-        try:
-            values = dotenv_values(dotenv, interpolate=False, encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError):
-            raise BadSettings(".env: expected a text file that can be read") from None
+        values = dotenv_values(stream=StringIO(_read_dotenv(dotenv)), interpolate=False)
         found = {name: value for name, value in values.items() if value is not None}
     return {name: value for name, value in {**found, **environ}.items() if value.strip()}
+
+
+def _read_dotenv(path: Path) -> str:
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise BadSettings(f"{path.name}: expected a file, got something else")
+        with path.open("rb") as file:
+            content = file.read(MAX_DOTENV + 1)
+    except OSError as error:
+        raise BadSettings(f"{path.name}: expected a file to read: {error.strerror}") from None
+    if len(content) > MAX_DOTENV:
+        raise BadSettings(f"{path.name}: expected a text file of at most 1 MiB")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise BadSettings(f"{path.name}: expected a text file in UTF-8") from None
 
 
 def load_settings(values: Mapping[str, str], *, need_feed: bool = True) -> Settings:
@@ -125,10 +144,10 @@ def load_settings(values: Mapping[str, str], *, need_feed: bool = True) -> Setti
         if "reconnect_max" in own:
             problems.append(f"{_MAX}: expected no less than {_MIN}")
         settings = attrs.evolve(settings, reconnect_max=settings.reconnect_min)
-    if problems:
-        raise BadSettings(*problems)
     names = {row.name for row in rows()}
     strange = sorted(
-        name for name in values if name.startswith("RATEBRIDGE_") and name not in names
+        clipped(name) for name in values if name.startswith("RATEBRIDGE_") and name not in names
     )
-    return attrs.evolve(settings, unknown=tuple(map(clipped, strange)))
+    if problems:
+        raise BadSettings(*problems, *(f"{name}: is not a setting" for name in strange))
+    return attrs.evolve(settings, unknown=tuple(strange))

@@ -1,10 +1,13 @@
 """The command line. What the commands do is tested by their own modules, and `test_process`."""
 
 import signal
+import socket
 
 import pytest
+import trio
 
 from ratebridge.cli import main
+from ratebridge.settings import rows
 
 
 @pytest.fixture(autouse=True)
@@ -32,14 +35,35 @@ def test_a_signal_before_the_service_listens_for_it_ends_it_all_the_same(number,
 
 
 @pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("mock-server", "--port", "65536"), "a port from 0 to 65535, got '65536'"),
+        (
+            (
+                "mock-server",
+                "--rates-port=-1",
+            ),
+            "a port from 0 to 65535, got '-1'",
+        ),
+        (("mock-server", "--port", "http"), "a port from 0 to 65535, got 'http'"),
+        (("mock-server", "--rate", "0"), "a number above 0, got '0'"),
+        (("mock-server", "--rate", "fast"), "a number above 0, got 'fast'"),
+        (("mock-server", "--seed", "1.5"), "a whole number, got '1.5'"),
+        (("demo", "--rate", "nan"), "a number above 0, got 'nan'"),
+        (("demo", "--count", "0"), "a whole number above 0, got '0'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_bad_option_is_told_with_what_was_expected(arguments, expected, capsys):
+    assert exit_code(*arguments) == 2
+    option = arguments[1].partition("=")[0]
+    problem = capsys.readouterr().err.splitlines()[-1]
+    assert problem.endswith(f"error: argument {option}: expected {expected}")
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
-        ("mock-server", "--port", "65536"),
-        ("mock-server", "--rates-port", "-1"),
-        ("mock-server", "--rate", "0"),
-        ("mock-server", "--rate", "fast"),
-        ("demo", "--rate", "nan"),
-        ("demo", "--count", "0"),
         ("convert", "253.67"),
         ("verify",),
         ("no-such-command",),
@@ -51,11 +75,48 @@ def test_bad_usage_is_exit_code_2_with_how_to_use_it(arguments, capsys):
     assert capsys.readouterr().err.startswith("usage: ratebridge")
 
 
-def test_a_file_to_replay_that_cannot_be_read_is_told(tmp_path, capsys):
-    assert exit_code("mock-server", "--replay", str(tmp_path / "none.jsonl")) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == (
-        "--replay: expected a file of JSON lines that can be read"
-    )
+def test_the_help_names_every_setting(capsys):
+    assert exit_code("--help") == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert "  CURRENCY_ASSIGNMENT_WS_URI (required)" in shown
+    assert [row.name for row in rows() if not any(row.name in line.split() for line in shown)] == []
+
+
+LINES = "expected requests, a JSON line each"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "expected a file of JSON lines that can be read"),
+        (b"\xff", "expected a file of JSON lines that can be read"),
+        (b"", f"{LINES}; it holds none"),
+        (b'\n{"type":"heartbeat"}\n', f"{LINES}; it holds none"),
+        (b'{"type":"heartbeat"}\n\nhello', f"{LINES}; line 3 is not a JSON object"),
+        (b"[1]", f"{LINES}; line 1 is not a JSON object"),
+        (b"[" * 100_000, f"{LINES}; line 1 is not a JSON object"),
+    ],
+    ids=["no file", "no text", "empty", "no request", "no JSON", "an array", "deep"],
+)
+def test_a_file_that_cannot_be_replayed_is_told(content, problem, tmp_path, capsys):
+    file = tmp_path / "recorded.jsonl"
+    if content is not None:
+        file.write_bytes(content)
+    assert exit_code("mock-server", "--replay", str(file)) == 2
+    assert capsys.readouterr().err == f"--replay: {problem}\n"
+
+
+@pytest.mark.parametrize("host", ["nosuch.invalid", "192.0.2.1", "a" * 64])
+def test_a_host_that_is_not_this_machines_is_told(host, capsys, monkeypatch):
+    async def listen(port: int, *, host: str) -> None:
+        await trio.lowlevel.checkpoint()
+        raise socket.gaierror(-2, "Name or service not known")
+
+    if host == "nosuch.invalid":  # which a resolver may take its time for
+        monkeypatch.setattr("trio.open_tcp_listeners", listen)
+    assert exit_code("mock-server", "--port", "0", "--host", host) == 2
+    problem = capsys.readouterr().err
+    assert problem.startswith("--host: expected a name or an address of this machine, got '")
 
 
 def test_a_check_that_finds_something_wrong_is_exit_code_1(monkeypatch, tmp_path):

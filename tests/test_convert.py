@@ -204,4 +204,4 @@ def test_a_mock_server_can_stand_in_for_the_sources_too(monkeypatch, capsys):
     assert shown.err == "currency 'BTC' is not known to freecurrencyapi or frankfurter\n"
     assert server.returncode == 0
     assert exited.value.code == 2
-    assert capsys.readouterr().err == "--rates-port: Address already in use\n"
+    assert capsys.readouterr().err == f"--rates-port: Address already in use: {port}\n"

@@ -57,7 +57,9 @@ def test_recorded_traffic_is_replayed_and_its_end_told(tmp_path):
         *replies, done = map(json.loads, trio.run(answer))
         server.terminate()
         stopped = json.loads(log.readlines()[-1])
-    assert sorted(reply["request"]["currency"] for reply in replies) == ["EUR", "ZWL"]
+    assert {shown["request"] for shown in replies} == {lines[1], lines[3]}
+    [converted] = [shown["reply"] for shown in replies if '"error"' not in shown["reply"]]
+    assert '"odds":2.2,"stake":1.5,"currency":"EUR"' in converted
     assert (done["event"], done["requests"], done["replies"], done["errors"]) == (
         *("feed.done", 2, 2, 1),
     )
@@ -66,7 +68,9 @@ def test_recorded_traffic_is_replayed_and_its_end_told(tmp_path):
 
 
 def test_a_port_in_use_is_told(capsys):
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as exited:
-        main(["mock-server", "--port", str(taken.getsockname()[1])])
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with pytest.raises(SystemExit) as exited:
+            main(["mock-server", "--port", port])
     assert exited.value.code == 2
-    assert capsys.readouterr().err == "--port: Address already in use\n"
+    assert capsys.readouterr().err == f"--port: Address already in use: {port}\n"

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ratebridge.cli import command_line
+from ratebridge.settings import rows
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,6 +26,14 @@ def test_each_test_that_task_md_names_is_there(module, test):
 def test_the_readme_tells_every_setting():
     settings = re.findall(r"^([A-Z_]+)=", (ROOT / ".env.example").read_text("ascii"), re.MULTILINE)
     assert [name for name in settings if f"`{name}`" not in README] == []
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "kubernetes.yaml", "ratebridge.service"])
+def test_the_operators_files_name_settings_that_there_are(name):
+    text = (ROOT / "scripts" / name).read_text(encoding="utf-8")
+    named = re.findall(r"\b(?:RATEBRIDGE|CURRENCY|FREECURRENCY|FRANKFURTER)_[A-Z_]+", text)
+    assert named
+    assert set(named) <= {row.name for row in rows()}
 
 
 def test_the_readme_tells_every_command():

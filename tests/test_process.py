@@ -140,14 +140,17 @@ def test_bad_usage_is_exit_code_2(tmp_path):
 
 @pytest.mark.parametrize("stop_by", [signal.SIGTERM, signal.SIGINT])
 def test_recorded_requests_are_all_answered_and_a_signal_stops_with_exit_code_0(tmp_path, stop_by):
-    seen: list[tuple[Any, Any]] = []
-    feed = StandIn(iter(RECORDED), 100, lambda *pair: seen.append(pair))
+    replies: dict[str, Any] = {}
+
+    def keep(request: str, reply: str) -> None:
+        replies[json.loads(request, parse_int=str)["id"]] = json.loads(reply, parse_float=str)
+
+    feed = StandIn(iter(RECORDED), 100, keep)
     ended = run_service(
         feed, lambda _: feed.done.is_set() and feed.heartbeats > 0, tmp_path, stop_by=stop_by
     )
     assert ended.code == 0
     assert ended.out == ""
-    replies = {request["id"]: reply for request, reply in seen}
     assert set(replies) == {"8302", "8303", "8304", "8305"}
     assert "'ZWL'" in replies["8302"]["message"]
     assert replies["8303"]["payload"]["stake"] == "1444.17742"

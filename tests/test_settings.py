@@ -1,5 +1,6 @@
 """The settings: the environment and `.env`, every fault told at once, and no secret told at all."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,15 @@ def test_a_setting_of_a_source_is_a_secret_unless_it_says_otherwise():
     }
 
 
+def test_one_that_means_nothing_is_told_together_with_what_is_wrong():
+    with pytest.raises(BadSettings) as caught:
+        load_settings({"RATEBRIDGE_FOO": "1", "VERIFY_SSL": "true"})
+    assert caught.value.args == (
+        "CURRENCY_ASSIGNMENT_WS_URI: is required but not set",
+        "RATEBRIDGE_FOO: is not a setting",
+    )
+
+
 DOTENV = """
 # a comment
 export CURRENCY_ASSIGNMENT_WS_URI=ws://feed.example  # behind a value
@@ -284,11 +294,38 @@ def test_no_file_is_no_fault(tmp_path):
     assert read_environment({"A": "b"}, None) == {"A": "b"}
 
 
-def test_a_file_that_is_no_text_is_a_fault(tmp_path):
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda file: file.write_bytes(b"A=\xff\xfe"), "expected a text file in UTF-8"),
+        (
+            lambda file: file.write_bytes(b"#" * (2**20 + 1)),
+            "expected a text file of at most 1 MiB",
+        ),
+        (Path.mkdir, "expected a file, got something else"),
+        (os.mkfifo, "expected a file, got something else"),
+        (
+            lambda file: file.symlink_to("nowhere"),
+            "expected a file to read: No such file or directory",
+        ),
+        (
+            lambda file: file.symlink_to(".env"),
+            "expected a file to read: Too many levels of symbolic links",
+        ),
+    ],
+    ids=["no UTF-8", "too large", "a directory", "a pipe", "a dead link", "a circle"],
+)
+def test_a_dotenv_that_cannot_be_one_is_told(make, problem, tmp_path):
+    make(tmp_path / ".env")
+    with pytest.raises(BadSettings) as caught:
+        read_environment({}, tmp_path / ".env")
+    assert caught.value.args == (f".env: {problem}",)
+
+
+def test_a_dotenv_of_a_mebibyte_with_a_mark_of_byte_order_is_read(tmp_path):
     file = tmp_path / ".env"
-    file.write_bytes(b"A=\xff\xfe")
-    with pytest.raises(BadSettings, match=r"\.env: expected a text file"):
-        read_environment({}, file)
+    file.write_bytes(b"\xef\xbb\xbfA=b\n".ljust(2**20, b"#"))
+    assert read_environment({}, file) == {"A": "b"}
 
 
 def test_a_relative_audit_file_is_in_the_working_directory():

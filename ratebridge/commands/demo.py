@@ -1,7 +1,11 @@
 """The commands that need no feed of yours: `demo` and `mock-server`."""
 
+import errno
 import itertools
+import json
+import os
 import random
+import socket
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -17,6 +21,7 @@ from ..errors import BadSettings
 from ..fakes.feed import FeedPeer, StandIn, random_requests, requests_of, serve_feed
 from ..fakes.rates import FakeRates, serve_rates
 from ..link.address import Address
+from ..messages import quoted
 from ..operating.journal import Journal
 from ..operating.logs import configure_logs
 from ..operating.stats import Stats
@@ -68,7 +73,8 @@ def run_demo(*, count: int | None, rate: float) -> int:
     return 0
 
 
-def _row(request: Any, reply: Any) -> str:
+def _row(*texts: str) -> str:
+    request, reply = (json.loads(text, parse_int=str, parse_float=str) for text in texts)
     asked = request["payload"]
     before = f"{asked['date'][:10]}  {asked['stake']:>12} {asked['currency']}"
     if reply["type"] == "error":
@@ -100,23 +106,25 @@ def run_mock_server(
             recorded = requests_of(replay.read_text(encoding="utf-8").splitlines())
         except (OSError, UnicodeDecodeError):
             raise BadSettings("--replay: expected a file of JSON lines that can be read") from None
+        except ValueError as flaw:
+            raise BadSettings(f"--replay: expected requests, a JSON line each; {flaw}") from None
         requests = itertools.cycle(recorded) if loop else iter(recorded)
 
-    def show(request: Any, reply: Any) -> None:
-        log.info("feed.reply", request=request["payload"], reply=reply.get("payload", reply))
+    def show(request: str, reply: str) -> None:
+        log.info("feed.reply", request=request, reply=reply)
 
     feed = StandIn(requests, rate, show)
 
     async def mock_server() -> None:
         peers: list[FeedPeer] = []
         async with trio.open_nursery() as feed_nursery:
-            serve_it = partial(serve_feed, feed, peers, host=host, port=port)
-            bound = await _listen(feed_nursery, serve_it, "--port")
+            serve_it = partial(serve_feed, feed, peers)
+            bound = await _listen(feed_nursery, serve_it, host, port, "--port")
             log.info("feed.listening", uri=f"ws://{host}:{bound}")
             if rates_port is not None:
                 rates = FakeRates()
-                serve_them = partial(serve_rates, rates, host=host, port=rates_port)
-                bound = await _listen(feed_nursery, serve_them, "--rates-port")
+                serve_them = partial(serve_rates, rates)
+                bound = await _listen(feed_nursery, serve_them, host, rates_port, "--rates-port")
                 log.info("rates.listening", **rates.urls(f"http://{host}:{bound}"))
             await feed.done.wait()
             log.info("feed.done", **_figures(feed))
@@ -126,13 +134,19 @@ def run_mock_server(
     return 0
 
 
-async def _listen(nursery: trio.Nursery, serve: Callable[..., Any], option: str) -> int:
+async def _listen(
+    nursery: trio.Nursery, serve: Callable[..., Any], host: str, port: int, option: str
+) -> int:
     """Start a server, and tell its port. Raises `BadSettings` where it cannot listen."""
     try:
-        port: int = await nursery.start(serve)
-    except OSError as error:
-        raise BadSettings(f"{option}: {error.strerror}") from None
-    return port
+        bound: int = await nursery.start(partial(serve, host=host, port=port))
+    except (OSError, UnicodeError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if isinstance(error, socket.gaierror) or number not in (errno.EADDRINUSE, errno.EACCES):
+            expected = "expected a name or an address of this machine"
+            raise BadSettings(f"--host: {expected}, got {quoted(host)}") from None
+        raise BadSettings(f"{option}: {os.strerror(number)}: {port}") from None
+    return bound
 
 
 def _figures(feed: StandIn) -> dict[str, int]:

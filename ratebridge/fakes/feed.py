@@ -10,6 +10,7 @@ import random
 import ssl
 import struct
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import date, datetime, timedelta
 from typing import Any
 
@@ -277,8 +278,27 @@ def random_requests(
 
 
 def requests_of(lines: Sequence[str]) -> list[str]:
-    """The requests among recorded messages, a JSON text each; the heartbeats are left out."""
-    return [line for line in map(str.strip, lines) if line and '"heartbeat"' not in line]
+    """The requests among recorded messages, a JSON text each; the heartbeats are left out.
+
+    Raises ValueError, with half a sentence, for a line that is no message, and
+    where there is no request.
+    """
+    requests: list[str] = []
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if line:
+            message = None
+            with suppress(ValueError, RecursionError):
+                message = json.loads(line, parse_int=str)
+            match message:
+                case {"type": "heartbeat"}:
+                    pass
+                case {}:
+                    requests.append(line)
+                case _:
+                    raise ValueError(f"line {number} is not a JSON object")
+    if not requests:
+        raise ValueError("it holds none")
+    return requests
 
 
 @attrs.define(eq=False)
@@ -286,13 +306,13 @@ class StandIn:
     """The script of a well-behaved feed: heartbeats each second, requests at random intervals.
 
     `rate` is requests a second in the mean; `requests` may end, the heartbeats
-    go on. `on_reply` gets each request and its reply; `done` is set when the
-    requests have ended and all of them are answered.
+    go on. `on_reply` gets each request and its reply, as they were sent; `done` is
+    set when the requests have ended and all of them are answered.
     """
 
     requests: Iterator[str]
     rate: float
-    on_reply: Callable[[Any, Any], None] = lambda _request, _reply: None
+    on_reply: Callable[[str, str], None] = lambda _request, _reply: None
     interval: float = 1.0
     chance: random.Random = attrs.Factory(random.Random)
     sent: int = 0
@@ -301,7 +321,7 @@ class StandIn:
     heartbeats: int = 0
     connections: int = 0
     done: trio.Event = attrs.Factory(trio.Event)
-    _open: dict[str, list[Any]] = attrs.Factory(dict)
+    _open: dict[str, list[str]] = attrs.Factory(dict)
     _ended: bool = False
 
     async def __call__(self, peer: FeedPeer) -> None:
@@ -311,7 +331,7 @@ class StandIn:
             nursery.start_soon(self._beat, peer)
             nursery.start_soon(self._ask, peer)
             while True:
-                self._hear((await peer.receive()).message)
+                self._hear(await peer.receive())
 
     async def _beat(self, peer: FeedPeer) -> None:
         due = trio.current_time()
@@ -326,13 +346,14 @@ class StandIn:
             due += self.chance.expovariate(self.rate)
             await trio.sleep_until(due)
             request = json.loads(text, parse_float=str, parse_int=str)
-            self._open.setdefault(json.dumps(request.get("id")), []).append(request)
+            self._open.setdefault(json.dumps(request.get("id")), []).append(text)
             self.sent += 1
             await peer.send(text)
         self._ended = True
         self._see_if_done()
 
-    def _hear(self, message: Any) -> None:
+    def _hear(self, received: Received) -> None:
+        message = received.message
         if message["type"] == "heartbeat":
             self.heartbeats += 1
             return
@@ -341,7 +362,7 @@ class StandIn:
         key = json.dumps(message["id"])
         requests = self._open.get(key)
         if requests:
-            self.on_reply(requests.pop(0), message)
+            self.on_reply(requests.pop(0), received.text)
             if not requests:
                 del self._open[key]
         self._see_if_done()
