@@ -4,7 +4,7 @@ import random
 import signal
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -160,6 +160,7 @@ async def serve(
         journal.warn("settings.unknown", name=name)
     journal.note("service.started", feed=feed.authority, sources=list(settings.providers))
     async with (
+        aclosing(journal),
         open_outbox(journal) as outbox,
         trio.open_nursery() as service_nursery,
         open_chain(
@@ -195,6 +196,7 @@ async def serve(
                 chain,
                 trio.current_time(),
                 dependencies.clock,
+                journal.audit,
             )
             await service_nursery.start(status.run, view, name="status server")
         async with trio.open_nursery() as supervisor_nursery:
