@@ -116,6 +116,13 @@ def _host_port(value: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def _hosts(value: str) -> tuple[str, ...]:
+    names = tuple(name.strip().lower() for name in value.split(","))
+    if not all(re.fullmatch(r"[a-z0-9._-]+", name) for name in names):
+        raise ValueError("a list, separated by commas, of host names without ports")
+    return names
+
+
 def _file(value: str) -> Path:
     path = Path(value)
     if not path.parent.is_dir() or path.is_dir():
@@ -141,6 +148,7 @@ _VARIABLES: Final[Mapping[str, tuple[str, Callable[[str], Any]]]] = {
     "log_level": ("RATEBRIDGE_LOG_LEVEL", _one_of(*LOG_LEVELS)),
     "log_format": ("RATEBRIDGE_LOG_FORMAT", _one_of(*LOG_FORMATS)),
     "status_address": ("RATEBRIDGE_STATUS_ADDRESS", _host_port),
+    "status_hosts": ("RATEBRIDGE_STATUS_HOSTS", _hosts),
     "audit_file": ("RATEBRIDGE_AUDIT_FILE", _file),
 }
 
@@ -165,6 +173,7 @@ class Settings:
     log_level: str = "info"
     log_format: LogFormat = "auto"
     status_address: tuple[str, int] | None = None
+    status_hosts: tuple[str, ...] = ()
     audit_file: Path | None = None
     unknown: tuple[str, ...] = ()  # variables with our prefix that mean nothing to us
 
