@@ -226,8 +226,10 @@ async def _summarize(journal: Journal, bridge: Bridge, outbox: Outbox, chain: Ra
 def run(settings: Settings) -> None:
     """Run the service until SIGTERM or SIGINT, with the log that the settings ask for.
 
-    Raises `CannotStart`, or `BadSettings`, before anything has begun.
+    SIGHUP is for the audit file, and ignored where there is none. Raises
+    `CannotStart`, or `BadSettings`, before anything has begun.
     """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     configure_logs(settings.log_level, settings.log_format)
     trio.run(run_until_signal, lambda stop: serve(settings, stop=stop))
 

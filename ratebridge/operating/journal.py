@@ -249,7 +249,7 @@ class Journal(Observer):
         self, event: str, kind: str, words: str, level: str = "warning", /, **fields: Any
     ) -> bool:
         """Keep an error for the status page, by its event and `kind`, and `_say` it."""
-        key = f"{event} {kind}"
+        key = f"{event} {kind}".rstrip()
         before = self.stats.recent_errors.get(key)
         count = before.count + 1 if before else 1
         self.stats.recent_errors[key] = RecentError(self._utc_now(), words, count)
