@@ -1,5 +1,6 @@
 """The status server: its answers without a socket, and what its clients cannot do to us."""
 
+import errno
 import os
 import re
 import socket
@@ -510,6 +511,22 @@ async def test_idle_clients_make_room_for_new_ones(monkeypatch, sent):
                 await read_all(stream)
         for stream in idle:
             await trio.aclose_forcefully(stream)
+
+
+async def test_where_no_descriptor_is_left_the_next_one_is_waited_for(monkeypatch):
+    monkeypatch.setattr(status, "NO_DESCRIPTOR_REST", 0.01)
+    accept, full = trio.SocketListener.accept, [OSError(errno.EMFILE, "too many open files")]
+
+    async def accept_later(listener):
+        await trio.lowlevel.checkpoint()
+        if full:
+            raise full.pop()
+        return await accept(listener)
+
+    monkeypatch.setattr(trio.SocketListener, "accept", accept_later)
+    async with listening() as (address, _):
+        assert await is_healthy(address)
+    assert not full
 
 
 async def test_who_waits_for_its_turn_is_not_idle(monkeypatch):
