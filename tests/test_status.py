@@ -506,8 +506,8 @@ async def test_idle_clients_make_room_for_new_ones(monkeypatch, sent):
         for stream in idle:
             await stream.send_all(sent)
         assert await is_healthy(address)
-        with trio.fail_after(2):
-            for stream in idle[:3]:
+        for stream in idle[:3]:
+            with trio.fail_after(2):
                 await read_all(stream)
         for stream in idle:
             await trio.aclose_forcefully(stream)
