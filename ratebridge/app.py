@@ -4,7 +4,7 @@ import random
 import signal
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import Final, TypeVar
@@ -143,6 +143,7 @@ async def serve(
         journal.warn("settings.unknown", name=name)
     journal.note("service.started", feed=feed.authority, sources=list(settings.providers))
     async with (
+        aclosing(journal),
         open_outbox(journal) as outbox,
         trio.open_nursery() as service_nursery,
         open_chain(
@@ -178,6 +179,7 @@ async def serve(
                 chain,
                 trio.current_time(),
                 dependencies.clock,
+                journal.audit,
             )
             await service_nursery.start(status.run, view, name="status server")
         async with trio.open_nursery() as supervisor_nursery:
@@ -207,8 +209,10 @@ async def _summarize(journal: Journal, bridge: Bridge, outbox: Outbox, chain: Ra
 def run(settings: Settings) -> None:
     """Run the service until SIGTERM or SIGINT, with the log that the settings ask for.
 
-    Raises `CannotStart`, or `BadSettings`, before anything has begun.
+    SIGHUP is for the audit file, and ignored where there is none. Raises
+    `CannotStart`, or `BadSettings`, before anything has begun.
     """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     configure_logs(settings.log_level, settings.log_format)
     trio.run(run_until_signal, lambda stop: serve(settings, stop=stop))
 

@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # Until the service has its own receiver: as PID 1 an unhandled SIGTERM would be ignored.
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, _leave)
+    _open_standard_streams()
     options = command_line().parse_args(arguments)
     code = DONE
     try:
@@ -48,6 +49,16 @@ def _words(errors: BaseExceptionGroup[BadSettings | CannotStart]) -> Iterator[st
             yield from _words(error)
         else:
             yield from error.args
+
+
+def _open_standard_streams() -> None:
+    """Where a standard stream is closed, the next file or socket would take its number."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+    sys.stdin = sys.stdin or open(0)  # noqa: SIM115 - it is open as long as the process lives
+    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
 
 
 def _leave(_number: int, _frame: object) -> NoReturn:

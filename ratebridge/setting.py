@@ -128,6 +128,13 @@ def host_port(value: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def host_names(value: str) -> tuple[str, ...]:
+    names = tuple(name.strip().lower() for name in value.split(","))
+    if not all(re.fullmatch(r"[a-z0-9._-]+", name) for name in names):
+        raise ValueError("a list, separated by commas, of host names without ports")
+    return names
+
+
 def file(value: str) -> Path:
     path = Path(value)
     if not path.parent.is_dir() or path.is_dir():

@@ -16,6 +16,7 @@ from .setting import (
     Setting,
     Values,
     file,
+    host_names,
     host_port,
     one_of,
     seconds,
@@ -62,6 +63,7 @@ class Settings:
     )
     log_format: LogFormat = _row("RATEBRIDGE_LOG_FORMAT", one_of("auto", "console", "json"), "auto")
     status_address: tuple[str, int] | None = _row("RATEBRIDGE_STATUS_ADDRESS", host_port)
+    status_hosts: tuple[str, ...] = _row("RATEBRIDGE_STATUS_HOSTS", host_names, ())
     audit_file: Path | None = _row("RATEBRIDGE_AUDIT_FILE", file)
     sources: Values = attrs.field(factory=Values)
     unknown: tuple[str, ...] = ()  # variables with our prefix that mean nothing to us

@@ -1,5 +1,6 @@
 """The whole service over memory streams, on a virtual clock: what a user of it relies on."""
 
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
@@ -12,6 +13,7 @@ import pytest
 import structlog
 import trio
 
+from ratebridge import app
 from ratebridge.app import Dependencies, open_outbox, serve, tls_context
 from ratebridge.errors import SourceFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, request_text
@@ -308,6 +310,22 @@ async def test_a_stop_waits_no_longer_than_the_drain_timeout(autojump_clock):
     assert service.stats.undelivered == 1
 
 
+async def test_replies_undelivered_at_the_stop_are_told_by_id_and_by_count(autojump_clock, log):
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("info"))
+
+    async def hang(_day: date) -> None:
+        await trio.sleep_forever()
+
+    script, _replies = asking(*map(request_text, range(30)))
+    async with running(script, Bank(before=hang), rate_deadline=60, drain_timeout=0):
+        await trio.sleep(1)
+    told = [event["id"] for event in log if event["event"] == "reply.undelivered"]
+    [rest] = [event for event in log if event["event"] == "log.limited"]
+    assert rest["lines"]["reply.undelivered"] + len(told) == 30
+    assert {rest["first_undelivered"], rest["last_undelivered"]} < set(map(str, range(30)))
+    assert log[-1]["event"] == "service.stopped"
+
+
 async def test_what_is_left_in_the_outbox_is_undelivered_whichever_way_the_service_ends(
     autojump_clock,
 ):
@@ -323,7 +341,7 @@ async def test_what_is_left_in_the_outbox_is_undelivered_whichever_way_the_servi
 async def test_a_summary_is_logged_each_minute(autojump_clock, log):
     async with running(quiet):
         await trio.sleep(121)
-    assert [event["link"] for event in log if event["event"] == "summary"] == ["up", "up"]
+    assert [event["connection"] for event in log if event["event"] == "summary"] == ["up", "up"]
 
 
 def test_certificates_are_checked_unless_told_otherwise():
@@ -338,6 +356,7 @@ def log():
     """The events logged meanwhile."""
     with structlog.testing.capture_logs() as events:
         yield events
+    structlog.reset_defaults()
 
 
 async def test_a_setting_that_means_nothing_is_told(autojump_clock):
@@ -346,3 +365,18 @@ async def test_a_setting_that_means_nothing_is_told(autojump_clock):
             await trio.sleep(1)
     [told] = [event for event in log if event["event"] == "settings.unknown"]
     assert (told["name"], told["log_level"]) == ("RATEBRIDGE_TTL", "warning")
+
+
+def test_a_hangup_is_ignored_where_there_is_no_audit_file(monkeypatch):
+    async def serve(_settings, *, stop):
+        signal.raise_signal(signal.SIGHUP)
+        await trio.lowlevel.checkpoint()
+        assert not stop.is_set()
+
+    monkeypatch.setattr(app, "serve", serve)
+    monkeypatch.setattr(app, "configure_logs", lambda *_: None)
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        app.run(Settings(FEED))
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -41,17 +41,14 @@ BOUNDARIES = {
     "trio_websocket": {"link.link"},
     "httpx": {"providers.http", "fakes.rates"},
     "wsproto": {"link.link", "fakes.feed"},
-    "h11": {"link.upgrade", "link.link", "fakes.rates"},
+    "h11": {"link.upgrade", "link.link", "fakes.rates", "operating.status"},
     "structlog": {"operating.logs", "operating.journal", "commands.demo"},
     "dotenv": {"settings"},
     "currency_converter": {"providers.ecb"},
-    "prometheus_client": {"operating.metrics"},
-    "starlette": {"operating.status"},
-    "hypercorn": {"operating.status"},
 }
 
 # What takes long to import, and the running service may never need.
-HEAVY = {"httpx", "starlette", "hypercorn", "prometheus_client", "currency_converter", "dotenv"}
+HEAVY = {"httpx", "operating.status", "currency_converter", "dotenv"}
 
 # What a package exports, and the module that it comes from.
 EXPORTED = {

@@ -627,13 +627,13 @@ def test_what_is_asked_of_an_audit_file_that_is_not_there_yet(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("terminal", "no_color", "begins"),
-    [(True, "", "\x1b[31mFAIL\x1b[0m  tcp"), (True, "1", "FAIL  tcp"), (False, "", "FAIL  tcp")],
+    ("name", "begins"), [("FORCE_COLOR", "\x1b[31mFAIL\x1b[0m  tcp"), ("NO_COLOR", "FAIL  tcp")]
 )
-def test_colours_are_for_terminals_that_want_them(monkeypatch, terminal, no_color, begins):
-    monkeypatch.setenv("NO_COLOR", no_color)
+def test_colours_are_for_those_who_want_them(monkeypatch, name, begins):
+    for other in ("FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "1")
     out = io.StringIO()
-    out.isatty = lambda: terminal  # type: ignore[method-assign]  # a terminal is all it is
     Report(out).line("FAIL", "tcp", "nobody listens")
     assert out.getvalue().startswith(begins)
 

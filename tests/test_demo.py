@@ -25,10 +25,11 @@ class Terminal(io.StringIO):
 def test_on_a_terminal_the_demo_is_a_view_that_is_drawn_again_and_again(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm")
     assert run_demo(count=3, rate=300.0) == 0
     shown = terminal.getvalue()
     assert shown.count("A stand-in feed at ws://127.0.0.1:") > 1
-    assert "link up for" in shown
+    assert "connection up for" in shown
     assert shown.splitlines()[-1].startswith("3 requests, ")
 
 

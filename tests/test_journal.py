@@ -10,7 +10,8 @@ from structlog.testing import capture_logs
 
 from ratebridge.errors import LinkFailed, NoRate, Refused, SourceFailed
 from ratebridge.messages import Request, decode
-from ratebridge.operating.journal import OFTEN, Journal
+from ratebridge.operating.journal import Journal
+from ratebridge.operating.logs import MINUTE, OFTEN, LineLimit
 from ratebridge.operating.stats import RecentError, Stats
 from ratebridge.rates import Quote, Rate, RateTable
 
@@ -47,7 +48,7 @@ def request(currency: str = "USD") -> Request:
 
 async def test_a_link_comes_up(journal, log, autojump_clock):
     journal.link_up()
-    assert log == [{"event": "connection.up", "log_level": "info", "links": 1}]
+    assert log == [{"event": "connection.up", "log_level": "info", "connections": 1}]
     assert journal.stats.link_up
     assert journal.stats.link_since == trio.current_time()
 
@@ -111,7 +112,7 @@ async def test_heartbeats_are_counted_and_not_logged(journal, log, autojump_cloc
     assert list(journal.stats.heartbeat_gaps) == [1.0]
 
 
-def test_a_stall_of_our_own_is_told(journal, log):
+async def test_a_stall_of_our_own_is_told(journal, log):
     journal.loop_stalled(3.01234)
     assert log == [{"event": "loop.stalled", "log_level": "warning", "our_own_stall": 3.012}]
 
@@ -119,7 +120,7 @@ def test_a_stall_of_our_own_is_told(journal, log):
 # The messages.
 
 
-def test_a_dropped_message_is_quoted_cut_short_and_harmless(journal, log):
+async def test_a_dropped_message_is_quoted_cut_short_and_harmless(journal, log):
     journal.dropped("not-json", b"\x1b[31m" + b"x" * 5000)
     (event,) = log
     assert event["event"] == "message.dropped"
@@ -129,7 +130,7 @@ def test_a_dropped_message_is_quoted_cut_short_and_harmless(journal, log):
     assert journal.stats.dropped == {"not-json": 1}
 
 
-def test_above_debug_a_conversion_is_counted_and_silent(log):
+async def test_above_debug_a_conversion_is_counted_and_silent(log):
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("info"))
     journal = Journal(Stats())
     journal.converted(request(), Decimal("207.55"), RATE, NOW, 0.0003)
@@ -138,7 +139,7 @@ def test_above_debug_a_conversion_is_counted_and_silent(log):
     assert sum(journal.stats.latency.counts) == 1
 
 
-def test_at_debug_a_conversion_tells_where_its_rate_is_from(journal, log):
+async def test_at_debug_a_conversion_tells_where_its_rate_is_from(journal, log):
     journal.converted(request(), Decimal("207.55196"), RATE, NOW, 0.00031)
     assert log == [
         {
@@ -159,13 +160,13 @@ def test_at_debug_a_conversion_tells_where_its_rate_is_from(journal, log):
     ]
 
 
-def test_a_conversion_from_euro_has_no_rate_and_is_no_hit(journal, log):
+async def test_a_conversion_from_euro_has_no_rate_and_is_no_hit(journal, log):
     journal.converted(request("EUR"), Decimal("253.67"), None, NOW, 0.0003)
     assert "rate" not in log[0]
     assert (journal.stats.converted, journal.stats.from_cache) == (1, 0)
 
 
-def test_every_conversion_goes_to_the_audit_trail(journal):
+async def test_every_conversion_goes_to_the_audit_trail(journal):
     class Trail:
         def __init__(self) -> None:
             self.lines: list[object] = []
@@ -182,7 +183,7 @@ def test_every_conversion_goes_to_the_audit_trail(journal):
 @pytest.mark.parametrize(
     "problem", [Refused(b"7", "bad-date", "the date is missing"), NoRate("bad-date", "no, no")]
 )
-def test_a_refusal_is_logged_with_the_id_and_the_error(journal, log, problem):
+async def test_a_refusal_is_logged_with_the_id_and_the_error(journal, log, problem):
     journal.refused(problem, b'"7\x07"', 0.001)
     assert log == [
         {
@@ -197,13 +198,17 @@ def test_a_refusal_is_logged_with_the_id_and_the_error(journal, log, problem):
     assert sum(journal.stats.latency.counts) == 1
 
 
-def test_every_reply_undelivered_is_logged_with_its_id(journal, log):
-    for number in range(3 * OFTEN):
-        journal.undelivered(str(number).encode(), "it was too old")
-    assert [event["id"] for event in log] == [str(number) for number in range(3 * OFTEN)]
-    assert {event["log_level"] for event in log} == {"warning"}
-    assert journal.stats.undelivered == 3 * OFTEN
-    assert [trouble.count for trouble in journal.stats.recent_errors.values()] == [3 * OFTEN]
+async def test_an_undelivered_reply_is_logged_with_its_id(journal, log):
+    journal.undelivered(b"7", "it was too old")
+    assert log == [
+        {
+            "event": "reply.undelivered",
+            "log_level": "warning",
+            "id": "7",
+            "why": "it was too old",
+        }
+    ]
+    assert journal.stats.undelivered == 1
 
 
 # The rates.
@@ -245,14 +250,14 @@ async def test_a_failed_fetch_is_told_until_the_source_answers_again(journal, lo
 
 
 @pytest.mark.parametrize(
-    ("silence", "seconds", "level"),
+    ("limited_for", "seconds", "level"),
     [(864_000.0, 864_000.0, "error"), (59.96, 60.0, "warning"), (None, 0.0, "warning")],
 )
-async def test_a_source_silenced_for_long_is_an_error_in_the_log_for_a_minute_a_warning(
-    journal, log, silence, seconds, level, autojump_clock
+async def test_a_source_limited_for_long_is_an_error_in_the_log_for_a_minute_a_warning(
+    journal, log, limited_for, seconds, level, autojump_clock
 ):
     journal.rate_limited(
-        "bank", SourceFailed("quota-month", "has no calls left", limited_for=silence)
+        "bank", SourceFailed("quota-month", "has no calls left", limited_for=limited_for)
     )
     assert log == [
         {
@@ -263,13 +268,13 @@ async def test_a_source_silenced_for_long_is_an_error_in_the_log_for_a_minute_a_
             "seconds": seconds,
         }
     ]
-    assert journal.stats.sources["bank"].limited_until == (silence or 0.0)
+    assert journal.stats.sources["bank"].limited_until == (limited_for or 0.0)
 
 
-# Bugs, recent_errors, summaries.
+# Bugs, summaries.
 
 
-def test_a_bug_is_logged_with_its_trace(journal, log):
+async def test_a_bug_is_logged_with_its_trace(journal, log):
     where = "session"
     bug = RuntimeError("what")
     journal.internal_error(where, bug)
@@ -282,21 +287,7 @@ def test_a_bug_is_logged_with_its_trace(journal, log):
     }
 
 
-def test_nonsense_of_a_status_client_is_no_bug_of_ours(journal, log):
-    error = ExceptionGroup("", [ExceptionGroup("", [ValueError("no\nway")])])
-    journal.status_client_failed(error)
-    assert log == [
-        {
-            "event": "status.client",
-            "log_level": "warning",
-            "kind": "nonsense",
-            "detail": r"ValueError: no\nway",
-        }
-    ]
-    assert journal.stats.internal_errors == 0
-
-
-def test_the_audit_trail_s_troubles_are_told(journal, log):
+async def test_the_audit_trail_s_failures_are_told(journal, log):
     journal.audit_failed("No space left on device", 12)
     journal.audit_lost(3, "too many wait")
     journal.audit_recovered(3)
@@ -312,23 +303,105 @@ def test_the_audit_trail_s_troubles_are_told(journal, log):
     ]
 
 
-def test_many_of_a_kind_are_logged_at_debug_and_hide_no_other(journal, log):
-    for _ in range(OFTEN + 5):
-        journal.refused(NoRate("unavailable", "no rate"), b"1", 0.001)
-    journal.refused(NoRate("overloaded", "overloaded"), b"2", 0.001)
-    journal.dropped("not-json", b"what")
-    levels = [event["log_level"] for event in log]
-    assert levels == ["warning"] * OFTEN + ["debug"] * 5 + ["warning"] * 2
-    assert [number for number, event in enumerate(log) if "further" in event] == [OFTEN - 1]
-    assert [trouble.count for trouble in journal.stats.recent_errors.values()] == [OFTEN + 5, 1, 1]
+# No peer can fill the log.
 
 
-def test_after_a_summary_they_are_logged_again(journal, log):
-    for _ in range(OFTEN + 1):
-        journal.dropped("not-json", b"what")
-    journal.summarize(waiting=0, outbox=0, tables=0)
-    journal.dropped("not-json", b"what")
-    assert log[-1]["log_level"] == "warning"
+@pytest.fixture
+def at_info(log):
+    """A journal at a level where nobody has asked for every line."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("info"))
+    return Journal(Stats(), lambda: NOW)
+
+
+def every_line(journal, number):
+    """Each call that writes a line, in a turn that differs from the others by `number`."""
+    journal.link_up()
+    journal.link_lost(LinkFailed("closed", f"reason {number}", code=4000), 1.0, 0.1)
+    journal.link_lost(LinkFailed("stopped"), 1.0, None)
+    journal.loop_stalled(1.0)
+    journal.dropped("not-json", b"%d" % number)
+    journal.refused(NoRate("unavailable", f"no rate {number}"), b"%d" % number, 0.001)
+    journal.undelivered(b"%d" % number, "it was too old")
+    journal.fetched(TABLE, 0.1)
+    journal.fetch_failed("bank", DAY, SourceFailed(f"http-{400 + number}", "answered badly"))
+    journal.rate_limited("bank", SourceFailed("quota-minute", "no", limited_for=number))
+    journal.audit_failed("No space left on device", number)
+    journal.audit_lost(number, "too many lines wait to be written")
+    journal.audit_recovered(number)
+    journal.internal_error("session", RuntimeError(number))
+    journal.note("service.started", number=number)
+    journal.warn("settings.unknown", name=f"RATEBRIDGE_{number}")
+
+
+async def test_no_kind_of_line_comes_more_than_ten_times_in_any_minute(
+    at_info, log, autojump_clock
+):
+    written = []
+    for number in range(90):
+        every_line(at_info, number)
+        written += [(event["event"], trio.current_time()) for event in log]
+        log.clear()
+        await trio.sleep(1.75)
+    events = {event for event, _ in written}
+    assert len(events) == 16
+    for event in events:
+        times = [at for other, at in written if other == event]
+        assert [
+            begin for begin in times if sum(0 <= at - begin < MINUTE for at in times) > OFTEN
+        ] == []
+        assert len(times) > 2 * OFTEN, "and the minutes after are told of as well"
+
+
+async def test_what_is_held_back_is_counted_and_the_ids_have_their_ends(
+    at_info, log, autojump_clock
+):
+    for number in range(1000):
+        at_info.undelivered(b"%d" % number, "it was too old")
+    for _ in range(OFTEN + 2):
+        at_info.dropped("not-json", b"what")
+    at_info.dropped("no-id", b"another kind")
+    assert [event["id"] for event in log if "id" in event] == [
+        str(number) for number in range(OFTEN)
+    ]
+    assert [event["begins"] for event in log if "begins" in event] == ["what"] * 10 + [
+        "another kind"
+    ]
+    assert [at for at, event in enumerate(log) if "further" in event] == [OFTEN - 1, 2 * OFTEN - 1]
+    log.clear()
+    at_info.summarize(waiting=0, outbox=0, tables=0)
+    assert log[1:] == [
+        {
+            "event": "log.limited",
+            "log_level": "warning",
+            "lines": {"reply.undelivered": 990, "message.dropped not-json": 2},
+            "first_undelivered": "10",
+            "last_undelivered": "999",
+        }
+    ]
+    at_info.summarize(waiting=0, outbox=0, tables=0)
+    assert len(log) == 3, "it is told once"
+    at_info.undelivered(b"last", "the service stopped")
+    await at_info.aclose()
+    assert log[3]["lines"] == {"reply.undelivered": 1}
+    assert (log[3]["first_undelivered"], log[3]["last_undelivered"]) == ("last", "last")
+    assert [error.count for error in at_info.stats.recent_errors.values()] == [1001, 12, 1]
+
+
+async def test_what_the_libraries_say_too_often_is_counted_too(at_info, log, monkeypatch):
+    library_limit = LineLimit()
+    monkeypatch.setattr("ratebridge.operating.journal.library_limit", library_limit)
+    for _ in range(OFTEN + 3):
+        library_limit.admit("library h11", 0.0)
+    await at_info.aclose()
+    assert [event["lines"] for event in log] == [{"library h11": 3}]
+
+
+async def test_at_debug_every_line_is_written(journal, log, autojump_clock):
+    for number in range(OFTEN + 5):
+        journal.undelivered(b"%d" % number, "it was too old")
+    await journal.aclose()
+    assert [event["id"] for event in log] == [str(number) for number in range(OFTEN + 5)]
+    assert [event["log_level"] for event in log] == ["warning"] * OFTEN + ["debug"] * 5
 
 
 async def test_a_summary_tells_what_the_minute_brought(journal, log, autojump_clock):
@@ -342,14 +415,14 @@ async def test_a_summary_tells_what_the_minute_brought(journal, log, autojump_cl
             journal.link_lost(LinkFailed("reset"), 1.0, 0.1)
         journal.summarize(waiting=4, outbox=5, tables=6)
     common = {"event": "summary", "log_level": "info", "refused": 1}
-    common |= {"waiting": 4, "outbox": 5, "tables": 6, "links": 1}
+    common |= {"waiting": 4, "outbox": 5, "tables": 6, "connections": 1}
     assert [event for event in log if event["event"] == "summary"] == [
-        {**common, "link": "up", "converted": 3, "dropped": 0},
-        {**common, "link": "down", "converted": 2, "dropped": 1},
+        {**common, "connection": "up", "converted": 3, "dropped": 0},
+        {**common, "connection": "down", "converted": 2, "dropped": 1},
     ]
 
 
-def test_the_service_s_own_events_pass_through(journal, log):
+async def test_the_service_s_own_events_pass_through(journal, log):
     journal.note("service.started", feed="feed.example")
     journal.warn("tls.unverified", detail="off")
     assert log == [
@@ -358,9 +431,9 @@ def test_the_service_s_own_events_pass_through(journal, log):
     ]
 
 
-def test_without_a_clock_of_its_own_troubles_are_dated_by_the_wall():
+async def test_without_a_clock_of_its_own_errors_are_dated_by_the_wall():
     journal = Journal(Stats())
     before = datetime.now(UTC)
     journal.dropped("not-json", b"what")
-    (trouble,) = journal.stats.recent_errors.values()
-    assert before <= trouble.at <= datetime.now(UTC)
+    (error,) = journal.stats.recent_errors.values()
+    assert before <= error.at <= datetime.now(UTC)

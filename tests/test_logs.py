@@ -1,13 +1,26 @@
-"""The log: JSON for machines, a console for people, and no fault when its reader is gone."""
+"""The log: JSON for machines, a console for people, and a reader that can do nothing to us."""
 
+import errno
 import io
 import json
 import logging
+import threading
 
 import pytest
 import structlog
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ratebridge.operating.logs import configure_logs
+from ratebridge.operating import logs
+from ratebridge.operating.logs import (
+    MINUTE,
+    OFTEN,
+    LineLimit,
+    LogWriter,
+    configure_logs,
+    lines_dropped,
+    with_colors,
+)
 
 
 class Terminal(io.StringIO):
@@ -15,20 +28,11 @@ class Terminal(io.StringIO):
         return True
 
 
-class Gone(io.StringIO):
-    """A stream whose reader has left."""
-
-    def write(self, text: str) -> int:
-        raise BrokenPipeError
-
-    def flush(self) -> None:
-        raise BrokenPipeError
-
-
 @pytest.fixture(autouse=True)
-def _as_before():
+def _as_before(monkeypatch):
     handlers = logging.getLogger().handlers[:]
     level = logging.getLogger().level
+    monkeypatch.setattr(logs, "_writer", None)
     yield
     structlog.reset_defaults()
     logging.basicConfig(level=level, handlers=handlers, force=True)
@@ -36,52 +40,191 @@ def _as_before():
 
 def test_a_pipe_gets_json_lines():
     stream = io.StringIO()
-    configure_logs("info", "auto", stream)
-    structlog.get_logger().info("connection.up", links=1)
+    writer = configure_logs("info", "auto", stream)
+    structlog.get_logger().info("connection.up", connections=1)
+    writer.close()
     line = json.loads(stream.getvalue())
     assert line.pop("timestamp").endswith("Z")
-    assert line == {"event": "connection.up", "level": "info", "links": 1}
+    assert line == {"event": "connection.up", "level": "info", "connections": 1}
 
 
 def test_a_terminal_gets_lines_for_people():
     stream = Terminal()
-    configure_logs("info", "auto", stream)
-    structlog.get_logger().info("connection.up", links=1)
+    writer = configure_logs("info", "auto", stream)
+    structlog.get_logger().info("connection.up", connections=1)
+    writer.close()
     assert "connection.up" in stream.getvalue()
     with pytest.raises(ValueError, match="Expecting value"):
         json.loads(stream.getvalue())
 
 
+@pytest.mark.parametrize(
+    ("environment", "on_a_terminal", "elsewhere"),
+    [
+        ({}, True, False),
+        ({"TERM": "dumb"}, False, False),
+        ({"NO_COLOR": "1"}, False, False),
+        ({"NO_COLOR": ""}, True, False),
+        ({"FORCE_COLOR": "1"}, True, True),
+        ({"FORCE_COLOR": "1", "TERM": "dumb"}, True, True),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False, False),
+    ],
+)
+def test_colours_are_as_the_environment_wants_them(
+    environment, on_a_terminal, elsewhere, monkeypatch
+):
+    for name in ("TERM", "NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert with_colors(Terminal()) == on_a_terminal
+    assert with_colors(io.StringIO()) == elsewhere
+    stream = Terminal()
+    writer = configure_logs("info", "console", stream)
+    structlog.get_logger().info("connection.up")
+    writer.close()
+    assert ("\x1b[" in stream.getvalue()) == on_a_terminal
+
+
 def test_what_is_below_the_level_is_not_written():
     stream = io.StringIO()
-    configure_logs("warning", "json", stream)
+    writer = configure_logs("warning", "json", stream)
     structlog.get_logger().info("connection.up")
+    writer.close()
     assert stream.getvalue() == ""
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
 def test_a_trace_shows_no_local_variable(log_format):
     stream = Terminal()
-    configure_logs("info", log_format, stream)
+    writer = configure_logs("info", log_format, stream)
     password = "s3cret"[::-1]  # noqa: F841 - what must not be shown
     try:
         raise RuntimeError("a bug")
     except RuntimeError as bug:
         structlog.get_logger().error("crash", exc_info=bug)
+    writer.close()
     assert "RuntimeError: a bug" in stream.getvalue()
     assert "terc3s" not in stream.getvalue()
 
 
-def test_a_reader_who_left_is_no_fault():
-    configure_logs("info", "json", Gone())
-    structlog.get_logger().info("connection.up")
-
-
-def test_what_a_library_warns_of_comes_into_our_log():
+def test_what_a_library_warns_of_comes_into_our_log_ten_times_a_minute(monkeypatch):
+    monkeypatch.setattr(logs, "library_limit", LineLimit())
     stream = io.StringIO()
-    configure_logs("info", "json", stream)
-    logging.getLogger("some.library").warning("%s is low", "disk")
+    writer = configure_logs("info", "json", stream)
+    for _ in range(OFTEN + 1):
+        logging.getLogger("some.library").warning("%s is low", "disk")
     logging.getLogger("some.library").info("nothing of interest")
-    [line] = stream.getvalue().splitlines()
-    assert json.loads(line)["message"] == "disk is low"
-    assert json.loads(line)["logger"] == "some.library"
+    writer.close()
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert {(line["message"], line["logger"]) for line in lines} == {
+        ("disk is low", "some.library")
+    }
+    assert len(lines) == OFTEN
+    assert logs.library_limit.take_held() == {"library some.library": 1}
+
+
+@given(st.lists(st.floats(0, 20), max_size=60))
+def test_no_minute_has_more_lines_of_a_kind_than_ten(waits):
+    limit = LineLimit()
+    now = 2.0**20
+    admitted: list[float] = []
+    for wait in waits:
+        now += wait
+        recent = [at for at in admitted if now - at < MINUTE]
+        place = limit.admit("a kind", now)
+        assert place == (0 if len(recent) == OFTEN else len(recent) + 1)
+        admitted += [now] * bool(place)
+    assert limit.take_held().total() == len(waits) - len(admitted)
+    assert not limit.take_held()
+
+
+# Whoever reads it.
+
+
+class Reader:
+    """What is written, by a reader who reads while `reads` is set."""
+
+    def __init__(self) -> None:
+        self.got = b""
+        self.reads = threading.Event()
+        self.asked = threading.Event()
+
+    def write(self, block: bytes) -> int:
+        self.asked.set()
+        assert self.reads.wait(10)
+        self.got += block[:1000]
+        return len(block[:1000])
+
+
+@pytest.fixture
+def reader(monkeypatch):
+    reader = Reader()
+    monkeypatch.setattr(logs, "MOST_WAITING", 5000)
+    monkeypatch.setattr(logs, "LAST_WITHIN", 10)
+    return reader
+
+
+def test_lines_wait_while_nobody_reads_and_what_finds_no_room_is_counted(reader, monkeypatch):
+    writer = LogWriter(reader.write)
+    monkeypatch.setattr(logs, "_writer", writer)
+    structlog.configure(
+        processors=[structlog.processors.JSONRenderer()], logger_factory=lambda: writer
+    )
+    writer.msg("begun")
+    assert reader.asked.wait(10)
+    for number in range(200):
+        writer.msg(f"{number:099}")
+    assert writer.dropped == lines_dropped() == 151
+    reader.reads.set()
+    writer.close()
+    assert reader.got.decode().splitlines() == [
+        "begun",
+        *(f"{number:099}" for number in range(49)),
+        '{"lines": 151, "event": "log.dropped"}',
+    ]
+
+
+def test_at_the_end_what_waits_gets_a_second(reader, monkeypatch):
+    writer = LogWriter(reader.write)
+    monkeypatch.setattr(logs, "LAST_WITHIN", 0.01)
+    writer.msg("a line")
+    writer.close()
+    assert reader.got == b"", "and no more, when nobody reads"
+    reader.reads.set()
+
+
+@pytest.mark.parametrize("gone", [BrokenPipeError(), ValueError("I/O operation on closed file")])
+def test_a_reader_who_left_costs_lines_and_no_more(gone):
+    def write(_block: bytes) -> int:
+        raise gone
+
+    writer = LogWriter(write)
+    writer.msg("a line")
+    writer.close()
+    assert writer.dropped == 1
+
+
+def test_a_descriptor_that_somebody_made_non_blocking_costs_no_line(reader: Reader, monkeypatch):
+    monkeypatch.setattr(logs, "RETRY_AFTER", 0.001)
+    busy = iter([True, True, False])
+
+    def write(block: bytes) -> int:
+        if next(busy, False):
+            raise BlockingIOError(errno.EAGAIN, "busy")
+        return reader.write(block)
+
+    reader.reads.set()
+    writer = LogWriter(write)
+    writer.msg("a line")
+    writer.close()
+    assert reader.got == b"a line\n"
+    assert writer.dropped == 0
+
+
+def test_half_a_surrogate_pair_is_no_fault(reader):
+    reader.reads.set()
+    writer = LogWriter(reader.write)
+    writer.msg("a \udce4 b")
+    writer.close()
+    assert reader.got == rb"a \udce4 b" + b"\n"

@@ -162,7 +162,7 @@ async def test_an_overview_of_a_service_that_has_just_begun(nursery, autojump_cl
     seen = overview(service, History(service.stats), trio.current_time())
     assert seen["feed"] is None
     assert not seen["ready"]
-    assert seen["link"] == {
+    assert seen["connection"] == {
         "up": False,
         "since": None,
         "age": None,
@@ -204,7 +204,7 @@ async def test_an_overview_tells_all_that_happened(nursery, autojump_clock):
     assert (seen["ready"], seen["stopping"]) == (True, False)
     assert seen["now"] == "2021-06-01T12:00:00.000Z"
     assert seen["uptime"] == 3.0
-    assert seen["link"]["since"] == "2021-06-01T11:59:57.000Z"
+    assert seen["connection"]["since"] == "2021-06-01T11:59:57.000Z"
     assert seen["heartbeat"] == {
         "received": 4,
         "age": 0.0,
@@ -239,19 +239,19 @@ async def test_an_overview_tells_when_the_next_attempt_is(nursery, autojump_cloc
     service, journal = make_service(nursery)
     history = History(service.stats)
     journal.link_lost(REFUSED, 0.0, 1.5)
-    link = overview(service, history, trio.current_time())["link"]
+    link = overview(service, history, trio.current_time())["connection"]
     assert (link["lost"], link["last_ended"]) == (
         1,
         "refused, connection refused: nobody listens on that port",
     )
     assert link["retry_in"] == 1.5
     await trio.sleep(2)
-    assert overview(service, history, trio.current_time())["link"]["retry_in"] == 0.0
+    assert overview(service, history, trio.current_time())["connection"]["retry_in"] == 0.0
     journal.link_up()
-    assert overview(service, history, trio.current_time())["link"]["retry_in"] is None
+    assert overview(service, history, trio.current_time())["connection"]["retry_in"] is None
 
 
-async def test_a_source_is_as_it_was_heard_of_last(nursery, autojump_clock):
+async def test_a_source_is_as_its_last_fetch_ended(nursery, autojump_clock):
     service, journal = make_service(nursery)
 
     def source():
@@ -259,26 +259,28 @@ async def test_a_source_is_as_it_was_heard_of_last(nursery, autojump_clock):
 
     down = SourceFailed("unreachable", "could not be reached")
     journal.fetch_failed("shop", DAY, down)
-    assert (source()["state"], source()["failure"]) == ("failing", "could not be reached")
+    assert (source()["state"], source()["failure"]) == ("failed", "could not be reached")
     await trio.sleep(1)
     journal.fetched(table(DAY), 0.25)
-    await trio.sleep(1)
-    assert (source()["state"], source()["failure"]) == ("answering", None)
+    await trio.sleep(180)
+    assert (source()["state"], source()["failure"]) == ("succeeded", None)
+    assert source()["fetched_ago"] == 180.0, "nobody has asked it since"
     assert (source()["answered"], source()["failed"]) == (1, 1)
-    assert (source()["answered_ago"], source()["took"]) == (1.0, 0.25)
+    assert (source()["answered_ago"], source()["took"]) == (180.0, 0.25)
     journal.fetch_failed("shop", DAY, SourceFailed("no-table", "has no rates for today"))
     assert (source()["state"], source()["failure"]) == ("incomplete", "has no rates for today")
+    assert (source()["fetched_ago"], source()["answered_ago"]) == (0.0, 180.0)
     journal.rate_limited("shop", SourceFailed("quota-month", "has no calls left", limited_for=60.0))
     assert (source()["state"], source()["limited_for"]) == ("rate-limited", 60.0)
     await trio.sleep(60)
     assert (source()["state"], source()["limited_for"]) == ("incomplete", None)
 
 
-async def test_a_source_that_never_had_a_day_is_failing(nursery, autojump_clock):
+async def test_a_source_that_never_had_a_day_has_failed(nursery, autojump_clock):
     service, journal = make_service(nursery)
     journal.fetch_failed("shop", DAY, SourceFailed("no-table", "has no rates for that day"))
     seen = overview(service, History(service.stats), trio.current_time())
-    assert seen["sources"][0]["state"] == "failing"
+    assert seen["sources"][0]["state"] == "failed"
 
 
 async def test_a_source_shows_its_quota_and_a_minute_s_for_a_minute(nursery, autojump_clock):

@@ -1,5 +1,6 @@
 """The real process: its commands, its exit codes, its signals, and what an operator reads."""
 
+import fcntl
 import json
 import os
 import select
@@ -67,6 +68,7 @@ def run_service(
     stop_by: int = signal.SIGTERM,
     stop_again: Callable[[str], bool] | None = None,
     stderr: int | None = None,
+    command: list[str] = COMMAND,
     **settings: str,
 ) -> Ended:
     """Run the service against a feed on a port, and stop it by a signal when `until` holds.
@@ -89,7 +91,7 @@ def run_service(
             )
             with log_file.open("w") as log:
                 process = subprocess.Popen(
-                    COMMAND,
+                    command,
                     cwd=cwd,
                     env=env,
                     text=True,
@@ -243,13 +245,28 @@ def test_a_second_signal_ends_a_stop_that_still_waits(tmp_path):
     assert ended.event("reply.undelivered")["id"] == "8305"
 
 
-def test_a_log_that_nobody_reads_any_more_costs_no_answer(tmp_path):
+@pytest.mark.parametrize("reader_is", ["gone", "stuck"])
+def test_a_log_that_nobody_reads_any_more_costs_no_answer(tmp_path, reader_is):
     reader, writer = os.pipe()
-    os.close(reader)
+    if reader_is == "gone":
+        os.close(reader)
+    else:
+        os.write(writer, bytes(fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ)))
     feed = StandIn(iter(RECORDED), 100)
     try:
         ended = run_service(feed, lambda _: feed.done.is_set(), tmp_path, stderr=writer)
     finally:
         os.close(writer)
+        if reader_is == "stuck":
+            os.close(reader)
+    assert ended.code == 0
+    assert feed.replies == 4
+    assert ended.peers[0].close_code == 1001
+
+
+def test_without_a_standard_error_the_service_runs(tmp_path):
+    feed = StandIn(iter(RECORDED), 100)
+    closing = ["sh", "-c", 'exec "$0" "$@" 2>&-', *COMMAND]
+    ended = run_service(feed, lambda _: feed.done.is_set(), tmp_path, command=closing)
     assert ended.code == 0
     assert feed.replies == 4

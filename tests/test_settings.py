@@ -35,6 +35,7 @@ def test_the_defaults_are_those_of_the_protocol():
         log_level="info",
         log_format="auto",
         status_address=None,
+        status_hosts=(),
         audit_file=None,
     )
 
@@ -70,6 +71,7 @@ def test_every_setting_is_read(tmp_path):
             "RATEBRIDGE_LOG_LEVEL": "DEBUG",
             "RATEBRIDGE_LOG_FORMAT": "json",
             "RATEBRIDGE_STATUS_ADDRESS": "[::1]:8080",
+            "RATEBRIDGE_STATUS_HOSTS": "Ratebridge, status.example",
             "RATEBRIDGE_AUDIT_FILE": str(audit),
         }
     )
@@ -87,6 +89,7 @@ def test_every_setting_is_read(tmp_path):
         log_level="debug",
         log_format="json",
         status_address=("::1", 8080),
+        status_hosts=("ratebridge", "status.example"),
         audit_file=audit,
         sources=Values(
             {
@@ -132,6 +135,8 @@ WRONG = [
     Wrong("RATEBRIDGE_LOG_FORMAT", "xml", "one of auto, console, json"),
     Wrong("RATEBRIDGE_STATUS_ADDRESS", "8080", "host:port"),
     Wrong("RATEBRIDGE_STATUS_ADDRESS", "localhost:70000", "host:port"),
+    Wrong("RATEBRIDGE_STATUS_HOSTS", "status.example:8080", "without ports"),
+    Wrong("RATEBRIDGE_STATUS_HOSTS", "one,,two", "separated by commas"),
     Wrong("RATEBRIDGE_AUDIT_FILE", "/no/such/folder/audit.jsonl", "a file in a directory"),
 ]
 

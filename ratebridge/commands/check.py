@@ -28,7 +28,7 @@ from ..link.address import Address
 from ..link.dial import add_tls, open_tcp
 from ..link.link import OPEN_WITHIN, Link, open_link
 from ..messages import HEARTBEAT, Heartbeat, clipped, decode
-from ..operating.logs import configure_logs
+from ..operating.logs import configure_logs, with_colors
 from ..providers.http import HttpClient
 from ..providers.registry import NAMES, provider
 from ..providers.source import Provider, Source
@@ -63,13 +63,13 @@ class Broken(Exception):
 
 
 class Report:
-    """The table: prints each step as it is done, and counts. Colours only on a terminal."""
+    """The table: prints each step as it is done, and counts."""
 
     COLOURS: ClassVar = {"ok": "32", "FAIL": "31", "skip": "33"}
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
-        self._coloured = out.isatty() and not os.environ.get("NO_COLOR")
+        self._coloured = with_colors(out)
         self.counts = dict.fromkeys(self.COLOURS, 0)
 
     def line(self, mark: str, name: str, text: str, hint: str = "") -> None:

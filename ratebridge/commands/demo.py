@@ -47,7 +47,7 @@ def run_demo(*, count: int | None, rate: float) -> int:
         async with trio.open_nursery() as feed_nursery:
             port = await feed_nursery.start(serve_feed, feed, peers)
             title = f"A stand-in feed at ws://127.0.0.1:{port}, rates of the ECB's embedded table."
-            if sys.stdout.isatty():
+            if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
                 view = LiveView(title, journal.stats)
                 feed.on_reply = lambda *pair: view.rows.append(_row(*pair))
                 feed_nursery.start_soon(view.draw_on, sys.stdout)

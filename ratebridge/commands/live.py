@@ -1,4 +1,8 @@
-"""The live view of the demo: a few lines of a terminal, drawn over each other."""
+"""The live view of the demo: a few lines of a terminal, drawn over each other.
+
+However small the terminal is, the view leaves one row free: the cursor stands there between two
+pictures, and nothing scrolls.
+"""
 
 import shutil
 from collections import deque
@@ -15,6 +19,7 @@ ROWS: Final = 12  # conversions on view
 
 _UP: Final = "\x1b[{}F"  # to the beginning of the line so many lines up
 _CLEAR_LINE: Final = "\x1b[K"
+_CLEAR_SCREEN: Final = "\x1b[H\x1b[2J"  # and to its top
 
 
 @attrs.define
@@ -25,8 +30,8 @@ class LiveView:
     stats: Stats
     rows: deque[str] = attrs.Factory(lambda: deque([""] * ROWS, maxlen=ROWS))
 
-    def lines(self, now: float) -> list[str]:
-        """The picture at trio time `now`, always of the same height."""
+    def lines(self, now: float, height: int = ROWS + 4) -> list[str]:
+        """The picture at trio time `now`, in at most `height` lines: the last conversions yield."""
         stats = self.stats
         link = "up" if stats.link_up else "down"
         if stats.link_since is not None:
@@ -38,24 +43,27 @@ class LiveView:
             beat += f", one in {median(gaps):.2f} s" if gaps else ""
         half = _half_within(stats)
         refused = stats.refused.total()
-        return [
+        head = [
             self.title,
-            f"link {link}   heartbeats {beat}",
+            f"connection {link}   heartbeats {beat}",
             f"answers {stats.converted} converted, {refused} refused, half of them within {half}",
             "",
-            *self.rows,
         ]
+        room = max(0, height - len(head))
+        return [*head, *list(self.rows)[ROWS - min(ROWS, room) :]][:height]
 
     async def draw_on(self, terminal: TextIO) -> None:
         """Draw again and again, until cancelled."""
-        height = 0
+        size, to_begin = shutil.get_terminal_size(), ""
         while True:
-            width = shutil.get_terminal_size().columns
-            lines = self.lines(trio.current_time())
-            picture = "\n".join(f"{line[: width - 1]}{_CLEAR_LINE}" for line in lines)
-            terminal.write((_UP.format(height) if height else "") + picture + "\n")
+            before, size = size, shutil.get_terminal_size()
+            if size != before:  # the terminal has wrapped the last picture anew
+                to_begin = _CLEAR_SCREEN
+            lines = self.lines(trio.current_time(), size.lines - 1)
+            picture = "".join(f"{line[: size.columns - 1]}{_CLEAR_LINE}\n" for line in lines)
+            terminal.write(to_begin + picture)
             terminal.flush()
-            height = len(lines)
+            to_begin = _UP.format(len(lines)) if lines else ""
             await trio.sleep(REDRAWS)
 
 

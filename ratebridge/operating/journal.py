@@ -1,14 +1,17 @@
 """The observer that writes down what it is told: into the log and the figures.
 
+No peer can fill the log: at most ten lines of a kind are written in any minute. `log.limited` sums
+up the others, once a minute and at the end, with the first and the last id of undelivered replies.
+At the level debug every line is written, those beyond the ten at that level.
+
 Events have stable names: `connection.up`, `connection.lost`, `connection.down`, `loop.stalled`,
 `rates.fetched`, `rates.failed`, `rates.limited`, `message.dropped`,
 `conversion.done`, `conversion.failed`, `reply.undelivered`, `internal_error`, `summary`,
-`audit.failed`, `audit.lost`, `audit.recovered`, `status.listening`, `status.client`,
+`audit.failed`, `audit.lost`, `audit.recovered`, `log.limited`, `status.listening`,
 `tls.unverified`, `settings.unknown`, `service.started`, `service.stopping`,
 `service.stopped`.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -22,14 +25,14 @@ from ..messages import Request, clipped
 from ..observer import Observer
 from ..rates import Rate, RateTable
 from .audit import Audit
-from .stats import RecentError, Stats
+from .logs import OFTEN, LineLimit, library_limit
+from .stats import RecentError, Stats, outcome_class
 
-LONG_SILENCE: Final = 3600.0  # s
-OFTEN: Final = 10  # lines a minute for one kind of trouble; the rest at debug and in the summary
+LONG_LIMIT: Final = 3600.0  # s
 
 
 class Journal(Observer):
-    """Logs and counts. `utc_now` dates the recent_errors that are kept for the status page.
+    """Logs and counts. `utc_now` dates the recent errors that the status page shows.
 
     `audit` is the audit trail, where there is one.
     """
@@ -42,7 +45,8 @@ class Journal(Observer):
         self._utc_now = utc_now
         self._log = structlog.get_logger()
         self._debug = self._log.is_enabled_for(10)
-        self._this_minute: Counter[str] = Counter()
+        self._limit = LineLimit()
+        self._unnamed: list[str] = []  # the first and the last id of those that no line told
         self._at_last_summary = (0, 0, 0)
 
     # The link.
@@ -53,7 +57,7 @@ class Journal(Observer):
         stats.link_since = trio.current_time()
         stats.retry_at = None
         stats.links_opened += 1
-        self._log.info("connection.up", links=stats.links_opened)
+        self._say("info", "connection.up", connections=stats.links_opened)
 
     def link_lost(self, cause: LinkFailed, uptime: float, retry_in: float | None) -> None:
         stats = self.stats
@@ -73,13 +77,13 @@ class Journal(Observer):
         if was_up:
             fields["uptime"] = round(uptime, 3)
         if retry_in is None:
-            self._log.info("connection.down", **fields)
+            self._say("info", "connection.down", **fields)
             return
         stats.lost[cause.reason] += 1
         stats.retry_at = trio.current_time() + retry_in
         fields["retry_in"] = round(retry_in, 3)
         what = "connection lost" if was_up else "no connection"
-        self._report("connection.lost", fields, f"{what}: {stats.link_ended}")
+        self._report("connection.lost", cause.reason, f"{what}: {stats.link_ended}", **fields)
 
     def heartbeat_received(self, gap: float) -> None:
         stats = self.stats
@@ -88,17 +92,14 @@ class Journal(Observer):
         stats.heartbeat_gaps.append(gap)
 
     def loop_stalled(self, late: float) -> None:
-        self._log.warning("loop.stalled", our_own_stall=round(late, 3))
+        self._say("warning", "loop.stalled", our_own_stall=round(late, 3))
 
     # The messages.
 
     def dropped(self, reason: str, frame: bytes) -> None:
         self.stats.dropped[reason] += 1
-        self._report(
-            "message.dropped",
-            {"reason": reason, "size": len(frame), "begins": clipped(frame)},
-            f"message dropped: {reason}",
-        )
+        fields = {"reason": reason, "size": len(frame), "begins": clipped(frame)}
+        self._report("message.dropped", reason, f"message dropped: {reason}", **fields)
 
     def converted(
         self, request: Request, eur: Decimal, rate: Rate | None, at: datetime, seconds: float
@@ -133,29 +134,29 @@ class Journal(Observer):
         self.stats.refused[problem.kind] += 1
         self.stats.latency.add(seconds)
         shown = clipped(message_id)
-        self._report(
-            "conversion.failed",
-            {"id": shown, "kind": problem.kind, "error": problem.text},
-            f"request {shown} refused: {problem.text}",
-        )
+        words = f"request {shown} refused: {problem.text}"
+        fields = {"id": shown, "kind": problem.kind, "error": problem.text}
+        self._report("conversion.failed", problem.kind, words, **fields)
 
     def undelivered(self, message_id: bytes, why: str) -> None:
         self.stats.undelivered += 1
-        self._keep(
-            "reply.undelivered", f"the reply to request {clipped(message_id)} given up: {why}"
-        )
-        self._log.warning("reply.undelivered", id=clipped(message_id), why=why)
+        shown = clipped(message_id)
+        words = f"the reply to request {shown} was not delivered: {why}"
+        if not self._report("reply.undelivered", "", words, id=shown, why=why):
+            self._unnamed = [*self._unnamed[:1], shown]
 
     # The rates.
 
     def fetched(self, table: RateTable, seconds: float) -> None:
         self.stats.fetches[table.provider, "ok"] += 1
         source = self.stats.sources[table.provider]
-        source.heard_at = source.answered_at = trio.current_time()
+        source.fetched_at = source.answered_at = trio.current_time()
         source.seconds = seconds
         source.outcome, source.failure = "ok", ""
-        self._log.info(
+        self._say(
+            "info",
             "rates.fetched",
+            table.provider,
             provider=table.provider,
             day=str(table.day),
             currencies=len(table.quotes),
@@ -163,67 +164,58 @@ class Journal(Observer):
         )
 
     def fetch_failed(self, provider: str, day: date, failure: SourceFailed) -> None:
-        self.stats.fetches[provider, failure.outcome] += 1
+        outcome = outcome_class(failure.outcome)
+        self.stats.fetches[provider, outcome] += 1
         source = self.stats.sources[provider]
-        source.heard_at = trio.current_time()
+        source.fetched_at = trio.current_time()
         source.outcome, source.failure = failure.outcome, failure.text
         self._report(
             "rates.failed",
-            {
-                "kind": failure.outcome,
-                "provider": provider,
-                "day": str(day),
-                "detail": failure.text,
-            },
+            f"{provider} {outcome}",
             f"{provider} {failure.text}",
+            kind=failure.outcome,
+            provider=provider,
+            day=str(day),
+            detail=failure.text,
         )
 
     def rate_limited(self, provider: str, failure: SourceFailed) -> None:
-        silence = failure.limited_for or 0.0
-        self.stats.sources[provider].limited_until = trio.current_time() + silence
+        seconds = failure.limited_for or 0.0
+        self.stats.sources[provider].limited_until = trio.current_time() + seconds
         # A minute's quota is soon there again; a month's needs somebody.
-        tell = self._log.error if silence > LONG_SILENCE else self._log.warning
-        tell(
-            "rates.limited",
-            provider=provider,
-            detail=failure.text,
-            seconds=round(silence, 1),
-        )
+        level = "error" if seconds > LONG_LIMIT else "warning"
+        fields = {"provider": provider, "detail": failure.text, "seconds": round(seconds, 1)}
+        self._say(level, "rates.limited", provider, **fields)
 
     # The audit trail.
 
     def audit_failed(self, why: str, waiting: int) -> None:
-        self._keep("audit.failed", f"the audit file cannot be written: {why}")
-        self._log.error("audit.failed", detail=why, waiting=waiting)
+        self.stats.audit_failing = True
+        words = f"the audit file cannot be written: {why}"
+        self._report("audit.failed", "", words, "error", detail=why, waiting=waiting)
 
     def audit_lost(self, lines: int, why: str) -> None:
-        self._keep("audit.lost", f"lines of the audit trail are lost: {why}")
-        self._log.error("audit.lost", lines=lines, why=why)
+        words = f"lines of the audit trail are lost: {why}"
+        self._report("audit.lost", "", words, "error", lines=lines, why=why)
 
     def audit_recovered(self, lost: int) -> None:
-        self._log.warning("audit.recovered", lost=lost)
+        self.stats.audit_failing = False
+        self._say("warning", "audit.recovered", lost=lost)
 
     # The service.
 
     def internal_error(self, where: str, error: BaseException) -> None:
         self.stats.internal_errors += 1
-        self._keep(f"internal_error {where}", f"an internal error ({where}), see the log")
-        self._log.error("internal_error", where=where, exc_info=error)
-
-    def status_client_failed(self, error: BaseException) -> None:
-        """What a client of the status server sent was too much for the server's library."""
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        fields = {"kind": "nonsense", "detail": clipped(f"{type(error).__name__}: {error}", 120)}
-        self._report("status.client", fields, "a client of the status server sent nonsense")
+        words = f"an internal error ({where}), see the log"
+        self._report("internal_error", where, words, "error", where=where, exc_info=error)
 
     def note(self, event: str, **fields: Any) -> None:
         """An event in the life of the service itself."""
-        self._log.info(event, **fields)
+        self._say("info", event, **fields)
 
     def warn(self, event: str, **fields: Any) -> None:
         """A state of the service that an operator should know of."""
-        self._log.warning(event, **fields)
+        self._say("warning", event, **fields)
 
     def summarize(self, *, waiting: int, outbox: int, tables: int) -> None:
         """Log what the last minute brought; called once a minute."""
@@ -233,34 +225,54 @@ class Journal(Observer):
             now - before for now, before in zip(counts, self._at_last_summary, strict=True)
         )
         self._at_last_summary = counts
-        self._this_minute.clear()
-        self._log.info(
+        self._say(
+            "info",
             "summary",
-            link="up" if stats.link_up else "down",
+            connection="up" if stats.link_up else "down",
             converted=converted,
             refused=refused,
             dropped=dropped,
             waiting=waiting,
             outbox=outbox,
             tables=tables,
-            links=stats.links_opened,
+            connections=stats.links_opened,
         )
+        self._sum_up()
 
-    def _report(self, event: str, fields: dict[str, Any], words: str) -> None:
-        """Keep a trouble for the page, and log it unless there were many of its kind."""
-        key = f"{event} {fields.get('kind') or fields.get('reason')}"
-        self._keep(key, words)
-        self._this_minute[key] += 1
-        said = self._this_minute[key]
-        if said < OFTEN:
-            self._log.warning(event, **fields)
-        elif said == OFTEN:
-            self._log.warning(event, **fields, further="counted in the summary, logged at debug")
-        elif self._debug:
-            self._log.debug(event, **fields)
+    async def aclose(self) -> None:
+        """Log what no line has told yet."""
+        self._sum_up()
 
-    def _keep(self, kind: str, words: str) -> None:
-        """Keep the last trouble of a kind; the kinds are few and ours."""
-        before = self.stats.recent_errors.get(kind)
+    # How a line gets into the log.
+
+    def _report(
+        self, event: str, kind: str, words: str, level: str = "warning", /, **fields: Any
+    ) -> bool:
+        """Keep an error for the status page, by its event and `kind`, and `_say` it."""
+        key = f"{event} {kind}".rstrip()
+        before = self.stats.recent_errors.get(key)
         count = before.count + 1 if before else 1
-        self.stats.recent_errors[kind] = RecentError(self._utc_now(), words, count)
+        self.stats.recent_errors[key] = RecentError(self._utc_now(), words, count)
+        return self._say(level, event, kind, **fields)
+
+    def _say(self, level: str, event: str, kind: str = "", /, **fields: Any) -> bool:
+        """Log a line and return True, or count it where there were many of its event and `kind`.
+
+        The kinds of an event are few and ours.
+        """
+        place = self._limit.admit(f"{event} {kind}".rstrip(), trio.current_time())
+        if place == OFTEN:
+            fields["further"] = "only counted for a minute, see log.limited"
+        if place or self._debug:
+            getattr(self._log, level if place else "debug")(event, **fields)
+        return bool(place) or self._debug
+
+    def _sum_up(self) -> None:
+        """Log how many lines of which kinds were not written since the last time, if any."""
+        held = self._limit.take_held() + library_limit.take_held()
+        unnamed, self._unnamed = self._unnamed, []
+        if held and not self._debug:
+            fields: dict[str, Any] = {"lines": dict(held)}
+            if unnamed:
+                fields |= {"first_undelivered": unnamed[0], "last_undelivered": unnamed[-1]}
+            self._log.warning("log.limited", **fields)

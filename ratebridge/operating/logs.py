@@ -1,43 +1,167 @@
-"""How the log looks: for people on a terminal, JSON lines otherwise, on standard error."""
+"""The log: lines for people on a terminal, JSON otherwise, written by a thread of its own.
 
+Whoever reads standard error may stall, leave, or never have been there. The service goes on:
+lines wait in a bounded queue, those that find no room are counted, and the count is logged as
+`log.dropped` when the reader is back.
+"""
+
+import atexit
 import logging
+import os
 import sys
-from contextlib import suppress
-from typing import Any, TextIO
+import threading
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, TextIO
 
 import structlog
 
 from ..settings import LogFormat
 
+OFTEN: Final = 10  # lines of one kind in any minute: enough to see what it is
+MINUTE: Final = 60.0  # s
+MOST_WAITING: Final = 4 * 1024 * 1024  # bytes of lines: some 20,000
+LAST_WITHIN: Final = 1.0  # s for what still waits at the exit
+RETRY_AFTER: Final = 0.05  # s, where somebody made the descriptor non-blocking
 
-class _LossyStream:
-    """A stream whose reader may go away: the service lives on without its log."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+class LineLimit:
+    """Lets `OFTEN` lines of a kind through in any minute, and counts the others."""
 
-    def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
-        except (OSError, ValueError):
+    def __init__(self) -> None:
+        self._admitted: defaultdict[str, deque[float]] = defaultdict(deque)
+        self._held: Counter[str] = Counter()
+
+    def admit(self, kind: str, now: float) -> int:
+        """How many of its kind this line is within the minute before `now`; 0: hold it back."""
+        admitted = self._admitted[kind]
+        while admitted and now - admitted[0] >= MINUTE:
+            admitted.popleft()
+        if len(admitted) == OFTEN:
+            self._held[kind] += 1
             return 0
+        admitted.append(now)
+        return len(admitted)
 
-    def flush(self) -> None:
-        with suppress(OSError, ValueError):
-            self._stream.flush()
+    def take_held(self) -> Counter[str]:
+        """How many lines of which kinds were held back since the last taking."""
+        held, self._held = self._held, Counter()
+        return held
+
+
+library_limit: Final = LineLimit()  # of what the libraries log
+
+
+class LogWriter:
+    """A thread that writes lines, behind a bounded queue; it has the methods of a logger.
+
+    `write` takes bytes and returns how many of them it wrote, as `os.write` does.
+    """
+
+    def __init__(self, write: Callable[[bytes], int]) -> None:
+        self._write = write
+        self._lines: list[bytes] = []
+        self._size = 0  # bytes of the lines that are not written, those under way among them
+        self._changed = threading.Condition()
+        self._closing = False
+        self._limit = LineLimit()
+        self._told = 0
+        self.dropped = 0  # lines, since the start
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+
+    def msg(self, line: str) -> None:
+        """Queue a line, or drop it where too many wait."""
+        encoded = line.encode("utf-8", "backslashreplace") + b"\n"
+        with self._changed:
+            if self._size + len(encoded) > MOST_WAITING:
+                self.dropped += 1
+                return
+            self._size += len(encoded)
+            self._lines.append(encoded)
+            self._changed.notify()
+
+    debug = info = warning = error = critical = msg
+
+    def close(self) -> None:
+        """Give what waits `LAST_WITHIN` seconds, and write nothing more."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(LAST_WITHIN)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._lines or self._closing)
+                if not self._lines:
+                    return
+                lines, self._lines = self._lines, []
+            written = self._write_all(b"".join(lines))
+            with self._changed:
+                self._size -= sum(map(len, lines))
+                self.dropped += 0 if written else len(lines)
+                untold = self.dropped - self._told
+            if written and untold and self._limit.admit("", time.monotonic()):
+                self._told += untold
+                structlog.get_logger().warning("log.dropped", lines=untold)
+
+    def _write_all(self, block: bytes) -> bool:
+        while block:
+            try:
+                block = block[self._write(block) :]
+            except BlockingIOError:
+                time.sleep(RETRY_AFTER)
+            except (OSError, ValueError):  # the reader has left, or the stream was closed
+                return False
+        return True
+
+
+def _writing_to(stream: TextIO) -> Callable[[bytes], int]:
+    """What writes to a stream: its descriptor, as the stream's own lock could hold up the exit."""
+    try:
+        return partial(os.write, stream.fileno())
+    except OSError:  # it is in memory
+        return lambda block: stream.write(block.decode()) and len(block)
 
 
 class _LibraryHandler(logging.Handler):
     """Brings what a library logs into our own log."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        structlog.get_logger().log(
-            record.levelno, "library", logger=record.name, message=record.getMessage()
-        )
+        if library_limit.admit(f"library {record.name}", time.monotonic()):
+            structlog.get_logger().log(
+                record.levelno, "library", logger=record.name, message=record.getMessage()
+            )
 
 
-def configure_logs(level: str, log_format: LogFormat, stream: TextIO | None = None) -> None:
-    """Set structlog up for the whole process; `level` is a name such as "info"."""
+_writer: LogWriter | None = None  # of the process, as structlog's configuration is
+
+
+def lines_dropped() -> int:
+    """How many lines of this process's log were lost since the start."""
+    return _writer.dropped if _writer else 0
+
+
+def with_colors(stream: TextIO) -> bool:
+    """Whether colours are wanted: as the interpreter's own output judges it since Python 3.13."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return os.environ.get("TERM") != "dumb" and stream.isatty()
+
+
+def configure_logs(level: str, log_format: LogFormat, stream: TextIO | None = None) -> LogWriter:
+    """Set structlog up for the whole process; `level` is a name such as "info".
+
+    The lines go to `stream` (standard error); the writer is closed at the exit.
+    """
+    global _writer  # noqa: PLW0603 - the log is the process's
+    if _writer is not None:
+        _writer.close()
     stream = stream or sys.stderr
     if log_format == "auto":
         log_format = "console" if stream.isatty() else "json"
@@ -54,13 +178,16 @@ def configure_logs(level: str, log_format: LogFormat, stream: TextIO | None = No
         # A plain traceback: the pretty ones print local variables, and so secrets.
         processors.append(
             structlog.dev.ConsoleRenderer(
-                colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
+                colors=with_colors(stream), exception_formatter=structlog.dev.plain_traceback
             )
         )
+    writer = _writer = LogWriter(_writing_to(stream))
+    atexit.register(writer.close)
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(_LossyStream(stream)),  # type: ignore[arg-type]
+        logger_factory=lambda: writer,
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(level=logging.WARNING, handlers=[_LibraryHandler()], force=True)
+    return writer

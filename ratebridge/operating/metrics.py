@@ -1,24 +1,24 @@
 """What the figures look like to Prometheus: read from `Stats` at the moment of a scrape.
 
-Nothing is counted here, so a message costs nothing for it. Every name begins
-with `ratebridge_`; the labels' values are words of ours, never a currency, an
-id or any other text of a peer.
+Nothing is counted here, so a message costs nothing for it. The names begin with `ratebridge_`, but
+those of the process, which are Prometheus' standard ones. The labels' values are words of ours,
+never a currency, an id or any other text of a peer, so none needs escaping.
 """
 
+import os
 import platform
+import resource
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import accumulate
+from itertools import accumulate, product
+from pathlib import Path
 from typing import Final
 
 import trio
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from .. import __version__
+from .logs import lines_dropped
 from .overview import Service, calls_left, readiness
 from .stats import LATENCY_BOUNDS, Stats
 
@@ -34,95 +34,80 @@ LOSSES: Final = (
     *("dns", "refused", "unreachable", "certificate", "tls", "open-timeout", "rejected"),
     *("stale", "closed", "reset", "write-stalled", "protocol-error", "oversized", "internal-error"),
 )
+FETCHES: Final = (
+    *("ok", "unreachable", "timeout", "redirect", "http-3xx", "http-4xx", "http-5xx", "http-other"),
+    *("refused-key", "quota-minute", "quota-month", "bad-body", "bad-table", "no-table"),
+    "internal-error",
+)
 
 Values = Mapping[tuple[str, ...], float]  # by the values of the labels, which may be none
 
 
-class Metrics:
-    """The metrics of one service, and those of its process where the system tells them."""
-
-    def __init__(self, service: Service) -> None:
-        self._registry = CollectorRegistry()
-        self._registry.register(_ServiceCollector(service))
-        ProcessCollector(namespace="ratebridge", registry=self._registry)
-
-    def text(self) -> bytes:
-        """All of them as `CONTENT_TYPE`; to be called from the event loop."""
-        return generate_latest(self._registry)
-
-
-class _ServiceCollector(Collector):
-    def __init__(self, service: Service) -> None:
-        self._service = service
-
-    def collect(self) -> Iterable[Metric]:
-        service = self._service
-        now = trio.current_time()
-        yield from _messages(service)
-        yield from _link(service, now)
-        yield from _rates(service, now)
-        yield _counter(
-            "internal_errors",
-            "Bugs that were contained; the log has their traces.",
-            service.stats.internal_errors,
-        )
-        yield _gauge("uptime_seconds", "Seconds since the start.", now - service.started)
-        build = {"version": __version__, "python": platform.python_version()}
-        values = {tuple(build.values()): 1}
-        yield _gauges("build_info", "What is running; always 1.", build, values)
+def metrics_text(service: Service) -> str:
+    """All metrics of a service, and of its process where the system tells them."""
+    now = trio.current_time()
+    families = (
+        _messages(service),
+        _connection(service, now),
+        _rates(service, now),
+        _audit(service),
+        _service(service, now),
+        _process(),
+    )
+    return "".join(line for lines in families for line in lines)
 
 
-def _messages(service: Service) -> Iterator[Metric]:
+def _messages(service: Service) -> Iterator[str]:
     stats = service.stats
-    yield _counters(
+    yield from _counters(
         "conversions",
         "Requests answered: converted, or why they were answered with an error.",
         ("outcome",),
         {("converted",): stats.converted, **_from_zero(REFUSALS, stats.refused)},
     )
-    yield _counters(
+    yield from _counters(
         "messages_dropped",
         "Messages that could not be answered, by what was wrong with them.",
         ("reason",),
         _from_zero(DROPS, stats.dropped),
     )
-    yield _latency(stats)
-    yield _counter(
+    yield from _latency(stats)
+    yield from _counter(
         "replies_undelivered",
         "Replies that were never sent: too old, too many, or the service stopped.",
         stats.undelivered,
     )
-    yield _gauge(
+    yield from _gauge(
         "requests_waiting", "Requests whose rate is being fetched.", service.bridge.waiting
     )
-    yield _gauge("outbox_replies", "Replies that have not been written yet.", len(service.outbox))
-
-
-def _latency(stats: Stats) -> Metric:
-    bounds = [*map(floatToGoString, LATENCY_BOUNDS), "+Inf"]
-    counts = accumulate(stats.latency.counts)
-    return HistogramMetricFamily(
-        "ratebridge_answer_duration_seconds",
-        "From reading a request to its reply being ready to be written.",
-        buckets=list(zip(bounds, counts, strict=True)),
-        sum_value=stats.latency.total,
+    yield from _gauge(
+        "outbox_replies", "Replies that have not been written yet.", len(service.outbox)
     )
 
 
-def _link(service: Service, now: float) -> Iterator[Metric]:
+def _latency(stats: Stats) -> Iterator[str]:
+    name = "ratebridge_answer_duration_seconds"
+    yield _head(name, "histogram", "From reading a request to its reply being ready to be written.")
+    counts = list(accumulate(stats.latency.counts))
+    for bound, count in zip((*LATENCY_BOUNDS, "+Inf"), counts, strict=True):
+        yield f'{name}_bucket{{le="{bound}"}} {count}\n'
+    yield f"{name}_sum {stats.latency.total}\n{name}_count {counts[-1]}\n"
+
+
+def _connection(service: Service, now: float) -> Iterator[str]:
     stats = service.stats
     ready, _why = readiness(service, now)
-    yield _gauge("ready", "Whether requests are taken and answered, as /readyz says.", ready)
-    yield _gauge("connection_up", "Whether the websocket is open.", stats.link_up)
-    yield _counter("connections_opened", "Links that were opened.", stats.links_opened)
-    yield _counters(
+    yield from _gauge("ready", "Whether requests are taken and answered, as /readyz says.", ready)
+    yield from _gauge("connection_up", "Whether the websocket is open.", stats.link_up)
+    yield from _counter("connections_opened", "Connections opened.", stats.links_opened)
+    yield from _counters(
         "reconnects",
-        "Links lost and attempts failed, by why; after each there was another attempt.",
+        "Connections lost and attempts failed, by why; after each there was another attempt.",
         ("reason",),
         _from_zero(LOSSES, stats.lost),
     )
-    yield _counter("heartbeats_received", "Heartbeats of the feed.", stats.heartbeats)
-    yield _gauges(
+    yield from _counter("heartbeats_received", "Heartbeats of the feed.", stats.heartbeats)
+    yield from _gauges(
         "heartbeat_age_seconds",
         "Seconds since the last heartbeat of the feed; absent before the first.",
         (),
@@ -130,34 +115,34 @@ def _link(service: Service, now: float) -> Iterator[Metric]:
     )
 
 
-def _rates(service: Service, now: float) -> Iterator[Metric]:
+def _rates(service: Service, now: float) -> Iterator[str]:
     stats = service.stats
     sources = service.chain.sources
-    fetches: Counter[tuple[str, ...]] = Counter({(source.name, "ok"): 0 for source in sources})
-    for (name, outcome), count in stats.fetches.items():
-        fetches[name, _bounded(outcome)] += count
-    yield _counters(
+    names = [source.name for source in sources]
+    fetches: Counter[tuple[str, ...]] = Counter(dict.fromkeys(product(names, FETCHES), 0))
+    fetches.update(stats.fetches)
+    yield from _counters(
         "fetches",
         "Tables fetched (ok), or why they could not be, after the retries.",
         ("provider", "outcome"),
         fetches,
     )
-    yield _counter(
+    yield from _counter(
         "cache_hits",
-        "Conversions whose rate was at hand; those from euro need none and do not count.",
+        "Conversions by a cached rate; those from euro need none and do not count.",
         stats.from_cache,
     )
     tables = service.chain.tables.tables()
-    held: Counter[tuple[str, ...]] = Counter({(source.name,): 0 for source in sources})
+    held: Counter[tuple[str, ...]] = Counter({(name,): 0 for name in names})
     held.update((table.provider,) for table, _ in tables)
-    yield _gauges("tables", "Day-tables of rates that are held.", ("provider",), held)
-    yield _gauges(
+    yield from _gauges("tables", "Day-tables of rates that are held.", ("provider",), held)
+    yield from _gauges(
         "oldest_table_age_seconds",
         "Seconds since the oldest table held was fetched; absent with none.",
         (),
         {(): now - min(fetched for _, fetched in tables)} if tables else {},
     )
-    yield _gauges(
+    yield from _gauges(
         "quota_calls_left",
         "Calls that a source said it has left for us; absent where it has not of late.",
         ("provider", "window"),
@@ -169,34 +154,89 @@ def _rates(service: Service, now: float) -> Iterator[Metric]:
     )
 
 
-def _bounded(outcome: str) -> str:
-    """The outcome of a fetch, with the HTTP statuses brought together by their class."""
-    if not outcome.startswith("http-"):
-        return outcome
-    return f"http-{outcome[5]}xx" if outcome[5:6] in "345" and len(outcome) == 8 else "http-other"
+def _audit(service: Service) -> Iterator[str]:
+    """Nothing where there is no audit file."""
+    audit = service.audit
+    if audit is None:
+        return
+    yield from _gauge(
+        "audit_up", "Whether the audit file can be written.", not service.stats.audit_failing
+    )
+    yield from _gauge("audit_lines_waiting", "Lines not written yet.", audit.waiting)
+    yield from _counter("audit_lines_lost", "Lines that will never be written.", audit.lost)
+
+
+def _service(service: Service, now: float) -> Iterator[str]:
+    yield from _counter(
+        "internal_errors",
+        "Bugs that were contained; the log has their traces.",
+        service.stats.internal_errors,
+    )
+    yield from _counter(
+        "log_lines_dropped",
+        "Lines of the log lost, as its reader did not read or had left.",
+        lines_dropped(),
+    )
+    yield from _gauge("uptime_seconds", "Seconds since the start.", now - service.started)
+    build = {"version": __version__, "python": platform.python_version()}
+    values = {tuple(build.values()): 1}
+    yield from _gauges("build_info", "What is running; always 1.", build, values)
+
+
+def _process() -> Iterator[str]:
+    """The standard metrics of a process; nothing where there is no /proc."""
+    try:
+        stat = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+        descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    except OSError:
+        return
+    seconds, pages = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
+    user, system, since_boot, virtual, resident = (int(stat[at]) for at in (11, 12, 19, 20, 21))
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot / seconds
+    for name, kind, text, value in (
+        ("cpu_seconds_total", "counter", "CPU time in seconds.", (user + system) / seconds),
+        ("resident_memory_bytes", "gauge", "Resident memory in bytes.", resident * pages),
+        ("virtual_memory_bytes", "gauge", "Virtual memory in bytes.", virtual),
+        ("start_time_seconds", "gauge", "Start, in seconds since 1970.", time.time() - age),
+        ("open_fds", "gauge", "Open file descriptors.", descriptors),
+        (
+            "max_fds",
+            "gauge",
+            "The most there may be.",
+            resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        ),
+    ):
+        yield _head(f"process_{name}", kind, text) + f"process_{name} {value}\n"
 
 
 def _from_zero(words: Iterable[str], counts: Mapping[str, int]) -> dict[tuple[str, ...], float]:
     return {(word,): count for word, count in {**dict.fromkeys(words, 0), **counts}.items()}
 
 
-def _counter(name: str, text: str, value: float) -> Metric:
+def _counter(name: str, text: str, value: float) -> Iterator[str]:
     return _counters(name, text, (), {(): value})
 
 
-def _counters(name: str, text: str, labels: Iterable[str], values: Values) -> Metric:
-    family = CounterMetricFamily(f"ratebridge_{name}", text, labels=list(labels))
-    for key, value in values.items():
-        family.add_metric(key, value)
-    return family
+def _counters(name: str, text: str, labels: Iterable[str], values: Values) -> Iterator[str]:
+    return _family(f"ratebridge_{name}_total", "counter", text, labels, values)
 
 
-def _gauge(name: str, text: str, value: float) -> Metric:
+def _gauge(name: str, text: str, value: float) -> Iterator[str]:
     return _gauges(name, text, (), {(): value})
 
 
-def _gauges(name: str, text: str, labels: Iterable[str], values: Values) -> Metric:
-    family = GaugeMetricFamily(f"ratebridge_{name}", text, labels=list(labels))
+def _gauges(name: str, text: str, labels: Iterable[str], values: Values) -> Iterator[str]:
+    return _family(f"ratebridge_{name}", "gauge", text, labels, values)
+
+
+def _family(
+    name: str, kind: str, text: str, labels: Iterable[str], values: Values
+) -> Iterator[str]:
+    yield _head(name, kind, text)
     for key, value in values.items():
-        family.add_metric(key, value)
-    return family
+        pairs = ",".join(f'{label}="{word}"' for label, word in zip(labels, key, strict=True))
+        yield f"{name}{{{pairs}}} {float(value)}\n" if pairs else f"{name} {float(value)}\n"
+
+
+def _head(name: str, kind: str, text: str) -> str:
+    return f"# HELP {name} {text}\n# TYPE {name} {kind}\n"

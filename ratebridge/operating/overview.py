@@ -1,7 +1,7 @@
 """What there is to see of a running service: whether it is ready, and all of it at a glance.
 
-Pure but for the sampler's clock: `now` is trio's time in seconds, and what goes
-out is plain data for JSON. The status server hands it on; nobody else asks.
+Pure but for the sampler's clock: `now` is trio's time in seconds, and the results are plain data
+for JSON.
 """
 
 from collections import deque
@@ -20,6 +20,7 @@ from ..outbox import Outbox
 from ..providers.chain import RateChain
 from ..providers.source import Quota, Source
 from ..settings import Settings
+from .audit import Audit
 from .stats import SourceStats, Stats
 
 SAMPLES: Final = 600  # a second each: ten minutes, what a page shows when somebody comes to look
@@ -29,7 +30,7 @@ MOST_SHOWN: Final = 60  # tables in one overview, the newest days; two months of
 
 @attrs.frozen
 class Service:
-    """The parts of a running service. `started` is when it did, in trio time."""
+    """The parts of a running service. `started` is when it started, in trio time."""
 
     settings: Settings
     stats: Stats
@@ -38,6 +39,7 @@ class Service:
     chain: RateChain
     started: float
     utc_now: Callable[[], datetime]
+    audit: Audit | None = None
 
 
 def heartbeat_age(stats: Stats, now: float) -> float | None:
@@ -72,9 +74,9 @@ def calls_left(stats: Stats, source: Source, now: float) -> dict[str, int]:
     What it said of a minute is good for a minute.
     """
     quota = source.quota or Quota()
-    heard_at = stats.sources.get(source.name, SourceStats()).heard_at
+    fetched_at = stats.sources.get(source.name, SourceStats()).fetched_at
     left = {}
-    if quota.minute_left is not None and heard_at is not None and now - heard_at < 60:
+    if quota.minute_left is not None and fetched_at is not None and now - fetched_at < 60:
         left["minute"] = quota.minute_left
     if quota.month_left is not None:
         left["month"] = quota.month_left
@@ -156,9 +158,7 @@ def overview(service: Service, history: History, now: float, taken: int = 0) -> 
 
     tables = sorted(service.chain.tables.tables(), key=lambda held: held[0].provider)
     tables.sort(key=lambda held: held[0].day, reverse=True)
-    recent_errors = sorted(
-        stats.recent_errors.values(), key=lambda trouble: trouble.at, reverse=True
-    )
+    recent_errors = sorted(stats.recent_errors.values(), key=lambda error: error.at, reverse=True)
     feed = service.settings.feed
     return {
         "version": __version__,
@@ -168,7 +168,7 @@ def overview(service: Service, history: History, now: float, taken: int = 0) -> 
         "ready": ready,
         "why": why,
         "stopping": service.bridge.stopping,
-        "link": {
+        "connection": {
             "up": stats.link_up,
             "since": None if stats.link_since is None else instant(stats.link_since),
             "age": None if stats.link_since is None else now - stats.link_since,
@@ -210,8 +210,8 @@ def overview(service: Service, history: History, now: float, taken: int = 0) -> 
             ],
         },
         "recent_errors": [
-            {"at": wire_time(trouble.at), "words": trouble.words, "count": trouble.count}
-            for trouble in recent_errors
+            {"at": wire_time(error.at), "words": error.words, "count": error.count}
+            for error in recent_errors
         ],
         "history": {
             "taken": history.taken,
@@ -221,7 +221,7 @@ def overview(service: Service, history: History, now: float, taken: int = 0) -> 
 
 
 def _source(service: Service, source: Source, now: float) -> dict[str, Any]:
-    """How a source is, by the last that was heard of it."""
+    """How a source's last fetch ended, and how long ago: what it would answer now nobody knows."""
     stats = service.stats
     seen = stats.sources.get(source.name, SourceStats())
     left = calls_left(stats, source, now)
@@ -231,9 +231,9 @@ def _source(service: Service, source: Source, now: float) -> dict[str, Any]:
     if limited_for > 0:
         state = "rate-limited"
     elif seen.failure:
-        state = "incomplete" if seen.outcome in LACKING and answered else "failing"
+        state = "incomplete" if seen.outcome in LACKING and answered else "failed"
     else:
-        state = "answering" if answered else "not asked yet"
+        state = "succeeded" if answered else "not asked yet"
     return {
         "name": source.name,
         "state": state,
@@ -241,6 +241,7 @@ def _source(service: Service, source: Source, now: float) -> dict[str, Any]:
         "limited_for": limited_for if limited_for > 0 else None,
         "answered": answered,
         "failed": asked - answered,
+        "fetched_ago": None if seen.fetched_at is None else now - seen.fetched_at,
         "answered_ago": None if seen.answered_at is None else now - seen.answered_at,
         "took": None if seen.answered_at is None else seen.seconds,
         "minute_left": left.get("minute"),

@@ -11,7 +11,7 @@ from typing import Final
 
 import attrs
 
-# Seconds. A reply from a table at hand takes some 0.0001, one that waits for a rate up to 5.
+# Seconds. A reply by a cached rate takes some 0.0001, one that waits for a rate up to 5.
 LATENCY_BOUNDS: Final = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025),
     *(0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
@@ -43,19 +43,26 @@ class Histogram:
 
 @attrs.define
 class SourceStats:
-    """How one rate source has been of late. Times are trio's; None is never."""
+    """How one rate source has been lately. Times are trio's; None is never."""
 
-    heard_at: float | None = None  # when the last fetch ended, well or not
-    answered_at: float | None = None
-    seconds: float = 0.0  # that the last answer took
+    fetched_at: float | None = None  # when the last fetch ended, well or not
+    answered_at: float | None = None  # when the last successful one did
+    seconds: float = 0.0  # that the last successful one took
     outcome: str = "ok"  # of the last fetch, a word
     failure: str = ""  # the same in half a sentence, where it failed
     limited_until: float | None = None
 
 
+def outcome_class(outcome: str) -> str:
+    """The outcome of a fetch, with the HTTP statuses brought together by their class."""
+    if not outcome.startswith("http-"):
+        return outcome
+    return f"http-{outcome[5]}xx" if outcome[5:6] in "345" and len(outcome) == 8 else "http-other"
+
+
 @attrs.define
 class RecentError:
-    """A kind of trouble: when it last came up, in which words, and how often it has."""
+    """A kind of error: when it last occurred, in which words, and how often it has."""
 
     at: datetime
     words: str
@@ -67,7 +74,7 @@ class Stats:
     """What has happened since the start. The keys of the counters are stable words of ours."""
 
     converted: int = 0
-    from_cache: int = 0  # conversions whose rate was at hand; those from euro need none
+    from_cache: int = 0  # conversions by a cached rate; those from euro need none
     refused: Counter[str] = attrs.Factory(Counter)
     dropped: Counter[str] = attrs.Factory(Counter)
     undelivered: int = 0
@@ -80,15 +87,15 @@ class Stats:
     links_opened: int = 0
     lost: Counter[str] = attrs.Factory(Counter)
     internal_errors: int = 0
+    audit_failing: bool = False
     heartbeats: int = 0
     heartbeat_at: float | None = None  # trio time of the last one, on whichever link
     heartbeat_gaps: deque[float] = attrs.Factory(lambda: deque(maxlen=120))
 
-    fetches: Counter[tuple[str, str]] = attrs.Factory(Counter)  # (provider, outcome)
+    fetches: Counter[tuple[str, str]] = attrs.Factory(Counter)  # (provider, class of outcome)
     sources: defaultdict[str, SourceStats] = attrs.Factory(lambda: defaultdict(SourceStats))
-    recent_errors: dict[str, RecentError] = attrs.Factory(
-        dict
-    )  # by kind, so that many hide no other
+    # By kind, so that many of one hide no other.
+    recent_errors: dict[str, RecentError] = attrs.Factory(dict)
 
     @property
     def answered(self) -> int:

@@ -1,41 +1,40 @@
 """The status server: `/healthz`, `/readyz`, `/metrics`, and a page for people.
 
-It runs in the service's event loop, so it must never cost the service anything.
-hypercorn speaks the HTTP, one connection at a time, and the rest is ours,
-because its own `serve` does not hold against a client: an upgrade followed by
-junk ends the whole server, one that does not read its answers keeps the service
-from stopping (writes are shielded and have no limit), and nothing bounds how
-many file descriptors clients hold. Here each connection fails for itself.
+It runs in the service's event loop, so that `/healthz` tells whether that turns, and must never
+cost the service anything. Hence a small server on h11, which can do less than a library's: HTTP/1.1
+only, one request a connection, no bodies. Of many clients an idle one makes room for the next, so
+that they shut nobody out; and all requests together get a fifth of the loop, in turn.
 """
 
 import os
+import re
 import socket
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Callable, Collection
+from functools import partial
 from importlib.resources import files
-from typing import Any, Final
+from ipaddress import ip_address
+from typing import Any, Final, TypeVar
 
+import attrs
+import h11
 import msgspec
 import trio
-from hypercorn.app_wrappers import ASGIWrapper
-from hypercorn.config import Config
-from hypercorn.trio.tcp_server import TCPServer
-from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route, Router
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import CannotStart
 from .journal import Journal
-from .metrics import CONTENT_TYPE, Metrics
+from .metrics import CONTENT_TYPE, metrics_text
 from .overview import History, Service, overview, readiness
 
-MOST_CLIENTS: Final = 64  # connections; more are closed at once, a feed must find descriptors left
-ANSWER_WITHIN: Final = 10.0  # s from one write to the next, or from the opening: above any idling
-WRITE_WITHIN: Final = 5.0  # s for a client to take an answer
-CLOSE_WITHIN: Final = 0.5  # s for what a client asked before it closed its side
-BACKLOG: Final = 64
+MOST_CLIENTS: Final = 64  # a feed and its sources must find file descriptors left
+MOST_HEAD: Final = 8192  # bytes of a request
+MOST_READS: Final = 8  # of a request, which usually comes in one, and of what follows it
+SERVED_WITHIN: Final = 5.0  # s for a connection, from its opening to its end
+REST: Final = 4  # times the CPU time of a turn, before the next one
+LEAST_REST: Final = 0.001  # s: a turn costs the loop more than what is measured of it
+CONNECTION_REST: Final = 0.002  # s from one connection to the next, which costs some 0.3 ms
+NO_DESCRIPTOR_REST: Final = 0.1  # s
+BACKLOG: Final = 128  # connections: they are taken within a quarter of a second
 
 # Sent with every answer. The page brings all it needs and talks to nobody but us.
 POLICY: Final = (
@@ -47,6 +46,7 @@ HEADERS: Final = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
+    (b"connection", b"close"),
 ]
 
 _PAGE: Final = {
@@ -54,82 +54,101 @@ _PAGE: Final = {
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
 }
+_TEXT: Final = "text/plain; charset=utf-8"
+_JSON: Final = "application/json"
 _to_json = msgspec.json.Encoder().encode
 
+T = TypeVar("T")
 
-def make_app(service: Service, history: History, journal: Journal) -> ASGIApp:
-    """The routes, as an ASGI application whose bugs end with it."""
-    metrics = Metrics(service)
 
-    async def healthz(_request: Request) -> Response:
-        uptime = round(trio.current_time() - service.started, 3)
+@attrs.frozen
+class Answer:
+    body: bytes
+    media_type: str = _TEXT
+    status: int = 200
+
+
+class Pages:
+    """What the server shows of a service. `hosts` are further names by which it may be asked."""
+
+    def __init__(self, service: Service, history: History, hosts: Collection[str]) -> None:
+        self._service = service
+        self._history = history
+        self._hosts = {"", "localhost", *map(str.lower, hosts)}
+        self._routes: dict[str, Callable[[str], Answer]] = {
+            "/healthz": self._healthz,
+            "/readyz": self._readyz,
+            "/metrics": self._metrics,
+            "/status.json": self._status,
+        }
+        for path, (name, media_type) in _PAGE.items():
+            file = Answer(files(__package__).joinpath("page", name).read_bytes(), media_type)
+            self._routes[path] = partial(_same, file)
+
+    def answer(self, method: str, target: str, host: str = "") -> Answer:
+        """The answer to a request. `host` is its Host header; HTTP/1.0 needs none."""
+        if not self._is_ours(host):
+            text = b"ask by an IP address, as localhost, or by a name of RATEBRIDGE_STATUS_HOSTS\n"
+            return Answer(text, status=421)
+        path, _, query = target.partition("?")
+        if path not in self._routes:
+            return Answer(b"there is no such page\n", status=404)
+        if method not in ("GET", "HEAD"):
+            return Answer(b"GET and HEAD only\n", status=405)
+        return self._routes[path](query)
+
+    def _is_ours(self, host: str) -> bool:
+        """Whether a web page elsewhere cannot have given us that name (DNS rebinding)."""
+        name = re.sub(r":\d*$", "", host).lower()
+        if name in self._hosts:
+            return True
+        try:
+            ip_address(name.removeprefix("[").removesuffix("]"))
+        except ValueError:
+            return False
+        return True
+
+    def _healthz(self, _query: str) -> Answer:
+        uptime = round(trio.current_time() - self._service.started, 3)
         return _json({"healthy": True, "why": "the event loop turns", "uptime": uptime})
 
-    async def readyz(_request: Request) -> Response:
-        ready, why = readiness(service, trio.current_time())
+    def _readyz(self, _query: str) -> Answer:
+        ready, why = readiness(self._service, trio.current_time())
         return _json({"ready": ready, "why": why}, 200 if ready else 503)
 
-    async def prometheus(_request: Request) -> Response:
-        return Response(metrics.text(), headers={"content-type": CONTENT_TYPE})
+    def _metrics(self, _query: str) -> Answer:
+        return Answer(metrics_text(self._service).encode(), CONTENT_TYPE)
 
-    async def status(request: Request) -> Response:
-        after = request.query_params.get("after", "")
-        taken = int(after) if after.isascii() and after.isdigit() and len(after) < 16 else 0
-        return _json(overview(service, history, trio.current_time(), taken))
-
-    routes = [
-        Route("/healthz", healthz),
-        Route("/readyz", readyz),
-        Route("/metrics", prometheus),
-        Route("/status.json", status),
-    ]
-    routes += [Route(path, _file(*asset)) for path, asset in _PAGE.items()]
-    return _Contained(Router(routes, redirect_slashes=False), journal)
+    def _status(self, query: str) -> Answer:
+        after = re.fullmatch(r"after=(\d{1,15})", query, re.ASCII)
+        seen = int(after[1]) if after else 0
+        return _json(overview(self._service, self._history, trio.current_time(), seen))
 
 
-def _json(content: dict[str, Any], status: int = 200) -> Response:
-    return Response(_to_json(content), status, media_type="application/json")
+def _json(content: dict[str, Any], status: int = 200) -> Answer:
+    return Answer(_to_json(content), _JSON, status)
 
 
-def _file(name: str, media_type: str) -> Callable[[Request], Awaitable[Response]]:
-    body = files(__package__).joinpath("page", name).read_bytes()
-
-    async def file(_request: Request) -> Response:
-        return Response(body, headers={"content-type": media_type})
-
-    return file
+def _same(answer: Answer, _query: str) -> Answer:
+    return answer
 
 
-class _Contained:
-    """An application with our headers on each answer, and with no error getting out."""
+class Share:
+    """A share of the event loop, for pieces of work that are done in turn.
 
-    def __init__(self, app: ASGIApp, journal: Journal) -> None:
-        self._app = app
-        self._journal = journal
+    After each piece nothing more is done for `REST` times the CPU time it took.
+    """
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = client_lost = False
+    def __init__(self, cpu_time: Callable[[], float] = time.thread_time) -> None:
+        self._cpu_time = cpu_time
+        self._turn = trio.StrictFIFOLock()
 
-        async def send_with_headers(message: Message) -> None:
-            nonlocal begun, client_lost
-            if message["type"] == "http.response.start":
-                begun = True
-                message["headers"] = [*message["headers"], *HEADERS]
-            try:
-                await send(message)
-            except Exception:
-                client_lost = True
-                raise
-
-        try:
-            await self._app(scope, receive, send_with_headers)
-        except Exception as bug:
-            if client_lost:
-                raise  # the server's library could not send: it closes, and no bug is ours
-            self._journal.internal_error("status", bug)
-            if not begun:
-                answer = PlainTextResponse("an internal error, see the service's log", 500)
-                await answer(scope, receive, send_with_headers)
+    async def run(self, work: Callable[[], T]) -> T:
+        async with self._turn:
+            began = self._cpu_time()
+            result = work()
+            await trio.sleep(max(LEAST_REST, REST * (self._cpu_time() - began)))
+        return result
 
 
 class StatusServer:
@@ -141,34 +160,113 @@ class StatusServer:
 
     def __init__(self, address: tuple[str, int], journal: Journal) -> None:
         self._journal = journal
-        host, port = address
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._host, port = address
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         try:
-            host.encode("idna")  # a name that fails here would cost `create_server` a socket
+            self._host.encode("idna")  # a name that fails here would cost `create_server` a socket
             self._socket = socket.create_server(address, family=family, backlog=BACKLOG)
         except (OSError, ValueError) as error:
-            where = _spelled(host, port)
+            where = _spelled(self._host, port)
             raise CannotStart(
                 f"RATEBRIDGE_STATUS_ADDRESS: cannot listen on {where} ({_why(error)})"
             ) from None
-        host, port = self._socket.getsockname()[:2]
-        self.address: Final = _spelled(host, port)
+        self.address: Final = _spelled(*self._socket.getsockname()[:2])
+        self._share = Share()
+        # In the order of their coming, each with whether it waits for its turn.
+        self._clients: dict[trio.CancelScope, bool] = {}
 
     async def run(
         self, service: Service, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Answer, until cancelled."""
         history = History(service.stats)
-        door = _Door(make_app(service, history, self._journal), self._journal)
+        pages = Pages(service, history, (self._host, *service.settings.status_hosts))
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._socket))
-        async with trio.open_nursery() as status_nursery:
+        async with listener, trio.open_nursery() as status_nursery:
             status_nursery.start_soon(history.keep, name="status history")
             self._journal.note("status.listening", address=self.address)
             task_status.started()
-            try:
-                await trio.serve_listeners(door.handle, [listener], handler_nursery=status_nursery)
-            finally:
-                door.shut()
+            while True:
+                await trio.sleep(CONNECTION_REST)
+                if len(self._clients) == MOST_CLIENTS:
+                    self._drop_an_idle_one()
+                    continue
+                try:
+                    stream = await listener.accept()
+                except OSError:  # there is no file descriptor left
+                    await trio.sleep(NO_DESCRIPTOR_REST)
+                    continue
+                client_scope = trio.CancelScope(deadline=trio.current_time() + SERVED_WITHIN)
+                self._clients[client_scope] = False
+                status_nursery.start_soon(self._serve, stream, pages, client_scope)
+
+    def _drop_an_idle_one(self) -> None:
+        """End the oldest connection that waits for its client, if any, and never the newest."""
+        for client_scope, in_turn in list(self._clients.items())[:-1]:
+            if not in_turn:
+                client_scope.cancel()
+                return
+
+    async def _serve(
+        self, stream: trio.SocketStream, pages: Pages, client_scope: trio.CancelScope
+    ) -> None:
+        """Serve one connection to its end. Raises nothing."""
+        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MOST_HEAD)
+        try:
+            with client_scope:
+                for _ in range(MOST_READS):
+                    received = await stream.receive_some(MOST_HEAD)
+                    self._clients[client_scope] = True
+                    work = partial(_take, connection, received, pages)
+                    answer = await self._share.run(work)
+                    self._clients[client_scope] = False
+                    if answer is not None:
+                        break
+                else:
+                    return
+                await stream.send_all(answer)
+                await stream.send_eof()
+                # With bytes unread a close is a reset, which can destroy the answer.
+                for _ in range(MOST_READS):
+                    if not await stream.receive_some(MOST_HEAD):
+                        break
+        except trio.BrokenResourceError:
+            pass  # the client has left
+        except Exception as bug:  # noqa: BLE001 - it costs one client and not the service
+            self._journal.internal_error("status", bug)
+        finally:
+            del self._clients[client_scope]
+            stream.socket.close()
+
+
+def _take(connection: h11.Connection, received: bytes, pages: Pages) -> bytes | None:
+    """The response to what a client has sent; None while the request is not whole, b"" for none."""
+    method = "GET"
+    try:
+        connection.receive_data(received)
+        request = connection.next_event()
+    except h11.RemoteProtocolError as error:
+        answer = Answer(f"{error}\n".encode(), status=error.error_status_hint)
+    else:
+        if request is h11.NEED_DATA:
+            return None
+        if not isinstance(request, h11.Request):
+            return b""
+        method = request.method.decode()
+        host = dict(request.headers).get(b"host", b"").decode("latin-1")
+        answer = pages.answer(method, request.target.decode("latin-1"), host)
+    headers = [
+        *HEADERS,
+        (b"content-type", answer.media_type.encode()),
+        (b"content-length", b"%d" % len(answer.body)),
+        (b"date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime()).encode()),
+    ]
+    if answer.status == 405:
+        headers.append((b"allow", b"GET, HEAD"))
+    response = connection.send(h11.Response(status_code=answer.status, headers=headers)) or b""
+    if method != "HEAD":
+        response += connection.send(h11.Data(answer.body)) or b""
+    return response + (connection.send(h11.EndOfMessage()) or b"")
 
 
 def _why(error: OSError | ValueError) -> str:
@@ -180,79 +278,3 @@ def _why(error: OSError | ValueError) -> str:
 
 def _spelled(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-class _Door:
-    """Takes clients in, a bounded number of them, and has hypercorn serve each."""
-
-    def __init__(self, app: ASGIApp, journal: Journal) -> None:
-        self._app = ASGIWrapper(app)  # type: ignore[arg-type]  # Starlette's types are looser
-        self._journal = journal
-        self._clients: set[trio.SocketStream] = set()
-        self._config = Config()
-        self._config.accesslog = self._config.errorlog = None  # what matters is logged by us
-        self._config.include_server_header = False
-
-    async def handle(self, stream: trio.SocketStream) -> None:
-        """Serve one connection to its end. Raises nothing."""
-        try:
-            if len(self._clients) < MOST_CLIENTS:
-                self._clients.add(stream)
-                await self._serve(stream)
-        finally:
-            self._clients.discard(stream)
-            stream.socket.close()
-
-    def shut(self) -> None:
-        """Break all connections off: a write that hypercorn shields would hold up the stop."""
-        for stream in self._clients:
-            stream.socket.close()
-
-    async def _serve(self, stream: trio.SocketStream) -> None:
-        deadline = trio.current_time() + ANSWER_WITHIN
-        try:
-            with trio.CancelScope(deadline=deadline) as client_scope:
-                await TCPServer(
-                    self._app,
-                    self._config,
-                    WorkerContext(None),
-                    ConnectionState({}),
-                    _Client(stream, client_scope),  # type: ignore[arg-type]  # all that it uses
-                ).run()
-        except* Exception as failures:  # noqa: BLE001 - it costs one client and not the service
-            self._journal.status_client_failed(failures)
-
-
-class _Client:
-    """A client's stream: soon over when the client has closed, in time when it does nothing.
-
-    `scope` is that of the connection. A write has its time too.
-    """
-
-    def __init__(self, stream: trio.SocketStream, scope: trio.CancelScope) -> None:
-        self._stream = stream
-        self._scope = scope
-        self._has_closed = False
-        self.socket: Final = stream.socket  # hypercorn asks it for the addresses
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        data = await self._stream.receive_some(max_bytes)
-        if not data:
-            self._has_closed = True  # hypercorn would keep the connection for its idle time
-            self._scope.deadline = trio.current_time() + CLOSE_WITHIN
-        return data
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        with trio.move_on_after(WRITE_WITHIN):
-            await self._stream.send_all(data)
-            if not self._has_closed:
-                self._scope.deadline = trio.current_time() + ANSWER_WITHIN
-            return
-        self.socket.close()
-        raise trio.BrokenResourceError("the client does not read")
-
-    async def send_eof(self) -> None:
-        await self._stream.send_eof()
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()

@@ -227,7 +227,7 @@ function drawLatency() {
     };
   });
   const values = all.flatMap((point) => [point.mean, point.slowest]).filter((value) => value > 0);
-  // Decades, two at least, as answers from a table at hand and from a source lie far apart.
+  // Decades, two at least, as answers by a cached rate and from a source lie far apart.
   const low = values.length ? Math.floor(Math.log10(Math.min(...values))) : -1;
   const high = Math.max(low + 2, values.length ? Math.ceil(Math.log10(Math.max(...values))) : 1);
   const y = (value) =>
@@ -271,7 +271,7 @@ function drawRhythm({ gaps, timeout, age, received, median, longest }) {
     { y: y(timeout), words: `limit ${timeout} s` },
     { y: height, words: "0 s" },
   ], height);
-  const last = known(age) ? `the last ${duration(age)} ago` : "none on the present link";
+  const last = known(age) ? `the last ${duration(age)} ago` : "none on the present connection";
   const spread = received
     ? `, ${median.toFixed(2)} s apart in the median, ${longest.toFixed(2)} s at the longest` : "";
   const words = `${whole.format(received)} received, ${last}${spread}.`;
@@ -281,27 +281,24 @@ function drawRhythm({ gaps, timeout, age, received, median, longest }) {
 
 // Sections.
 
-function showLink({ link, now }) {
+function showConnection({ connection, now }) {
+  const { up, since, age, retry_in, opened, lost, last_ended } = connection;
   const rows = [];
-  if (link.up) {
-    rows.push(["State", "up", `for ${duration(link.age)}, since ${clock(link.since, now)}`]);
-  } else {
-    const since = known(link.since) ? `for ${duration(link.age)}, since ${clock(link.since, now)}` : "since the start";
-    rows.push(["State", "down", since]);
-    if (known(link.retry_in)) {
-      rows.push(["Next attempt", link.retry_in > 0 ? `in ${duration(link.retry_in)}` : "under way"]);
-    }
+  const from = known(since) ? `for ${duration(age)}, since ${clock(since, now)}` : "since the start";
+  rows.push(["State", up ? "up" : "down", from]);
+  if (!up && known(retry_in)) {
+    rows.push(["Next attempt", retry_in > 0 ? `in ${duration(retry_in)}` : "under way"]);
   }
-  rows.push(["Opened", times(link.opened), link.lost ? `${whole.format(link.lost)} losses and failed attempts` : "never lost"]);
-  if (link.last_ended) rows.push(["Last ended", link.last_ended]);
-  facts("link", rows);
+  rows.push(["Opened", times(opened), lost ? `${whole.format(lost)} losses and failed attempts` : "never lost"]);
+  if (last_ended) rows.push(["Last ended", last_ended]);
+  facts("connection", rows);
 }
 
 function showMessages({ messages }) {
   const sum = (kinds) => whole.format(Object.values(kinds).reduce((total, count) => total + count, 0));
   const parts = (kinds) =>
     Object.entries(kinds).map(([kind, count]) => [spaced(kind), whole.format(count), "", "sub"]);
-  const hits = messages.converted ? `${whole.format(messages.cache_hits)} by a rate at hand` : "";
+  const hits = messages.converted ? `${whole.format(messages.cache_hits)} by a cached rate` : "";
   facts("messages", [
     ["Converted", whole.format(messages.converted), hits, "amount"],
     ["Errors", sum(messages.refused), "", "amount"],
@@ -315,6 +312,16 @@ function showMessages({ messages }) {
   ]);
 }
 
+function sourceState({ state, fetched_ago, limited_for }) {
+  switch (state) {
+    case "succeeded": return `last fetch succeeded ${coarse(fetched_ago)} ago`;
+    case "failed": return `last fetch failed ${coarse(fetched_ago)} ago`;
+    case "incomplete": return `had no table for the day asked ${coarse(fetched_ago)} ago`;
+    case "rate-limited": return `rate-limited for ${coarse(limited_for)}`;
+    default: return state;
+  }
+}
+
 function showSources({ sources }) {
   const items = sources.map((source) => {
     const sentences = [];
@@ -324,8 +331,7 @@ function showSources({ sources }) {
       sentences.push("No table yet");
     }
     if (source.failed) sentences.push(`failed ${times(source.failed)}`);
-    let state = source.state === "incomplete" ? "answering, but not for every day" : source.state;
-    if (known(source.limited_for)) state += ` for ${coarse(source.limited_for)}`;
+    const state = sourceState(source);
     const quota = [];
     if (known(source.month_left)) {
       const total = known(source.month_total) ? ` of ${whole.format(source.month_total)}` : "";
@@ -402,14 +408,14 @@ const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 function show(figures) {
   byId("main").classList.remove("stale");
   const title = figures.stopping ? "Stopping" : figures.ready ? "Ready" : "Not ready";
-  const why = figures.stopping ? "What is in flight is answered, new requests are refused." : `${capital(figures.why)}.`;
+  const why = figures.stopping ? "Requests in flight are answered, new ones are refused." : `${capital(figures.why)}.`;
   showState(figures.ready ? "ready" : "down", title, why);
   say("feed", figures.feed ?? "");
   say("about", `version ${figures.version}, up for ${duration(figures.uptime)}, ${clock(figures.now, figures.now)}`);
   drawThroughput();
   drawLatency();
   drawRhythm(figures.heartbeat);
-  showLink(figures);
+  showConnection(figures);
   showMessages(figures);
   showSources(figures);
   showTables(figures);
