@@ -354,6 +354,7 @@ class Audit:
         elif before is not None or self.lost > self._lost_told:
             self._observer.audit_recovered(self.lost - self._lost_told)
             self._lost_told = self.lost
+            self._wake.set()  # for what came meanwhile
 
 
 async def _bear(seconds: float) -> None:

@@ -203,6 +203,10 @@ class Journal(Observer):
     def audit_recovered(self, lost: int) -> None:
         self._log.warning("audit.recovered", lost=lost)
 
+    def audit_head(self) -> dict[str, str]:
+        """The head of the audit trail, as a field of an event, where there is a trail."""
+        return {} if self.audit is None else {"audit_head": str(self.audit.head)}
+
     # The service.
 
     def internal_error(self, where: str, error: BaseException) -> None:
@@ -244,6 +248,7 @@ class Journal(Observer):
             outbox=outbox,
             tables=tables,
             links=stats.links_opened,
+            **self.audit_head(),
         )
 
     def _report(self, event: str, fields: dict[str, Any], words: str) -> None:
