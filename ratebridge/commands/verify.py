@@ -138,11 +138,13 @@ def _judge(text: bytes) -> Judged:
 
 def _was_cut(text: bytes) -> bool:
     """Whether it begins as a line does, and lacks at least the brace that ends one."""
-    return (
-        any(text[: len(begin)] == begin[: len(text)] for begin in (b'{"n":', b'{"at":"'))
-        and not text.endswith(b"}")
-        and not any(shape.fullmatch(text[:-1] + b"}") for shape in (_CONVERSION, _LOSS, _OLD))
-    )
+    if not text or text.endswith(b"}"):
+        return False
+    if not any(text[: len(begin)] == begin[: len(text)] for begin in (b'{"n":', b'{"at":"')):
+        return False
+    # With another last byte it may be all of a line.
+    mended = (shape.fullmatch(text[:-1] + b"}") for shape in (_CONVERSION, _LOSS, _OLD))
+    return not any(found and found.lastgroup in ("hash", "crc") for found in mended)
 
 
 def _check_facts(found: re.Match[bytes]) -> None:
@@ -298,7 +300,7 @@ class Trail:
         self._find(Head(number, digest))
         if not self.began:
             return self._begin(link)
-        if number == 1 and prev == START.hash and digest != self._first_hash:
+        if number == 1 and digest != self._first_hash and self._first_hash:
             self._gaps.clear()
             self.unbound += 1
             self._first_hash = digest
