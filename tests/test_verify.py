@@ -183,6 +183,7 @@ ROWS = [
     Row("old: no sum", OLD[:-18] + b"}", "unproven", "is not proven: it has neither X"),
     Row("old: more", OLD[:-1] + b',"a":1}', "unreadable", "is no line X"),
     Row("old: other end", OLD[:-1] + b"]", "unreadable", "is no line X"),
+    Row("old: one byte more", OLD + b"\r", "unreadable", "is no line X"),
     Row("no JSON", b"\x1b[2Jhello", "unreadable", "is no line of an audit file: \\x1b[2Jhello"),
     Row("nothing", b"", "unreadable", "is no line of an audit file: "),
     Row(

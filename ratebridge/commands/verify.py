@@ -142,9 +142,10 @@ def _was_cut(text: bytes) -> bool:
         return False
     if not any(text[: len(begin)] == begin[: len(text)] for begin in (b'{"n":', b'{"at":"')):
         return False
-    # With another last byte it may be all of a line.
-    mended = (shape.fullmatch(text[:-1] + b"}") for shape in (_CONVERSION, _LOSS, _OLD))
-    return not any(found and found.lastgroup in ("hash", "crc") for found in mended)
+    # It may be all of a line, with another last byte or one more.
+    whole = (text[:-1], text[:-1] + b"}")
+    found = [shape.fullmatch(line) for shape in (_CONVERSION, _LOSS, _OLD) for line in whole]
+    return not any(match and match.lastgroup in ("hash", "crc") for match in found)
 
 
 def _check_facts(found: re.Match[bytes]) -> None:
