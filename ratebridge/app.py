@@ -141,7 +141,12 @@ async def serve(
         journal.warn("tls.unverified", detail="VERIFY_SSL is off: certificates are not checked")
     for name in settings.unknown:
         journal.warn("settings.unknown", name=name)
-    journal.note("service.started", feed=feed.authority, sources=list(settings.providers))
+    journal.note(
+        "service.started",
+        feed=feed.authority,
+        sources=list(settings.providers),
+        **journal.audit_head(),
+    )
     async with (
         aclosing(journal),
         open_outbox(journal) as outbox,
@@ -191,7 +196,7 @@ async def serve(
                 await _drain(bridge, outbox)
             supervisor.stop()
         service_nursery.cancel_scope.cancel()
-    journal.note("service.stopped", answered=journal.stats.answered)
+    journal.note("service.stopped", answered=journal.stats.answered, **journal.audit_head())
 
 
 async def _drain(bridge: Bridge, outbox: Outbox) -> None:

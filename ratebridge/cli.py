@@ -156,11 +156,47 @@ def command_line() -> argparse.ArgumentParser:
         commands,
         "verify",
         _verify,
-        "recomputes every line of an audit file",
-        ("ratebridge verify audit.jsonl", "exit code 1 when a line is not what it should be"),
-        ("zcat audit.jsonl.2.gz | ratebridge verify -", "what was compressed"),
+        "recomputes every line of an audit trail, and the chain that binds them",
+        ("ratebridge verify audit.jsonl", "a trail in one file"),
+        (
+            "ratebridge verify audit.jsonl.2.gz audit.jsonl.1 audit.jsonl",
+            "in several, oldest first",
+        ),
+        (
+            "ratebridge verify --head 1200:9f86... audit.jsonl",
+            "is it the one of which the log told?",
+        ),
     )
-    verify.add_argument("file", metavar="FILE", help="an audit file, - for standard input")
+    verify.description = (
+        "Recomputes every line of an audit trail, and the chain that binds them. Tells each line\n"
+        "that is altered, gone, doubled, moved or without its hash, and where.\n\n"
+        "Exit codes: 0 each line is true and in its place, and each head was found; 1 something\n"
+        "else, such as an empty trail, or one that begins late or ends in a line cut short;\n"
+        "2 bad usage, or a file that cannot be opened.\n\n"
+        "Lines that are gone at the end, and a trail that was written anew as a whole, show by a\n"
+        "head only: number and hash of a line, which the log tells as audit_head each minute."
+    )
+    verify.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="+",
+        help="an audit file, gzipped if its name ends in .gz, - for standard input",
+    )
+    verify.add_argument(
+        "--head",
+        metavar="N:HASH",
+        action="append",
+        default=[],
+        help="number and hash of a line that has to be in the trail; can be given several times",
+    )
+    verify.add_argument(
+        "--from",
+        dest="first",
+        metavar="N",
+        type=_COUNT,
+        default=1,
+        help="the trail may begin with this number, as older files are gone (default: 1)",
+    )
     return parser
 
 
@@ -245,7 +281,7 @@ def _check(_options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from .commands.verify import run_verify
 
-    return run_verify(options.file)
+    return run_verify(options.files, options.head, options.first)
 
 
 def _convert(options: argparse.Namespace) -> int:

@@ -1,56 +1,69 @@
-"""The command `verify`: is every line of an audit file what exact arithmetic makes of it?
+"""The command `verify`: is an audit trail what exact arithmetic and its chain make of it?
 
-A line is true when its euros are those of its stake and rate, its rate is of a
-day that its date may take, and its checksum is that of its content. A line that
-lost its end, to a kill or a full disk, is no false one: it is counted and told.
+A line is true when it is written as the service writes one, its euros are those of its stake and
+rate, its rate is of a day that its date may take, and its hash is that of its content. A trail is
+true when, besides, each line goes on from the one before it, from number 1 on. `operating/trail`
+defines the lines and the chain.
+
+Lines of an older release have a checksum instead. They are judged by it, may stand before
+the chain, and nothing binds them.
+
+A line cut short is no false one, and no part of the trail: a kill or a full disk left it. It is
+excused by the line behind it, which has to go on from the last whole one. Nothing excuses it at
+the very end.
 """
 
+import gzip
 import os
 import re
 import stat
 import sys
-from collections import Counter
-from collections.abc import Iterator
+import zlib
+from collections import Counter, deque
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack
 from datetime import date, timedelta
 from decimal import Decimal
 from functools import lru_cache
+from hashlib import sha256
 from time import monotonic
-from typing import BinaryIO, Final, Literal, TextIO
+from typing import BinaryIO, Final, Literal, NamedTuple, TextIO, cast
 
 import msgspec
-from msgspec import Raw
 
-from ..conversion import is_quote, plain, to_euro
+from ..conversion import QUOTE_DIGITS, QUOTE_MIN, is_quote, plain, to_euro
 from ..dates import BadDate, parse_instant
 from ..errors import BadSettings
 from ..messages import clipped, parse_stake
-from ..operating.audit import checksum
+from ..operating.trail import MOST_LINE, START, Head
 from ..rates import MAX_DAYS_BACK
 
-MOST_LINE: Final = 128 * 1024  # bytes; an id, the only part without a bound of its own, has 64 KiB
 LISTED: Final = 10  # lines of each kind that are told one by one
 SHOWN_EVERY: Final = 0.2  # s between two updates of the progress
+MOST_GAPS: Final = 1000  # that are remembered, to tell a moved line from a doubled one
 
-Kind = Literal["true", "bare", "false", "unreadable", "cut"]  # bare: true, without a checksum
-
-
-class _Line(msgspec.Struct):
-    at: str
-    id: Raw
-    currency: str
-    stake: str
-    eur: str
-    rate: str
-    rate_date: str
-    date: Raw
-    provider: str
-    crc: str | None = None
+# `lost` is a true line that stands for lost ones, `unproven` one that is right but has no hash.
+Kind = Literal["true", "lost", "false", "unproven", "unreadable", "cut"]
 
 
-_line = msgspec.json.Decoder(_Line).decode
-_string = msgspec.json.Decoder(str).decode
-_NUMBER: Final = re.compile(r"-?\d{1,40}(\.\d{1,40})?", re.ASCII)
-_DAY: Final = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+class Link(NamedTuple):
+    """A line's place in the chain: its own head, and the hash that it goes on from."""
+
+    number: int
+    hash: str
+    prev: str
+
+
+class Judged(NamedTuple):
+    """What a line is by itself, half a sentence on why, its place, how many lost it stands for.
+
+    A true line without a place is of an older release.
+    """
+
+    kind: Kind
+    why: str = ""
+    link: Link | None = None
+    lost: int = 0
 
 
 class _Fault(Exception):
@@ -60,55 +73,117 @@ class _Fault(Exception):
         self.text = text
 
 
-def judge(text: bytes) -> tuple[Kind, str]:
-    """What a line, without its end, is, and half a sentence on why."""
+# Nothing behind the id can hold a quote, so that a line comes apart in one way only. What is
+# added to a line becomes part of its id, and is no JSON there.
+def _shape(*members: str) -> re.Pattern[bytes]:
+    return re.compile(rf"\{{{','.join(members)}\}}".encode(), re.DOTALL)
+
+
+def _texts(*names: str) -> str:
+    return ",".join(rf'"{name}":"(?P<{name}>[ !#-\[\]-~]*)"' for name in names)
+
+
+_BEGIN: Final = r'(?:"n":(?P<n>[1-9]\d{0,17}),"prev":"(?P<prev>[0-9a-f]{64})",)?' + _texts("at")
+_END: Final = r'(?:,"hash":"(?P<hash>[0-9a-f]{64})")?'
+_DATE: Final = r'"date":(?P<date>"(?:[^"\\]|\\.)*")'
+_CONVERSION: Final = _shape(
+    _BEGIN,
+    '"id":(?P<id>[ -~]+)',
+    _DATE,
+    _texts("stake", "currency", "rate", "rate_date", "provider", "eur") + _END,
+)
+_LOSS: Final = _shape(_BEGIN, r'"lost":(?P<lost>[1-9]\d{0,17})' + _END)
+_OLD: Final = _shape(
+    _texts("at"),
+    '"id":(?P<id>.+)',
+    _texts("currency", "stake", "eur", "rate", "rate_date"),
+    _DATE,
+    _texts("provider") + r'(?:,"crc":"(?P<crc>[0-9a-f]{8})")?',
+)
+
+_raw = msgspec.json.Decoder(msgspec.Raw).decode
+_string = msgspec.json.Decoder(str).decode
+# Digits behind the point: a quote has 34, the first in the tenth place or before.
+_PLACES: Final = QUOTE_DIGITS - 1 - QUOTE_MIN.adjusted()
+_NUMBER: Final = re.compile(rf"-?\d{{1,35}}(\.\d{{1,{_PLACES}}})?", re.ASCII)
+_DAY: Final = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+
+
+def judge(text: bytes) -> Judged:
+    """What a line, without its end, is by itself."""
     try:
-        line = _read(text)
-        _check_amounts(line)
-        _check_dates(line)
-        _check_sum(line)
+        return _judge(text)
     except _Fault as fault:
-        return fault.kind, fault.text
-    return ("bare" if line.crc is None else "true"), ""
+        return Judged(fault.kind, fault.text)
 
 
-def _read(text: bytes) -> _Line:
+def _judge(text: bytes) -> Judged:
     if len(text) >= MOST_LINE:
         raise _Fault("unreadable", "is too long for a line of an audit file")
-    try:
-        return _line(text)
-    except msgspec.ValidationError as error:
-        raise _Fault(
-            "unreadable", f"is no line of an audit file: {clipped(str(error), 120)}"
-        ) from None
-    except (msgspec.DecodeError, RecursionError):
-        # What was cut begins as a line does, and lacks the brace that ends one.
-        if text.startswith(b"{") and not text.endswith(b"}"):
-            raise _Fault("cut", f"was cut short after {len(text)} bytes") from None
-        raise _Fault("unreadable", f"is not JSON: {clipped(text)}") from None
+    if found := _CONVERSION.fullmatch(text):
+        _check_facts(found)
+        return Judged("true", link=_check_hash(found))
+    if found := _LOSS.fullmatch(text):
+        _check_at(found)
+        lost = int(found["lost"])
+        return Judged("lost", f"stands for {_lines(lost)} lost", _check_hash(found), lost)
+    if found := _OLD.fullmatch(text):
+        _check_facts(found)
+        _check_sum(found)
+        return Judged("true")
+    if _was_cut(text):
+        raise _Fault("cut", f"was cut short after {len(text)} bytes")
+    raise _Fault("unreadable", f"is no line of an audit file: {clipped(text)}")
 
 
-def _check_amounts(line: _Line) -> None:
+def _was_cut(text: bytes) -> bool:
+    """Whether it begins as a line does, and lacks at least the brace that ends one."""
+    if not text or text.endswith(b"}"):
+        return False
+    if not any(text[: len(begin)] == begin[: len(text)] for begin in (b'{"n":', b'{"at":"')):
+        return False
+    # It may be all of a line, with another last byte or one more.
+    whole = (text[:-1], text[:-1] + b"}")
+    found = [shape.fullmatch(line) for shape in (_CONVERSION, _LOSS, _OLD) for line in whole]
+    return not any(match and match.lastgroup in ("hash", "crc") for match in found)
+
+
+def _check_facts(found: re.Match[bytes]) -> None:
+    _check_at(found)
     try:
-        stake = parse_stake(_number(line.stake))
-    except ValueError:
-        raise _unreadable("stake", line.stake, "a number in range") from None
+        _raw(found["id"])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise _unreadable("id", found["id"], "a JSON value") from None
+    names = ("currency", "stake", "eur", "rate", "rate_date")
+    currency, stake, eur, rate, rate_date = (part.decode() for part in found.group(*names))
+    _check_amounts(currency, stake, eur, rate)
+    _check_days(found["date"], rate_date)
+
+
+def _check_at(found: re.Match[bytes]) -> None:
     try:
-        eur = Decimal(_number(line.eur))
-    except ValueError:
-        raise _unreadable("eur", line.eur, "a number") from None
+        parse_instant(found["at"].decode())
+    except BadDate:
+        raise _unreadable("at", found["at"], "a date") from None
+
+
+def _check_amounts(currency: str, stake: str, eur: str, rate: str) -> None:
     try:
-        units, euro = _rate(line.rate)
+        amount = parse_stake(_number(stake))
     except ValueError:
-        raise _unreadable("rate", line.rate, "a rate in range") from None
-    if line.currency == "EUR" and units != euro:
-        raise _Fault("false", f"differs: rate is {clipped(line.rate)}, should be 1 for EUR")
-    should_be = to_euro(stake, units, euro)
+        raise _unreadable("stake", stake, "a number in range") from None
+    try:
+        units, euro = _quotes(rate)
+    except ValueError:
+        raise _unreadable("rate", rate, "a rate in range") from None
+    if currency == "EUR" and units != euro:
+        raise _Fault("false", f"differs: rate is {clipped(rate)}, should be 1 for EUR")
+    should_be = plain(to_euro(amount, units, euro))
     if eur != should_be:
         raise _Fault(
             "false",
-            f"differs: eur is {clipped(line.eur)}, should be {plain(should_be)} ("
-            f"{clipped(line.stake)} {clipped(line.currency)} at {clipped(line.rate, 80)} a euro)",
+            f"differs: eur is {clipped(eur)}, should be {should_be} ("
+            f"{clipped(stake)} {clipped(currency)} at {clipped(rate, 100)} a euro)",
         )
 
 
@@ -119,7 +194,7 @@ def _number(text: str) -> str:
 
 
 @lru_cache(4096)  # a file has many lines of few rates
-def _rate(text: str) -> tuple[Decimal, Decimal]:
+def _quotes(text: str) -> tuple[Decimal, Decimal]:
     """Units and euro of "units" or "units/euro"."""
     units, slash, euro = text.partition("/")
     quotes = Decimal(_number(units)), Decimal(_number(euro) if slash else 1)
@@ -128,19 +203,15 @@ def _rate(text: str) -> tuple[Decimal, Decimal]:
     return quotes
 
 
-def _check_dates(line: _Line) -> None:
+def _check_days(asked: bytes, rate_date: str) -> None:
     try:
-        parse_instant(line.at)
-    except BadDate:
-        raise _unreadable("at", line.at, "a date") from None
+        day = parse_instant(_string(asked)).date()
+    except (msgspec.DecodeError, UnicodeDecodeError, BadDate):
+        raise _unreadable("date", asked, "a date") from None
     try:
-        day = parse_instant(_string(line.date)).date()
-    except (msgspec.DecodeError, BadDate):
-        raise _unreadable("date", line.date, "a date") from None
-    try:
-        rate_day = _day(line.rate_date)
+        rate_day = _day(rate_date)
     except ValueError:
-        raise _unreadable("rate_date", line.rate_date, "a day") from None
+        raise _unreadable("rate_date", rate_date, "a day") from None
     # A peer's clock a little ahead of ours, about midnight, makes for one day more.
     oldest = day - timedelta(days=MAX_DAYS_BACK + 1)
     if not oldest <= rate_day <= day:
@@ -154,31 +225,144 @@ def _day(text: str) -> date:
     return date.fromisoformat(text)
 
 
-def _check_sum(line: _Line) -> None:
-    if line.crc is None:
-        return
-    values = (
-        line.at.encode(),
-        bytes(line.id),
-        line.currency.encode(),
-        line.stake.encode(),
-        line.eur.encode(),
-        line.rate.encode(),
-        line.rate_date.encode(),
-        bytes(line.date),
-        line.provider.encode(),
-    )
-    should_be = checksum(values).decode()
-    if line.crc != should_be:
-        raise _Fault(
-            "false",
-            f"differs: crc is {clipped(line.crc)}, should be {should_be} "
-            "(the euros agree, so something else was altered)",
+def _check_hash(found: re.Match[bytes]) -> Link:
+    if found["n"] is None or found["hash"] is None:
+        raise _Fault("unproven", "is not proven: it has no hash, or no place in the chain")
+    covered = found.string[: found.start("hash") - len(',"hash":"')]
+    link = Link(int(found["n"]), sha256(covered).hexdigest(), found["prev"].decode())
+    if found["hash"].decode() != link.hash:
+        raise _Fault("false", "was altered: its hash is not that of its content")
+    return link
+
+
+def _check_sum(found: re.Match[bytes]) -> None:
+    """A checksum is the CRC-32 of the nine values, joined by line ends."""
+    if found["crc"] is None:
+        raise _Fault("unproven", "is not proven: it has neither a hash nor a checksum")
+    names = ("at", "id", "currency", "stake", "eur", "rate", "rate_date", "date", "provider")
+    if found["crc"] != b"%08x" % zlib.crc32(b"\n".join(found.group(*names))):
+        raise _Fault("false", "was altered: its checksum is not that of its content")
+
+
+def _unreadable(name: str, value: str | bytes, expected: str) -> _Fault:
+    return _Fault("unreadable", f"cannot be checked: {name} {clipped(value)} is not {expected}")
+
+
+def _lines(count: int) -> str:
+    return f"{count:,} {'line' if count == 1 else 'lines'}"
+
+
+class Trail:
+    """The chain from line to line: which of them is not where it belongs.
+
+    The trail may begin with number `first`, or behind one of the `heads`, which
+    are known to be of it. The counts are of lines.
+    """
+
+    def __init__(self, first: int = 1, heads: Collection[Head] = ()) -> None:
+        self._first = first
+        self._not_found = set(heads)
+        self._unplaced = 0  # since the last that has its place, those that may have theirs
+        self._gaps: deque[range] = deque(maxlen=MOST_GAPS)
+        self._first_hash = ""
+        self.proven = 0  # the greatest number of a head that was found
+        self.began = 0  # the number of the first line; 0 before it
+        self.head = START  # of the last line in its place
+        self.missing = 0
+        self.misplaced = 0
+        self.unbound = 0  # those that do not go on from the line before them
+        self.ends_cut = False
+
+    @property
+    def not_found(self) -> list[Head]:
+        """The heads that no line has."""
+        return sorted(self._not_found)
+
+    @property
+    def whole(self) -> bool:
+        """Whether each line that came has its place, and all heads were found."""
+        return not (
+            self.missing or self.misplaced or self.unbound or self.ends_cut or self._not_found
         )
 
+    def follow(self, judged: Judged) -> tuple[Judged, str]:
+        """Take the next line: what it is here, and half a sentence on what its place lacks."""
+        self.ends_cut = judged.kind == "cut"
+        if judged.link is not None:
+            return judged, self._place(judged.link)
+        if judged.kind == "true" and self.began:
+            judged = Judged("unproven", "is not proven: it stands in the chain and has no hash")
+        if judged.kind not in ("true", "cut"):
+            self._unplaced += 1
+        return judged, ""
 
-def _unreadable(name: str, value: str | Raw, expected: str) -> _Fault:
-    return _Fault("unreadable", f"cannot be checked: {name} {clipped(value)} is not {expected}")
+    def _place(self, link: Link) -> str:
+        number, digest, prev = link
+        self._find(Head(number, digest))
+        if not self.began:
+            return self._begin(link)
+        if number == 1 and digest != self._first_hash and self._first_hash:
+            self._gaps.clear()
+            self.unbound += 1
+            self._first_hash = digest
+            self._go_on(link)
+            return "begins a new chain: nothing binds it to the lines before it"
+        if number <= self.head.number:
+            return self._misplace(number)
+        before = self.head
+        skipped = number - before.number - 1 - self._unplaced
+        self._go_on(link)
+        if skipped > 0:
+            self._miss(range(before.number + 1, number), skipped)
+            return f"is number {number}: {_lines(skipped)} missing behind number {before.number}"
+        if number == before.number + 1 and prev != before.hash:
+            self.unbound += 1
+            return (
+                f"does not go on from number {before.number}: "
+                "that line or this one was put in the place of another"
+            )
+        return ""
+
+    def _begin(self, link: Link) -> str:
+        number, digest, prev = link
+        self.began = number
+        skipped = number - self._first - self._unplaced
+        anchored = self._find(Head(number - 1, prev))
+        if number == 1:
+            self._first_hash = digest
+        self._go_on(link)
+        if skipped > 0 and not anchored:
+            self._miss(range(1, number), skipped)
+            return f"begins late: it is number {number}, and those before it are not here"
+        if number == 1 and prev != START.hash:
+            self.unbound += 1
+            return "has number 1, and goes on from another line"
+        return ""
+
+    def _find(self, head: Head) -> bool:
+        if head not in self._not_found:
+            return False
+        self._not_found.remove(head)
+        self.proven = max(self.proven, head.number)
+        return True
+
+    def _go_on(self, link: Link) -> None:
+        self.head = Head(link.number, link.hash)
+        self._unplaced = 0
+
+    def _miss(self, gap: range, lines: int) -> None:
+        self._gaps.append(gap)
+        self.missing += lines
+
+    def _misplace(self, number: int) -> str:
+        self.misplaced += 1
+        for gap in self._gaps:
+            if number in gap:
+                self._gaps.remove(gap)
+                self._gaps.extend((range(gap.start, number), range(number + 1, gap.stop)))
+                self.missing = max(0, self.missing - 1)
+                return f"was moved: it is number {number}, behind number {self.head.number}"
+        return f"is doubled: number {number} was there before"
 
 
 def lines_of(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
@@ -189,62 +373,145 @@ def lines_of(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
         while len(rest) == MOST_LINE and not rest.endswith(b"\n"):
             rest = file.readline(MOST_LINE)
             size += len(rest)
-        yield text.rstrip(b"\r\n"), size
+        yield text.removesuffix(b"\n"), size
 
 
-def run_verify(name: str) -> int:
-    """Check the file with that name, "-" for standard input; 0 when no line is false, else 1."""
+def run_verify(names: Sequence[str], heads: Sequence[str] = (), first: int = 1) -> int:
+    """Check the trail in the files with these names, "-" for standard input; the exit code.
+
+    `heads` are "N:HASH". Raises `BadSettings` for one that is not, and for a file
+    that cannot be opened.
+    """
+    known = [_read_head(text) for text in heads]
+    with ExitStack() as files:
+        parts = []
+        sizes: list[int | None] = []
+        for name in names:
+            file, size = _open(name, files)
+            parts.append((clipped(name, 200) if len(names) > 1 else "", file))
+            sizes.append(size)
+        known_sizes = [size for size in sizes if size is not None]
+        total = sum(known_sizes) if len(known_sizes) == len(sizes) else None
+        return verify(parts, total, sys.stdout, sys.stderr, Trail(first, known))
+
+
+def _read_head(text: str) -> Head:
+    found = re.fullmatch(r"(\d{1,18}):([0-9a-f]{64})", text, re.ASCII)
+    if found is None:
+        raise BadSettings(
+            f"--head {clipped(text, 100)}: expected a number, a colon and 64 hex digits"
+        )
+    return Head(int(found[1]), found[2])
+
+
+def _open(name: str, files: ExitStack) -> tuple[BinaryIO, int | None]:
+    """The file with that name, and its size if there is one that can be known."""
     if name == "-":
-        return verify(sys.stdin.buffer, None, sys.stdout, sys.stderr)
+        return sys.stdin.buffer, None
     try:
-        file = open(name, "rb")  # noqa: SIM115, PTH123 - closed below; a name may be any
+        file = files.enter_context(open(name, "rb"))  # noqa: PTH123, SIM115 - any name, closed
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "not the name of a file"
         raise BadSettings(f"{clipped(name, 200)}: {why}") from None
-    with file:
-        about = os.fstat(file.fileno())
-        size = about.st_size if stat.S_ISREG(about.st_mode) else None
-        return verify(file, size, sys.stdout, sys.stderr)
+    if name.endswith(".gz"):
+        return cast("BinaryIO", files.enter_context(gzip.open(file, "rb"))), None
+    about = os.fstat(file.fileno())
+    return file, about.st_size if stat.S_ISREG(about.st_mode) else None
 
 
-def verify(file: BinaryIO, size: int | None, out: TextIO, terminal: TextIO) -> int:
-    """Check all lines of a file of `size` bytes, if that is known; the exit code."""
+def verify(
+    parts: Sequence[tuple[str, BinaryIO]],
+    size: int | None,
+    out: TextIO,
+    terminal: TextIO,
+    trail: Trail | None = None,
+) -> int:
+    """Check all lines of a trail in files of together `size` bytes, if that is known.
+
+    Each part is a file and the name to tell it by. Returns the exit code.
+    """
+    trail = trail or Trail()
+    told: Counter[str] = Counter()
     counts: Counter[Kind] = Counter()
+    old = lost = 0
     progress = _Progress(size, terminal)
-    trouble = None
-    try:
-        for number, (text, taken) in enumerate(lines_of(file), 1):
-            kind, why = judge(text)
-            counts[kind] += 1
-            if why and counts[kind] <= LISTED:
-                progress.clear()
-                print(f"line {number} {why}", file=out)
-            progress.advance(taken)
-    except OSError as error:
-        trouble = f"The file could not be read to its end: {error.strerror}."
+    trouble = ""
+
+    def tell(name: str, number: int, sort: str, why: str) -> None:
+        told[sort] += 1
+        if told[sort] <= LISTED:
+            progress.clear()
+            print(f"{name}{': ' if name else ''}line {number} {why}", file=out)
+
+    for name, file in parts:
+        try:
+            for number, (text, taken) in enumerate(lines_of(file), 1):
+                judged, lack = trail.follow(judge(text))
+                counts[judged.kind] += 1
+                lost += judged.lost
+                old += judged.kind == "true" and judged.link is None
+                if judged.why:
+                    tell(name, number, judged.kind, judged.why)
+                if lack:
+                    tell(name, number, "place", lack)
+                progress.advance(taken)
+        except (OSError, EOFError, zlib.error) as error:
+            why = (isinstance(error, OSError) and error.strerror) or "it is damaged"
+            trouble += f"{name or 'The file'} could not be read to its end: {why}.\n"
     progress.clear()
-    print(_summary(counts), file=out)
-    if trouble:
-        print(trouble, file=out)
-    return 1 if trouble or counts["false"] or counts["unreadable"] else 0
+    bad = counts["false"] + counts["unproven"] + counts["unreadable"]
+    failed = bool(trouble or bad or not counts or not trail.whole)
+    print(_summary(counts, old, lost) + trouble + _chain(trail, failed), end="", file=out)
+    return 1 if failed else 0
 
 
-def _summary(counts: Counter[Kind]) -> str:
-    lines = counts.total()
+def _summary(counts: Counter[Kind], old: int, lost: int) -> str:
     kinds = [
-        (counts["true"] + counts["bare"], "true"),
+        (counts["true"] + counts["lost"], "true"),
         (counts["false"], "false"),
+        (counts["unproven"], "not proven"),
         (counts["unreadable"], "unreadable"),
         (counts["cut"], "cut short"),
     ]
-    found = ", ".join(f"{count:,} {kind}" for count, kind in kinds if count) or "nothing in it"
-    summary = f"{lines:,} {'line' if lines == 1 else 'lines'} checked: {found}."
-    if counts["bare"]:
+    found = ", ".join(f"{count:,} {kind}" for count, kind in kinds if count)
+    summary = f"{_lines(counts.total())} checked: {found or 'an empty trail shows nothing'}.\n"
+    if lost:
+        summary += f"{_lines(lost)} lost before they were written, as the trail itself tells.\n"
+    if old:
         summary += (
-            f"\n{counts['bare']:,} of the true have no checksum: "
-            "in those, a change that leaves the rounded euros as they are is not seen."
+            f"{old:,} of the true are of an older release: no chain binds them, "
+            "so that it does not show when others are gone, doubled or moved.\n"
         )
     return summary
+
+
+def _chain(trail: Trail, failed: bool) -> str:
+    """What the chain shows, and what it cannot."""
+    text = ""
+    last = trail.head.number
+    if trail.ends_cut:
+        text += "The trail ends early: its last line is cut short.\n"
+    for head in trail.not_found:
+        what = "ends early, before" if head.number > last else "is another one, without"
+        text += f"The trail {what} the head {head}.\n"
+    lacks = [
+        (trail.missing, "missing"),
+        (trail.misplaced, "doubled or moved"),
+        (trail.unbound, "not bound to the line before"),
+    ]
+    if found := ", ".join(f"{_lines(count)} {what}" for count, what in lacks if count):
+        text += f"The chain is broken: {found}.\n"
+    if failed or not trail.began:
+        return text
+    text += f"The chain is whole from number {trail.began} to its head {trail.head}\n"
+    if trail.proven:
+        text += f"By the heads given, it is proven up to number {trail.proven}.\n"
+    if trail.proven < last:
+        text += (
+            "It cannot show that lines behind its head are gone, or that all of it was written "
+            "anew: for that, give a head that the log has told (--head).\n"
+        )
+    return text
 
 
 class _Progress:

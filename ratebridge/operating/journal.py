@@ -202,6 +202,10 @@ class Journal(Observer):
         self.stats.audit_failing = False
         self._say("warning", "audit.recovered", lost=lost)
 
+    def audit_head(self) -> dict[str, str]:
+        """The head of the audit trail, as a field of an event, where there is a trail."""
+        return {} if self.audit is None else {"audit_head": str(self.audit.head)}
+
     # The service.
 
     def internal_error(self, where: str, error: BaseException) -> None:
@@ -236,6 +240,7 @@ class Journal(Observer):
             outbox=outbox,
             tables=tables,
             connections=stats.links_opened,
+            **self.audit_head(),
         )
         self._sum_up()
 
