@@ -7,7 +7,7 @@ import time
 import unicodedata
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from datetime import date, timedelta
+from datetime import date
 from functools import partial
 from math import inf
 from typing import Final
@@ -21,7 +21,6 @@ from abuse_scene import (
     PONG,
     SECONDS,
     Scene,
-    asked_day,
     days,
     read_frames,
     receive,
@@ -35,7 +34,7 @@ from check_autobahn import free_port
 from support import BEAT, ask, server_frame
 
 from ratebridge.fakes.feed import FeedGone, FeedPeer
-from ratebridge.fakes.rates import HANG, Call, FakeRates, Fault
+from ratebridge.fakes.rates import HANG, FakeRates
 
 MOST_CALLS: Final = 100  # of a source in a row: a month of days, and what is refilled meanwhile
 LONGEST_SILENCE: Final = 3.0  # s that a link may live without a heartbeat: 2 s, and some grace
@@ -101,13 +100,11 @@ async def huge_tables(scene: Scene) -> None:
     digits = "0123456789abcdefghijklmnopqrstuvwxyz"
     names = [a + b + c + d for a in digits[:3] for b in digits for c in digits for d in digits]
     more = "".join(f',"{name}":1' for name in names[:110_000])
-    rates = FakeRates(per_minute=UNLIMITED)
 
-    def disturb(call: Call) -> Fault:
-        return Fault(body=table(date.fromisoformat(call.day), "1.25", more))
+    def answer(asked: bytes) -> bytes:
+        return response(table(asked, "1.25", more if scene.feed.armed.is_set() else ""))
 
-    await scene.start_with_rates(rates)
-    rates.disturb = disturb
+    await scene.start_with_rates(answer)
     await ask_for_days(scene, days(33))
 
 
@@ -117,7 +114,7 @@ async def one_byte_chunks(scene: Scene) -> None:
     spaces = b"1\r\n \r\n" * 900_000
 
     def answer(asked: bytes) -> bytes:
-        body = table(asked_day(asked), "1.25")
+        body = table(asked, "1.25")
         chunks = spaces if scene.feed.armed.is_set() else b""
         return head + chunks + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
 
@@ -239,23 +236,21 @@ async def cookies(scene: Scene) -> None:
 
     def answer(asked: bytes) -> bytes:
         heads.append(asked.lower())
-        body = table(asked_day(asked), "1.25")
-        return response(body, f"Set-Cookie: c{len(heads)}={'x' * 2_000}\r\n")
+        return response(table(asked, "1.25"), f"Set-Cookie: c{len(heads)}={'x' * 2_000}\r\n")
 
     await scene.start_with_rates(answer)
     for day in days(10):
         await scene.feed.request(f"{day}", "USD", day)
     sent = sum(b"\r\ncookie:" in head for head in heads)
-    good = sent == 0 and len(heads) == 11
-    scene.expect(good, f"{sent} of {len(heads)} calls brought cookies", "none of 11")
+    good = sent == 0 and len(heads) > 10
+    scene.expect(good, f"{sent} of {len(heads)} calls brought cookies", "none")
 
 
 async def second_response(scene: Scene) -> None:
     """A rate source answers a question, and with the same bytes one that is yet to come."""
 
     def answer(asked: bytes) -> bytes:
-        day = asked_day(asked)
-        return response(table(day, "2")) + response(table(day + timedelta(days=1), "4"))
+        return response(table(asked, "2")) + response(table(asked, "4", days_later=1))
 
     await scene.start_with_rates(answer)
     replies = [await scene.feed.request(f"{day}", "USD", day) for day in days(10)]

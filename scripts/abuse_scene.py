@@ -28,7 +28,7 @@ from ratebridge.fakes.rates import FakeRates, serve_rates
 
 SECONDS: Final = 5.0  # s that an attack goes on
 START_WITHIN: Final = 20.0  # s
-STOP_WITHIN: Final = 5.0  # s from SIGTERM: 1 s for the drain, 1 s each for close, audit and log
+STOP_WITHIN: Final = 8.0  # s from SIGTERM; a container gets 10 s
 REPLY_WITHIN: Final = 3.0  # s
 RATE: Final = 50.0  # requests a second
 LARGE: Final = 4096  # bytes of a payload that is not looked at
@@ -228,13 +228,13 @@ async def serve_raw(
     await trio.serve_listeners(handle, listeners)
 
 
-def asked_day(head: bytes) -> date:
-    return date.fromisoformat(re.findall(rb"[?&]date=([\d-]+)", head)[0].decode())
-
-
-def table(day: date, dollars: str, more: str = "") -> bytes:
-    """A table of freecurrencyapi."""
-    return f'{{"data":{{"{day}":{{"EUR":1,"USD":{dollars}{more}}}}}}}'.encode()
+def table(asked: bytes, dollars: str, more: str = "", *, days_later: int = 0) -> bytes:
+    """A table of freecurrencyapi for what was asked, or for a later day."""
+    quotes = f'{{"EUR":1,"USD":{dollars}{more}}}'
+    if days := re.findall(r"[?&]date=([\d-]+)", asked.decode()):
+        day = date.fromisoformat(days[0]) + timedelta(days=days_later)
+        quotes = f'{{"{day}":{quotes}}}'
+    return f'{{"data":{quotes}}}'.encode()
 
 
 def response(body: bytes, headers: str = "") -> bytes:
