@@ -250,11 +250,11 @@ async def second_response(scene: Scene) -> None:
     """A rate source answers a question, and with the same bytes one that is yet to come."""
 
     def answer(asked: bytes) -> bytes:
-        return response(table(asked, "2")) + response(table(asked, "4", days_later=1))
+        return response(table(asked, "1.2")) + response(table(asked, "1.25", days_later=1))
 
     await scene.start_with_rates(answer)
     replies = [await scene.feed.request(f"{day}", "USD", day) for day in days(10)]
-    good, wrong = (sum(f'"stake":{eur},' in reply for reply in replies) for eur in (0.75, 0.375))
+    good, wrong = (sum(f'"stake":{eur},' in reply for reply in replies) for eur in (1.25, 1.2))
     seen = f"of 10 replies {good} by their own answer, {wrong} by the one before"
     scene.expect(good == 10, seen, "all by their own")
 
