@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from datetime import date, datetime
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Final, TypeVar
 
 import attrs
@@ -35,12 +36,14 @@ class RateTable:
     """Every quote that one source gives for one day. It holds EUR, and only good quotes.
 
     `day` is the day asked for, `fetched` the UTC instant at which it was asked for.
+    `refused` tells why the quote of a currency was not taken.
     """
 
     provider: str
     day: date
     quotes: Mapping[str, Quote]
     fetched: datetime
+    refused: Mapping[str, SourceFailed] = MappingProxyType({})
     final: bool = attrs.field(init=False)
     """Whether the day was over when the table was asked for, so that it changes no more."""
     _cached_rates: dict[str, "Rate"] = attrs.field(factory=dict, init=False, eq=False, repr=False)

@@ -151,6 +151,20 @@ async def test_a_currency_that_no_source_knows_is_an_error_that_costs_no_further
             bench.cached("BTC", DAY)
 
 
+async def test_a_currency_quoted_in_too_few_digits_is_unknown_with_its_reason(autojump_clock):
+    async with open_bench() as bench:
+        bench.fake.disturb = lambda _call: Fault(quotes={"UAH": "0.00027"})
+        problem = await bench.ask("UAH")
+        assert problem.kind == "unknown-currency"
+        assert problem.text == (
+            "no rate for 'UAH' on 2026-11-03: "
+            "freecurrencyapi gives it in too few digits (0.00027), "
+            "frankfurter gives it in too few digits (0.00027)"
+        )
+        bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(quotes={"USD": "0.00027"}))
+        assert (await bench.ask("USD", OTHER_DAY)).provider == "frankfurter"
+
+
 # Life and expiry.
 
 

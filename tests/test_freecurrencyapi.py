@@ -174,6 +174,14 @@ async def test_a_table_of_no_use(fault):
     assert (await failure_of(source)).outcome == "bad-table"
 
 
+async def test_a_currency_with_two_quotes_spoils_the_table():
+    fake, source, _ = open_source()
+    body = b'{"data":{"2021-05-18":{"EUR":1,"USD":1.2,"GBP":0.8,"USD":1.3}}}'
+    fake.order(FREECURRENCYAPI, Fault(body=body), Fault(quotes={"EUR": "0.9"}))
+    assert str(await failure_of(source)) == "has two different quotes for USD on 2021-05-18"
+    assert str(await failure_of(source)) == "has no quote of 1 for its own base on 2021-05-18"
+
+
 def historical(*days):
     data = {str(day): {"EUR": 1, "USD": 1.2} for day in days}
     return Fault(body=json.dumps({"meta": 1, "data": data}).encode())

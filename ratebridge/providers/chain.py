@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from math import inf
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal
 
 import attrs
 import trio
@@ -131,7 +131,10 @@ class RateChain:
                 for failing in due:
                     self._start(failing, day)
                 return rate
-            unaware.append(name)
+            if currency in known.refused:
+                failures.append((name, known.refused[currency]))
+            else:
+                unaware.append(name)
         if due:
             return due[0]
         raise _no_rate(currency, day, unaware, failures)
@@ -215,11 +218,14 @@ def _no_rate(
     currency: str, day: date, unaware: list[str], failures: list[tuple[str, SourceFailed]]
 ) -> NoRate:
     names = " or ".join(unaware)
-    recent_errors = ", ".join(f"{name} {failure}" for name, failure in failures)
+    reasons = ", ".join(f"{name} {failure}" for name, failure in failures)
+    # A quote of too few digits is what a source has, today and tomorrow: it does not know better.
+    known = any(failure.outcome != "coarse" for _, failure in failures)
+    kind: Literal["unavailable", "unknown-currency"] = (
+        "unavailable" if known else "unknown-currency"
+    )
     if not failures:
-        return NoRate("unknown-currency", f"currency '{currency}' is not known to {names}")
+        return NoRate(kind, f"currency '{currency}' is not known to {names}")
     if unaware:
-        return NoRate(
-            "unavailable", f"currency '{currency}' is not known to {names}, and {recent_errors}"
-        )
-    return NoRate("unavailable", f"no rate for '{currency}' on {day}: {recent_errors}")
+        return NoRate(kind, f"currency '{currency}' is not known to {names}, and {reasons}")
+    return NoRate(kind, f"no rate for '{currency}' on {day}: {reasons}")

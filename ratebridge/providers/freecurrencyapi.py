@@ -14,19 +14,22 @@ from msgspec import Raw
 
 from ..errors import SourceFailed
 from ..rates import RateTable
-from .source import Answer, Http, Quota, make_table, read_count, retry_after
+from .source import Answer, Http, Quota, make_table, read_count, read_members, retry_after
 
 T = TypeVar("T")
 
 LATE: Final = timedelta(hours=1)  # after midnight: how long yesterday's table may be missing
 
+_BASES: Final = ("EUR", "USD")  # the one asked for, and the one of plans that allow no other
+_NOTHING: Final = Raw(b"{}")
+
 
 class _Latest(msgspec.Struct):
-    data: dict[str, Raw]
+    data: Raw
 
 
 class _Historical(msgspec.Struct):
-    data: dict[date, dict[str, Raw]]
+    data: dict[date, Raw]
 
 
 class _Month(msgspec.Struct):
@@ -77,15 +80,13 @@ class FreeCurrencyApi:
             if answer.status != 422 or now - midnight > LATE:
                 days = _read(_historical, answer).data
                 quoted_on = max((known for known in days if known <= day), default=day)
-                return self._table(day, now, days.get(quoted_on, {}), quoted_on)
+                return self._table(day, now, days.get(quoted_on, _NOTHING), quoted_on)
         answer = await self._get("latest", {}, now)
         return self._table(day, now, _read(_latest, answer).data, day)
 
-    def _table(
-        self, day: date, now: datetime, quotes: dict[str, Raw], quoted_on: date
-    ) -> RateTable:
-        rows = ((currency, raw, quoted_on) for currency, raw in quotes.items())
-        return make_table(self.name, day, now, rows)
+    def _table(self, day: date, now: datetime, quotes: Raw, quoted_on: date) -> RateTable:
+        rows = ((currency, raw, quoted_on) for currency, raw in read_members(quotes))
+        return make_table(self.name, day, now, rows, bases=_BASES)
 
     async def check(self) -> Quota:
         """Ask `/status`, which is not counted: is the key good, and what has it left?"""
