@@ -63,6 +63,12 @@ class Observer:
     def rate_limited(self, provider: str, failure: SourceFailed) -> None:
         """A source is not asked again for `failure.limited_for` seconds."""
 
+    def clock_jumped(self, seconds: float) -> None:
+        """The wall clock moved by so much against the monotonic one; back, where negative."""
+
+    def clock_differs(self, provider: str, seconds: float) -> None:
+        """Our wall clock is ahead of a source's by so much; behind, where negative."""
+
     # The audit trail.
 
     def audit_failed(self, why: str, waiting: int) -> None:

@@ -6,21 +6,24 @@ where a day is meant.
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Final, TypeVar
+from typing import Final
 
 import attrs
 import msgspec
 
 from .errors import SourceFailed
 
-T = TypeVar("T")
-
 MAX_DAYS_BACK: Final = 5  # how much older than the day asked for a quote may be (protocol, dates)
 FAILURE_LIFE: Final = 5.0  # s: an outage costs a call per 5 s and table, not one per request
-MAX_TABLES: Final = 512  # 21 MiB at 160 currencies each; a year and a half of days from one source
+MAX_TABLES: Final = 512  # a year and a half of days from one source
+MAX_QUOTES: Final = 40_000  # in all tables: 12 MB, at 293 bytes each with what is made of them
+PROVISIONAL_LIFE: Final = 7200.0  # s, at most, of what stands in for an ended day's own table
+CLOCK_SLACK: Final = timedelta(
+    minutes=1
+)  # what is fetched later than now was fetched by a bad clock
 
 
 @attrs.frozen
@@ -36,7 +39,10 @@ class RateTable:
     """Every quote that one source gives for one day. It holds EUR, and only good quotes.
 
     `day` is the day asked for, `fetched` the UTC instant at which it was asked for.
-    `refused` tells why the quote of a currency was not taken.
+    `refused` tells why the quote of a currency was not taken. `latest` tells that
+    these are the latest quotes, as the source had none of the ended day itself yet.
+    `made` is when the answer was made by the clock of its maker, and `source_clock`
+    what that clock showed when we asked; None where it does not say so.
     """
 
     provider: str
@@ -44,13 +50,32 @@ class RateTable:
     quotes: Mapping[str, Quote]
     fetched: datetime
     refused: Mapping[str, SourceFailed] = MappingProxyType({})
+    latest: bool = False
+    made: datetime | None = None
+    source_clock: datetime | None = None
+    running: bool = attrs.field(init=False)
+    """Whether the day still ran when the table was asked for, by our clock."""
     final: bool = attrs.field(init=False)
-    """Whether the day was over when the table was asked for, so that it changes no more."""
+    """Whether the day was over, by all clocks, and this is its own table: it changes no more."""
     _cached_rates: dict[str, "Rate"] = attrs.field(factory=dict, init=False, eq=False, repr=False)
+
+    @running.default
+    def _is_running(self) -> bool:
+        return self.fetched.date() <= self.day
 
     @final.default
     def _is_final(self) -> bool:
-        return self.fetched.date() > self.day
+        over = self.made is None or self.made.date() > self.day
+        return over and not self.running and not self.latest
+
+    @property
+    def note(self) -> str:
+        """What is unusual about the table, in half a sentence; nothing about most."""
+        if self.running or self.final:
+            return ""
+        if self.latest:
+            return "the latest, as the day's own were not out yet"
+        return "of a day that still ran by another clock than ours"
 
     def cached_rate(self, currency: str) -> "Rate | None":
         """`rate_from` the table without a call; each is made once."""
@@ -67,7 +92,7 @@ class Rate(msgspec.Struct, frozen=True, gc=False):
 
     One euro is `units / euro` of the currency; `day` is the day the rate is of,
     `asked` the day asked for, `fetched` the UTC instant of asking. `cached` tells
-    that no call was made for it.
+    that no call was made for it, `note` what is unusual about it, in half a sentence.
     """
 
     currency: str
@@ -78,6 +103,7 @@ class Rate(msgspec.Struct, frozen=True, gc=False):
     provider: str
     fetched: datetime
     cached: bool
+    note: str = ""
 
     @property
     def text(self) -> str:
@@ -100,6 +126,7 @@ def rate_from(table: RateTable, currency: str, *, cached: bool) -> Rate | None:
         table.provider,
         table.fetched,
         cached,
+        table.note,
     )
 
 
@@ -119,19 +146,31 @@ class Failing:
 _Key = tuple[str, date]
 
 
+@attrs.define(eq=False)
+class _Held:
+    """A table, and the monotonic times at which it came, was last used, and ends."""
+
+    table: RateTable
+    came: float
+    used: float
+    until: float
+
+
 class Tables:
     """What is known of each (source, day): a table, a failure since, or both.
 
-    Holds at most `most` tables, and as many failures, and forgets what was
-    unused for longest. A table lives `life` seconds; beyond that it is served
-    only while its source fails, and only if it is final.
+    Holds at most `most` tables, and `MAX_QUOTES` quotes in them, as many failures
+    as tables, and forgets what was unused for longest. A table lives `life`
+    seconds; beyond that it is served only while its source fails, and only if it
+    is final. One of an ended day that is not final lives two hours at most.
     """
 
     def __init__(self, life: float, most: int = MAX_TABLES) -> None:
-        self._life = life
+        self.life: Final = life
         self._most = most
+        self._tables: dict[_Key, _Held] = {}
+        self._quotes = 0  # in all of them
         # With the monotonic time that each came at.
-        self._tables: OrderedDict[_Key, tuple[RateTable, float]] = OrderedDict()
         self._failures: OrderedDict[_Key, tuple[SourceFailed, float]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -139,15 +178,13 @@ class Tables:
 
     def fresh(self, provider: str, day: date, *, today: date, now: float) -> RateTable | None:
         """The table to go by at monotonic time `now`, if there is one whatever its source does."""
-        key = (provider, day)
-        held = self._tables.get(key)
-        if held is None:
+        held = self._tables.get((provider, day))
+        if held is None or now >= held.until:
             return None
-        table, came = held
-        # One made while the day still ran is not what its final table says.
-        if now - came >= self._life or not (table.final or day >= today):
-            return None
-        self._tables.move_to_end(key)
+        table = held.table
+        if table.running and day < today:
+            return None  # what was made while the day still ran is not what its final table says
+        held.used = now
         return table
 
     def find(
@@ -168,9 +205,9 @@ class Tables:
             return table
         key = (provider, day)
         held = self._tables.get(key)
-        if held is not None and held[0].final:
-            self._tables.move_to_end(key)
-            table = held[0]
+        if held is not None and held.table.final:
+            held.used = now
+            table = held.table
         if limit is not None:
             return Failing(limit, table)
         failed = self._failures.get(key)
@@ -184,21 +221,49 @@ class Tables:
         """Keep a fetched table; it takes the place of what was known."""
         key = (table.provider, table.day)
         held = self._tables.get(key)
-        if held is not None and held[0].final and not table.final:
+        if held is not None and held.table.final and not table.final:
             return  # asked for before midnight, and overtaken by the final one
         self._failures.pop(key, None)
-        self._put(self._tables, key, (table, now))
+        self._remove(key)
+        provisional = not (table.final or table.running)
+        life = min(self.life, PROVISIONAL_LIFE) if provisional else self.life
+        self._tables[key] = _Held(table, now, now, now + life)
+        self._quotes += len(table.quotes)
+        while len(self._tables) > self._most or (
+            self._quotes > MAX_QUOTES and len(self._tables) > 1
+        ):
+            self._remove(min(self._tables, key=lambda known: self._tables[known].used))
 
     def store_failure(self, provider: str, day: date, failure: SourceFailed, now: float) -> None:
         """Remember that the source was asked in vain, beside the table that may be there."""
-        self._put(self._failures, (provider, day), (failure, now))
+        key = (provider, day)
+        self._failures[key] = (failure, now)
+        self._failures.move_to_end(key)
+        if len(self._failures) > self._most:
+            self._failures.popitem(last=False)
+
+    def clock_moved(self, jump: float, utc: datetime) -> None:
+        """The wall clock moved by `jump` seconds against the monotonic one, and shows `utc` now.
+
+        Ahead, time may have passed that the monotonic clock did not count: the
+        tables are as much older. Back, a table asked for later than now was asked for
+        by a clock that was wrong: whether its day was over is judged anew.
+        """
+        for held in self._tables.values():
+            if jump > 0:
+                held.came -= jump
+                held.until -= jump
+            elif held.table.fetched > utc + CLOCK_SLACK:
+                held.table = attrs.evolve(held.table, made=utc)
+                if not held.table.final:
+                    held.until = min(held.until, held.came + PROVISIONAL_LIFE)
 
     def tables(self) -> list[tuple[RateTable, float]]:
         """Each table held, with the monotonic time it came at, least recently used first."""
-        return list(self._tables.values())
+        held = sorted(self._tables.values(), key=lambda held: held.used)
+        return [(one.table, one.came) for one in held]
 
-    def _put(self, held: OrderedDict[_Key, T], key: _Key, what: T) -> None:
-        held[key] = what
-        held.move_to_end(key)
-        if len(held) > self._most:
-            held.popitem(last=False)
+    def _remove(self, key: _Key) -> None:
+        held = self._tables.pop(key, None)
+        if held is not None:
+            self._quotes -= len(held.table.quotes)

@@ -35,6 +35,9 @@ class Wall:
         self._start = start
         self._zero = trio.current_time()
 
+    def jump(self, by: timedelta) -> None:
+        self._start += by
+
     def __call__(self) -> datetime:
         return self._start + timedelta(seconds=trio.current_time() - self._zero)
 
@@ -47,6 +50,8 @@ class Notes(Observer):
         self.failures: list[tuple[str, date, SourceFailed]] = []
         self.silences: list[tuple[str, SourceFailed]] = []
         self.crashes: list[tuple[str, BaseException]] = []
+        self.clock_jumps: list[float] = []
+        self.clock_differences: list[tuple[str, float]] = []
 
     def fetched(self, table: RateTable, seconds: float) -> None:
         self.tables.append(table)
@@ -56,6 +61,12 @@ class Notes(Observer):
 
     def rate_limited(self, provider: str, failure: SourceFailed) -> None:
         self.silences.append((provider, failure))
+
+    def clock_jumped(self, seconds: float) -> None:
+        self.clock_jumps.append(seconds)
+
+    def clock_differs(self, provider: str, seconds: float) -> None:
+        self.clock_differences.append((provider, seconds))
 
     def internal_error(self, where: str, error: BaseException) -> None:
         self.crashes.append((where, error))

@@ -302,6 +302,53 @@ async def test_a_fetch_that_crosses_midnight_serves_those_who_asked_before_it_on
         assert (await bench.ask("USD", evening.date())).fetched == got["after"].fetched
 
 
+async def test_the_latest_that_stood_in_for_yesterday_is_not_kept_as_its_table(autojump_clock):
+    night = datetime(2026, 11, 20, 0, 10, tzinfo=UTC)
+    yesterday = date(2026, 11, 19)
+    async with open_bench("freecurrencyapi", start=night) as bench:
+        bench.fake.order(FREECURRENCYAPI, Fault(status=422))
+        rate = await bench.ask("USD", yesterday)
+        assert rate.note == "the latest, as the day's own were not out yet"
+        assert (await bench.ask("GBP", yesterday)).cached
+        assert bench.fake.count() == 2
+        await trio.sleep(7201)
+        bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(status=404))
+        assert isinstance(await bench.ask("USD", yesterday), NoRate)
+
+
+# Clocks.
+
+
+async def test_a_table_made_before_midnight_by_its_sources_clock_is_not_final(autojump_clock):
+    """Our clock is an hour ahead: the day that it says is over runs on."""
+    night = datetime(2026, 11, 20, 0, 30, tzinfo=UTC)
+    headers = {"date": "Thu, 19 Nov 2026 23:30:00 GMT"}
+    async with open_bench("frankfurter", start=night) as bench:
+        bench.fake.disturb = lambda _call: Fault(headers=headers)
+        for day in days(2, date(2026, 11, 19)):
+            await bench.ask("USD", day)
+        assert [table.final for table, _ in bench.chain.tables.tables()] == [False, True]
+        assert bench.notes.clock_differences == [("frankfurter", 3600.0)]  # once for both
+        bench.fake.disturb = well
+        await bench.ask("USD", OTHER_DAY)
+        assert len(bench.notes.clock_differences) == 1
+
+
+async def test_a_clock_that_jumps_is_noticed_when_a_table_is_asked_for(autojump_clock):
+    async with open_bench("frankfurter") as bench:
+        await bench.ask("USD")
+        await trio.sleep(3600)
+        await bench.ask("USD", OTHER_DAY)
+        assert bench.notes.clock_jumps == []
+        bench.wall.jump(timedelta(hours=-1))
+        bench.fake.latency = 1.0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bench.ask, "USD", date(2026, 11, 5))
+            await trio.sleep(0.5)
+            bench.wall.jump(timedelta(seconds=100))  # and once more while it is under way
+        assert bench.notes.clock_jumps == [-3600.0, 100.0]
+
+
 # Failures.
 
 

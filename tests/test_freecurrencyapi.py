@@ -68,7 +68,7 @@ async def test_just_after_midnight_the_latest_stands_in_for_yesterday(minutes):
     fake.order(FREECURRENCYAPI, Fault(status=422))
     table = await source.fetch(date(2026, 11, 19), now)
     assert [call.path for call in fake.calls] == ["/v1/historical", "/v1/latest"]
-    assert table.day == date(2026, 11, 19)
+    assert (table.day, table.latest, table.final) == (date(2026, 11, 19), True, False)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """What all sources do with a quote, a table and a header."""
 
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from string import ascii_uppercase
@@ -241,6 +241,22 @@ def test_a_count_is_a_whole_number(header, count):
 @pytest.mark.parametrize("header", [None, "", "many", "1.5", "1_0", "\u0661", " 7", "9" * 13])
 def test_anything_else_is_no_count(header):
     assert read_count(header) is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "made", "age"),
+    [
+        ({"date": "Fri, 20 Nov 2026 00:00:00 GMT"}, NOW, 0),
+        ({"date": "Fri, 20 Nov 2026 00:00:00 GMT", "age": "60"}, NOW, 60),
+        ({"date": "Fri, 20 Nov 2026 02:00:00 +0200", "age": "-1"}, NOW, 0),
+        *(({"date": bad, "age": "60"}, None, 0) for bad in ("", "soon", "0" * 41)),
+        ({}, None, 0),
+    ],
+)
+def test_a_table_tells_the_time_by_its_sources_clock(headers, made, age):
+    table = make_table("fake", DAY, NOW, GOOD, headers=headers)
+    times = [made, made and made + timedelta(seconds=age)]
+    assert [table.made, table.source_clock] == times
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """The observer that writes down what it is told: into the log and the figures.
 
 Events have stable names: `connection.up`, `connection.lost`, `connection.down`, `loop.stalled`,
-`rates.fetched`, `rates.failed`, `rates.limited`, `message.dropped`,
+`rates.fetched`, `rates.failed`, `rates.limited`, `clock.jumped`, `clock.differs`,
+`message.dropped`,
 `conversion.done`, `conversion.failed`, `reply.undelivered`, `internal_error`, `summary`,
 `audit.failed`, `audit.lost`, `audit.recovered`, `status.listening`, `status.client`,
 `tls.unverified`, `settings.unknown`, `service.started`, `service.stopping`,
@@ -127,6 +128,8 @@ class Journal(Observer):
                     "fetched": f"{rate.fetched:%Y-%m-%dT%H:%M:%SZ}",
                     "cached": rate.cached,
                 }
+                if rate.note:
+                    fields["note"] = rate.note
             self._log.debug("conversion.done", **fields)
 
     def refused(self, problem: Refused | NoRate, message_id: bytes, seconds: float) -> None:
@@ -189,6 +192,15 @@ class Journal(Observer):
             detail=failure.text,
             seconds=round(silence, 1),
         )
+
+    def clock_jumped(self, seconds: float) -> None:
+        fields = {"kind": "jump", "seconds": round(seconds, 1)}
+        self._report("clock.jumped", fields, f"the wall clock moved by {seconds:.0f} s")
+
+    def clock_differs(self, provider: str, seconds: float) -> None:
+        fields = {"kind": provider, "provider": provider, "seconds": round(seconds, 1)}
+        words = f"our clock is {abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'}"
+        self._report("clock.differs", fields, f"{words} {provider}'s")
 
     # The audit trail.
 

@@ -24,6 +24,8 @@ from ..rates import Failing, Rate, RateTable, Tables, rate_from
 from .source import Source
 
 MOST_FETCHES: Final = 8  # at a time; below the pool of the HTTP client, see there
+CLOCK_JUMP: Final = 5.0  # s that the wall clock moves against the monotonic one: a jump, no drift
+CLOCK_DIFFERENCE: Final = 60.0  # s between our clock and a source's that are worth telling
 PAUSES: Final = (0.1, 0.4)  # s before the second and the third attempt; then the source failed
 
 Outcome = RateTable | Failing
@@ -71,6 +73,8 @@ class RateChain:
         self._limiters = {source.name: trio.CapacityLimiter(at_a_time) for source in sources}
         self._fetches: dict[tuple[str, date, bool], _Fetch] = {}
         self._limits: dict[str, tuple[float, SourceFailed]] = {}  # until when (trio time), and why
+        self._clock_offset = self._read_clock_offset()
+        self._clock_differences: dict[str, float] = {}  # s, as last told, by source
 
     def cached_rate(self, currency: str, day: date, today: date, now: float) -> Rate | None:
         """The rate if the tables held suffice to tell it, None if a source has to be asked.
@@ -166,7 +170,10 @@ class RateChain:
         failure = SourceFailed("timeout", f"gave no answer within {self._share:g} s")
         try:
             with trio.move_on_at(began + self._share):
+                self.watch_clock()
                 table = await self._fetch(source, day, began + self._share)
+                self.watch_clock()
+                self._compare_clocks(table)
                 now = trio.current_time()
                 self.tables.store(table, now)
                 self._observer.fetched(table, now - began)
@@ -212,6 +219,30 @@ class RateChain:
         if now + seconds > known_until + 1.0:  # fetches at the same time are refused alike
             self._limits[provider] = (now + seconds, failure)
             self._observer.rate_limited(provider, failure)
+
+    # The clocks.
+
+    def watch_clock(self) -> None:
+        """Notice a wall clock that has jumped, and tell it."""
+        offset = self._read_clock_offset()
+        jump = offset - self._clock_offset
+        self._clock_offset = offset
+        if abs(jump) >= CLOCK_JUMP:
+            self.tables.clock_moved(jump, self._utc_now())
+            self._observer.clock_jumped(jump)
+
+    def _read_clock_offset(self) -> float:
+        return self._utc_now().timestamp() - trio.current_time()
+
+    def _compare_clocks(self, table: RateTable) -> None:
+        """Tell where our clock differs from a source's, once until that changes."""
+        if table.source_clock is None:
+            return
+        ahead = (table.fetched - table.source_clock).total_seconds()
+        told = self._clock_differences.get(table.provider, 0.0)
+        if abs(ahead - told) >= CLOCK_DIFFERENCE:
+            self._clock_differences[table.provider] = ahead
+            self._observer.clock_differs(table.provider, ahead)
 
 
 def _no_rate(

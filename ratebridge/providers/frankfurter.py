@@ -59,4 +59,5 @@ class Frankfurter:
         if any(row.base != "EUR" for row in rows):
             raise SourceFailed("bad-table", "answered with another base than the euro")
         quotes = [(row.quote, row.rate, row.date) for row in rows]
-        return make_table(self.name, day, now, [*quotes, ("EUR", _EURO_ROW, day)])
+        rows_with_euro = [*quotes, ("EUR", _EURO_ROW, day)]
+        return make_table(self.name, day, now, rows_with_euro, headers=answer.headers)

@@ -73,20 +73,32 @@ class FreeCurrencyApi:
 
     async def fetch(self, day: date, now: datetime) -> RateTable:
         """See `Source`. Today is `/latest`, any other day `/historical`."""
-        if day < now.date():
+        ended = day < now.date()
+        if ended:
             answer = await self._get("historical", {"date": day.isoformat()}, now)
             # Just after midnight it may not have yesterday yet; the latest is yesterday's last.
             midnight = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
             if answer.status != 422 or now - midnight > LATE:
                 days = _read(_historical, answer).data
                 quoted_on = max((known for known in days if known <= day), default=day)
-                return self._table(day, now, days.get(quoted_on, _NOTHING), quoted_on)
+                return self._table(day, now, answer, days.get(quoted_on, _NOTHING), quoted_on)
         answer = await self._get("latest", {}, now)
-        return self._table(day, now, _read(_latest, answer).data, day)
+        return self._table(day, now, answer, _read(_latest, answer).data, day, latest=ended)
 
-    def _table(self, day: date, now: datetime, quotes: Raw, quoted_on: date) -> RateTable:
+    def _table(
+        self,
+        day: date,
+        now: datetime,
+        answer: Answer,
+        quotes: Raw,
+        quoted_on: date,
+        *,
+        latest: bool = False,
+    ) -> RateTable:
         rows = ((currency, raw, quoted_on) for currency, raw in read_members(quotes))
-        return make_table(self.name, day, now, rows, bases=_BASES)
+        return make_table(
+            self.name, day, now, rows, headers=answer.headers, bases=_BASES, latest=latest
+        )
 
     async def check(self) -> Quota:
         """Ask `/status`, which is not counted: is the key good, and what has it left?"""

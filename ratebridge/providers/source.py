@@ -4,8 +4,10 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
+from email.utils import parsedate_to_datetime
+from types import MappingProxyType
 from typing import Final, Protocol
 
 import attrs
@@ -23,6 +25,8 @@ SOURCE_DECIMALS: Final = 5  # that every source gives, though JSON cuts their tr
 _COARSEST: Final = 2000  # last digits in a quote: fewer, and one is worth more than 0.05 % of it
 _MAX_MEMBERS: Final = 64 * 1024  # bytes of an object of quotes; 500 of 34 digits take 23 KiB
 _CURRENCY: Final = re.compile(r"[A-Z]{3}", re.ASCII)
+_DATE_TEXT: Final = 40  # characters; an HTTP date has 29
+_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 _QUOTE_TEXT: Final = 80  # characters; 34 digits need no more, and a number bomb may not try
 _COUNT: Final = re.compile(r"-?\d{1,12}", re.ASCII)
 
@@ -128,16 +132,19 @@ def make_table(
     fetched: datetime,
     rows: Iterable[tuple[str, Raw, date]],
     *,
+    headers: Mapping[str, str] = _NO_HEADERS,
     bases: Sequence[str] = ("EUR",),
+    latest: bool = False,
 ) -> RateTable:
     """A table of the good rows: (currency, quote as JSON, the day it is of).
 
     A bad quote, or one more than five days older than the day asked for (or
     younger than it), is left out; one with too few digits is refused, see
-    `is_coarse`. What is no code of three capitals is no currency. `bases` are
-    those that the table may be for one of. Raises `SourceFailed` when EUR, or all
-    else, is not among the rest, and for a table that contradicts itself: two
-    different quotes for one currency, or not 1 for its base.
+    `is_coarse`. What is no code of three capitals is no currency. `headers` are
+    those of the answer, for its date; `bases` what the table may be for one of;
+    `latest` as in `RateTable`. Raises `SourceFailed` when EUR, or all else, is not
+    among the rest, and for a table that contradicts itself: two different quotes
+    for one currency, or not 1 for its base.
     """
     oldest = day - timedelta(days=MAX_DAYS_BACK)
     seen: dict[str, Decimal | None] = {}
@@ -163,12 +170,25 @@ def make_table(
         raise SourceFailed("bad-table", f"has no quote of 1 for its own base on {day}")
     if "EUR" not in quotes or len(quotes) < 2:
         raise SourceFailed("bad-table", f"has no usable table for {day}")
-    return RateTable(provider, day, quotes, fetched, refused)
+    made = read_date(headers.get("date"))
+    age = timedelta(seconds=max(0, read_count(headers.get("age")) or 0))  # in a cache on the way
+    return RateTable(provider, day, quotes, fetched, refused, latest, made, made and made + age)
 
 
 def read_count(header: str | None) -> int | None:
     """A whole number from a header, None when there is none to be had."""
     return int(header) if header is not None and _COUNT.fullmatch(header) else None
+
+
+def read_date(header: str | None) -> datetime | None:
+    """The instant of a Date header (RFC 9110), None when there is none to be had."""
+    if header is None or len(header) > _DATE_TEXT:
+        return None
+    try:
+        instant = parsedate_to_datetime(header)
+        return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
