@@ -1,7 +1,7 @@
 """A chain over the fake sources in memory, on the clock of the test."""
 
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -50,6 +50,7 @@ class Notes(Observer):
         self.failures: list[tuple[str, date, SourceFailed]] = []
         self.silences: list[tuple[str, SourceFailed]] = []
         self.crashes: list[tuple[str, BaseException]] = []
+        self.implausible: list[tuple[str, date, list[str]]] = []
         self.clock_jumps: list[float] = []
         self.clock_differences: list[tuple[str, float]] = []
 
@@ -61,6 +62,11 @@ class Notes(Observer):
 
     def rate_limited(self, provider: str, failure: SourceFailed) -> None:
         self.silences.append((provider, failure))
+
+    def implausible_quotes(
+        self, provider: str, day: date, quotes: Mapping[str, SourceFailed]
+    ) -> None:
+        self.implausible.append((provider, day, list(quotes)))
 
     def clock_jumped(self, seconds: float) -> None:
         self.clock_jumps.append(seconds)

@@ -17,6 +17,7 @@ PACKAGE = Path(ratebridge.__file__).parent
 LAYERS = [
     ["errors", "dates", "conversion", "backoff", "link.address", "link.framing"],
     ["messages", "rates"],
+    ["levels", "plausibility"],
     ["settings", "observer"],
     ["link.dial", "link.upgrade", "link.stream", "link.link", "outbox"],
     ["providers.source", "providers.http", "providers.late_http"],
@@ -58,6 +59,7 @@ EXPORTED = {
 
 PURE = {
     *("errors", "dates", "conversion", "backoff", "messages", "rates"),
+    *("levels", "plausibility"),
     *("link.address", "link.framing"),
 }
 

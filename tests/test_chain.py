@@ -165,6 +165,50 @@ async def test_a_currency_quoted_in_too_few_digits_is_unknown_with_its_reason(au
         assert (await bench.ask("USD", OTHER_DAY)).provider == "frankfurter"
 
 
+# What cannot be true.
+
+
+async def test_an_implausible_quote_is_not_used_when_another_source_has_one(autojump_clock):
+    async with open_bench() as bench:
+        bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(quotes={"CZK": "0.0393"}))
+        assert (await bench.ask("CZK")).provider == "frankfurter"
+        assert (await bench.ask("USD")).provider == "freecurrencyapi"
+        bench.fake.disturb = lambda _call: Fault(quotes={"CZK": "0.0393"})
+        problem = await bench.ask("CZK", OTHER_DAY)
+        assert problem.kind == "unavailable"
+        assert problem.text == (
+            "no rate for 'CZK' on 2026-11-04: freecurrencyapi gives it at an implausible "
+            "0.0393 for one euro (expected: 24.69), frankfurter gives it at an implausible "
+            "0.0393 for one euro (expected: 24.69)"
+        )
+        assert bench.notes.implausible == [
+            ("freecurrencyapi", DAY, ["CZK"]),
+            ("freecurrencyapi", OTHER_DAY, ["CZK"]),
+            ("frankfurter", OTHER_DAY, ["CZK"]),
+        ]
+
+
+async def test_an_implausible_table_is_a_failure_of_its_source(autojump_clock):
+    codes = [code for code in CURRENCIES if code not in ("EUR", "BTC")]
+    ones = b'{"data":{"2026-11-03":{"EUR":1,"USD":1,"GBP":1}}}'
+    async with open_bench() as bench:
+        bench.fake.order(FREECURRENCYAPI, Fault(body=ones))
+        rates = [await bench.ask(code) for code in codes if code not in ("ZWL", "HRK")]
+        assert {rate.provider for rate in rates} == {"frankfurter"}
+        ((provider, _, failure),) = bench.notes.failures
+        assert (provider, failure.outcome) == ("freecurrencyapi", "implausible")
+        assert str(failure) == "gives an implausible table (2 of 2 currencies)"
+
+
+async def test_a_quote_is_compared_with_what_another_source_gave(autojump_clock):
+    async with open_bench("frankfurter", "freecurrencyapi") as bench:
+        assert (await bench.ask("UAH")).units > 30
+        bench.fake.disturb = lambda _call: Fault(quotes={"UAH": "334"})
+        bench.fake.order(FRANKFURTER, Fault(status=404))
+        assert isinstance(await bench.ask("UAH", OTHER_DAY), NoRate)
+        assert bench.notes.implausible == [("freecurrencyapi", OTHER_DAY, ["UAH"])]
+
+
 # Life and expiry.
 
 
@@ -191,7 +235,7 @@ async def test_a_life_shorter_than_the_answer_takes_is_one_call_a_request_and_no
 
 
 class Instant:
-    """A source that needs no time; a day's rate is its number."""
+    """A source that needs no time; a day's rate is its number, in millions."""
 
     name = "instant"
     quota = None
@@ -201,7 +245,7 @@ class Instant:
 
     async def fetch(self, day, now):
         self.fetches += 1
-        euro, units = Quote(Decimal(1), day), Quote(Decimal(day.toordinal()), day)
+        euro, units = Quote(Decimal(1), day), Quote(Decimal(day.toordinal()).scaleb(-6), day)
         return RateTable("instant", day, {"EUR": euro, "USD": units}, now)
 
 
@@ -210,7 +254,7 @@ async def test_a_thousand_days_leave_no_more_tables_than_the_bound(autojump_cloc
     source = Instant()
     async with open_bench(source, most=100) as bench:
         for day in days(1000):
-            assert (await bench.chain.rate("USD", day)).units == day.toordinal()
+            assert (await bench.chain.rate("USD", day)).units == day.toordinal() / Decimal(10**6)
         assert len(bench.chain.tables) == 100
         assert source.fetches == 1000
         for day in reversed(days(1000)[-100:]):

@@ -133,6 +133,7 @@ async def test_the_sources_and_their_tables(nursery, autojump_clock):
     service.stats.from_cache += 5
     assert value(service, "fetches_total", provider="shop", outcome="ok") == 1
     assert value(service, "cache_hits_total") == 5
+    assert value(service, "implausible_quotes_total", provider="shop") == 0
     assert value(service, "tables", provider="shop") == 2
     assert value(service, "tables", provider="bank") == 0
     assert value(service, "oldest_table_age_seconds") == 30

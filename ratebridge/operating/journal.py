@@ -1,8 +1,8 @@
 """The observer that writes down what it is told: into the log and the figures.
 
 Events have stable names: `connection.up`, `connection.lost`, `connection.down`, `loop.stalled`,
-`rates.fetched`, `rates.failed`, `rates.limited`, `clock.jumped`, `clock.differs`,
-`message.dropped`,
+`rates.fetched`, `rates.failed`, `rates.limited`, `rates.implausible`, `clock.jumped`,
+`clock.differs`, `message.dropped`,
 `conversion.done`, `conversion.failed`, `reply.undelivered`, `internal_error`, `summary`,
 `audit.failed`, `audit.lost`, `audit.recovered`, `status.listening`, `status.client`,
 `tls.unverified`, `settings.unknown`, `service.started`, `service.stopping`,
@@ -10,7 +10,7 @@ Events have stable names: `connection.up`, `connection.lost`, `connection.down`,
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -179,6 +179,25 @@ class Journal(Observer):
                 "detail": failure.text,
             },
             f"{provider} {failure.text}",
+        )
+
+    def implausible_quotes(
+        self, provider: str, day: date, quotes: Mapping[str, SourceFailed]
+    ) -> None:
+        self.stats.implausible[provider] += len(quotes)
+        code, why = next(iter(quotes.items()))
+        more = f", and {len(quotes) - 1} more" if len(quotes) > 1 else ""
+        self._report(
+            "rates.implausible",
+            {
+                "kind": provider,
+                "provider": provider,
+                "day": str(day),
+                "currencies": len(quotes),
+                "first": code,
+                "detail": why.text,
+            },
+            f"{provider} {why}: {code} on {day}{more}",
         )
 
     def rate_limited(self, provider: str, failure: SourceFailed) -> None:

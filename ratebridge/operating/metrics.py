@@ -142,6 +142,12 @@ def _rates(service: Service, now: float) -> Iterator[Metric]:
         ("provider", "outcome"),
         fetches,
     )
+    yield _counters(
+        "implausible_quotes",
+        "Quotes that were not used, as they cannot be true by all that is known.",
+        ("provider",),
+        _from_zero([source.name for source in sources], stats.implausible),
+    )
     yield _counter(
         "cache_hits",
         "Conversions whose rate was at hand; those from euro need none and do not count.",

@@ -85,6 +85,7 @@ class Stats:
     heartbeat_gaps: deque[float] = attrs.Factory(lambda: deque(maxlen=120))
 
     fetches: Counter[tuple[str, str]] = attrs.Factory(Counter)  # (provider, outcome)
+    implausible: Counter[str] = attrs.Factory(Counter)  # quotes, by provider
     sources: defaultdict[str, SourceStats] = attrs.Factory(lambda: defaultdict(SourceStats))
     recent_errors: dict[str, RecentError] = attrs.Factory(
         dict

@@ -13,13 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from math import inf
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final
 
 import attrs
 import trio
 
 from ..errors import NoRate, SourceFailed
 from ..observer import Observer
+from ..plausibility import implausible, without
 from ..rates import Failing, Rate, RateTable, Tables, rate_from
 from .source import Source
 
@@ -174,6 +175,7 @@ class RateChain:
                 table = await self._fetch(source, day, began + self._share)
                 self.watch_clock()
                 self._compare_clocks(table)
+                table = self._plausible(table)
                 now = trio.current_time()
                 self.tables.store(table, now)
                 self._observer.fetched(table, now - began)
@@ -199,6 +201,19 @@ class RateChain:
                 if trio.current_time() + rest >= deadline:
                     raise
             await trio.sleep(rest)
+
+    def _plausible(self, table: RateTable) -> RateTable:
+        """The table without what cannot be true. Raises `SourceFailed` where it is of no use."""
+        held = [other for other, _ in self.tables.tables()]
+        wrong, whole = implausible(table, held)
+        if wrong:
+            self._observer.implausible_quotes(table.provider, table.day, wrong)
+        if whole:
+            raise SourceFailed(
+                "implausible",
+                f"gives an implausible table ({len(wrong)} of {len(table.quotes) - 1} currencies)",
+            )
+        return without(table, wrong)
 
     def _note_failure(self, provider: str, day: date, failure: SourceFailed) -> Outcome:
         """Remember a failure; gives what to go by all the same."""
@@ -250,13 +265,13 @@ def _no_rate(
 ) -> NoRate:
     names = " or ".join(unaware)
     reasons = ", ".join(f"{name} {failure}" for name, failure in failures)
-    # A quote of too few digits is what a source has, today and tomorrow: it does not know better.
-    known = any(failure.outcome != "coarse" for _, failure in failures)
-    kind: Literal["unavailable", "unknown-currency"] = (
-        "unavailable" if known else "unknown-currency"
-    )
     if not failures:
-        return NoRate(kind, f"currency '{currency}' is not known to {names}")
-    if unaware:
-        return NoRate(kind, f"currency '{currency}' is not known to {names}, and {reasons}")
-    return NoRate(kind, f"no rate for '{currency}' on {day}: {reasons}")
+        text = f"currency '{currency}' is not known to {names}"
+    elif unaware:
+        text = f"currency '{currency}' is not known to {names}, and {reasons}"
+    else:
+        text = f"no rate for '{currency}' on {day}: {reasons}"
+    # A source that quotes it in too few digits does not know better, today or tomorrow.
+    if all(failure.outcome == "coarse" for _, failure in failures):
+        return NoRate("unknown-currency", text)
+    return NoRate("unavailable", text)
