@@ -6,7 +6,7 @@ where a day is meant.
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from types import MappingProxyType
 from typing import Final
@@ -15,7 +15,9 @@ import attrs
 import msgspec
 
 from .errors import SourceFailed
+from .euro import CONVERSION_RATES, REGULATION
 
+FIXED: Final = "fixed"  # the provider of a rate that is law
 MAX_DAYS_BACK: Final = 5  # how much older than the day asked for a quote may be (protocol, dates)
 FAILURE_LIFE: Final = 5.0  # s: an outage costs a call per 5 s and table, not one per request
 MAX_TABLES: Final = 512  # a year and a half of days from one source
@@ -24,6 +26,8 @@ PROVISIONAL_LIFE: Final = 7200.0  # s, at most, of what stands in for an ended d
 CLOCK_SLACK: Final = timedelta(
     minutes=1
 )  # what is fetched later than now was fetched by a bad clock
+
+_ONE: Final = Decimal(1)
 
 
 @attrs.frozen
@@ -78,10 +82,10 @@ class RateTable:
         return "of a day that still ran by another clock than ours"
 
     def cached_rate(self, currency: str) -> "Rate | None":
-        """`rate_from` the table without a call; each is made once."""
+        """`fixed_rate` or `rate_from` the table without a call; each is made once."""
         rate = self._cached_rates.get(currency)
         if rate is None:
-            rate = rate_from(self, currency, cached=True)
+            rate = fixed_rate(currency, self.day) or rate_from(self, currency, cached=True)
             if rate is not None:
                 self._cached_rates[currency] = rate
         return rate
@@ -128,6 +132,19 @@ def rate_from(table: RateTable, currency: str, *, cached: bool) -> Rate | None:
         cached,
         table.note,
     )
+
+
+def fixed_rate(currency: str, day: date) -> Rate | None:
+    """The rate by law, which needs no source, on a day on which the currency had become the euro.
+
+    It is `fetched` on the first such day.
+    """
+    known = CONVERSION_RATES.get(currency)
+    if known is None or day < known[0]:
+        return None
+    since, units = known
+    fetched = datetime.combine(since, time(), UTC)
+    return Rate(currency, units, _ONE, day, day, FIXED, fetched, True, f"by {REGULATION}")
 
 
 @attrs.frozen

@@ -21,7 +21,7 @@ import trio
 from ..errors import NoRate, SourceFailed
 from ..observer import Observer
 from ..plausibility import implausible, without
-from ..rates import Failing, Rate, RateTable, Tables, rate_from
+from ..rates import Failing, Rate, RateTable, Tables, fixed_rate, rate_from
 from .source import Source
 
 MOST_FETCHES: Final = 8  # at a time; below the pool of the HTTP client, see there
@@ -111,6 +111,8 @@ class RateChain:
         Where a table serves that is not to be relied on for long, the sources that are
         due are asked behind the back of the request.
         """
+        if fixed := fixed_rate(currency, day):
+            return fixed
         today = self._utc_now().date()
         now = trio.current_time()
         due: list[Source] = []
