@@ -22,6 +22,9 @@ MAX_DAYS_BACK: Final = 5  # how much older than the day asked for a quote may be
 FAILURE_LIFE: Final = 5.0  # s: an outage costs a call per 5 s and table, not one per request
 MAX_TABLES: Final = 512  # a year and a half of days from one source
 MAX_QUOTES: Final = 40_000  # in all tables: 12 MB, at 293 bytes each with what is made of them
+AHEAD: Final = 0.2  # of its life: how early a table in use is asked for again, less some jitter
+LEAST_AHEAD: Final = 15.0  # s: early enough for a source that is slow, and for its retries ...
+MOST_AHEAD: Final = 0.4  # of its life: ... but not so early that it would be asked for all the time
 PROVISIONAL_LIFE: Final = 7200.0  # s, at most, of what stands in for an ended day's own table
 CLOCK_SLACK: Final = timedelta(
     minutes=1
@@ -89,6 +92,13 @@ class RateTable:
             if rate is not None:
                 self._cached_rates[currency] = rate
         return rate
+
+    def keep(self, rate: "Rate") -> None:
+        """`cached_rate` gives this one for its currency, until `release`."""
+        self._cached_rates[rate.currency] = rate
+
+    def release(self, currency: str) -> None:
+        self._cached_rates.pop(currency, None)
 
 
 class Rate(msgspec.Struct, frozen=True, gc=False):
@@ -165,12 +175,28 @@ _Key = tuple[str, date]
 
 @attrs.define(eq=False)
 class _Held:
-    """A table, and the monotonic times at which it came, was last used, and ends."""
+    """A table, and the monotonic times at which it came, was last used, and ends.
+
+    `kept` are the times until which currencies keep another table's rate; `until` is
+    when the first of them, or the table, ends. From `ahead` on it is to be asked for
+    again, if in use.
+    """
 
     table: RateTable
     came: float
     used: float
+    ends: float
+    ahead: float
     until: float
+    kept: dict[str, float] = attrs.Factory(dict)
+
+    def outlive_kept(self, now: float) -> bool:
+        """Release the rates whose time has ended; whether the table itself lives on."""
+        for currency in [code for code, end in self.kept.items() if now >= end]:
+            del self.kept[currency]
+            self.table.release(currency)
+        self.until = min([self.ends, *self.kept.values()])
+        return now < self.until
 
 
 class Tables:
@@ -196,7 +222,7 @@ class Tables:
     def fresh(self, provider: str, day: date, *, today: date, now: float) -> RateTable | None:
         """The table to go by at monotonic time `now`, if there is one whatever its source does."""
         held = self._tables.get((provider, day))
-        if held is None or now >= held.until:
+        if held is None or (now >= held.until and not held.outlive_kept(now)):
             return None
         table = held.table
         if table.running and day < today:
@@ -234,8 +260,11 @@ class Tables:
         failure, at = failed
         return Failing(failure, table, due=now - at >= FAILURE_LIFE)
 
-    def store(self, table: RateTable, now: float) -> None:
-        """Keep a fetched table; it takes the place of what was known."""
+    def store(self, table: RateTable, now: float, jitter: float = 0.0) -> None:
+        """Keep a fetched table; it takes the place of what was known.
+
+        `jitter`, from 0 to 1, is how early it is to be asked for again.
+        """
         key = (table.provider, table.day)
         held = self._tables.get(key)
         if held is not None and held.table.final and not table.final:
@@ -244,7 +273,9 @@ class Tables:
         self._remove(key)
         provisional = not (table.final or table.running)
         life = min(self.life, PROVISIONAL_LIFE) if provisional else self.life
-        self._tables[key] = _Held(table, now, now, now + life)
+        ends = now + life
+        early = min(life * MOST_AHEAD, max(life * AHEAD, LEAST_AHEAD)) * (0.75 + 0.25 * jitter)
+        self._tables[key] = _Held(table, now, now, ends, ends - early, ends)
         self._quotes += len(table.quotes)
         while len(self._tables) > self._most or (
             self._quotes > MAX_QUOTES and len(self._tables) > 1
@@ -259,6 +290,60 @@ class Tables:
         if len(self._failures) > self._most:
             self._failures.popitem(last=False)
 
+    def keep(self, rate: Rate, until: float, provider: str) -> None:
+        """Where `provider` has a table of the rate's day, that gives this rate until then."""
+        held = self._tables.get((provider, rate.asked))
+        if held is not None and until < held.ends:
+            held.table.keep(rate)
+            held.kept[rate.currency] = until
+            held.until = min(held.until, until)
+
+    def end_of(self, table: RateTable) -> float | None:
+        """The monotonic time at which the life of a table ends; None if it is not held."""
+        held = self._tables.get((table.provider, table.day))
+        return held.ends if held is not None and held.table is table else None
+
+    def use(self, provider: str, day: date, now: float) -> None:
+        """Note that a table is in use, though it was not looked at."""
+        held = self._tables.get((provider, day))
+        if held is not None:
+            held.used = now
+
+    def has_live(self, provider: str, day: date, today: date, now: float) -> bool:
+        """Whether there is a table to go by, without using it."""
+        held = self._tables.get((provider, day))
+        return held is not None and now < held.ends and not (held.table.running and day < today)
+
+    def has_final(self, provider: str, day: date) -> bool:
+        """Whether there is a final table, of whatever age."""
+        held = self._tables.get((provider, day))
+        return held is not None and held.table.final
+
+    def used_since(self, provider: str, day: date, since: float) -> bool:
+        """Whether there is a table, of whatever age, that was used at `since` or later."""
+        held = self._tables.get((provider, day))
+        return held is not None and held.used >= since
+
+    def due_ahead(self, today: date, now: float) -> list[RateTable]:
+        """The live tables to be asked for again before their ends, the first to end first.
+
+        They are those used in the second half of their life.
+        """
+        due = [
+            held
+            for held in self._tables.values()
+            if held.ahead <= now < held.ends
+            and held.used >= (held.came + held.ends) / 2
+            and not (held.table.running and held.table.day < today)
+        ]
+        due.sort(key=lambda held: held.ends)
+        return [held.table for held in due]
+
+    def postpone(self, table: RateTable, now: float) -> None:
+        """It has been asked for: not again for a fourth of the time that it has left."""
+        held = self._tables[table.provider, table.day]
+        held.ahead = now + max(FAILURE_LIFE, (held.ends - now) / 4)
+
     def clock_moved(self, jump: float, utc: datetime) -> None:
         """The wall clock moved by `jump` seconds against the monotonic one, and shows `utc` now.
 
@@ -269,11 +354,14 @@ class Tables:
         for held in self._tables.values():
             if jump > 0:
                 held.came -= jump
-                held.until -= jump
+                held.ends -= jump
+                held.ahead -= jump
+                held.until = min(held.until, held.ends)
             elif held.table.fetched > utc + CLOCK_SLACK:
                 held.table = attrs.evolve(held.table, made=utc)
                 if not held.table.final:
-                    held.until = min(held.until, held.came + PROVISIONAL_LIFE)
+                    held.ends = min(held.ends, held.came + PROVISIONAL_LIFE)
+                    held.until = min(held.until, held.ends)
 
     def tables(self) -> list[tuple[RateTable, float]]:
         """Each table held, with the monotonic time it came at, least recently used first."""

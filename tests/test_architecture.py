@@ -15,7 +15,7 @@ PACKAGE = Path(ratebridge.__file__).parent
 # From the bottom up. A module imports from the layers below its own, and from what its own
 # layer lists before it.
 LAYERS = [
-    ["errors", "dates", "conversion", "backoff", "euro", "link.address", "link.framing"],
+    ["errors", "dates", "conversion", "backoff", "budget", "euro", "link.address", "link.framing"],
     ["messages", "rates"],
     ["levels", "plausibility"],
     ["settings", "observer"],
@@ -59,7 +59,7 @@ EXPORTED = {
 
 PURE = {
     *("errors", "dates", "conversion", "backoff", "messages", "rates"),
-    *("euro", "levels", "plausibility"),
+    *("budget", "euro", "levels", "plausibility"),
     *("link.address", "link.framing"),
 }
 

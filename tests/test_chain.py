@@ -452,24 +452,102 @@ async def test_an_attempt_that_would_come_too_late_is_not_made(autojump_clock):
 async def test_while_a_source_fails_the_next_serves_at_once_and_the_first_is_asked_behind_its_back(
     autojump_clock,
 ):
+    codes = iter(
+        ("GBP", "CZK", "PLN", "SEK", "NOK", "CHF", "CAD", "AUD", "NZD", "JPY", "SGD", "HUF")
+    )
     async with open_bench() as bench:
         bench.fake.disturb = down(FREECURRENCYAPI)
-        assert (await bench.ask("USD")).provider == "frankfurter"
+        assert (await bench.ask(next(codes))).provider == "frankfurter"
         assert trio.current_time() == 2.5
-        for _ in range(100):  # 20 s
-            await trio.sleep(0.2)
-            rate = bench.cached("USD", DAY)
+        for _ in range(10):  # 20 s
+            await trio.sleep(2)
+            rate = bench.cached(next(codes), DAY)
             assert rate is not None
             assert rate.provider == "frankfurter"
         assert bench.fake.count(FRANKFURTER) == 1
-        assert bench.fake.count(FREECURRENCYAPI) == 1 + 2  # failed at 2.5, 10 and 17.5 s
+        assert bench.fake.count(FREECURRENCYAPI) == 1 + 2  # failed at 2.5, 11 and 18.5 s
         bench.fake.disturb = well
         await trio.sleep(FAILURE_LIFE)
-        bench.cached("USD", DAY)
+        bench.cached(next(codes), DAY)
         await trio.sleep(0.1)
         rate = bench.cached("USD", DAY)
         assert rate is not None
         assert rate.provider == "freecurrencyapi"
+
+
+# One bet, one rate.
+
+
+async def test_a_currency_keeps_to_the_table_that_was_used_first_while_it_lives(autojump_clock):
+    async with open_bench() as bench:
+        bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(status=404))
+        first = await bench.ask("USD")
+        note = "in place of freecurrencyapi, kept to while its table lives"
+        assert (first.provider, first.note) == ("frankfurter", note)
+        await trio.sleep(60)
+        bench.fake.disturb = well
+        assert bench.cached("USD", DAY) == replace(first, cached=True)
+        assert bench.fake.count(FREECURRENCYAPI) == 1
+        # Another currency, and another day of the same, go by the first source again ...
+        bench.cached("GBP", DAY)
+        await trio.sleep(0.1)
+        assert (await bench.ask("GBP")).provider == "frankfurter"  # used before the table came
+        assert (await bench.ask("CZK")).provider == "freecurrencyapi"
+        assert (await bench.ask("USD", OTHER_DAY)).provider == "freecurrencyapi"
+        # ... and this one when the table that it was given by has ended.
+        await trio.sleep(7200 - 60.2)
+        assert bench.cached("USD", DAY) == replace(first, cached=True)
+        await trio.sleep(0.1)
+        rates = [bench.cached(code, DAY) for code in ("USD", "GBP")]
+        assert [rate and (rate.provider, rate.note) for rate in rates] == [
+            ("freecurrencyapi", "")
+        ] * 2
+        assert bench.fake.count() == 4
+
+
+async def test_at_midnight_nothing_is_kept_to_of_the_day_that_has_ended(autojump_clock):
+    evening = datetime(2026, 11, 20, 23, 59, tzinfo=UTC)
+    today = evening.date()
+    async with open_bench(start=evening) as bench:
+        bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(status=404))
+        assert (await bench.ask("USD", today)).provider == "frankfurter"
+        bench.fake.disturb = well
+        await trio.sleep(61)
+        assert (await bench.ask("USD", today)).provider == "freecurrencyapi"
+
+
+async def test_a_currency_that_the_first_source_lacks_is_not_kept_from_it(autojump_clock):
+    async with open_bench() as bench:
+        assert (await bench.ask("UAH")).note == ""
+        assert (await bench.ask("USD")).provider == "freecurrencyapi"
+
+
+async def test_a_table_of_a_stand_in_is_kept_to_and_says_what_it_is(autojump_clock):
+    night = datetime(2026, 11, 20, 0, 10, tzinfo=UTC)
+    async with open_bench("frankfurter", "freecurrencyapi", start=night) as bench:
+        bench.fake.order(FRANKFURTER, Fault(status=404))
+        bench.fake.order(FREECURRENCYAPI, Fault(status=422))
+        assert (await bench.ask("USD", date(2026, 11, 19))).note == (
+            "the latest, as the day's own were not out yet; "
+            "in place of frankfurter, kept to while its table lives"
+        )
+
+
+async def test_what_is_kept_to_is_bounded(autojump_clock, monkeypatch):
+    monkeypatch.setattr("ratebridge.providers.chain.MOST_KEPT", 10)
+    async with open_bench("freecurrencyapi", Instant()) as bench:
+        bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(status=404))
+        for day in days(11):
+            assert (await bench.ask("USD", day)).provider == "instant"
+        bench.fake.disturb = well
+        await trio.sleep(FAILURE_LIFE)
+        for day in days(11):
+            bench.cached("USD", day)
+        await trio.sleep(0.1)
+        assert [(await bench.ask("USD", day)).provider for day in days(11)] == [
+            "freecurrencyapi",
+            *["instant"] * 10,
+        ]
 
 
 async def test_a_failed_source_is_asked_again_first_where_the_next_has_nothing(autojump_clock):
@@ -537,7 +615,7 @@ async def test_the_deadline_holds_where_fetches_wait_for_each_other(autojump_clo
     """However many days are asked for, and even if what was learnt is forgotten at once."""
     async with open_bench(most=most) as bench:
         bench.fake.disturb = down(FREECURRENCYAPI, FRANKFURTER)
-        problems = await ask_all(bench, [("USD", day) for day in days(100)])
+        problems = await ask_all(bench, [("USD", day) for day in days(50)])
         assert trio.current_time() == 5.0
         assert all(isinstance(problem, NoRate) for problem in problems)
         assert bench.fake.count() == MOST_FETCHES

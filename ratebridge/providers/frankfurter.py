@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 from msgspec import Raw
 
+from ..budget import Budget
 from ..errors import SourceFailed
 from ..rates import RateTable
 from .source import Http, make_table, retry_after
@@ -29,6 +30,8 @@ class Frankfurter:
     """One call a day-table, with a euro base."""
 
     name = "frankfurter"
+    # Two months of days at once, and then what keeps a month of days fresh: it has no quota.
+    budget: Budget | None = Budget(burst=62, every=10.0)
     quota = None
 
     def __init__(self, http: Http, url: str) -> None:

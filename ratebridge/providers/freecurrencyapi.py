@@ -12,6 +12,7 @@ import msgspec
 import trio
 from msgspec import Raw
 
+from ..budget import Budget
 from ..errors import SourceFailed
 from ..rates import RateTable
 from .source import Answer, Http, Quota, make_table, read_count, read_members, retry_after
@@ -57,6 +58,8 @@ class FreeCurrencyApi:
     """
 
     name = "freecurrencyapi"
+    # Two months of days at once, and then its free plan: 5,000 calls a month are one per 9 minutes.
+    budget: Budget | None = Budget(burst=62, every=540.0)
 
     def __init__(self, http: Http, key: str, url: str) -> None:
         self._http = http

@@ -60,7 +60,10 @@ class Quota:
 
 
 class Source(Protocol):
-    """A source of day-tables. `name` is what the settings call it."""
+    """A source of day-tables. `name` is what the settings call it.
+
+    One that asks a network has a `budget` too, of the type `Budget`; the chain keeps to it.
+    """
 
     @property
     def name(self) -> str: ...
