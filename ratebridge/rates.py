@@ -325,15 +325,17 @@ class Tables:
         return held is not None and held.used >= since
 
     def due_ahead(self, today: date, now: float) -> list[RateTable]:
-        """The live tables to be asked for again before their ends, the first to end first.
+        """The tables in use that are to be asked for again, the first to end first.
 
-        They are those used in the second half of their life.
+        Of the live ones those near their end that were used in the second half of their
+        life, of the final ones that have outlived it those used in as much time of late.
         """
         due = [
             held
             for held in self._tables.values()
-            if held.ahead <= now < held.ends
-            and held.used >= (held.came + held.ends) / 2
+            if now >= held.ahead
+            and (now < held.ends or held.table.final)
+            and held.used >= max(held.came, now - self.life) + (held.ends - held.came) / 2
             and not (held.table.running and held.table.day < today)
         ]
         due.sort(key=lambda held: held.ends)

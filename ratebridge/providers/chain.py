@@ -212,8 +212,11 @@ class RateChain:
             return None
         if day >= today:
             keep = 0
-        elif ahead or self.tables.has_final(name, day):
-            keep = allowance.budget.burst // 2  # what is known and final can do without
+        elif ahead:
+            keep = allowance.budget.burst // 2
+        elif self.tables.has_final(name, day):
+            # It serves on, and is fetched ahead again when there are calls to spare.
+            keep = allowance.budget.burst * 3 // 4
         else:
             keep = allowance.budget.reserve
         wait = allowance.wait(now, keep)
