@@ -34,22 +34,20 @@ FACTOR: Final = 3.0
 VOLATILE_FACTOR: Final = 6.0
 MOST_FACTOR: Final = 9.0
 
-# Pegs that have held since 1999 or before, by the central banks: units for one of the anchor.
+# Pegs that have held since 1999 or before, by the central banks, of currencies that the ECB has
+# no rates of: units for one of the anchor.
 PEGS: Final[Mapping[str, tuple[str, float]]] = {
     "AED": ("USD", 3.6725),
     "BHD": ("USD", 0.376),
-    "HKD": ("USD", 7.8),
     "JOD": ("USD", 0.709),
     "OMR": ("USD", 0.3845),
     "QAR": ("USD", 3.64),
     "SAR": ("USD", 3.75),
     "BAM": ("EUR", 1.95583),
-    "BGN": ("EUR", 1.95583),
-    "DKK": ("EUR", 7.46038),
     "XAF": ("EUR", 655.957),
     "XOF": ("EUR", 655.957),
 }
-PEG_FACTOR: Final = 1.1  # off a peg; in the ECB's history 1.02 is the most
+PEG_FACTOR: Final = 1.1  # off a peg: banks publish at different hours, and not all each day
 # A peg is no measure where its anchor is off the range of its years by more than this.
 ANCHOR_FACTOR: Final = 1.1
 
