@@ -44,8 +44,6 @@ PEGS: Final[Mapping[str, tuple[str, float]]] = {
     "QAR": ("USD", 3.64),
     "SAR": ("USD", 3.75),
     "BAM": ("EUR", 1.95583),
-    "XAF": ("EUR", 655.957),
-    "XOF": ("EUR", 655.957),
 }
 PEG_FACTOR: Final = 1.1  # off a peg: banks publish at different hours, and not all each day
 # A peg is no measure where its anchor is off the range of its years by more than this.

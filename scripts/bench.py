@@ -256,7 +256,7 @@ class Bench:
             found = {
                 "requests outstanding": points((1, 10, 100, 1000, 10_000), rate),
                 "percent in an unknown currency": points((0, 33, 100), with_unknown),
-                "tables held": points((1, 8, 32, 100), with_tables),
+                "tables held": points((1, 8, 64), with_tables),
             }
         codes = self.rates.codes
         found["currencies in a table"] = points((2, 33, 160, 500), with_currencies)
