@@ -147,10 +147,7 @@ class RateChain:
         failures: list[tuple[str, SourceFailed]] = []
         for source in self.sources:
             name = source.name
-            known = learnt.get(name)
-            if known is None:
-                limit = self._limit(name, day, today, now)
-                known = self.tables.find(name, day, today=today, now=now, limit=limit)
+            known = learnt.get(name) or self._find(name, day, today, now)
             if known is None:
                 return due[0] if due else source
             if isinstance(known, Failing):
@@ -161,7 +158,10 @@ class RateChain:
                     failures.append((name, known.failure))
                     continue
                 known = known.table
-            rate = rate_from(known, currency, cached=known is not learnt.get(name))
+            if known is learnt.get(name):
+                rate = rate_from(known, currency, cached=False)
+            else:
+                rate = known.cached_rate(currency)
             if rate is not None:
                 for failing in due:
                     self._start(failing, day)
@@ -173,6 +173,14 @@ class RateChain:
         if due:
             return due[0]
         raise _no_rate(currency, day, unaware, [*refusals, *failures])
+
+    def _find(self, name: str, day: date, today: date, now: float) -> Outcome | None:
+        """What to go by of a source; None when it has to be asked first."""
+        table = self.tables.fresh(name, day, today=today, now=now)
+        if table is not None:
+            return table
+        limit = self._limit(name, day, today, now)
+        return self.tables.find(name, day, today=today, now=now, limit=limit)
 
     def _kept_rate(self, currency: str, day: date, today: date, now: float) -> Rate | None:
         """The rate of the table that was used first, while it lives."""
