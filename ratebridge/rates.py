@@ -314,6 +314,11 @@ class Tables:
         held = self._tables.get((provider, day))
         return held is not None and now < held.ends and not (held.table.running and day < today)
 
+    def has_failed(self, provider: str, day: date, now: float) -> bool:
+        """Whether a failure is remembered, so that the source is not to be asked yet."""
+        failed = self._failures.get((provider, day))
+        return failed is not None and now - failed[1] < FAILURE_LIFE
+
     def has_final(self, provider: str, day: date) -> bool:
         """Whether there is a final table, of whatever age."""
         held = self._tables.get((provider, day))

@@ -227,7 +227,7 @@ async def share(folder: Path) -> None:
         await ask_replicas(folder, port, days, REPLICAS)
 
         expected = Counter((source, str(day)) for source in CURRENCIES.values() for day in days)
-        # Today's table is fetched at the start, by each that lives for a second.
+        # Today's table is fetched at the start, by each that lives for two seconds.
         today = str(datetime.now(UTC).date())
         asked = [call for call in sources.rates.calls if call.day != today]
         ahead = len(sources.rates.calls) - len(asked)

@@ -126,6 +126,16 @@ async def test_a_fetch_ahead_that_fails_is_tried_again_before_the_end(autojump_c
         assert len(bench.notes.failures) <= 2  # that of today's table, which nobody used, is none
 
 
+async def test_what_has_just_failed_is_not_asked_for_ahead(autojump_clock):
+    async with open_bench("frankfurter") as bench:
+        bench.nursery.start_soon(bench.chain.run)
+        await trio.sleep(START_PAUSE - 1)
+        bench.fake.disturb = lambda _call: Fault(status=404)
+        await bench.ask("USD", TODAY)
+        await trio.sleep(3)
+        assert bench.fake.count() == 1
+
+
 async def test_what_is_kept_to_goes_back_to_the_first_source_without_a_wait(autojump_clock):
     async with running() as bench:
         bench.fake.disturb = lambda call: (

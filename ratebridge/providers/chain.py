@@ -27,7 +27,7 @@ from ..plausibility import implausible, without
 from ..rates import Failing, Rate, RateTable, Tables, fixed_rate, rate_from
 from .source import Source
 
-START_PAUSE: Final = 1.0  # s before today's table is fetched: the link comes first
+START_PAUSE: Final = 2.0  # s before today's table is fetched: the link and the first requests first
 LONGEST_TICK: Final = (
     15.0  # s between two looks at what is to be fetched ahead: four calls a minute
 )
@@ -394,10 +394,10 @@ class RateChain:
 
     def _fetch_ahead(self, source: Source, day: date) -> None:
         """Ask for a table that nobody waits for, if the source has calls to spare."""
-        today = self._utc_now().date()
-        if source.name in self._allowances and not self._limit(
-            source.name, day, today, trio.current_time(), ahead=True
-        ):
+        name, now = source.name, trio.current_time()
+        if name not in self._allowances or self.tables.has_failed(name, day, now):
+            return
+        if self._limit(name, day, self._utc_now().date(), now, ahead=True) is None:
             self._start(source, day)
 
     # The clocks.

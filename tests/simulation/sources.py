@@ -10,6 +10,7 @@ from typing import Final
 import attrs
 import trio
 
+from ratebridge.budget import Budget
 from ratebridge.errors import SourceFailed
 from ratebridge.fakes.rates import FRANKFURTER
 from ratebridge.fakes.rates import quote as fake_quote
@@ -51,6 +52,7 @@ class ScriptedSource:
     """A source whose mood changes. It keeps the tables that it gave, for the oracle."""
 
     quota: Quota | None = None
+    budget = Budget(burst=1000, every=1.0)
 
     def __init__(self, name: str, faults: Faults, chance: random.Random, trace: Trace) -> None:
         self.name = name
