@@ -173,6 +173,7 @@ async def serve(
             backoff=Backoff(settings.reconnect_min, settings.reconnect_max, dependencies.jitter),
             observer=journal,
         )
+        service_nursery.start_soon(chain.run, name="rates ahead")
         service_nursery.start_soon(_summarize, journal, bridge, outbox, chain, name="summary")
         if status is not None:
             # It ends with the nursery, so it still answers while the service drains.

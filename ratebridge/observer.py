@@ -5,6 +5,7 @@ The modules that decide call these and stay free of logs, metrics and files;
 from the event loop, returns at once and does not raise.
 """
 
+from collections.abc import Mapping
 from datetime import date, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -57,11 +58,22 @@ class Observer:
     def fetched(self, table: RateTable, seconds: float) -> None:
         """A source gave a table."""
 
+    def implausible_quotes(
+        self, provider: str, day: date, quotes: Mapping[str, SourceFailed]
+    ) -> None:
+        """Quotes that a source gave cannot be true and are not used; why, by their currency."""
+
     def fetch_failed(self, provider: str, day: date, failure: SourceFailed) -> None:
         """A source did not give a table, after the retries."""
 
     def rate_limited(self, provider: str, failure: SourceFailed) -> None:
         """A source is not asked again for `failure.limited_for` seconds."""
+
+    def clock_jumped(self, seconds: float) -> None:
+        """The wall clock moved by so much against the monotonic one; back, where negative."""
+
+    def clock_differs(self, provider: str, seconds: float) -> None:
+        """Our wall clock is ahead of a source's by so much; behind, where negative."""
 
     # The audit trail.
 

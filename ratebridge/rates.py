@@ -6,20 +6,31 @@ where a day is meant.
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from datetime import date, datetime
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
-from typing import Final, TypeVar
+from types import MappingProxyType
+from typing import Final
 
 import attrs
 import msgspec
 
 from .errors import SourceFailed
+from .euro import CONVERSION_RATES, REGULATION
 
-T = TypeVar("T")
-
+FIXED: Final = "fixed"  # the provider of a rate that is law
 MAX_DAYS_BACK: Final = 5  # how much older than the day asked for a quote may be (protocol, dates)
 FAILURE_LIFE: Final = 5.0  # s: an outage costs a call per 5 s and table, not one per request
-MAX_TABLES: Final = 512  # 21 MiB at 160 currencies each; a year and a half of days from one source
+MAX_TABLES: Final = 512  # a year and a half of days from one source
+MAX_QUOTES: Final = 40_000  # in all tables: 12 MB, at 293 bytes each with what is made of them
+AHEAD: Final = 0.2  # of its life: how early a table in use is asked for again, less some jitter
+LEAST_AHEAD: Final = 15.0  # s: early enough for a source that is slow, and for its retries ...
+MOST_AHEAD: Final = 0.4  # of its life: ... but not so early that it would be asked for all the time
+PROVISIONAL_LIFE: Final = 7200.0  # s, at most, of what stands in for an ended day's own table
+CLOCK_SLACK: Final = timedelta(
+    minutes=1
+)  # what is fetched later than now was fetched by a bad clock
+
+_ONE: Final = Decimal(1)
 
 
 @attrs.frozen
@@ -35,28 +46,59 @@ class RateTable:
     """Every quote that one source gives for one day. It holds EUR, and only good quotes.
 
     `day` is the day asked for, `fetched` the UTC instant at which it was asked for.
+    `refused` tells why the quote of a currency was not taken. `latest` tells that
+    these are the latest quotes, as the source had none of the ended day itself yet.
+    `made` is when the answer was made by the clock of its maker, and `source_clock`
+    what that clock showed when we asked; None where it does not say so.
     """
 
     provider: str
     day: date
     quotes: Mapping[str, Quote]
     fetched: datetime
+    refused: Mapping[str, SourceFailed] = MappingProxyType({})
+    latest: bool = False
+    made: datetime | None = None
+    source_clock: datetime | None = None
+    running: bool = attrs.field(init=False)
+    """Whether the day still ran when the table was asked for, by our clock."""
     final: bool = attrs.field(init=False)
-    """Whether the day was over when the table was asked for, so that it changes no more."""
+    """Whether the day was over, by all clocks, and this is its own table: it changes no more."""
     _cached_rates: dict[str, "Rate"] = attrs.field(factory=dict, init=False, eq=False, repr=False)
+
+    @running.default
+    def _is_running(self) -> bool:
+        return self.fetched.date() <= self.day
 
     @final.default
     def _is_final(self) -> bool:
-        return self.fetched.date() > self.day
+        over = self.made is None or self.made.date() > self.day
+        return over and not self.running and not self.latest
+
+    @property
+    def note(self) -> str:
+        """What is unusual about the table, in half a sentence; nothing about most."""
+        if self.running or self.final:
+            return ""
+        if self.latest:
+            return "the latest, as the day's own were not out yet"
+        return "of a day that still ran by another clock than ours"
 
     def cached_rate(self, currency: str) -> "Rate | None":
-        """`rate_from` the table without a call; each is made once."""
+        """`fixed_rate` or `rate_from` the table without a call; each is made once."""
         rate = self._cached_rates.get(currency)
         if rate is None:
-            rate = rate_from(self, currency, cached=True)
+            rate = fixed_rate(currency, self.day) or rate_from(self, currency, cached=True)
             if rate is not None:
                 self._cached_rates[currency] = rate
         return rate
+
+    def keep(self, rate: "Rate") -> None:
+        """`cached_rate` gives this one for its currency, until `release`."""
+        self._cached_rates[rate.currency] = rate
+
+    def release(self, currency: str) -> None:
+        self._cached_rates.pop(currency, None)
 
 
 class Rate(msgspec.Struct, frozen=True, gc=False):
@@ -64,7 +106,7 @@ class Rate(msgspec.Struct, frozen=True, gc=False):
 
     One euro is `units / euro` of the currency; `day` is the day the rate is of,
     `asked` the day asked for, `fetched` the UTC instant of asking. `cached` tells
-    that no call was made for it.
+    that no call was made for it, `note` what is unusual about it, in half a sentence.
     """
 
     currency: str
@@ -75,6 +117,7 @@ class Rate(msgspec.Struct, frozen=True, gc=False):
     provider: str
     fetched: datetime
     cached: bool
+    note: str = ""
 
     @property
     def text(self) -> str:
@@ -97,7 +140,21 @@ def rate_from(table: RateTable, currency: str, *, cached: bool) -> Rate | None:
         table.provider,
         table.fetched,
         cached,
+        table.note,
     )
+
+
+def fixed_rate(currency: str, day: date) -> Rate | None:
+    """The rate by law, which needs no source, on a day on which the currency had become the euro.
+
+    It is `fetched` on the first such day.
+    """
+    known = CONVERSION_RATES.get(currency)
+    if known is None or day < known[0]:
+        return None
+    since, units = known
+    fetched = datetime.combine(since, time(), UTC)
+    return Rate(currency, units, _ONE, day, day, FIXED, fetched, True, f"by {REGULATION}")
 
 
 @attrs.frozen
@@ -116,19 +173,47 @@ class Failing:
 _Key = tuple[str, date]
 
 
+@attrs.define(eq=False)
+class _Held:
+    """A table, and the monotonic times at which it came, was last used, and ends.
+
+    `kept` are the times until which currencies keep another table's rate; `until` is
+    when the first of them, or the table, ends. From `ahead` on it is to be asked for
+    again, if in use.
+    """
+
+    table: RateTable
+    came: float
+    used: float
+    ends: float
+    ahead: float
+    until: float
+    kept: dict[str, float] = attrs.Factory(dict)
+
+    def outlive_kept(self, now: float) -> bool:
+        """Release the rates whose time has ended; whether the table itself lives on."""
+        for currency in [code for code, end in self.kept.items() if now >= end]:
+            del self.kept[currency]
+            self.table.release(currency)
+        self.until = min([self.ends, *self.kept.values()])
+        return now < self.until
+
+
 class Tables:
     """What is known of each (source, day): a table, a failure since, or both.
 
-    Holds at most `most` tables, and as many failures, and forgets what was
-    unused for longest. A table lives `life` seconds; beyond that it is served
-    only while its source fails, and only if it is final.
+    Holds at most `most` tables, and `MAX_QUOTES` quotes in them, as many failures
+    as tables, and forgets what was unused for longest. A table lives `life`
+    seconds; beyond that it is served only while its source fails, and only if it
+    is final. One of an ended day that is not final lives two hours at most.
     """
 
     def __init__(self, life: float, most: int = MAX_TABLES) -> None:
-        self._life = life
+        self.life: Final = life
         self._most = most
+        self._tables: dict[_Key, _Held] = {}
+        self._quotes = 0  # in all of them
         # With the monotonic time that each came at.
-        self._tables: OrderedDict[_Key, tuple[RateTable, float]] = OrderedDict()
         self._failures: OrderedDict[_Key, tuple[SourceFailed, float]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -136,15 +221,13 @@ class Tables:
 
     def fresh(self, provider: str, day: date, *, today: date, now: float) -> RateTable | None:
         """The table to go by at monotonic time `now`, if there is one whatever its source does."""
-        key = (provider, day)
-        held = self._tables.get(key)
-        if held is None:
+        held = self._tables.get((provider, day))
+        if held is None or (now >= held.until and not held.outlive_kept(now)):
             return None
-        table, came = held
-        # One made while the day still ran is not what its final table says.
-        if now - came >= self._life or not (table.final or day >= today):
-            return None
-        self._tables.move_to_end(key)
+        table = held.table
+        if table.running and day < today:
+            return None  # what was made while the day still ran is not what its final table says
+        held.used = now
         return table
 
     def find(
@@ -165,9 +248,9 @@ class Tables:
             return table
         key = (provider, day)
         held = self._tables.get(key)
-        if held is not None and held[0].final:
-            self._tables.move_to_end(key)
-            table = held[0]
+        if held is not None and held.table.final:
+            held.used = now
+            table = held.table
         if limit is not None:
             return Failing(limit, table)
         failed = self._failures.get(key)
@@ -177,25 +260,122 @@ class Tables:
         failure, at = failed
         return Failing(failure, table, due=now - at >= FAILURE_LIFE)
 
-    def store(self, table: RateTable, now: float) -> None:
-        """Keep a fetched table; it takes the place of what was known."""
+    def store(self, table: RateTable, now: float, jitter: float = 0.0) -> None:
+        """Keep a fetched table; it takes the place of what was known.
+
+        `jitter`, from 0 to 1, is how early it is to be asked for again.
+        """
         key = (table.provider, table.day)
         held = self._tables.get(key)
-        if held is not None and held[0].final and not table.final:
+        if held is not None and held.table.final and not table.final:
             return  # asked for before midnight, and overtaken by the final one
         self._failures.pop(key, None)
-        self._put(self._tables, key, (table, now))
+        self._remove(key)
+        provisional = not (table.final or table.running)
+        life = min(self.life, PROVISIONAL_LIFE) if provisional else self.life
+        ends = now + life
+        early = min(life * MOST_AHEAD, max(life * AHEAD, LEAST_AHEAD)) * (0.75 + 0.25 * jitter)
+        self._tables[key] = _Held(table, now, now, ends, ends - early, ends)
+        self._quotes += len(table.quotes)
+        while len(self._tables) > self._most or (
+            self._quotes > MAX_QUOTES and len(self._tables) > 1
+        ):
+            self._remove(min(self._tables, key=lambda known: self._tables[known].used))
 
     def store_failure(self, provider: str, day: date, failure: SourceFailed, now: float) -> None:
         """Remember that the source was asked in vain, beside the table that may be there."""
-        self._put(self._failures, (provider, day), (failure, now))
+        key = (provider, day)
+        self._failures[key] = (failure, now)
+        self._failures.move_to_end(key)
+        if len(self._failures) > self._most:
+            self._failures.popitem(last=False)
+
+    def keep(self, rate: Rate, until: float, provider: str) -> None:
+        """Where `provider` has a table of the rate's day, that gives this rate until then."""
+        held = self._tables.get((provider, rate.asked))
+        if held is not None and until < held.ends:
+            held.table.keep(rate)
+            held.kept[rate.currency] = until
+            held.until = min(held.until, until)
+
+    def end_of(self, table: RateTable) -> float | None:
+        """The monotonic time at which the life of a table ends; None if it is not held."""
+        held = self._tables.get((table.provider, table.day))
+        return held.ends if held is not None and held.table is table else None
+
+    def use(self, provider: str, day: date, now: float) -> None:
+        """Note that a table is in use, though it was not looked at."""
+        held = self._tables.get((provider, day))
+        if held is not None:
+            held.used = now
+
+    def has_live(self, provider: str, day: date, today: date, now: float) -> bool:
+        """Whether there is a table to go by, without using it."""
+        held = self._tables.get((provider, day))
+        return held is not None and now < held.ends and not (held.table.running and day < today)
+
+    def has_failed(self, provider: str, day: date, now: float) -> bool:
+        """Whether a failure is remembered, so that the source is not to be asked yet."""
+        failed = self._failures.get((provider, day))
+        return failed is not None and now - failed[1] < FAILURE_LIFE
+
+    def has_final(self, provider: str, day: date) -> bool:
+        """Whether there is a final table, of whatever age."""
+        held = self._tables.get((provider, day))
+        return held is not None and held.table.final
+
+    def used_since(self, provider: str, day: date, since: float) -> bool:
+        """Whether there is a table, of whatever age, that was used at `since` or later."""
+        held = self._tables.get((provider, day))
+        return held is not None and held.used >= since
+
+    def due_ahead(self, today: date, now: float) -> list[RateTable]:
+        """The tables in use that are to be asked for again, the first to end first.
+
+        Of the live ones those near their end that were used in the second half of their
+        life, of the final ones that have outlived it those used in as much time of late.
+        """
+        due = [
+            held
+            for held in self._tables.values()
+            if now >= held.ahead
+            and (now < held.ends or held.table.final)
+            and held.used >= max(held.came, now - self.life) + (held.ends - held.came) / 2
+            and not (held.table.running and held.table.day < today)
+        ]
+        due.sort(key=lambda held: held.ends)
+        return [held.table for held in due]
+
+    def postpone(self, table: RateTable, now: float) -> None:
+        """It has been asked for: not again for a fourth of the time that it has left."""
+        held = self._tables[table.provider, table.day]
+        held.ahead = now + max(FAILURE_LIFE, (held.ends - now) / 4)
+
+    def clock_moved(self, jump: float, utc: datetime) -> None:
+        """The wall clock moved by `jump` seconds against the monotonic one, and shows `utc` now.
+
+        Ahead, time may have passed that the monotonic clock did not count: the
+        tables are as much older. Back, a table asked for later than now was asked for
+        by a clock that was wrong: whether its day was over is judged anew.
+        """
+        for held in self._tables.values():
+            if jump > 0:
+                held.came -= jump
+                held.ends -= jump
+                held.ahead -= jump
+                held.until = min(held.until, held.ends)
+            elif held.table.fetched > utc + CLOCK_SLACK:
+                held.table = attrs.evolve(held.table, made=utc)
+                if not held.table.final:
+                    held.ends = min(held.ends, held.came + PROVISIONAL_LIFE)
+                    held.until = min(held.until, held.ends)
 
     def tables(self) -> list[tuple[RateTable, float]]:
         """Each table held, with the monotonic time it came at, least recently used first."""
-        return list(self._tables.values())
+        held = sorted(self._tables.values(), key=lambda held: held.used)
+        return [(one.table, one.came) for one in held]
 
-    def _put(self, held: OrderedDict[_Key, T], key: _Key, what: T) -> None:
-        held[key] = what
-        held.move_to_end(key)
-        if len(held) > self._most:
-            held.popitem(last=False)
+    def _remove(self, key: _Key) -> None:
+        held = self._tables.pop(key, None)
+        if held is not None:
+            self._quotes -= len(held.table.quotes)

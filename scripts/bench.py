@@ -41,6 +41,9 @@ DAYS = 14  # that the requests are of, as the real feed's
 LOADS = (1, 64, 1024)  # requests outstanding
 PACE = 50.0  # requests a second, on the production side of "tens"
 COLD = 50  # requests: the first second
+SLOW = 0.5  # s that a slow source takes
+EXPIRY_LIFE = 10  # s of a table
+EXPIRY_DAYS = 7
 MILLION = 1_000_000
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -119,8 +122,10 @@ class Bench:
         )
 
     @contextmanager
-    def client(self, name: str, requests: list[Asked] | None = None) -> Iterator[Client]:
-        """A client that is connected and has beaten once."""
+    def client(
+        self, name: str, requests: list[Asked] | None = None, **settings: str
+    ) -> Iterator[Client]:
+        """A client that is connected and has beaten once; `settings` are the service's."""
         uri = f"ws://127.0.0.1:{self.feed.port}/"
         environment = {
             key: value
@@ -141,6 +146,7 @@ class Bench:
                 "FREECURRENCY_API_KEY": "none",
                 "FREECURRENCY_API_URL": f"http://127.0.0.1:{self._rates_port}/v1",
                 "FRANKFURTER_URL": f"http://127.0.0.1:{self._rates_port}/v2",
+                **settings,
             }
             if name in self.also:
                 environment["PYTHONPATH"] = self.also[name]
@@ -201,6 +207,17 @@ class Bench:
                 figures[str(mark)] = client.memory()
         return figures
 
+    def expiry(self) -> dict[str, Figures]:
+        """The time of round trips while tables end, from a source of `SLOW`, and while none do."""
+        found = {}
+        for title, life in (("while none end", 7200), ("over two ends", EXPIRY_LIFE)):
+            self.rates.latency = SLOW
+            with self.client(SERVICE, RATEBRIDGE_CACHE_TTL=str(life)):
+                self.feed.ask_all(EXPIRY_DAYS * len(self.rates.codes), 64)
+                found[title] = _latency("", self.feed.pace(PACE, int(2.5 * EXPIRY_LIFE * PACE)))
+            self.rates.latency = 0.0
+        return found
+
     # How cost grows.
 
     def growth(self, plan: Plan) -> dict[str, Figures]:
@@ -240,10 +257,10 @@ class Bench:
             found = {
                 "requests outstanding": points((1, 10, 100, 1000, 10_000), rate),
                 "percent in an unknown currency": points((0, 33, 100), with_unknown),
-                "tables held": points((1, 8, 64, 512), with_tables),
+                "tables held": points((1, 8, 64), with_tables),
             }
         codes = self.rates.codes
-        found["currencies in a table"] = points((2, 33, 160, 676), with_currencies)
+        found["currencies in a table"] = points((2, 33, 160, 500), with_currencies)
         self.rates.codes = codes
         return found
 
@@ -255,10 +272,12 @@ def _codes(count: int) -> list[str]:
 
 def _latency(name: str, took: list[float]) -> Figures:
     ordered = sorted(took)
+    name = name and f"{name}_"
     return {
-        f"{name}_p50": ordered[len(ordered) // 2],
-        f"{name}_p99": ordered[int(0.99 * len(ordered))],
-        f"{name}_max": ordered[-1],
+        f"{name}p50": ordered[len(ordered) // 2],
+        f"{name}p99": ordered[int(0.99 * len(ordered))],
+        f"{name}p99.9": ordered[int(0.999 * len(ordered))],
+        f"{name}max": ordered[-1],
     }
 
 
@@ -348,6 +367,13 @@ def tell_growth(growth: dict[str, Figures]) -> None:
         print(f"  {what:<32}{line}")
 
 
+def tell_expiry(expiry: dict[str, Figures]) -> None:
+    print(f"\nround trip ms at {PACE:g} a second, of tables whose source takes {SLOW:g} s")
+    for what, points in expiry.items():
+        line = "   ".join(f"{key} {value * 1e3:.2f}" for key, value in points.items())
+        print(f"  {what:<16}{line}")
+
+
 def tell_memory(memory: dict[str, Figures]) -> None:
     print("\nresident MiB after so many requests")
     for name, points in memory.items():
@@ -383,6 +409,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the results (default: a temporary one)")
     parser.add_argument("--peers", default=",".join(PEERS), help="which, separated by commas")
     parser.add_argument("--million", action="store_true", help="memory over a million requests")
+    parser.add_argument("--expiry", action="store_true", help="round trips while tables end")
     parser.add_argument("--no-growth", action="store_true", help="leave out how cost grows")
     parser.add_argument(
         "--also",
@@ -420,6 +447,9 @@ def main() -> None:
     if not options.no_growth:
         results["growth"] = bench.growth(plan)
         tell_growth(results["growth"])
+    if options.expiry:
+        results["expiry"] = bench.expiry()
+        tell_expiry(results["expiry"])
     if options.million:
         results["memory"] = {name: bench.million(name) for name in [SERVICE, *also]}
         tell_memory(results["memory"])

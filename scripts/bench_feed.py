@@ -25,6 +25,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import attrs
 
+from ratebridge.euro import CONVERSION_RATES
+from ratebridge.levels import ranges
+
 T = TypeVar("T")
 
 HEARTBEAT = b'\x81\x14{"type":"heartbeat"}'
@@ -42,14 +45,25 @@ CODES = [
 
 @attrs.define
 class Rates:
-    """Quotes for one euro: ten decimals, other ones each day, the same in each run."""
+    """Quotes for one euro: ten decimals, other ones each day, the same in each run.
+
+    They are within a tenth of what they last were, so that they can be true; those
+    that are law are what the law says. `latency` is what an answer takes, in seconds.
+    """
 
     codes: list[str] = attrs.Factory(lambda: list(CODES))
+    latency: float = 0.0
 
     def table(self, day: date) -> dict[str, Decimal]:
         chance = random.Random(day.toordinal())
-        quotes = {code: Decimal(chance.randrange(10**9, 10**13)).scaleb(-10) for code in self.codes}
-        return quotes | {"EUR": Decimal(1)}
+        quotes = {}
+        for code in self.codes:
+            low, _high = list(ranges().get(code, {0: (10.0, 10.0)}).values())[-1]
+            # In millionths, to the tenth decimal: 900,000 to 1,100,000 of the usual.
+            usual = Decimal(round(low * chance.randrange(900_000, 1_100_000) * 10_000))
+            quotes[code] = usual.scaleb(-10)
+        law = {code: units for code, (_, units) in CONVERSION_RATES.items() if code in quotes}
+        return {**quotes, **law, "EUR": Decimal(1)}
 
 
 def serve_rates(rates: Rates) -> int:
@@ -60,6 +74,7 @@ def serve_rates(rates: Rates) -> int:
         disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
+            time.sleep(rates.latency)
             url = urlsplit(self.path)
             asked = parse_qs(url.query).get("date")
             day = date.fromisoformat(asked[0]) if asked else datetime.now(UTC).date()

@@ -229,7 +229,12 @@ async def share(folder: Path) -> None:
         await ask_replicas(folder, port, days, REPLICAS)
 
         expected = Counter((source, str(day)) for source in CURRENCIES.values() for day in days)
-        calls = Counter((call.source, call.day) for call in sources.rates.calls)
+        # Today's table is fetched at the start, by each that lives for two seconds.
+        today = str(datetime.now(UTC).date())
+        asked = [call for call in sources.rates.calls if call.day != today]
+        ahead = len(sources.rates.calls) - len(asked)
+        require(ahead <= 1, f"{ahead} calls for today's table")
+        calls = Counter((call.source, call.day) for call in asked)
         require(
             calls == expected,
             f"calls other than one for each table: {calls - expected or expected - calls}",
@@ -238,7 +243,8 @@ async def share(folder: Path) -> None:
         for source in CURRENCIES.values():
             print(f"{source}: {sources.rates.count(source)} calls for {DAYS} days")
         print(f"the cache was asked {served.total()} times: {told(served)}")
-        require(served.total() == REPLICAS * len(expected), "the cache was not asked by all")
+        more = served.total() - REPLICAS * len(expected)
+        require(0 <= more <= REPLICAS, "the cache was not asked by all")
         keys = {call.key for call in sources.rates.calls if call.source == FREECURRENCYAPI}
         require(keys == {KEY}, "the key did not reach the source")
         names = {"freecurrencyapi.test", "frankfurter.test"}
@@ -265,7 +271,10 @@ async def outlive(folder: Path) -> None:
         print(f"sources gone, tables expired: the cache was asked {served.total()} times: ", end="")
         print(told(served))
         stale = served["STALE"] + served["UPDATING"]
-        require(stale == served.total() == REPLICAS * 2 * DAYS, "not all was served from stale")
+        # The rest are those for today's table, which each asks for at its start.
+        more = served.total() - REPLICAS * 2 * DAYS
+        require(stale == served.total(), "not all was served from stale")
+        require(0 <= more <= REPLICAS, "the cache was not asked by all")
         nursery.cancel_scope.cancel()
 
 

@@ -1,7 +1,7 @@
 """A chain over the fake sources in memory, on the clock of the test."""
 
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -34,6 +34,9 @@ class Wall:
         self._start = start
         self._zero = trio.current_time()
 
+    def jump(self, by: timedelta) -> None:
+        self._start += by
+
     def __call__(self) -> datetime:
         return self._start + timedelta(seconds=trio.current_time() - self._zero)
 
@@ -46,6 +49,9 @@ class Notes(Observer):
         self.failures: list[tuple[str, date, SourceFailed]] = []
         self.silences: list[tuple[str, SourceFailed]] = []
         self.crashes: list[tuple[str, BaseException]] = []
+        self.implausible: list[tuple[str, date, list[str]]] = []
+        self.clock_jumps: list[float] = []
+        self.clock_differences: list[tuple[str, float]] = []
 
     def fetched(self, table: RateTable, seconds: float) -> None:
         self.tables.append(table)
@@ -55,6 +61,17 @@ class Notes(Observer):
 
     def rate_limited(self, provider: str, failure: SourceFailed) -> None:
         self.silences.append((provider, failure))
+
+    def implausible_quotes(
+        self, provider: str, day: date, quotes: Mapping[str, SourceFailed]
+    ) -> None:
+        self.implausible.append((provider, day, list(quotes)))
+
+    def clock_jumped(self, seconds: float) -> None:
+        self.clock_jumps.append(seconds)
+
+    def clock_differs(self, provider: str, seconds: float) -> None:
+        self.clock_differences.append((provider, seconds))
 
     def internal_error(self, where: str, error: BaseException) -> None:
         self.crashes.append((where, error))

@@ -15,8 +15,9 @@ PACKAGE = Path(ratebridge.__file__).parent
 # From the bottom up. A module imports from the layers below its own, and from what its own
 # layer lists before it.
 LAYERS = [
-    ["errors", "dates", "conversion", "backoff", "link.address", "link.framing"],
+    ["errors", "dates", "conversion", "backoff", "budget", "euro", "link.address", "link.framing"],
     ["messages", "rates"],
+    ["levels", "plausibility"],
     ["setting", "observer"],
     ["link.tls", "link.dial", "link.upgrade", "link.stream", "link.link", "outbox"],
     ["providers.source", "providers.http", "providers.chain"],
@@ -60,6 +61,7 @@ EXPORTED = {
 
 PURE = {
     *("errors", "dates", "conversion", "backoff", "messages", "rates"),
+    *("budget", "euro", "levels", "plausibility"),
     *("link.address", "link.framing"),
 }
 

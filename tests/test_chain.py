@@ -153,6 +153,64 @@ async def test_a_currency_that_no_source_knows_is_an_error_that_costs_no_further
             bench.cached("BTC", DAY)
 
 
+async def test_a_currency_quoted_in_too_few_digits_is_unknown_with_its_reason(autojump_clock):
+    async with open_bench() as bench:
+        bench.fake.disturb = lambda _call: Fault(quotes={"UAH": "0.00027"})
+        problem = await bench.ask("UAH")
+        assert problem.kind == "unknown-currency"
+        assert problem.text == (
+            "no rate for 'UAH' on 2026-11-03: "
+            "freecurrencyapi gives it in too few digits (0.00027), "
+            "frankfurter gives it in too few digits (0.00027)"
+        )
+        bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(quotes={"USD": "0.00027"}))
+        assert (await bench.ask("USD", OTHER_DAY)).provider == "frankfurter"
+
+
+# What cannot be true.
+
+
+async def test_an_implausible_quote_is_not_used_when_another_source_has_one(autojump_clock):
+    async with open_bench() as bench:
+        bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(quotes={"CZK": "0.0393"}))
+        assert (await bench.ask("CZK")).provider == "frankfurter"
+        assert (await bench.ask("USD")).provider == "freecurrencyapi"
+        bench.fake.disturb = lambda _call: Fault(quotes={"CZK": "0.0393"})
+        problem = await bench.ask("CZK", OTHER_DAY)
+        assert problem.kind == "unavailable"
+        assert problem.text == (
+            "no rate for 'CZK' on 2026-11-04: freecurrencyapi gives it at an implausible "
+            "0.0393 for one euro (expected: 24.69), frankfurter gives it at an implausible "
+            "0.0393 for one euro (expected: 24.69)"
+        )
+        assert bench.notes.implausible == [
+            ("freecurrencyapi", DAY, ["CZK"]),
+            ("freecurrencyapi", OTHER_DAY, ["CZK"]),
+            ("frankfurter", OTHER_DAY, ["CZK"]),
+        ]
+
+
+async def test_an_implausible_table_is_a_failure_of_its_source(autojump_clock):
+    codes = [code for code in CURRENCIES if code not in ("EUR", "BTC")]
+    ones = b'{"data":{"2026-11-03":{"EUR":1,"USD":1,"GBP":1}}}'
+    async with open_bench() as bench:
+        bench.fake.order(FREECURRENCYAPI, Fault(body=ones))
+        rates = [await bench.ask(code) for code in codes if code not in ("ZWL", "HRK")]
+        assert {rate.provider for rate in rates} == {"frankfurter"}
+        ((provider, _, failure),) = bench.notes.failures
+        assert (provider, failure.outcome) == ("freecurrencyapi", "implausible")
+        assert str(failure) == "gives an implausible table (2 of 2 currencies)"
+
+
+async def test_a_quote_is_compared_with_what_another_source_gave(autojump_clock):
+    async with open_bench("frankfurter", "freecurrencyapi") as bench:
+        assert (await bench.ask("UAH")).units > 30
+        bench.fake.disturb = lambda _call: Fault(quotes={"UAH": "334"})
+        bench.fake.order(FRANKFURTER, Fault(status=404))
+        assert isinstance(await bench.ask("UAH", OTHER_DAY), NoRate)
+        assert bench.notes.implausible == [("freecurrencyapi", OTHER_DAY, ["UAH"])]
+
+
 # Life and expiry.
 
 
@@ -179,7 +237,7 @@ async def test_a_life_shorter_than_the_answer_takes_is_one_call_a_request_and_no
 
 
 class Instant:
-    """A source that needs no time; a day's rate is its number."""
+    """A source that needs no time; a day's rate is its number, in millions."""
 
     name = "instant"
     quota = None
@@ -189,7 +247,7 @@ class Instant:
 
     async def fetch(self, day, now):
         self.fetches += 1
-        euro, units = Quote(Decimal(1), day), Quote(Decimal(day.toordinal()), day)
+        euro, units = Quote(Decimal(1), day), Quote(Decimal(day.toordinal()).scaleb(-6), day)
         return RateTable("instant", day, {"EUR": euro, "USD": units}, now)
 
 
@@ -198,7 +256,7 @@ async def test_a_thousand_days_leave_no_more_tables_than_the_bound(autojump_cloc
     source = Instant()
     async with open_bench(source, most=100) as bench:
         for day in days(1000):
-            assert (await bench.chain.rate("USD", day)).units == day.toordinal()
+            assert (await bench.chain.rate("USD", day)).units == day.toordinal() / Decimal(10**6)
         assert len(bench.chain.tables) == 100
         assert source.fetches == 1000
         for day in reversed(days(1000)[-100:]):
@@ -290,6 +348,53 @@ async def test_a_fetch_that_crosses_midnight_serves_those_who_asked_before_it_on
         assert (await bench.ask("USD", evening.date())).fetched == got["after"].fetched
 
 
+async def test_the_latest_that_stood_in_for_yesterday_is_not_kept_as_its_table(autojump_clock):
+    night = datetime(2026, 11, 20, 0, 10, tzinfo=UTC)
+    yesterday = date(2026, 11, 19)
+    async with open_bench("freecurrencyapi", start=night) as bench:
+        bench.fake.order(FREECURRENCYAPI, Fault(status=422))
+        rate = await bench.ask("USD", yesterday)
+        assert rate.note == "the latest, as the day's own were not out yet"
+        assert (await bench.ask("GBP", yesterday)).cached
+        assert bench.fake.count() == 2
+        await trio.sleep(7201)
+        bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(status=404))
+        assert isinstance(await bench.ask("USD", yesterday), NoRate)
+
+
+# Clocks.
+
+
+async def test_a_table_made_before_midnight_by_its_sources_clock_is_not_final(autojump_clock):
+    """Our clock is an hour ahead: the day that it says is over runs on."""
+    night = datetime(2026, 11, 20, 0, 30, tzinfo=UTC)
+    headers = {"date": "Thu, 19 Nov 2026 23:30:00 GMT"}
+    async with open_bench("frankfurter", start=night) as bench:
+        bench.fake.disturb = lambda _call: Fault(headers=headers)
+        for day in days(2, date(2026, 11, 19)):
+            await bench.ask("USD", day)
+        assert [table.final for table, _ in bench.chain.tables.tables()] == [False, True]
+        assert bench.notes.clock_differences == [("frankfurter", 3600.0)]  # once for both
+        bench.fake.disturb = well
+        await bench.ask("USD", OTHER_DAY)
+        assert len(bench.notes.clock_differences) == 1
+
+
+async def test_a_clock_that_jumps_is_noticed_when_a_table_is_asked_for(autojump_clock):
+    async with open_bench("frankfurter") as bench:
+        await bench.ask("USD")
+        await trio.sleep(3600)
+        await bench.ask("USD", OTHER_DAY)
+        assert bench.notes.clock_jumps == []
+        bench.wall.jump(timedelta(hours=-1))
+        bench.fake.latency = 1.0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bench.ask, "USD", date(2026, 11, 5))
+            await trio.sleep(0.5)
+            bench.wall.jump(timedelta(seconds=100))  # and once more while it is under way
+        assert bench.notes.clock_jumps == [-3600.0, 100.0]
+
+
 # Failures.
 
 
@@ -349,24 +454,102 @@ async def test_an_attempt_that_would_come_too_late_is_not_made(autojump_clock):
 async def test_while_a_source_fails_the_next_serves_at_once_and_the_first_is_asked_behind_its_back(
     autojump_clock,
 ):
+    codes = iter(
+        ("GBP", "CZK", "PLN", "SEK", "NOK", "CHF", "CAD", "AUD", "NZD", "JPY", "SGD", "HUF")
+    )
     async with open_bench() as bench:
         bench.fake.disturb = down(FREECURRENCYAPI)
-        assert (await bench.ask("USD")).provider == "frankfurter"
+        assert (await bench.ask(next(codes))).provider == "frankfurter"
         assert trio.current_time() == 2.5
-        for _ in range(100):  # 20 s
-            await trio.sleep(0.2)
-            rate = bench.cached("USD", DAY)
+        for _ in range(10):  # 20 s
+            await trio.sleep(2)
+            rate = bench.cached(next(codes), DAY)
             assert rate is not None
             assert rate.provider == "frankfurter"
         assert bench.fake.count(FRANKFURTER) == 1
-        assert bench.fake.count(FREECURRENCYAPI) == 1 + 2  # failed at 2.5, 10 and 17.5 s
+        assert bench.fake.count(FREECURRENCYAPI) == 1 + 2  # failed at 2.5, 11 and 18.5 s
         bench.fake.disturb = well
         await trio.sleep(FAILURE_LIFE)
-        bench.cached("USD", DAY)
+        bench.cached(next(codes), DAY)
         await trio.sleep(0.1)
         rate = bench.cached("USD", DAY)
         assert rate is not None
         assert rate.provider == "freecurrencyapi"
+
+
+# One bet, one rate.
+
+
+async def test_a_currency_keeps_to_the_table_that_was_used_first_while_it_lives(autojump_clock):
+    async with open_bench() as bench:
+        bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(status=404))
+        first = await bench.ask("USD")
+        note = "in place of freecurrencyapi, kept to while its table lives"
+        assert (first.provider, first.note) == ("frankfurter", note)
+        await trio.sleep(60)
+        bench.fake.disturb = well
+        assert bench.cached("USD", DAY) == replace(first, cached=True)
+        assert bench.fake.count(FREECURRENCYAPI) == 1
+        # Another currency, and another day of the same, go by the first source again ...
+        bench.cached("GBP", DAY)
+        await trio.sleep(0.1)
+        assert (await bench.ask("GBP")).provider == "frankfurter"  # used before the table came
+        assert (await bench.ask("CZK")).provider == "freecurrencyapi"
+        assert (await bench.ask("USD", OTHER_DAY)).provider == "freecurrencyapi"
+        # ... and this one when the table that it was given by has ended.
+        await trio.sleep(7200 - 60.2)
+        assert bench.cached("USD", DAY) == replace(first, cached=True)
+        await trio.sleep(0.1)
+        rates = [bench.cached(code, DAY) for code in ("USD", "GBP")]
+        assert [rate and (rate.provider, rate.note) for rate in rates] == [
+            ("freecurrencyapi", "")
+        ] * 2
+        assert bench.fake.count() == 4
+
+
+async def test_at_midnight_nothing_is_kept_to_of_the_day_that_has_ended(autojump_clock):
+    evening = datetime(2026, 11, 20, 23, 59, tzinfo=UTC)
+    today = evening.date()
+    async with open_bench(start=evening) as bench:
+        bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(status=404))
+        assert (await bench.ask("USD", today)).provider == "frankfurter"
+        bench.fake.disturb = well
+        await trio.sleep(61)
+        assert (await bench.ask("USD", today)).provider == "freecurrencyapi"
+
+
+async def test_a_currency_that_the_first_source_lacks_is_not_kept_from_it(autojump_clock):
+    async with open_bench() as bench:
+        assert (await bench.ask("UAH")).note == ""
+        assert (await bench.ask("USD")).provider == "freecurrencyapi"
+
+
+async def test_a_table_of_a_stand_in_is_kept_to_and_says_what_it_is(autojump_clock):
+    night = datetime(2026, 11, 20, 0, 10, tzinfo=UTC)
+    async with open_bench("frankfurter", "freecurrencyapi", start=night) as bench:
+        bench.fake.order(FRANKFURTER, Fault(status=404))
+        bench.fake.order(FREECURRENCYAPI, Fault(status=422))
+        assert (await bench.ask("USD", date(2026, 11, 19))).note == (
+            "the latest, as the day's own were not out yet; "
+            "in place of frankfurter, kept to while its table lives"
+        )
+
+
+async def test_what_is_kept_to_is_bounded(autojump_clock, monkeypatch):
+    monkeypatch.setattr("ratebridge.providers.chain.MOST_KEPT", 10)
+    async with open_bench("freecurrencyapi", Instant()) as bench:
+        bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(status=404))
+        for day in days(11):
+            assert (await bench.ask("USD", day)).provider == "instant"
+        bench.fake.disturb = well
+        await trio.sleep(FAILURE_LIFE)
+        for day in days(11):
+            bench.cached("USD", day)
+        await trio.sleep(0.1)
+        assert [(await bench.ask("USD", day)).provider for day in days(11)] == [
+            "freecurrencyapi",
+            *["instant"] * 10,
+        ]
 
 
 async def test_a_failed_source_is_asked_again_first_where_the_next_has_nothing(autojump_clock):
@@ -434,7 +617,7 @@ async def test_the_deadline_holds_where_fetches_wait_for_each_other(autojump_clo
     """However many days are asked for, and even if what was learnt is forgotten at once."""
     async with open_bench(most=most) as bench:
         bench.fake.disturb = down(FREECURRENCYAPI, FRANKFURTER)
-        problems = await ask_all(bench, [("USD", day) for day in days(100)])
+        problems = await ask_all(bench, [("USD", day) for day in days(50)])
         assert trio.current_time() == 5.0
         assert all(isinstance(problem, NoRate) for problem in problems)
         assert bench.fake.count() == MOST_FETCHES

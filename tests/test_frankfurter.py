@@ -62,9 +62,10 @@ async def test_a_row_carried_too_far_is_left_out(source):
     assert "TMT" not in (await source.fetch(date(2021, 5, 21), START)).quotes
 
 
-async def test_one_euro_is_one_euro_whatever_its_row_says(fake, source):
-    fake.order(FRANKFURTER, Fault(quotes={"EUR": "1.2"}))
-    assert (await source.fetch(DAY, START)).quotes["EUR"] == Quote(Decimal(1), DAY)
+async def test_a_table_that_does_not_have_one_euro_for_one_euro_is_refused(fake, source):
+    fake.order(FRANKFURTER, Fault(quotes={"EUR": "0.9"}))
+    failure = await failure_of(source)
+    assert str(failure) == "has two different quotes for EUR on 2021-05-18"
 
 
 async def test_another_base_is_refused(fake, source):

@@ -64,7 +64,7 @@ async def test_just_after_midnight_the_latest_stands_in_for_yesterday(minutes):
     fake.order(FREECURRENCYAPI, Fault(status=422))
     table = await source.fetch(date(2026, 11, 19), now)
     assert [call.path for call in fake.calls] == ["/v1/historical", "/v1/latest"]
-    assert table.day == date(2026, 11, 19)
+    assert (table.day, table.latest, table.final) == (date(2026, 11, 19), True, False)
 
 
 @pytest.mark.parametrize(
@@ -138,6 +138,14 @@ async def test_a_table_without_the_euro_is_of_no_use():
     fake, source, _ = open_source()
     fake.order(FREECURRENCYAPI, Fault(quotes={"EUR": "0"}))
     assert (await failure_of(source)).outcome == "bad-table"
+
+
+async def test_a_currency_with_two_quotes_spoils_the_table():
+    fake, source, _ = open_source()
+    body = b'{"data":{"2021-05-18":{"EUR":1,"USD":1.2,"GBP":0.8,"USD":1.3}}}'
+    fake.order(FREECURRENCYAPI, Fault(body=body), Fault(quotes={"EUR": "0.9"}))
+    assert str(await failure_of(source)) == "has two different quotes for USD on 2021-05-18"
+    assert str(await failure_of(source)) == "has no quote of 1 for its own base on 2021-05-18"
 
 
 def historical(*days):

@@ -271,6 +271,38 @@ async def test_a_source_limited_for_long_is_an_error_in_the_log_for_a_minute_a_w
     assert journal.stats.sources["bank"].limited_until == (limited_for or 0.0)
 
 
+async def test_implausible_quotes_are_counted_and_told_by_the_first_of_them(journal, log):
+    wrong = {code: SourceFailed("implausible", "gives it at 9") for code in ("CZK", "USD")}
+    journal.implausible_quotes("bank", TABLE.day, wrong)
+    assert log == [
+        {
+            "event": "rates.implausible",
+            "log_level": "warning",
+            "provider": "bank",
+            "day": str(TABLE.day),
+            "currencies": 2,
+            "first": "CZK",
+            "detail": "gives it at 9",
+        }
+    ]
+    assert journal.stats.implausible == {"bank": 2}
+    [kept] = journal.stats.recent_errors.values()
+    assert kept.words == f"bank gives it at 9: CZK on {TABLE.day}, and 1 more"
+
+
+async def test_clocks_that_jump_or_differ_are_told(journal, log):
+    journal.clock_jumped(-3600.04)
+    journal.clock_differs("bank", 90.0)
+    assert [(line["event"], line["seconds"]) for line in log] == [
+        ("clock.jumped", -3600.0),
+        ("clock.differs", 90.0),
+    ]
+    assert [kept.words for kept in journal.stats.recent_errors.values()] == [
+        "the wall clock moved by -3600 s",
+        "our clock is 90 s ahead of bank's",
+    ]
+
+
 # Bugs, summaries.
 
 

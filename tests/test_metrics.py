@@ -84,6 +84,10 @@ FIGURES: dict[str, dict[str, float]] = {
         "ratebridge_fetches_total,provider=shop,outcome=http-5xx": 13,
         "ratebridge_fetches_total,provider=bank,outcome=timeout": 14,
     },
+    "ratebridge_implausible_quotes": {
+        "ratebridge_implausible_quotes_total,provider=shop": 25,
+        "ratebridge_implausible_quotes_total,provider=bank": 0,
+    },
     "ratebridge_cache_hits": {"ratebridge_cache_hits_total": 15},
     "ratebridge_tables": {
         "ratebridge_tables,provider=shop": 16,
@@ -134,6 +138,7 @@ async def make_busy(nursery: trio.Nursery) -> Service:
         (12, journal.fetched, table(DAY), 0.25),
         (13, journal.fetch_failed, "shop", DAY, no_table[0]),
         (14, journal.fetch_failed, "bank", DAY, no_table[1]),
+        (25, journal.implausible_quotes, "shop", DAY, {"CZK": no_table[0]}),
         (23, journal.internal_error, "request", RuntimeError()),
     ):
         for _ in range(times):
@@ -277,4 +282,5 @@ def test_the_words_that_begin_at_zero_are_the_package_s_own():
     refusals = given(r"_Flaw\(") | given(r"NoRate\(") | given(r"Refused\(\w+,")
     assert refusals == set(REFUSALS)
     statuses = {outcome for outcome in FETCHES if outcome.startswith("http-")}
-    assert given(r"SourceFailed\(") - {"stopped"} == set(FETCHES) - statuses - {"ok"}
+    # "coarse" is the failure of one quote, and never of a fetch.
+    assert given(r"SourceFailed\(") - {"stopped", "coarse"} == set(FETCHES) - statuses - {"ok"}

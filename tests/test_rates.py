@@ -1,13 +1,13 @@
 """The tables of days: what is served, for how long, and how many are kept."""
 
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 
 import attrs
 import pytest
 
 from ratebridge.errors import SourceFailed
-from ratebridge.rates import FAILURE_LIFE, Failing, Quote, RateTable, Tables, rate_from
+from ratebridge.rates import FAILURE_LIFE, MAX_QUOTES, Failing, Quote, RateTable, Tables, rate_from
 
 DAY = date(2026, 11, 3)
 NEXT = date(2026, 11, 4)
@@ -23,6 +23,8 @@ def table(day=DAY, fetched_on=NEXT, provider="fake", usd="1.2"):
 
 FINAL = table()
 PROVISIONAL = table(fetched_on=DAY)
+LATEST = attrs.evolve(FINAL, latest=True)  # asked for when the day was over, but not its own
+CLOCK_AHEAD = attrs.evolve(FINAL, made=datetime(2026, 11, 3, 23, 59, 59, tzinfo=UTC))
 
 
 @attrs.frozen
@@ -55,6 +57,11 @@ CASES = [
     Case("today's does not serve on", PROVISIONAL, LIFE, DAY, LIFE + 1, None, Failing(DOWN)),
     Case("yesterday's is not final", PROVISIONAL, None, NEXT, 1.0, None, None),
     Case("and serves no failure", PROVISIONAL, 0.5, NEXT, 1.0, None, Failing(DOWN)),
+    Case("a stand-in lives", LATEST, None, NEXT, LIFE - 0.1, None, LATEST),
+    Case("a stand-in does not serve on", LATEST, LIFE, NEXT, LIFE + 1, None, Failing(DOWN)),
+    Case("nor in silence", LATEST, None, NEXT, LIFE, SILENT, Failing(SILENT)),
+    Case("a table made before midnight", CLOCK_AHEAD, None, NEXT, 1.0, None, CLOCK_AHEAD),
+    Case("serves on no more than that", CLOCK_AHEAD, None, NEXT, LIFE, SILENT, Failing(SILENT)),
 ]
 
 
@@ -67,6 +74,63 @@ def test_what_is_found(case):
         tables.store_failure("fake", DAY, DOWN, case.failed_at)
     found = tables.find("fake", DAY, today=case.today, now=case.now, limit=case.limited_for)
     assert found == case.found
+
+
+def test_what_stands_in_for_an_ended_days_table_lives_two_hours_whatever_is_set():
+    tables = Tables(10 * LIFE)
+    for day in (LATEST, FINAL):
+        tables.store(day, 0.0)
+        fresh = [tables.fresh("fake", DAY, today=NEXT, now=now) for now in (LIFE - 1, LIFE)]
+        assert fresh == [day, day if day.final else None]
+
+
+def test_what_a_table_is_stands_in_its_rates():
+    notes = [table.cached_rate("USD").note for table in (FINAL, PROVISIONAL, LATEST)]
+    assert notes == ["", "", "the latest, as the day's own were not out yet"]
+    rate = CLOCK_AHEAD.cached_rate("USD")
+    assert rate.note == "of a day that still ran by another clock than ours"
+
+
+MORNING = datetime(2026, 11, 4, 9, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("utc", "final"),
+    [(MORNING - timedelta(hours=10), False), (MORNING - timedelta(hours=8), True)],
+    ids=["before the day's end", "after it"],
+)
+def test_a_clock_set_back_takes_finality_from_what_was_fetched_in_the_future(utc, final):
+    tables = Tables(10 * LIFE)
+    tables.store(attrs.evolve(FINAL, fetched=MORNING), 0.0)
+    tables.clock_moved((utc - MORNING).total_seconds(), utc)
+    [(held, _)] = tables.tables()
+    assert held.final is final
+    for now, there in ((LIFE - 1, True), (LIFE, final)):
+        assert (tables.fresh("fake", DAY, today=utc.date(), now=now) is not None) is there
+
+
+def test_a_clock_that_went_ahead_has_aged_the_tables():
+    """As after a sleep of the machine, which the monotonic clock does not count."""
+    tables = Tables(LIFE)
+    tables.store(FINAL, 0.0)
+    tables.clock_moved(LIFE - 1, MORNING)
+    assert tables.fresh("fake", DAY, today=NEXT, now=0.9) is FINAL
+    assert tables.fresh("fake", DAY, today=NEXT, now=1.0) is None
+
+
+def test_the_quotes_in_all_tables_are_bounded():
+    tables = Tables(LIFE)
+    quotes = {f"{i:03}": Quote(Decimal(i + 1), DAY) for i in range(500)}
+    big = [attrs.evolve(FINAL, day=day(back), quotes=quotes) for back in range(100)]
+    for at, one in enumerate(big):
+        tables.store(one, float(at))
+    assert [kept for kept, _ in tables.tables()] == big[-MAX_QUOTES // 500 :]
+    tables.store(big[-1], 100.0)  # in place of itself
+    assert len(tables) == MAX_QUOTES // 500
+
+
+def day(back):
+    return DAY - timedelta(days=back)
 
 
 def test_a_table_ends_a_failure():
@@ -97,10 +161,10 @@ def test_the_table_unused_for_longest_is_forgotten():
     first, second, third = map(table, days)
     tables.store(first, 0.0)
     tables.store(second, 1.0)
-    assert tables.find("fake", days[0], today=NEXT, now=1.0) is first
+    assert tables.find("fake", days[0], today=NEXT, now=1.5) is first
     tables.store(third, 2.0)
     assert tables.find("fake", days[1], today=NEXT, now=2.0) is None
-    assert tables.find("fake", days[0], today=NEXT, now=2.0) is first
+    assert tables.find("fake", days[0], today=NEXT, now=2.5) is first
     assert tables.tables() == [(third, 2.0), (first, 0.0)]
     assert len(tables) == 2
 

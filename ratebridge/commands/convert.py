@@ -73,6 +73,8 @@ def _show(done: Conversion, stake: str) -> None:
     print(f"day asked {rate.asked}")
     print(f"day used  {rate.day}")
     print(f"fetched   {rate.fetched:%Y-%m-%d %H:%M:%S} UTC")
+    if rate.note:
+        print(f"note      {rate.note}")
 
 
 def _read(read: Callable[[str], T], text: str, problems: list[str]) -> T | None:

@@ -5,14 +5,15 @@ up the others, once a minute and at the end, with the first and the last id of u
 At the level debug every line is written, those beyond the ten at that level.
 
 Events have stable names: `connection.up`, `connection.lost`, `connection.down`, `loop.stalled`,
-`rates.fetched`, `rates.failed`, `rates.limited`, `message.dropped`,
+`rates.fetched`, `rates.failed`, `rates.limited`, `rates.implausible`, `clock.jumped`,
+`clock.differs`, `message.dropped`,
 `conversion.done`, `conversion.failed`, `reply.undelivered`, `internal_error`, `summary`,
 `audit.failed`, `audit.lost`, `audit.recovered`, `log.limited`, `status.listening`,
 `tls.unverified`, `settings.unknown`, `service.started`, `service.stopping`,
 `service.stopped`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -128,6 +129,8 @@ class Journal(Observer):
                     "fetched": f"{rate.fetched:%Y-%m-%dT%H:%M:%SZ}",
                     "cached": rate.cached,
                 }
+                if rate.note:
+                    fields["note"] = rate.note
             self._log.debug("conversion.done", **fields)
 
     def refused(self, problem: Refused | NoRate, message_id: bytes, seconds: float) -> None:
@@ -179,6 +182,23 @@ class Journal(Observer):
             detail=failure.text,
         )
 
+    def implausible_quotes(
+        self, provider: str, day: date, quotes: Mapping[str, SourceFailed]
+    ) -> None:
+        self.stats.implausible[provider] += len(quotes)
+        code, why = next(iter(quotes.items()))
+        more = f", and {len(quotes) - 1} more" if len(quotes) > 1 else ""
+        self._report(
+            "rates.implausible",
+            provider,
+            f"{provider} {why}: {code} on {day}{more}",
+            provider=provider,
+            day=str(day),
+            currencies=len(quotes),
+            first=code,
+            detail=why.text,
+        )
+
     def rate_limited(self, provider: str, failure: SourceFailed) -> None:
         seconds = failure.limited_for or 0.0
         self.stats.sources[provider].limited_until = trio.current_time() + seconds
@@ -186,6 +206,15 @@ class Journal(Observer):
         level = "error" if seconds > LONG_LIMIT else "warning"
         fields = {"provider": provider, "detail": failure.text, "seconds": round(seconds, 1)}
         self._say(level, "rates.limited", provider, **fields)
+
+    def clock_jumped(self, seconds: float) -> None:
+        words = f"the wall clock moved by {seconds:.0f} s"
+        self._report("clock.jumped", "", words, seconds=round(seconds, 1))
+
+    def clock_differs(self, provider: str, seconds: float) -> None:
+        words = f"our clock is {abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'}"
+        words = f"{words} {provider}'s"
+        self._report("clock.differs", provider, words, provider=provider, seconds=round(seconds, 1))
 
     # The audit trail.
 

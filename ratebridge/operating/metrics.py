@@ -37,7 +37,7 @@ LOSSES: Final = (
 FETCHES: Final = (
     *("ok", "unreachable", "timeout", "redirect", "http-3xx", "http-4xx", "http-5xx", "http-other"),
     *("refused-key", "quota-minute", "quota-month", "bad-body", "bad-table", "no-table"),
-    "internal-error",
+    *("implausible", "budget", "internal-error"),
 )
 
 Values = Mapping[tuple[str, ...], float]  # by the values of the labels, which may be none
@@ -126,6 +126,12 @@ def _rates(service: Service, now: float) -> Iterator[str]:
         "Tables fetched (ok), or why they could not be, after the retries.",
         ("provider", "outcome"),
         fetches,
+    )
+    yield from _counters(
+        "implausible_quotes",
+        "Quotes that were not used, as they cannot be true by all that is known.",
+        ("provider",),
+        _from_zero([source.name for source in sources], stats.implausible),
     )
     yield from _counter(
         "cache_hits",

@@ -93,6 +93,7 @@ class Stats:
     heartbeat_gaps: deque[float] = attrs.Factory(lambda: deque(maxlen=120))
 
     fetches: Counter[tuple[str, str]] = attrs.Factory(Counter)  # (provider, class of outcome)
+    implausible: Counter[str] = attrs.Factory(Counter)  # quotes, by provider
     sources: defaultdict[str, SourceStats] = attrs.Factory(lambda: defaultdict(SourceStats))
     # By kind, so that many of one hide no other.
     recent_errors: dict[str, RecentError] = attrs.Factory(dict)

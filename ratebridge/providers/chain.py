@@ -9,26 +9,48 @@ table can serve them meanwhile.
 """
 
 import random
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from datetime import date, datetime
+from datetime import UTC, date, datetime, time, timedelta
 from math import inf
 from types import MappingProxyType
 from typing import Final
 
 import attrs
 import trio
+from msgspec.structs import replace
 
+from ..budget import Allowance
 from ..errors import NoRate, SourceFailed
 from ..observer import Observer
-from ..rates import Failing, Rate, RateTable, Tables, rate_from
+from ..plausibility import implausible, without
+from ..rates import Failing, Rate, RateTable, Tables, fixed_rate, rate_from
 from .source import Source
 
+START_PAUSE: Final = 2.0  # s before today's table is fetched: the link and the first requests first
+LONGEST_TICK: Final = (
+    15.0  # s between two looks at what is to be fetched ahead: four calls a minute
+)
+TICKS: Final = 100  # looks in a table's life, where that is short
+MOST_KEPT: Final = 4096  # rates that are kept to; a megabyte
+ANSWERED: Final = frozenset({"bad-body", "bad-table", "implausible"})  # failures a quota counts
 MOST_FETCHES: Final = 8  # at a time; below the pool of the HTTP client, see there
+CLOCK_JUMP: Final = 5.0  # s that the wall clock moves against the monotonic one: a jump, no drift
+CLOCK_DIFFERENCE: Final = 60.0  # s between our clock and a source's that are worth telling
 PAUSES: Final = (0.1, 0.4)  # s before the second and the third attempt; then the source failed
 
 Outcome = RateTable | Failing
 _NOTHING: Final[Mapping[str, Outcome]] = MappingProxyType({})
 _STOPPED: Final = Failing(SourceFailed("stopped", "was not asked to the end"))
+
+
+@attrs.frozen
+class _Kept:
+    """A rate given in place of one of a source that failed, and until when it is kept to."""
+
+    rate: Rate
+    table: RateTable
+    until: float
 
 
 @attrs.define(eq=False)
@@ -71,6 +93,15 @@ class RateChain:
         self._limiters = {source.name: trio.CapacityLimiter(at_a_time) for source in sources}
         self._fetches: dict[tuple[str, date, bool], _Fetch] = {}
         self._limits: dict[str, tuple[float, SourceFailed]] = {}  # until when (trio time), and why
+        self._allowances = {
+            source.name: Allowance(budget)
+            for source in sources
+            if (budget := getattr(source, "budget", None)) is not None
+        }
+        self._budget_told: dict[str, float] = {}  # until when (trio time) it needs no telling
+        self._kept: OrderedDict[tuple[str, date], _Kept] = OrderedDict()
+        self._clock_offset = self._read_clock_offset()
+        self._clock_differences: dict[str, float] = {}  # s, as last told, by source
 
     def cached_rate(self, currency: str, day: date, today: date, now: float) -> Rate | None:
         """The rate if the tables held suffice to tell it, None if a source has to be asked.
@@ -108,37 +139,98 @@ class RateChain:
         """
         today = self._utc_now().date()
         now = trio.current_time()
+        if at_hand := fixed_rate(currency, day) or self._kept_rate(currency, day, today, now):
+            return at_hand
         due: list[Source] = []
         unaware: list[str] = []
+        refusals: list[tuple[str, SourceFailed]] = []
         failures: list[tuple[str, SourceFailed]] = []
         for source in self.sources:
             name = source.name
-            known = learnt.get(name)
-            if known is None:
-                limit = self._rate_limited(name, now)
-                known = self.tables.find(name, day, today=today, now=now, limit=limit)
+            known = learnt.get(name) or self._find(name, day, today, now)
             if known is None:
                 return due[0] if due else source
             if isinstance(known, Failing):
                 if known.due:
                     due.append(source)
                 if known.table is None:
+                    self._tell_budget(name, known.failure, now)
                     failures.append((name, known.failure))
                     continue
                 known = known.table
-            rate = rate_from(known, currency, cached=known is not learnt.get(name))
+            if known is learnt.get(name):
+                rate = rate_from(known, currency, cached=False)
+            else:
+                rate = known.cached_rate(currency)
             if rate is not None:
                 for failing in due:
                     self._start(failing, day)
-                return rate
-            unaware.append(name)
+                return self._keep_to(rate, known, [name for name, _ in failures], now)
+            if currency in known.refused:
+                refusals.append((name, known.refused[currency]))
+            else:
+                unaware.append(name)
         if due:
             return due[0]
-        raise _no_rate(currency, day, unaware, failures)
+        raise _no_rate(currency, day, unaware, [*refusals, *failures])
 
-    def _rate_limited(self, provider: str, now: float) -> SourceFailed | None:
-        until, failure = self._limits.get(provider, (-inf, None))
-        return failure if now < until else None
+    def _find(self, name: str, day: date, today: date, now: float) -> Outcome | None:
+        """What to go by of a source; None when it has to be asked first."""
+        table = self.tables.fresh(name, day, today=today, now=now)
+        if table is not None:
+            return table
+        limit = self._limit(name, day, today, now)
+        return self.tables.find(name, day, today=today, now=now, limit=limit)
+
+    def _kept_rate(self, currency: str, day: date, today: date, now: float) -> Rate | None:
+        """The rate of the table that was used first, while it lives."""
+        kept = self._kept.get((currency, day))
+        if kept is None or not self._is_kept(kept, today, now):
+            return None
+        self.tables.use(kept.table.provider, day, now)
+        return kept.rate
+
+    def _is_kept(self, kept: _Kept, today: date, now: float) -> bool:
+        return now < kept.until and not (kept.table.running and kept.table.day < today)
+
+    def _keep_to(self, rate: Rate, table: RateTable, failed: list[str], now: float) -> Rate:
+        """The rate, which is kept to where sources that come before its own have failed."""
+        if not failed:
+            return rate
+        note = f"in place of {' and '.join(failed)}, kept to while its table lives"
+        rate = replace(rate, note=f"{rate.note}; {note}" if rate.note else note)
+        until = self.tables.end_of(table)
+        if until is not None and until > now:
+            key = (rate.currency, rate.asked)
+            self._kept[key] = _Kept(replace(rate, cached=True), table, until)
+            self._kept.move_to_end(key)
+            if len(self._kept) > MOST_KEPT:
+                self._kept.popitem(last=False)
+        return rate
+
+    def _limit(
+        self, name: str, day: date, today: date, now: float, *, ahead: bool = False
+    ) -> SourceFailed | None:
+        """Why a source cannot be asked for a day's table at present, if so."""
+        until, failure = self._limits.get(name, (-inf, None))
+        if now < until:
+            return failure
+        allowance = self._allowances.get(name)
+        if allowance is None:
+            return None
+        if day >= today:
+            keep = 0
+        elif ahead:
+            keep = allowance.budget.burst // 2
+        elif self.tables.has_final(name, day):
+            # It serves on, and is fetched ahead again when there are calls to spare.
+            keep = allowance.budget.burst * 3 // 4
+        else:
+            keep = allowance.budget.reserve
+        wait = allowance.wait(now, keep)
+        if wait <= 0:
+            return None
+        return SourceFailed("budget", "has been asked as often as it may be", limited_for=wait)
 
     def _start(self, source: Source, day: date) -> _Fetch:
         """The one fetch of this table that is under way, started if need be."""
@@ -146,6 +238,8 @@ class RateChain:
         key = (source.name, day, day < self._utc_now().date())
         fetch = self._fetches.get(key)
         if fetch is None:
+            if source.name in self._allowances:
+                self._allowances[source.name].ask(trio.current_time())
             fetch = self._fetches[key] = _Fetch()
             name = f"fetch {source.name} {day}"
             self._nursery.start_soon(self._run_fetch, source, day, key, name=name)
@@ -163,9 +257,15 @@ class RateChain:
         failure = SourceFailed("timeout", f"gave no answer within {self._share:g} s")
         try:
             with trio.move_on_at(began + self._share):
+                self.watch_clock()
                 table = await self._fetch(source, day, began + self._share)
+                self.watch_clock()
+                self._compare_clocks(table)
+                table = self._plausible(table)
                 now = trio.current_time()
-                self.tables.store(table, now)
+                self.tables.store(table, now, self._jitter())
+                if source.name == self._first:
+                    self._hold_to_kept(day, now)
                 self._observer.fetched(table, now - began)
                 return table
         except SourceFailed as error:
@@ -190,9 +290,31 @@ class RateChain:
                     raise
             await trio.sleep(rest)
 
+    def _hold_to_kept(self, day: date, now: float) -> None:
+        """The first source's table, which is looked at first, gives what is kept to as well."""
+        today = self._utc_now().date()
+        for (_, kept_day), kept in self._kept.items():
+            if kept_day == day and self._is_kept(kept, today, now):
+                self.tables.keep(kept.rate, kept.until, self._first)
+
+    def _plausible(self, table: RateTable) -> RateTable:
+        """The table without what cannot be true. Raises `SourceFailed` where it is of no use."""
+        held = [other for other, _ in self.tables.tables()]
+        wrong, whole = implausible(table, held)
+        if wrong:
+            self._observer.implausible_quotes(table.provider, table.day, wrong)
+        if whole:
+            raise SourceFailed(
+                "implausible",
+                f"gives an implausible table ({len(wrong)} of {len(table.quotes) - 1} currencies)",
+            )
+        return without(table, wrong)
+
     def _note_failure(self, provider: str, day: date, failure: SourceFailed) -> Outcome:
         """Remember a failure; gives what to go by all the same."""
         now = trio.current_time()
+        if provider in self._allowances and failure.outcome not in ANSWERED:
+            self._allowances[provider].unanswered(now)
         if failure.limited_for is not None:
             self._limit_rate(failure.limited_for, provider, failure)
         self.tables.store_failure(provider, day, failure, now)
@@ -210,16 +332,111 @@ class RateChain:
             self._limits[provider] = (now + seconds, failure)
             self._observer.rate_limited(provider, failure)
 
+    def _tell_budget(self, provider: str, failure: SourceFailed, now: float) -> None:
+        """Say that a budget is used up, once a minute at most."""
+        if failure.outcome == "budget" and now >= self._budget_told.get(provider, -inf):
+            self._budget_told[provider] = now + max(60.0, failure.limited_for or 0.0)
+            self._observer.rate_limited(provider, failure)
+
+    # What is fetched ahead.
+
+    async def run(self) -> None:
+        """Keep at hand what is in use, until cancelled.
+
+        Today's table of the first source is fetched at the start; at midnight the new
+        day's, and that of the day before where it was in use; and each table in use
+        before its life ends. It is for sources with a budget: another costs nothing to
+        ask when it is wanted.
+        """
+        await trio.sleep(START_PAUSE)
+        today = self._utc_now().date()
+        self._fetch_ahead(self.sources[0], today)
+        tick = min(LONGEST_TICK, max(self.tables.life / TICKS, 0.01))
+        while True:
+            await trio.sleep(min(tick, self._to_midnight() + 0.001))
+            self.watch_clock()
+            self._fetch_ends(trio.current_time())
+            if (date_now := self._utc_now().date()) != today:
+                today = date_now
+                self._fetch_new_day(today)
+
+    def _to_midnight(self) -> float:
+        now = self._utc_now()
+        midnight = datetime.combine(now.date() + timedelta(days=1), time(), UTC)
+        return (midnight - now).total_seconds()
+
+    def _fetch_new_day(self, today: date) -> None:
+        ended = today - timedelta(days=1)
+        lately = trio.current_time() - self.tables.life
+        for source in self.sources:
+            used = self.tables.used_since(source.name, ended, lately)
+            if used or source is self.sources[0]:
+                self._fetch_ahead(source, today)
+            if used:
+                self._fetch_ahead(source, ended)
+
+    def _fetch_ends(self, now: float) -> None:
+        """One table a source at a time, so that many that came together do not go so."""
+        today = self._utc_now().date()
+        asked: set[str] = set()
+        for table in self.tables.due_ahead(today, now):
+            if table.provider in asked:
+                continue
+            asked.add(table.provider)
+            self.tables.postpone(table, now)
+            for source in self.sources:
+                # Those before it may be well again: their turn comes when this table ends.
+                ours = source.name == table.provider
+                if ours or not self.tables.has_live(source.name, table.day, today, now):
+                    self._fetch_ahead(source, table.day)
+                if ours:
+                    break
+
+    def _fetch_ahead(self, source: Source, day: date) -> None:
+        """Ask for a table that nobody waits for, if the source has calls to spare."""
+        name, now = source.name, trio.current_time()
+        if name not in self._allowances or self.tables.has_failed(name, day, now):
+            return
+        if self._limit(name, day, self._utc_now().date(), now, ahead=True) is None:
+            self._start(source, day)
+
+    # The clocks.
+
+    def watch_clock(self) -> None:
+        """Notice a wall clock that has jumped, and tell it."""
+        offset = self._read_clock_offset()
+        jump = offset - self._clock_offset
+        self._clock_offset = offset
+        if abs(jump) >= CLOCK_JUMP:
+            self.tables.clock_moved(jump, self._utc_now())
+            self._observer.clock_jumped(jump)
+
+    def _read_clock_offset(self) -> float:
+        return self._utc_now().timestamp() - trio.current_time()
+
+    def _compare_clocks(self, table: RateTable) -> None:
+        """Tell where our clock differs from a source's, once until that changes."""
+        if table.source_clock is None:
+            return
+        ahead = (table.fetched - table.source_clock).total_seconds()
+        told = self._clock_differences.get(table.provider, 0.0)
+        if abs(ahead - told) >= CLOCK_DIFFERENCE:
+            self._clock_differences[table.provider] = ahead
+            self._observer.clock_differs(table.provider, ahead)
+
 
 def _no_rate(
     currency: str, day: date, unaware: list[str], failures: list[tuple[str, SourceFailed]]
 ) -> NoRate:
     names = " or ".join(unaware)
-    recent_errors = ", ".join(f"{name} {failure}" for name, failure in failures)
+    reasons = ", ".join(f"{name} {failure}" for name, failure in failures)
     if not failures:
-        return NoRate("unknown-currency", f"currency '{currency}' is not known to {names}")
-    if unaware:
-        return NoRate(
-            "unavailable", f"currency '{currency}' is not known to {names}, and {recent_errors}"
-        )
-    return NoRate("unavailable", f"no rate for '{currency}' on {day}: {recent_errors}")
+        text = f"currency '{currency}' is not known to {names}"
+    elif unaware:
+        text = f"currency '{currency}' is not known to {names}, and {reasons}"
+    else:
+        text = f"no rate for '{currency}' on {day}: {reasons}"
+    # A source that quotes it in too few digits does not know better, today or tomorrow.
+    if all(failure.outcome == "coarse" for _, failure in failures):
+        return NoRate("unknown-currency", text)
+    return NoRate("unavailable", text)

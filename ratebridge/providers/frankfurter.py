@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 from msgspec import Raw
 
+from ..budget import Budget
 from ..errors import SourceFailed
 from ..rates import RateTable
 from ..setting import Setting, base_url
@@ -32,6 +33,8 @@ class Frankfurter:
     """One call a day-table, with a euro base."""
 
     name = "frankfurter"
+    # Two months of days at once, and then what keeps a month of days fresh: it has no quota.
+    budget: Budget | None = Budget(burst=62, every=10.0)
     quota = None
 
     def __init__(self, http: Http, url: str) -> None:
@@ -46,7 +49,8 @@ class Frankfurter:
         if any(row.base != "EUR" for row in rows):
             raise SourceFailed("bad-table", "answered with another base than the euro")
         quotes = [(row.quote, row.rate, row.day) for row in rows]
-        return make_table(self.name, day, now, [*quotes, ("EUR", _EURO_ROW, day)])
+        rows_with_euro = [*quotes, ("EUR", _EURO_ROW, day)]
+        return make_table(self.name, day, now, rows_with_euro, headers=answer.headers)
 
 
 PROVIDER: Final = Provider(

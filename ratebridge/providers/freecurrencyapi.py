@@ -11,23 +11,37 @@ import msgspec
 import trio
 from msgspec import Raw
 
+from ..budget import Budget
 from ..errors import SourceFailed
 from ..rates import RateTable
 from ..setting import Setting, base_url, key
-from .source import Answer, Http, Provider, Quota, make_table, read_body, read_count, retry_after
+from .source import (
+    Answer,
+    Http,
+    Provider,
+    Quota,
+    make_table,
+    read_body,
+    read_count,
+    read_members,
+    retry_after,
+)
 
 KEY: Final = Setting("FREECURRENCY_API_KEY", key, required=True)
 URL: Final = Setting("FREECURRENCY_API_URL", base_url, "https://api.freecurrencyapi.com/v1")
 
 LATE: Final = timedelta(hours=1)  # after midnight: how long yesterday's table may be missing
 
+_BASES: Final = ("EUR", "USD")  # the one asked for, and the one of plans that allow no other
+_NOTHING: Final = Raw(b"{}")
+
 
 class _Latest(msgspec.Struct):
-    data: dict[str, Raw]
+    data: Raw
 
 
 class _Historical(msgspec.Struct):
-    data: dict[date, dict[str, Raw]]
+    data: dict[date, Raw]
 
 
 class _Month(msgspec.Struct):
@@ -55,6 +69,8 @@ class FreeCurrencyApi:
     """
 
     name = "freecurrencyapi"
+    # Two months of days at once, and then its free plan: 5,000 calls a month are one per 9 minutes.
+    budget: Budget | None = Budget(burst=62, every=540.0)
 
     def __init__(self, http: Http, key: str, url: str) -> None:
         self._http = http
@@ -71,22 +87,32 @@ class FreeCurrencyApi:
 
     async def fetch(self, day: date, now: datetime) -> RateTable:
         """See `Source`. Today is `/latest`, any other day `/historical`."""
-        if day < now.date():
+        ended = day < now.date()
+        if ended:
             answer = await self._get("historical", {"date": day.isoformat()}, now)
             # Just after midnight it may not have yesterday yet; the latest is yesterday's last.
             midnight = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
             if answer.status != 422 or now - midnight > LATE:
                 days = read_body(_historical, answer).data
                 quoted_on = max((known for known in days if known <= day), default=day)
-                return self._table(day, now, days.get(quoted_on, {}), quoted_on)
+                return self._table(day, now, answer, days.get(quoted_on, _NOTHING), quoted_on)
         answer = await self._get("latest", {}, now)
-        return self._table(day, now, read_body(_latest, answer).data, day)
+        return self._table(day, now, answer, read_body(_latest, answer).data, day, latest=ended)
 
     def _table(
-        self, day: date, now: datetime, quotes: dict[str, Raw], quoted_on: date
+        self,
+        day: date,
+        now: datetime,
+        answer: Answer,
+        quotes: Raw,
+        quoted_on: date,
+        *,
+        latest: bool = False,
     ) -> RateTable:
-        rows = ((currency, raw, quoted_on) for currency, raw in quotes.items())
-        return make_table(self.name, day, now, rows)
+        rows = ((currency, raw, quoted_on) for currency, raw in read_members(quotes))
+        return make_table(
+            self.name, day, now, rows, headers=answer.headers, bases=_BASES, latest=latest
+        )
 
     async def check_key(self) -> str:
         """Ask `/status`, which is not counted: is the key good, and what has it left?"""

@@ -1,9 +1,13 @@
 """What every rate source is to the chain, and what they all do with a quote."""
 
+import json
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from datetime import date, datetime, timedelta
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
+from email.utils import parsedate_to_datetime
+from types import MappingProxyType
 from typing import Any, Final, Protocol, TypeVar
 
 import attrs
@@ -19,6 +23,14 @@ T = TypeVar("T")
 
 LONGEST_WAIT: Final = 86400  # s: longer than a day no header keeps us away
 
+MAX_ROWS: Final = 500  # three times what the largest source lists
+SOURCE_DECIMALS: Final = 5  # that every source gives, though JSON cuts their trailing zeros off
+
+_COARSEST: Final = 2000  # last digits in a quote: fewer, and one is worth more than 0.05 % of it
+_MAX_MEMBERS: Final = 64 * 1024  # bytes of an object of quotes; 500 of 34 digits take 23 KiB
+_CURRENCY: Final = re.compile(r"[A-Z]{3}", re.ASCII)
+_DATE_TEXT: Final = 40  # characters; an HTTP date has 29
+_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 _QUOTE_TEXT: Final = 80  # characters; 34 digits need no more, and a number bomb may not try
 _COUNT: Final = re.compile(r"-?\d{1,12}", re.ASCII)
 
@@ -52,7 +64,10 @@ class Quota:
 
 
 class Source(Protocol):
-    """A source of day-tables. `name` is what the settings call it."""
+    """A source of day-tables. `name` is what the settings call it.
+
+    One that asks a network has a `budget` too, of the type `Budget`; the chain keeps to it.
+    """
 
     @property
     def name(self) -> str: ...
@@ -122,29 +137,104 @@ def read_quote(raw: Raw) -> Decimal | None:
     return quote if is_quote(quote) else None
 
 
+def is_coarse(quote: Decimal) -> bool:
+    """Whether the last digit of a quote is worth more than 0.05 % of it.
+
+    A number in JSON has lost its trailing zeros: 1.1 may stand for 1.10000, so the
+    text alone does not say where the last digit is. Up to the fifth decimal, which
+    every source gives, zeros count as cut off; beyond it only what is written counts.
+    """
+    exponent = quote.as_tuple().exponent
+    assert isinstance(exponent, int), "the quote is finite"
+    return quote < Decimal(_COARSEST).scaleb(min(exponent, -SOURCE_DECIMALS))
+
+
+def read_members(raw: Raw) -> list[tuple[str, Raw]]:
+    """The members of a JSON object of numbers in their order, those of the same name too.
+
+    What is no number is an empty text. Raises `SourceFailed` when it is no object, or
+    too large for one.
+    """
+    if len(bytes(raw)) > _MAX_MEMBERS:
+        raise SourceFailed("bad-table", "answered with more than a table of rates")
+
+    def number(text: str) -> Raw:
+        return Raw(text.encode())
+
+    try:
+        pairs = json.loads(
+            bytes(raw), object_pairs_hook=tuple, parse_float=number, parse_int=number
+        )
+    except (ValueError, RecursionError):
+        pairs = None
+    if not isinstance(pairs, tuple):
+        raise SourceFailed("bad-body", "answered with something else than rates")
+    return [(name, value if isinstance(value, Raw) else Raw(b"")) for name, value in pairs]
+
+
 def make_table(
-    provider: str, day: date, fetched: datetime, rows: Iterable[tuple[str, Raw, date]]
+    provider: str,
+    day: date,
+    fetched: datetime,
+    rows: Iterable[tuple[str, Raw, date]],
+    *,
+    headers: Mapping[str, str] = _NO_HEADERS,
+    bases: Sequence[str] = ("EUR",),
+    latest: bool = False,
 ) -> RateTable:
     """A table of the good rows: (currency, quote as JSON, the day it is of).
 
     A bad quote, or one more than five days older than the day asked for (or
-    younger than it), is left out. Raises `SourceFailed` when EUR, or all else,
-    is not among the rest.
+    younger than it), is left out; one with too few digits is refused, see
+    `is_coarse`. What is no code of three capitals is no currency. `headers` are
+    those of the answer, for its date; `bases` what the table may be for one of;
+    `latest` as in `RateTable`. Raises `SourceFailed` when EUR, or all else, is not
+    among the rest, and for a table that contradicts itself: two different quotes
+    for one currency, or not 1 for its base.
     """
     oldest = day - timedelta(days=MAX_DAYS_BACK)
-    quotes = {
-        currency: Quote(units, quoted_on)
-        for currency, raw, quoted_on in rows
-        if oldest <= quoted_on <= day and (units := read_quote(raw)) is not None
-    }
+    seen: dict[str, Decimal | None] = {}
+    quotes: dict[str, Quote] = {}
+    refused: dict[str, SourceFailed] = {}
+    for number, (name, raw, quoted_on) in enumerate(rows):
+        if number >= MAX_ROWS:
+            raise SourceFailed("bad-table", f"has over {MAX_ROWS} rows for {day}")
+        if _CURRENCY.fullmatch(name) is None:
+            continue
+        currency = sys.intern(name)
+        units = read_quote(raw)
+        if seen.setdefault(currency, units) != units:
+            raise SourceFailed("bad-table", f"has two different quotes for {currency} on {day}")
+        if units is None or not oldest <= quoted_on <= day:
+            continue
+        if is_coarse(units):
+            refused[currency] = SourceFailed("coarse", f"gives it in too few digits ({units:f})")
+        elif currency not in quotes or quotes[currency].day < quoted_on:
+            quotes[currency] = Quote(units, quoted_on)
+    given = [quotes[base].units for base in bases if base in quotes]
+    if given and 1 not in given:
+        raise SourceFailed("bad-table", f"has no quote of 1 for its own base on {day}")
     if "EUR" not in quotes or len(quotes) < 2:
         raise SourceFailed("bad-table", f"has no usable table for {day}")
-    return RateTable(provider, day, quotes, fetched)
+    made = read_date(headers.get("date"))
+    age = timedelta(seconds=max(0, read_count(headers.get("age")) or 0))  # in a cache on the way
+    return RateTable(provider, day, quotes, fetched, refused, latest, made, made and made + age)
 
 
 def read_count(header: str | None) -> int | None:
     """A whole number from a header, None when there is none to be had."""
     return int(header) if header is not None and _COUNT.fullmatch(header) else None
+
+
+def read_date(header: str | None) -> datetime | None:
+    """The instant of a Date header (RFC 9110), None when there is none to be had."""
+    if header is None or len(header) > _DATE_TEXT:
+        return None
+    try:
+        instant = parsedate_to_datetime(header)
+        return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

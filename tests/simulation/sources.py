@@ -10,7 +10,10 @@ from typing import Final
 import attrs
 import trio
 
+from ratebridge.budget import Budget
 from ratebridge.errors import SourceFailed
+from ratebridge.fakes.frankfurter import FRANKFURTER
+from ratebridge.fakes.rates import quote as fake_quote
 from ratebridge.providers.source import Quota
 from ratebridge.rates import Quote, RateTable
 
@@ -49,6 +52,7 @@ class ScriptedSource:
     """A source whose mood changes. It keeps the tables that it gave, for the oracle."""
 
     quota: Quota | None = None
+    budget = Budget(burst=1000, every=1.0)
 
     def __init__(self, name: str, faults: Faults, chance: random.Random, trace: Trace) -> None:
         self.name = name
@@ -132,8 +136,13 @@ def _quotes(name: str, day: date, version: int) -> dict[str, Decimal]:
     euro = Decimal(1) if name == "plain" else Decimal(chance.randrange(800_000, 950_000)) / 10**6
     return {
         "EUR": euro,
-        **{code: Decimal(chance.randrange(10_000, 99_999_999)) / 10**5 for code in KNOWN},
+        **{code: _near(chance, fake_quote(FRANKFURTER, code, day)) * euro for code in KNOWN},
     }
+
+
+def _near(chance: random.Random, usual: str) -> Decimal:
+    """Within a third of the usual, so that it can be true."""
+    return Decimal(usual) * chance.randrange(700_000, 1_400_000) / 10**6
 
 
 def acceptable(

@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 import attrs
 
-KNOWN: Final = ("USD", "GBP", "CZK", "PLN", "HRK")  # by every source
+KNOWN: Final = ("USD", "GBP", "CZK", "PLN", "SEK")  # by every source
 UNKNOWN: Final = ("BTC", "ZWL", "XXX")  # by all of them
 
 AskKind = Literal["rate", "euro", "unknown", "bad"]
