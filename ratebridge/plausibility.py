@@ -76,7 +76,7 @@ def implausible(
         if expected is not None:
             wrong[currency] = SourceFailed(
                 "implausible",
-                f"gives it at an implausible {quoted:.6g} for one euro (expected: {expected:.4g})",
+                f"gives an implausible {quoted:.6g} (expected: {expected:.4g})",
             )
     all_one = len(units) > 1 and all(quoted == 1 for quoted in units.values())
     if all_one:

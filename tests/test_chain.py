@@ -179,9 +179,9 @@ async def test_an_implausible_quote_is_not_used_when_another_source_has_one(auto
         problem = await bench.ask("CZK", OTHER_DAY)
         assert problem.kind == "unavailable"
         assert problem.text == (
-            "no rate for 'CZK' on 2026-11-04: freecurrencyapi gives it at an implausible "
-            "0.0393 for one euro (expected: 24.69), frankfurter gives it at an implausible "
-            "0.0393 for one euro (expected: 24.69)"
+            "no rate for 'CZK' on 2026-11-04: "
+            "freecurrencyapi gives an implausible 0.0393 (expected: 24.69), "
+            "frankfurter gives an implausible 0.0393 (expected: 24.69)"
         )
         assert bench.notes.implausible == [
             ("freecurrencyapi", DAY, ["CZK"]),
