@@ -7,6 +7,8 @@ from typing import Final
 
 import attrs
 
+BURST: Final = 62  # two months of days at once
+MONTH: Final = 30 * 86400.0  # s
 TRY_EVERY: Final = 1.0  # s for another try; answers are dearer, and come back where there was none
 
 
@@ -20,6 +22,11 @@ class Budget:
     burst: int
     every: float
     reserve: int = 5
+
+    @classmethod
+    def of_month(cls, calls: int) -> "Budget":
+        """A budget of so many answers in a month."""
+        return cls(BURST, MONTH / calls)
 
 
 @attrs.define

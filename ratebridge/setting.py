@@ -128,6 +128,12 @@ def host_port(value: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def count(value: str) -> int:
+    if not re.fullmatch(r"\d{1,9}", value, re.ASCII) or int(value) == 0:
+        raise ValueError("a whole number above 0")
+    return int(value)
+
+
 def host_names(value: str) -> tuple[str, ...]:
     names = tuple(name.strip().lower() for name in value.split(","))
     if not all(re.fullmatch(r"[a-z0-9._-]+", name) for name in names):

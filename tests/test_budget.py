@@ -2,6 +2,7 @@
 
 from collections import Counter
 from datetime import date, timedelta
+from typing import Any
 
 import pytest
 import trio
@@ -14,9 +15,10 @@ from ratebridge.errors import NoRate
 from ratebridge.fakes.frankfurter import FRANKFURTER
 from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI
 from ratebridge.fakes.rates import Fault
-from ratebridge.providers.frankfurter import Frankfurter
-from ratebridge.providers.freecurrencyapi import FreeCurrencyApi
+from ratebridge.providers.registry import provider
+from ratebridge.settings import load_settings
 
+NO_HTTP: Any = None  # of a source that is never asked
 TODAY = START.date()
 DAYS = [date(2000, 1, 3) + timedelta(days=i) for i in range(9000)]
 
@@ -58,12 +60,14 @@ def test_what_was_not_answered_comes_back_but_not_the_try():
     assert allowance.wait(2.0, 0) == pytest.approx(998.0, rel=0.01)
 
 
-def test_a_budget_is_a_month_of_days_and_a_slow_refill():
-    for source, a_day in ((FreeCurrencyApi, 5000 / 31), (Frankfurter, 8640)):
-        budget = source.budget
-        assert budget is not None
-        assert budget.burst - budget.reserve > 31
-        assert 86400 / budget.every <= a_day + 1
+def test_the_budget_of_a_source_is_what_its_setting_says():
+    values = {"FREECURRENCY_API_KEY": "k", "FRANKFURTER_CALLS": "8640"}
+    settings = load_settings(values, need_feed=False)
+    for name, calls in (("freecurrencyapi", 5000), ("frankfurter", 8640)):
+        source: Any = provider(name).make(NO_HTTP, settings.sources)
+        budget: Budget = source.budget
+        assert budget.burst - budget.reserve > 31, "a month of days, and today's table, at once"
+        assert 30 * 86400 / budget.every == pytest.approx(calls)
 
 
 async def test_a_feed_that_asks_for_thousands_of_days_costs_no_more_than_the_budget(autojump_clock):

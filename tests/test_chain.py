@@ -942,7 +942,7 @@ async def test_a_failure_of_one_source_is_the_next_ones_turn(autojump_clock, row
 
 @pytest.mark.parametrize("fault", [HANG, DRIP], ids=["hang", "drip"])
 async def test_cancelled_fetches_under_contention_leave_the_pool_working(fault):
-    """Trap 15, with the real pool; `scripts/count_calls.py --cancelled 60000` is the long form."""
+    """Trap 15, with the real pool."""
     fake = FakeRates(key=KEY, per_minute=10**6)
     fake.disturb = down(FREECURRENCYAPI, fault=fault)
     async with trio.open_nursery() as nursery:
@@ -975,7 +975,7 @@ async def test_cancelled_fetches_under_contention_leave_the_pool_working(fault):
 async def test_the_key_is_in_no_log_at_debug_and_in_no_error(autojump_clock, caplog):
     caplog.set_level(0)
     log = io.StringIO()
-    configure_logs("debug", "json", log)
+    writer = configure_logs("debug", "json", log)
     wall = Wall()
     fake = FakeRates(wall, key=KEY)
     source = FreeCurrencyApi(make_client(fake), KEY, f"{URL}/v1")
@@ -1009,6 +1009,7 @@ async def test_the_key_is_in_no_log_at_debug_and_in_no_error(autojump_clock, cap
                 shown += f"{problem}{problem!r}"
         shown += f"{source!r}{chain!r}{chain.tables.tables()!r}"
         nursery.cancel_scope.cancel()
+    writer.close()
     events = {json.loads(line)["event"] for line in log.getvalue().splitlines()}
     assert {"rates.failed", "rates.limited", "internal_error"} <= events
     assert KEY not in shown + log.getvalue() + caplog.text

@@ -12,10 +12,13 @@ from msgspec import Raw
 from ..budget import Budget
 from ..errors import SourceFailed
 from ..rates import RateTable
-from ..setting import Setting, base_url
+from ..setting import Setting, base_url, count
 from .source import Http, Provider, make_table, read_body
 
+MONTH_OF_CALLS: Final = 250_000  # one in 10 s: it has no quota, and guards against abuse
+
 URL: Final = Setting("FRANKFURTER_URL", base_url, "https://api.frankfurter.dev/v2")
+CALLS: Final = Setting("FRANKFURTER_CALLS", count, MONTH_OF_CALLS, secret=False)
 
 
 class _Row(msgspec.Struct):
@@ -33,11 +36,10 @@ class Frankfurter:
     """One call a day-table, with a euro base."""
 
     name = "frankfurter"
-    # Two months of days at once, and then what keeps a month of days fresh: it has no quota.
-    budget: Budget | None = Budget(burst=62, every=10.0)
     quota = None
 
-    def __init__(self, http: Http, url: str) -> None:
+    def __init__(self, http: Http, url: str, calls: int = MONTH_OF_CALLS) -> None:
+        self.budget: Final = Budget.of_month(calls)
         self._http = http
         self._url = url
 
@@ -54,5 +56,7 @@ class Frankfurter:
 
 
 PROVIDER: Final = Provider(
-    Frankfurter.name, lambda http, values: Frankfurter(http, values[URL]), (URL,)
+    Frankfurter.name,
+    lambda http, values: Frankfurter(http, values[URL], values[CALLS]),
+    (URL, CALLS),
 )

@@ -14,7 +14,7 @@ from msgspec import Raw
 from ..budget import Budget
 from ..errors import SourceFailed
 from ..rates import RateTable
-from ..setting import Setting, base_url, key
+from ..setting import Setting, base_url, count, key
 from .source import (
     Answer,
     Http,
@@ -27,8 +27,11 @@ from .source import (
     retry_after,
 )
 
+MONTH_OF_CALLS: Final = 5000  # of the free plan
+
 KEY: Final = Setting("FREECURRENCY_API_KEY", key, required=True)
 URL: Final = Setting("FREECURRENCY_API_URL", base_url, "https://api.freecurrencyapi.com/v1")
+CALLS: Final = Setting("FREECURRENCY_API_CALLS", count, MONTH_OF_CALLS, secret=False)
 
 LATE: Final = timedelta(hours=1)  # after midnight: how long yesterday's table may be missing
 
@@ -69,10 +72,9 @@ class FreeCurrencyApi:
     """
 
     name = "freecurrencyapi"
-    # Two months of days at once, and then its free plan: 5,000 calls a month are one per 9 minutes.
-    budget: Budget | None = Budget(burst=62, every=540.0)
 
-    def __init__(self, http: Http, key: str, url: str) -> None:
+    def __init__(self, http: Http, key: str, url: str, calls: int = MONTH_OF_CALLS) -> None:
+        self.budget: Final = Budget.of_month(calls)
         self._http = http
         self._headers = {"apikey": key}
         self._url = url
@@ -195,8 +197,8 @@ def next_month(now: datetime) -> datetime:
 
 PROVIDER: Final = Provider(
     FreeCurrencyApi.name,
-    lambda http, values: FreeCurrencyApi(http, values[KEY], values[URL]),
-    (KEY, URL),
+    lambda http, values: FreeCurrencyApi(http, values[KEY], values[URL], values[CALLS]),
+    (KEY, URL, CALLS),
     hints={
         "refused-key": f"compare {KEY.name} with the one in the source's dashboard",
         "quota-month": "wait, take a larger plan, or put another source first in "
