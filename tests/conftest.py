@@ -2,7 +2,10 @@
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
+from support import virtual_clock
+from trio.testing import MockClock
 
 # Most machines have it not, and what a process leaves unwritten at its end depends on it.
 os.environ.pop("PYTHONUNBUFFERED", None)
@@ -12,3 +15,13 @@ settings.register_profile(
     "patient", parent=settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("patient")
+
+
+@pytest.fixture
+def mock_clock() -> MockClock:
+    return virtual_clock()
+
+
+@pytest.fixture
+def autojump_clock() -> MockClock:
+    return virtual_clock(autojump_threshold=0)

@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 import trio
+import trio.testing
 
 from ratebridge.bridge import Bridge
 from ratebridge.errors import LinkFailed
@@ -22,6 +23,21 @@ ADDRESS = Address("feed.example", 80, "/stream", secure=False)
 NOW = datetime(2021, 6, 1, 12, tzinfo=UTC)
 BEAT = b'{"type":"heartbeat"}'
 NO_CHAIN: Any = None  # of a bridge that is asked for euros only
+
+
+CLOCK_START = 2.0**20  # s; from 0 an instant and a duration would look alike
+
+
+def virtual_clock(**options: float) -> trio.testing.MockClock:
+    """A clock for `trio.run` that starts at `CLOCK_START`."""
+    clock = trio.testing.MockClock(**options)
+    clock.jump(CLOCK_START)
+    return clock
+
+
+def elapsed() -> float:
+    """Seconds since the start of the virtual clock."""
+    return trio.current_time() - CLOCK_START
 
 
 OURS = ("RATEBRIDGE_", "CURRENCY_ASSIGNMENT_", "FREECURRENCY_", "FRANKFURTER_", "VERIFY_SSL")

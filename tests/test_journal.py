@@ -7,6 +7,7 @@ import pytest
 import structlog
 import trio
 from structlog.testing import capture_logs
+from support import CLOCK_START
 
 from ratebridge.errors import LinkFailed, NoRate, Refused, SourceFailed
 from ratebridge.messages import Request, decode
@@ -108,7 +109,7 @@ async def test_heartbeats_are_counted_and_not_logged(journal, log, autojump_cloc
     await trio.sleep(1)
     journal.heartbeat_received(1.0)
     assert log == []
-    assert (journal.stats.heartbeats, journal.stats.heartbeat_at) == (1, 1.0)
+    assert (journal.stats.heartbeats, journal.stats.heartbeat_at) == (1, CLOCK_START + 1.0)
     assert list(journal.stats.heartbeat_gaps) == [1.0]
 
 
@@ -228,7 +229,7 @@ async def test_a_fetched_table_is_told(journal, log, autojump_clock):
         }
     ]
     assert journal.stats.fetches == {("bank", "ok"): 1}
-    assert journal.stats.sources["bank"].answered_at == 2.0
+    assert journal.stats.sources["bank"].answered_at == CLOCK_START + 2.0
 
 
 async def test_a_failed_fetch_is_told_until_the_source_answers_again(journal, log, autojump_clock):
@@ -268,7 +269,7 @@ async def test_a_source_limited_for_long_is_an_error_in_the_log_for_a_minute_a_w
             "seconds": seconds,
         }
     ]
-    assert journal.stats.sources["bank"].limited_until == (limited_for or 0.0)
+    assert journal.stats.sources["bank"].limited_until == CLOCK_START + (limited_for or 0.0)
 
 
 async def test_implausible_quotes_are_counted_and_told_by_the_first_of_them(journal, log):

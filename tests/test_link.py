@@ -7,7 +7,15 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from support import ADDRESS, Dialled, accept_and_listen, listen, open_to, server_frame, within
+from support import (
+    ADDRESS,
+    Dialled,
+    accept_and_listen,
+    listen,
+    open_to,
+    server_frame,
+    within,
+)
 from wsproto.events import AcceptConnection
 
 from ratebridge.errors import LinkFailed

@@ -7,7 +7,7 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from support import Recorder, within
+from support import Recorder, virtual_clock, within
 
 from ratebridge.link.framing import KeyPool, client_frames
 from ratebridge.link.stream import Write
@@ -241,4 +241,4 @@ def test_every_reply_leaves_once_or_is_undelivered_once_and_in_its_order(steps, 
             assert [int(number) for number, _ in recorder.lost] == lost
         assert left == sorted(left)
 
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    trio.run(main, clock=virtual_clock(autojump_threshold=0))
