@@ -42,10 +42,11 @@ def test_the_readme_tells_every_command():
     assert [name for name in commands if f"`ratebridge {name}" not in README] == []
 
 
-def test_the_metrics_of_the_readme_are_there():
+def test_the_metrics_of_the_readme_and_the_alerts_are_there():
     code = (ROOT / "ratebridge" / "operating" / "metrics.py").read_text(encoding="utf-8")
-    named = set(re.findall(r"ratebridge_([a-z_]+?)(?:_total)?[{[` ]", README))
-    assert len(named) > 3
+    alerts = (ROOT / "scripts" / "alerts.yml").read_text(encoding="utf-8")
+    named = set(re.findall(r"ratebridge_([a-z_]+?)(?:_total)?[{[` ]", README + alerts))
+    assert len(named) > 7
     assert [name for name in named if f'"{name}"' not in code] == []
 
 
