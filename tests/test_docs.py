@@ -10,6 +10,7 @@ from ratebridge.settings import rows
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+ALERTS = (ROOT / "scripts" / "alerts.yml").read_text(encoding="utf-8")
 NAMED = sorted(set(re.findall(r"`(test_\w+)::(test_\w+)`", (ROOT / "TASK.md").read_text("utf-8"))))
 
 
@@ -44,10 +45,16 @@ def test_the_readme_tells_every_command():
 
 def test_the_metrics_of_the_readme_and_the_alerts_are_there():
     code = (ROOT / "ratebridge" / "operating" / "metrics.py").read_text(encoding="utf-8")
-    alerts = (ROOT / "scripts" / "alerts.yml").read_text(encoding="utf-8")
-    named = set(re.findall(r"ratebridge_([a-z_]+?)(?:_total)?[{[` ]", README + alerts))
+    named = set(re.findall(r"ratebridge_([a-z_]+?)(?:_total)?[{[` ]", README + ALERTS))
     assert len(named) > 7
     assert [name for name in named if f'"{name}"' not in code] == []
+
+
+def test_the_alerts_of_the_readme_are_rules():
+    [table] = re.findall(r"\*\*Alerts worth having.*?\n\n\|.*?\n\n", README, re.DOTALL)
+    [_, _, *expressions] = re.findall(r"`(.+?)`", table)
+    assert len(expressions) > 5
+    assert [text for text in expressions if text not in ALERTS] == []
 
 
 def test_the_events_of_the_readme_are_there():
