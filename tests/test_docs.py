@@ -32,7 +32,7 @@ def test_the_readme_tells_every_setting():
 @pytest.mark.parametrize("name", ["compose.yaml", "kubernetes.yaml", "ratebridge.service"])
 def test_the_operators_files_name_settings_that_there_are(name):
     text = (ROOT / "scripts" / name).read_text(encoding="utf-8")
-    named = re.findall(r"\b(?:RATEBRIDGE|CURRENCY|FREECURRENCY|FRANKFURTER)_[A-Z_]+", text)
+    named = re.findall(r"\b(?:RATEBRIDGE|CURRENCY|FREECURRENCY|FRANKFURTER|ECB)_[A-Z_]+", text)
     assert named
     assert set(named) <= {row.name for row in rows()}
 
