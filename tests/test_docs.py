@@ -10,6 +10,7 @@ from ratebridge.settings import rows
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+ALERTS = (ROOT / "scripts" / "alerts.yml").read_text(encoding="utf-8")
 NAMED = sorted(set(re.findall(r"`(test_\w+)::(test_\w+)`", (ROOT / "TASK.md").read_text("utf-8"))))
 
 
@@ -31,7 +32,7 @@ def test_the_readme_tells_every_setting():
 @pytest.mark.parametrize("name", ["compose.yaml", "kubernetes.yaml", "ratebridge.service"])
 def test_the_operators_files_name_settings_that_there_are(name):
     text = (ROOT / "scripts" / name).read_text(encoding="utf-8")
-    named = re.findall(r"\b(?:RATEBRIDGE|CURRENCY|FREECURRENCY|FRANKFURTER)_[A-Z_]+", text)
+    named = re.findall(r"\b(?:RATEBRIDGE|CURRENCY|FREECURRENCY|FRANKFURTER|ECB)_[A-Z_]+", text)
     assert named
     assert set(named) <= {row.name for row in rows()}
 
@@ -42,11 +43,18 @@ def test_the_readme_tells_every_command():
     assert [name for name in commands if f"`ratebridge {name}" not in README] == []
 
 
-def test_the_metrics_of_the_readme_are_there():
+def test_the_metrics_of_the_readme_and_the_alerts_are_there():
     code = (ROOT / "ratebridge" / "operating" / "metrics.py").read_text(encoding="utf-8")
-    named = set(re.findall(r"ratebridge_([a-z_]+?)(?:_total)?[{[` ]", README))
-    assert len(named) > 3
+    named = set(re.findall(r"ratebridge_([a-z_]+?)(?:_total)?[{[` ]", README + ALERTS))
+    assert len(named) > 7
     assert [name for name in named if f'"{name}"' not in code] == []
+
+
+def test_the_alerts_of_the_readme_are_rules():
+    [table] = re.findall(r"\*\*Alerts worth having.*?\n\n\|.*?\n\n", README, re.DOTALL)
+    [_, _, *expressions] = re.findall(r"`(.+?)`", table)
+    assert len(expressions) > 5
+    assert [text for text in expressions if text not in ALERTS] == []
 
 
 def test_the_events_of_the_readme_are_there():
