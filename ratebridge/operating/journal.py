@@ -159,7 +159,6 @@ class Journal(Observer):
         self._say(
             "info",
             "rates.fetched",
-            table.provider,
             provider=table.provider,
             day=str(table.day),
             currencies=len(table.quotes),
