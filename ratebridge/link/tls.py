@@ -57,14 +57,15 @@ class TlsStream(trio.abc.Stream):
         self._feed(data)
         plain = bytearray()
         try:
-            while True:
-                plain += self._tls.read(READ_SIZE)
+            while chunk := self._tls.read(READ_SIZE):
+                plain += chunk
         except ssl.SSLWantReadError:
             return bytes(plain) or None
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-            return bytes(plain)  # an end is found again at the next call
+            pass  # as after an empty chunk: it has ended, with a goodbye or without
         except ssl.SSLError:
             raise trio.BrokenResourceError("a record of TLS that is none") from None
+        return bytes(plain)  # an end is found again at the next call
 
     def owed(self) -> bytes:
         """What TLS has to say to the peer of its own."""

@@ -142,6 +142,8 @@ class AuditFile:
 
 
 def _lock(fd: int) -> None:
+    if not stat.S_ISREG(os.fstat(fd).st_mode):  # a device or a pipe holds no chain to fork
+        return
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
