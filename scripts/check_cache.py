@@ -52,6 +52,7 @@ CURRENCIES: Final = {
     "USD": FREECURRENCYAPI,
     "TWD": FRANKFURTER,
 }  # and the source that it comes from
+NAMES: Final = {"freecurrencyapi.test", "frankfurter.test", "ecb.test"}
 LATENCY: Final = 0.1  # s that a source takes, so that the replicas meet while it is asked
 LIMIT: Final = 300.0  # s for all of it
 
@@ -80,6 +81,7 @@ http {{
     scgi_temp_path {folder}/temporary;
     upstream freecurrencyapi.test {{ server 127.0.0.1:{upstream}; }}
     upstream frankfurter.test {{ server 127.0.0.1:{upstream}; }}
+    upstream ecb.test {{ server 127.0.0.1:{upstream}; }}
     include {folder}/site.conf;
 }}
 """
@@ -87,7 +89,7 @@ http {{
 
 @attrs.frozen
 class Sources:
-    """Both sources: their port, the names that TLS was asked for, and the scope they live in."""
+    """All sources: their port, the names that TLS was asked for, and the scope they live in."""
 
     rates: FakeRates
     port: int
@@ -154,6 +156,7 @@ class Ask:
 
 
 HISTORICAL: Final = "/freecurrencyapi/v1/historical?date="
+ECB_FILES: Final = "/ecb/stats/eurofxref/eurofxref-hist"
 SMALL_PRINT: Final = (
     Ask(f"{HISTORICAL}2021-05-18", "wrong", 401, "MISS", quota=True),
     Ask(f"{HISTORICAL}2021-05-18", KEY, 200, "MISS", quota=True),  # the refusal was not held
@@ -163,6 +166,11 @@ SMALL_PRINT: Final = (
     Ask(f"{HISTORICAL}1998-12-31", KEY, 422, "MISS", quota=True),  # no error is held
     Ask("/freecurrencyapi/v1/status", KEY, 200, "BYPASS"),
     Ask("/freecurrencyapi/v1/status", "wrong", 401, "BYPASS"),  # so `check` tells a wrong key
+    Ask(f"{ECB_FILES}-90d.xml", "", 200, "MISS"),
+    Ask(f"{ECB_FILES}-90d.xml", "", 200, "HIT"),
+    Ask(f"{ECB_FILES}.zip", "", 200, "MISS"),
+    Ask(f"{ECB_FILES}.zip", "", 200, "HIT"),
+    Ask(f"{ECB_FILES}.csv", "", 404, "BYPASS"),
     Ask("/freecurrencyapi/v1/latest?apikey=x", KEY, 400, None),
     Ask("/elsewhere", KEY, 404, None),
 )
@@ -247,10 +255,9 @@ async def share(folder: Path) -> None:
         require(0 <= more <= REPLICAS, "the cache was not asked by all")
         keys = {call.key for call in sources.rates.calls if call.source == FREECURRENCYAPI}
         require(keys == {KEY}, "the key did not reach the source")
-        names = {"freecurrencyapi.test", "frankfurter.test"}
-        require(sources.names == names, f"TLS was asked for {sources.names}")
         await see_ages(folder, port)
         await see_small_print(port)
+        require(sources.names == NAMES, f"TLS was asked for {sources.names}")
         see_no_key(folder)
         nursery.cancel_scope.cancel()
 
@@ -295,11 +302,11 @@ def require(holds: bool, otherwise: str) -> None:
 async def serve_sources(
     folder: Path, *, task_status: trio.TaskStatus[Sources] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Both sources on one port, behind TLS; `folder`/ca.pem is the authority."""
+    """All sources on one port, behind TLS; `folder`/ca.pem is the authority."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(folder / "ca.pem"))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("freecurrencyapi.test", "frankfurter.test").configure_cert(context)
+    authority.issue_cert(*NAMES).configure_cert(context)
     names: set[str] = set()
 
     def note_name(_connection: object, name: str | None, _context: object) -> None:
@@ -358,6 +365,7 @@ async def serve_nginx(
         "/var/log/nginx/ratebridge.log ": f"{folder}/access.log ",
         "https://api.freecurrencyapi.com;": "https://freecurrencyapi.test;",
         "https://api.frankfurter.dev;": "https://frankfurter.test;",
+        "https://www.ecb.europa.eu;": "https://ecb.test;",
         "/etc/ssl/certs/ca-certificates.crt;": f"{folder}/ca.pem;",
         **PATIENT,
         **changes,

@@ -3,7 +3,8 @@
 import logging
 import ssl
 import threading
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import httpx
 import pytest
@@ -27,7 +28,7 @@ from ratebridge.fakes.rates import (
     memory_transport,
     serve_rates,
 )
-from ratebridge.providers.http import MAX_BODY, HttpClient
+from ratebridge.providers.http import MAX_BODY, MAX_HEAD, MAX_PIECES, HttpClient
 
 KEY = "fca_live_s3cr3t"
 HEADERS = {"apikey": KEY}
@@ -57,23 +58,6 @@ async def test_an_answer_has_status_headers_and_body():
     assert refused.status == 401
     first, second = fake.calls
     assert (first.params, first.key, second.key) == (DAY, KEY, None)
-
-
-async def test_a_connection_is_used_again(monkeypatch):
-    accepted = []
-    accept = trio.SocketListener.accept
-
-    async def count_and_accept(listener):
-        stream = await accept(listener)
-        accepted.append(stream)
-        return stream
-
-    monkeypatch.setattr(trio.SocketListener, "accept", count_and_accept)
-    fake = FakeRates()
-    async with open_server(fake) as (client, url):
-        for _ in range(3):
-            await client.get(url, DAY, HEADERS)
-    assert (fake.count(), len(accepted)) == (3, 1)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +110,65 @@ async def test_a_body_of_just_the_most_that_is_taken_is_taken():
         assert len((await client.get(url, DAY, HEADERS)).body) == MAX_BODY
         with pytest.raises(SourceFailed, match="over 1 MiB"):
             await client.get(url, DAY, HEADERS)
+
+
+# What comes, byte by byte.
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@asynccontextmanager
+async def open_raw_server(answer):
+    """A server that sends what `answer` makes of a path, and a client for it."""
+
+    async def serve(stream):
+        with suppress(trio.BrokenResourceError):
+            async for head in stream:
+                await stream.send_all(answer(head.split()[1]))
+
+    async with trio.open_nursery() as nursery:
+        [listener] = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+        client = HttpClient(lambda: TLS)
+        yield client, f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
+        await client.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_comes_behind_an_answer_answers_no_other_question():
+    def answer(path):
+        return b"".join(OK + b"Content-Length: 6\r\n\r\n" + body for body in (path, b"behind"))
+
+    async with open_raw_server(answer) as (client, url):
+        answers = [await client.get(f"{url}/{path}", {}) for path in ("first", "other")]
+    assert [answer.body for answer in answers] == [b"/first", b"/other"]
+
+
+def head_of(size):
+    """So many bytes of head, and no body."""
+    rest = b"Content-Length: 0\r\n\r\n"
+    return OK + b"a:".ljust(size - len(OK + rest) - 2, b"x") + b"\r\n" + rest
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        head_of(MAX_HEAD + 1),
+        b"HTTP/1.1 100 \r\n\r\n" * MAX_HEAD,
+        CHUNKED + b"1;" + b"x" * 2 * MAX_HEAD,
+        CHUNKED + b"2\r\n{}\r\n0\r\n" + b"a:\r\n" * MAX_HEAD,
+    ],
+    ids=["head", "interim heads", "length of a chunk", "trailer"],
+)
+async def test_what_is_no_body_is_bounded_wherever_it_stands(endless):
+    async with open_raw_server(lambda _path: endless) as (client, url):
+        with pytest.raises(SourceFailed, match="over 16 KiB of headers"):
+            await client.get(url, {})
+
+
+async def test_a_head_of_just_the_most_that_is_taken_is_taken():
+    async with open_raw_server(lambda _path: head_of(MAX_HEAD)) as (client, url):
+        assert (await client.get(url, {})).status == 200
 
 
 @pytest.mark.parametrize("fault", [HANG, DRIP], ids=["hang", "drip"])
@@ -201,11 +244,11 @@ def authority():
 
 
 @asynccontextmanager
-async def open_tls_server(authority, *names):
+async def open_tls_server(authority, *names, fake=None):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(*names).configure_cert(context)
     async with trio.open_nursery() as nursery:
-        port = await nursery.start(lambda **kw: serve_rates(FakeRates(), tls=context, **kw))
+        port = await nursery.start(lambda **kw: serve_rates(fake or FakeRates(), tls=context, **kw))
         yield port
         nursery.cancel_scope.cancel()
 
@@ -218,6 +261,18 @@ async def test_a_certificate_that_passes(authority):
         answer = await client.get(f"https://127.0.0.1:{port}/v1/latest", {}, HEADERS)
         await client.aclose()
     assert answer.status == 200
+
+
+async def test_the_bounds_hold_behind_tls_too(authority):
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    fake = FakeRates()
+    fake.disturb = lambda _call: Fault(headers={"a": "x" * MAX_HEAD})
+    async with open_tls_server(authority, "127.0.0.1", fake=fake) as port:
+        client = HttpClient(lambda: trusting)
+        with pytest.raises(SourceFailed, match="over 16 KiB of headers"):
+            await client.get(f"https://127.0.0.1:{port}/v1/latest", {}, HEADERS)
+        await client.aclose()
 
 
 async def test_a_certificate_that_nobody_knows(authority):
@@ -329,21 +384,62 @@ async def test_what_is_said_of_ourselves_and_what_is_asked_for():
     assert seen["user-agent"].startswith("ratebridge/")
 
 
-async def test_a_long_body_is_read_no_further_than_the_cap():
-    class Long(httpx.AsyncByteStream):
+@pytest.mark.parametrize(
+    ("size", "most", "text"),
+    [(65536, MAX_BODY, "over 1 MiB"), (1, MAX_PIECES, "over 4096 pieces")],
+    ids=["long", "in single bytes"],
+)
+async def test_a_body_is_read_no_further_than_its_bounds(size, most, text):
+    class Endless(httpx.AsyncByteStream):
         sent = 0
 
         async def __aiter__(self):
             while self.sent < 20 * MAX_BODY:
                 await trio.lowlevel.checkpoint()
-                self.sent += 65536
-                yield bytes(65536)
+                self.sent += size
+                yield bytes(size)
 
-    body = Long()
+    body = Endless()
     transport = httpx.MockTransport(lambda _request: httpx.Response(200, stream=body))
-    with pytest.raises(SourceFailed, match="over 1 MiB"):
+    with pytest.raises(SourceFailed, match=text):
         await HttpClient(lambda: TLS, transport).get("http://rates.test/v1/latest", {})
-    assert body.sent <= MAX_BODY + 2 * 65536
+    assert body.sent <= most + 2 * size
+
+
+async def test_each_piece_of_a_body_lets_the_other_tasks_run():
+    class AtHand(httpx.AsyncByteStream):
+        async def __aiter__(self):
+            for _ in range(MAX_PIECES):
+                yield b" "
+
+    turns = 0
+
+    async def count():
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    transport = httpx.MockTransport(lambda _request: httpx.Response(200, stream=AtHand()))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count)
+        answer = await HttpClient(lambda: TLS, transport).get("http://rates.test/v1/latest", {})
+        nursery.cancel_scope.cancel()
+    assert len(answer.body) == MAX_PIECES
+    assert turns >= MAX_PIECES - 1
+
+
+async def test_no_cookie_is_kept():
+    seen = []
+
+    def answer(request):
+        seen.append(request.headers.get("cookie"))
+        return httpx.Response(200, headers={"Set-Cookie": "a=b"}, stream=httpx.ByteStream(b""))
+
+    client = HttpClient(lambda: TLS, httpx.MockTransport(answer))
+    for _ in range(2):
+        await client.get("http://rates.test/v1/latest", {})
+    assert seen == [None, None]
 
 
 async def test_a_network_timeout_of_the_system_is_no_more_than_unreachable():

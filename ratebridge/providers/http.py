@@ -4,19 +4,27 @@ httpx is imported, and the certificates are read, when a source is first asked,
 off the event loop: that takes as long as all the rest of the start, and the feed
 need not wait for it.
 
+Each request has a connection of its own. A source may send more than it was asked
+for, and on a connection that is kept that would be the answer to the next
+question; tables are so few that a handshake for each costs nothing. Nor is any
+cookie kept. What comes is bounded in bytes and in pieces, and each piece lets the
+other tasks run, as parsing takes its time by the piece.
+
 A request has no time limit here: httpx has none for the whole of it, so the
-caller puts a cancel scope around it. Nor does the client's pool ever queue; the
-chain lets fewer requests go at a time than the pool has connections. A request
-that breaks off is not sent again here either: the chain does so.
+caller puts a cancel scope around it. Nor is a request that breaks off sent again:
+the chain does so. It lets few requests go at a time, so that the client's pool of
+100 never queues; a cancelled one that does leaks its slot.
 """
 
 import logging
 import os
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
+import attrs
 import trio
 
 from .. import __version__
@@ -27,7 +35,8 @@ if TYPE_CHECKING:
     import httpx
 
 MAX_BODY: Final = 1024 * 1024  # bytes; a table has some 15 KiB, the ECB's whole history 650
-POOL: Final = 10  # more than the fetches at a time, or cancelled ones leak its slots
+MAX_PIECES: Final = 4096  # of a body: it may be whole in segments of 536 bytes and chunks of 512
+MAX_HEAD: Final = 16 * 1024  # bytes, h11's own limit; sources send 1 or 2 KiB
 
 _PROXIES: Final = frozenset({"http_proxy", "https_proxy", "all_proxy"})
 
@@ -37,7 +46,7 @@ logging.getLogger("httpcore").setLevel(logging.CRITICAL)
 
 
 class HttpClient:
-    """A pool of connections for all the sources.
+    """The client for all the sources.
 
     `make_tls` makes the context for TLS. The proxies of the environment are used, as
     by other programs. Where it names one, the client is made at once: raises
@@ -57,6 +66,8 @@ class HttpClient:
         self._client = self._make() if proxied or transport is not None else None
 
     def _make(self) -> "httpx.AsyncClient":
+        from http.cookiejar import CookieJar, DefaultCookiePolicy
+
         import httpx
 
         try:
@@ -64,10 +75,11 @@ class HttpClient:
                 verify=self._make_tls(),
                 transport=self._transport,
                 timeout=None,  # noqa: S113 - the caller has a deadline for the whole of it
-                limits=httpx.Limits(max_connections=POOL, max_keepalive_connections=POOL),
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
                 headers={
                     "Accept": "application/json",
                     "Accept-Encoding": "identity",
+                    "Connection": "close",
                     "User-Agent": f"ratebridge/{__version__}",
                 },
             )
@@ -108,22 +120,63 @@ class HttpClient:
         params: Mapping[str, str],
         headers: Mapping[str, str] | None,
     ) -> Answer:
-        async with client.stream("GET", url, params=params, headers=headers) as response:
+        head = _Head()
+        hook = {"trace": head.trace}
+        async with client.stream(
+            "GET", url, params=params, headers=headers, extensions=hook
+        ) as response:
             if response.is_redirect:
                 raise SourceFailed("redirect", "answered with a redirect, which is not followed")
             if response.headers.get("content-encoding", "identity").lower() != "identity":
                 raise SourceFailed("bad-body", "answered with a compressed body")
             body = bytearray()
+            pieces = 0
+            head.left = MAX_HEAD
             # Left in any other way than by an error of their own, the generators of httpx
             # would wait for the garbage collector.
             with trio.CancelScope() as reading:
-                async for chunk in response.aiter_raw():
-                    body += chunk
-                    if len(body) > MAX_BODY:
+                async for piece in response.aiter_raw():
+                    body += piece
+                    pieces += 1
+                    head.left = MAX_HEAD
+                    if len(body) > MAX_BODY or pieces > MAX_PIECES:
                         reading.cancel()
+                    await trio.lowlevel.cancel_shielded_checkpoint()
             if len(body) > MAX_BODY:
                 raise SourceFailed("bad-body", "answered with over 1 MiB")
-            return Answer(response.status_code, dict(response.headers), bytes(body))
+            if pieces > MAX_PIECES:
+                raise SourceFailed("bad-body", f"answered in over {MAX_PIECES} pieces")
+            # A dict of the headers themselves would look each name up among all of them.
+            return Answer(response.status_code, dict(response.headers.items()), bytes(body))
+
+
+@attrs.define(eq=False)
+class _Head:
+    """Bounds what comes of a response without any of the body in it.
+
+    That is its head, those of interim responses before it, the lengths of chunks, and
+    the trailer; `left` are the bytes that may still come before the next of the body.
+    """
+
+    left: int = MAX_HEAD
+
+    async def trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Httpcore's hook: let what is read of a new connection go through here."""
+        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            stream = info["return_value"]
+            stream.read = partial(self._read, stream.read)
+
+    async def _read(
+        self,
+        read: Callable[[int, float | None], Awaitable[bytes]],
+        max_bytes: int,
+        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's
+    ) -> bytes:
+        if not self.left:
+            raise SourceFailed("bad-body", "answered with over 16 KiB of headers")
+        data = await read(min(max_bytes, self.left), timeout)
+        self.left -= len(data)
+        return data
 
 
 def _explain(error: Exception) -> str:
