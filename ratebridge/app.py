@@ -110,7 +110,7 @@ async def serve(
     stop: trio.Event | None = None,
     dependencies: Dependencies | None = None,
 ) -> None:
-    """Run the service until `stop` is set and what was in fetch is answered, or cannot be.
+    """Run the service until `stop` is set and what was in flight is answered, or cannot be.
 
     Without a `stop` it runs until cancelled. It logs by structlog, however that
     is configured. Raises `CannotStart`, or `BadSettings`, before anything has begun.

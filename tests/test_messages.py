@@ -1,4 +1,4 @@
-"""Frames in and out: the table of bad_messages ones, and properties over generated ones."""
+"""Frames in and out: the table of bad messages, and properties over generated ones."""
 
 import itertools
 import json

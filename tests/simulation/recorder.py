@@ -148,7 +148,7 @@ class Recorder(Journal):
         elif attempt.wire is not None and any(write.ended is None for write in attempt.wire.writes):
             state = "writing"
         elif waiting:
-            state = "in fetch"
+            state = "in flight"
         else:
             state = "replies queued" if outbox else "idle"
         trace.fault(f"stop while {state}")
