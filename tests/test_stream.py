@@ -3,12 +3,14 @@
 import ssl
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
 import trustme
 from support import listen, within
 
+from ratebridge.errors import LinkFailed
 from ratebridge.fakes.feed import FeedPeer, serve_feed
 from ratebridge.link.address import Address
 from ratebridge.link.dial import network_dial
@@ -80,3 +82,16 @@ async def test_what_the_system_takes_in_part_is_finished_before_anything_else_is
             nursery.cancel_scope.cancel()
 
     await on_a_socket(test, secure=secure)
+
+
+async def test_a_bad_record_ends_the_link_whichever_side_meets_it_first():
+    """TLS that has failed seals nothing more: a heartbeat that is put then is no crash."""
+
+    async def test(link: Link, peers: list[FeedPeer], _ready: trio.Event) -> None:
+        stream: Any = peers[0].stream
+        await stream.transport_stream.socket.send(b"\x17\x03\x03\x00\x05never")
+        with pytest.raises(LinkFailed, match="reset"):
+            await link.receive(lambda _texts: None)
+        link.put([b"too late"])
+
+    await on_a_socket(test, secure=True)

@@ -103,7 +103,12 @@ class LinkStream(trio.abc.Stream):
         Errors are left for `write_queued` to meet. Nothing follows a close.
         """
         if self._tls is not None and not self.sent_close:
-            data, texts = self._tls.seal(data), ()  # where a record ends is not known
+            try:
+                data, texts = self._tls.seal(data), ()  # where a record ends is not known
+            except trio.BrokenResourceError:
+                self._broken = True
+                self._queue_lot.unpark_all()
+                return Write(data)
         return self._put_sealed(data, texts, on_whole)
 
     def _put_sealed(
@@ -131,6 +136,8 @@ class LinkStream(trio.abc.Stream):
                     if write.on_whole is not None:
                         write.on_whole()
                 self._queue_lot.unpark_all()
+                if self._broken:
+                    return
                 await self._queue_lot.park()
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             self._broken = True

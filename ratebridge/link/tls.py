@@ -44,8 +44,14 @@ class TlsStream(trio.abc.Stream):
         return self._tls.getpeercert()
 
     def seal(self, data: bytes) -> bytes:
-        """The records that carry the data; they have to be written in the order of the calls."""
-        self._tls.write(data)
+        """The records that carry the data; they have to be written in the order of the calls.
+
+        Raises `trio.BrokenResourceError` once TLS has failed.
+        """
+        try:
+            self._tls.write(data)
+        except ssl.SSLError:
+            raise trio.BrokenResourceError("TLS has failed") from None
         return self.owed()
 
     def unseal(self, data: bytes | bytearray) -> bytes | None:
