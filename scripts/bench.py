@@ -2,6 +2,7 @@
 
     uv run --group bench scripts/bench.py            some 15 minutes
     uv run --group bench scripts/bench.py --quick    under 2 minutes
+    uv run --group bench scripts/bench.py --tls      over TLS, beside the fastest peer
 
 Starts a feed in this process, a rates server that stands in for
 freecurrencyapi, and in turn, round by round, each client in a process of its
@@ -18,6 +19,7 @@ import json
 import os
 import platform
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -31,6 +33,7 @@ from statistics import median
 from typing import Any
 
 import attrs
+import trustme
 from bench_feed import Asked, Feed, Rates, make_requests, serve_rates
 from bench_peers import PEERS
 from bench_plot import plot
@@ -102,11 +105,12 @@ class Client:
 class Bench:
     """The feed, the rates, and how to start a client of theirs."""
 
-    def __init__(self, out: Path, also: dict[str, str]) -> None:
+    def __init__(self, out: Path, also: dict[str, str], *, tls: bool = False) -> None:
         self.out = out
         self.also = also
         self.rates = Rates()
-        self.feed = Feed()
+        self._scheme = "wss" if tls else "ws"
+        self.feed = Feed(_server_tls() if tls else None)
         self.requests = make_requests(self.rates, DAYS)
         self._rates_port = serve_rates(self.rates)
         self._tables = out / "tables.json"
@@ -126,7 +130,7 @@ class Bench:
         self, name: str, requests: list[Asked] | None = None, **settings: str
     ) -> Iterator[Client]:
         """A client that is connected and has beaten once; `settings` are the service's."""
-        uri = f"ws://127.0.0.1:{self.feed.port}/"
+        uri = f"{self._scheme}://127.0.0.1:{self.feed.port}/"
         environment = {
             key: value
             for key, value in os.environ.items()
@@ -143,6 +147,7 @@ class Bench:
             command = [sys.executable, "-m", SERVICE]
             environment |= {
                 "CURRENCY_ASSIGNMENT_WS_URI": uri,
+                "VERIFY_SSL": "false",
                 "FREECURRENCY_API_KEY": "none",
                 "FREECURRENCY_API_URL": f"http://127.0.0.1:{self._rates_port}/v1",
                 "FRANKFURTER_URL": f"http://127.0.0.1:{self._rates_port}/v2",
@@ -265,6 +270,12 @@ class Bench:
         return found
 
 
+def _server_tls() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
 def _codes(count: int) -> list[str]:
     letters = [chr(65 + i) for i in range(26)]
     return ["EUR", *(f"X{a}{b}" for a in letters for b in letters)][:count]
@@ -287,7 +298,9 @@ ROWS = (
     ("rate_1", "requests/s, 1 outstanding", 1.0, "{:,.0f}"),
     ("rate_64", "requests/s, 64 outstanding", 1.0, "{:,.0f}"),
     ("rate_1024", "requests/s, 1,024 outstanding", 1.0, "{:,.0f}"),
+    ("cpu_1", "CPU µs a request, 1 outstanding", 1e6, "{:,.1f}"),
     ("cpu_64", "CPU µs a request, 64 outstanding", 1e6, "{:,.1f}"),
+    ("cpu_1024", "CPU µs a request, 1,024 outstanding", 1e6, "{:,.1f}"),
     ("cpu_paced", "CPU µs a request, 50 a second, heartbeats and all", 1e6, "{:,.0f}"),
     ("warm_p50", "round trip ms, 50 a second, p50", 1e3, "{:.2f}"),
     ("warm_p99", "round trip ms, 50 a second, p99", 1e3, "{:.2f}"),
@@ -418,7 +431,10 @@ def main() -> None:
         metavar="NAME=FOLDER",
         help="another copy of the package, by the folder it is in: before and after a change",
     )
+    parser.add_argument("--tls", action="store_true", help="over TLS, beside picows alone")
     options = parser.parse_args()
+    if options.tls:
+        options.peers = "picows"
     plan = QUICK if options.quick else FULL
     if options.rounds:
         plan = attrs.evolve(plan, rounds=options.rounds)
@@ -429,7 +445,8 @@ def main() -> None:
     results: dict[str, Any] = {"machine": machine(), "plan": attrs.asdict(plan)}
     print(json.dumps(results["machine"]))
 
-    bench = Bench(out, {name: str(Path(path).resolve()) for name, path in also.items()})
+    folders = {name: str(Path(path).resolve()) for name, path in also.items()}
+    bench = Bench(out, folders, tls=options.tls)
     names = [SERVICE, *also, *(name for name in options.peers.split(",") if name)]
     for name in names:
         bench.prepare(name)

@@ -11,6 +11,7 @@ import json
 import random
 import select
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -168,7 +169,8 @@ class Load(Generic[T]):
 class Feed:
     """Listens, and is one connection's server at a time. Every call may raise `OSError`."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.settimeout(PATIENCE)
         self.port: int = self._listener.getsockname()[1]
@@ -192,6 +194,8 @@ class Feed:
         self._out = b""
         self._link, _ = self._listener.accept()
         self._link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._tls is not None:
+            self._link = self._tls.wrap_socket(self._link, server_side=True)
         head = b""
         while b"\r\n\r\n" not in head:
             head += self._link.recv(4096)
@@ -316,14 +320,22 @@ class Feed:
         # Poll counts in milliseconds: the last one is spent in turns without waiting.
         for _, what in self._poll.poll(int(wait * 1000)):
             if what & ~select.POLLOUT:
-                came = self._link.recv(1 << 20)
-                if not came:
-                    raise ConnectionResetError("the client has left")
-                self._came += came
+                self._came += self._read()
+
+    def _read(self) -> bytes:
+        """What has come: all of it, also over TLS, which gives a record at a time."""
+        came = b""
+        with suppress(ssl.SSLWantReadError):
+            came = self._link.recv(1 << 20)
+            if not came:
+                raise ConnectionResetError("the client has left")
+            while isinstance(self._link, ssl.SSLSocket) and self._link.pending():
+                came += self._link.recv(1 << 20)
+        return came
 
     def _write(self) -> None:
         if self._out:
-            with suppress(BlockingIOError):
+            with suppress(BlockingIOError, ssl.SSLWantWriteError):
                 self._out = self._out[self._link.send(self._out) :]
 
     def _ask(self, count: int) -> None:
