@@ -7,6 +7,7 @@ link is up by then.
 
 from collections.abc import Callable
 from datetime import date, datetime
+from decimal import Decimal
 from typing import Final
 
 import msgspec
@@ -55,6 +56,7 @@ class Bridge:
         self._waiting_bytes = 0
         self.stopping = False  # set: new requests are refused
         self._settled = trio.Event()
+        self._made: list[tuple[Request, Decimal, Rate | None, datetime, float]] = []
 
     def moment(self) -> Moment:
         """Now. One for all the frames that were read together: it takes 2 µs."""
@@ -64,7 +66,8 @@ class Bridge:
     def answer(self, frame: bytes, moment: Moment) -> Heartbeat | Reply | None:
         """Take one text frame, which came at `moment`.
 
-        None when there is no answer, or it comes later.
+        None when there is no answer, or it comes later. `report` has to follow when
+        the replies have been handed on.
         """
         try:
             message = decode(frame)
@@ -79,6 +82,12 @@ class Bridge:
             return self._answer_now(message, moment)
         except NoRate as problem:
             return self._refuse(message.id, problem, moment.mono)
+
+    def report(self) -> None:
+        """Tell the observer of the conversions made: the peer need not wait for that."""
+        made, self._made = self._made, []
+        for conversion in made:
+            self._observer.converted(*conversion)
 
     def _answer_now(self, request: Request, moment: Moment) -> Reply | None:
         """The reply, or None when a task was started that waits for the rate. Raises `NoRate`."""
@@ -115,6 +124,7 @@ class Bridge:
             crash = NoRate("internal-error", "an internal error, see the service's log")
             reply = self._refuse(request.id, crash, came)
         self._deliver(reply)
+        self.report()
         self.waiting -= 1
         self._waiting_bytes -= len(request.reply)
         if not self.waiting:
@@ -133,7 +143,7 @@ class Bridge:
             euro = to_euro(request.stake, rate.units, rate.euro)
         frame = encode_reply(request, plain(euro), at.wire)
         now = trio.current_time()
-        self._observer.converted(request, euro, rate, at.utc, now - came)
+        self._made.append((request, euro, rate, at.utc, now - came))
         return Reply(request.id, frame, now)
 
     def _refuse(self, message_id: bytes, problem: Refused | NoRate, came: float) -> Reply:

@@ -65,6 +65,7 @@ class Outbox:
     def attach(self, put: Put) -> None:
         """A link is there, which sends by `put` (see `Link`)."""
         self._put = put
+        self._expire()
         self._fill()
 
     def lose_link(self) -> None:
@@ -95,17 +96,16 @@ class Outbox:
     def _fill(self) -> None:
         """Give the link what it takes."""
         while self._put is not None and self._write is None and self._replies:
-            self._expire()
             frames = self._batch()
             self._writing = len(frames)
-            if self._writing:
-                self._write = self._put(frames, self._on_whole)
-                if self._write is None:
-                    self._remove(self._writing)
+            self._write = self._put(frames, self._on_whole)
+            if self._write is None:
+                self._remove(self._writing)
 
     def _on_whole(self) -> None:
         self._write = None
         self._remove(self._writing)
+        self._expire()
         self._fill()
 
     def _remove(self, count: int) -> None:

@@ -117,6 +117,7 @@ class Session:
                     replies.append(answer)
         finally:
             self._outbox.add(*replies)
+            self._bridge.report()
 
     def _hear_heartbeat(self) -> None:
         now = trio.current_time()

@@ -60,7 +60,9 @@ class Desk:
     nursery: trio.Nursery
 
     def ask(self, *wish, **more):
-        return self.bridge.answer(request_text(*wish, **more).encode(), self.bridge.moment())
+        reply = self.bridge.answer(request_text(*wish, **more).encode(), self.bridge.moment())
+        self.bridge.report()
+        return reply
 
 
 @asynccontextmanager

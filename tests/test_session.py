@@ -1,6 +1,6 @@
 """One connection: the heartbeat of heartbeats, the watchdog, the replies, the stop."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from math import inf
@@ -13,6 +13,8 @@ import trio
 from support import (
     ADDRESS,
     BEAT,
+    NO_CHAIN,
+    NOW,
     Dialled,
     Recorder,
     accept_and_beat,
@@ -25,10 +27,11 @@ from support import (
     within,
 )
 
-from ratebridge.bridge import Moment
+from ratebridge.bridge import Bridge, Moment
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script
 from ratebridge.link.link import open_link
 from ratebridge.messages import Heartbeat
+from ratebridge.observer import Observer
 from ratebridge.outbox import Outbox, Reply
 from ratebridge.session import HeartbeatSettings, Session, SessionEnd
 
@@ -503,6 +506,26 @@ async def test_requests_that_came_with_the_end_are_answered_into_the_outbox(auto
         assert life.end.cause.code == 1000
         written = len(life.replies)
         assert written + len(life.outbox) == 5
+
+
+async def test_a_reply_is_handed_to_the_link_before_its_conversion_is_reported(autojump_clock):
+    order: list[str] = []
+
+    class Ordered(Observer):
+        def converted(self, *_: object) -> None:
+            order.append("reported")
+
+    def put(texts: Sequence[bytes], _on_whole: Callable[[], None]) -> None:
+        order.extend("handed on" for _ in texts)
+
+    async with trio.open_nursery() as nursery:
+        outbox = Outbox(Recorder())
+        outbox.attach(put)
+        bridge = Bridge(NO_CHAIN, nursery, outbox.add, utc_now=lambda: NOW, observer=Ordered())
+        link: Any = None
+        session = Session(link, bridge, outbox, HeartbeatSettings(), Recorder())
+        session._answer([ask(1).encode(), ask(2).encode()])
+    assert order == ["handed on", "handed on", "reported", "reported"]
 
 
 async def test_a_bug_in_the_bridge_surfaces_and_costs_no_reply_of_the_same_batch(autojump_clock):
