@@ -272,8 +272,13 @@ async def test_a_source_is_as_its_last_fetch_ended(nursery, autojump_clock):
     assert (source()["fetched_ago"], source()["answered_ago"]) == (0.0, 180.0)
     journal.rate_limited("shop", SourceFailed("quota-month", "has no calls left", limited_for=60.0))
     assert (source()["state"], source()["limited_for"]) == ("rate-limited", 60.0)
+    assert source()["failure"] == "has no calls left"
     await trio.sleep(60)
     assert (source()["state"], source()["limited_for"]) == ("incomplete", None)
+    assert source()["failure"] == "has no rates for today"
+    assert source()["implausible"] == 0
+    journal.implausible_quotes("shop", DAY, {"USD": SourceFailed("implausible", "gives it at 9")})
+    assert source()["implausible"] == 1
 
 
 async def test_a_source_that_never_had_a_day_has_failed(nursery, autojump_clock):
