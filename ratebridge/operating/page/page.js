@@ -281,7 +281,7 @@ function drawRhythm({ gaps, timeout, age, received, median, longest }) {
   ], height);
   const last = known(age) ? `the last ${duration(age)} ago` : "none on the present connection";
   const spread = received
-    ? `, ${median.toFixed(2)} s apart in the median, ${longest.toFixed(2)} s at the longest` : "";
+    ? `; median gap ${median.toFixed(2)} s, longest ${longest.toFixed(2)} s` : "";
   const words = `${whole.format(received)} received, ${last}${spread}.`;
   say("rhythm", words);
   describe("rhythm-plot", `Seconds between the last ${gaps.length} heartbeats: ${words}`);
@@ -298,7 +298,7 @@ function showConnection({ connection, now }) {
     rows.push(["Next attempt", retry_in > 0 ? `in ${duration(retry_in)}` : "under way"]);
   }
   rows.push(["Opened", times(opened), lost ? `${whole.format(lost)} losses and failed attempts` : "never lost"]);
-  if (last_ended) rows.push(["Last ended", last_ended]);
+  if (last_ended) rows.push(["Last failure", last_ended]);
   facts("connection", rows);
 }
 
