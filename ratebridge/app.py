@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 import attrs
 import trio
 
+from . import __version__
 from .backoff import Backoff
 from .bridge import Bridge
 from .errors import BadSettings
@@ -143,6 +144,7 @@ async def serve(
         journal.warn("settings.unknown", name=name)
     journal.note(
         "service.started",
+        version=__version__,
         feed=feed.authority,
         sources=list(settings.providers),
         **journal.audit_head(),

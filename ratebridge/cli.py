@@ -100,8 +100,8 @@ def command_line() -> argparse.ArgumentParser:
         ("ratebridge demo", "a score of conversions, then a summary"),
         ("ratebridge demo --forever --rate 50", "until Ctrl-C, fifty requests a second"),
     )
-    demo.add_argument("--count", type=_COUNT, default=20, help="requests (default: 20)")
-    demo.add_argument("--rate", type=_RATE, default=5.0, help="a second (default: 5)")
+    demo.add_argument("--count", type=_COUNT, default=20, help="how many requests (default: 20)")
+    demo.add_argument("--rate", type=_RATE, default=5.0, help="requests a second (default: 5)")
     demo.add_argument("--forever", action="store_true", help="run on until stopped")
 
     mock = _add(
@@ -118,12 +118,19 @@ def command_line() -> argparse.ArgumentParser:
         "--rates-port",
         type=_PORT,
         metavar="PORT",
-        help="stand-ins for the rate sources too; their URLs are told",
+        help="play the rate sources too, on this port; their URLs are logged",
     )
     mock.add_argument("--rate", type=_RATE, default=5.0, help="requests a second (default: 5)")
-    mock.add_argument("--replay", type=Path, metavar="FILE", help="a file of JSON lines")
+    mock.add_argument(
+        "--replay",
+        type=Path,
+        metavar="FILE",
+        help="send the messages of this file, a JSON line each, and no random ones",
+    )
     mock.add_argument("--loop", action="store_true", help="begin the file again at its end")
-    mock.add_argument("--seed", type=_SEED, help="of the random requests")
+    mock.add_argument(
+        "--seed", type=_SEED, help="seed of the random requests, to get the same ones again"
+    )
 
     check = _add(
         commands,
@@ -150,7 +157,7 @@ def command_line() -> argparse.ArgumentParser:
     convert.add_argument("stake", metavar="STAKE", help="a number such as 253.67")
     convert.add_argument("currency", metavar="CURRENCY", help="a code such as USD")
     convert.add_argument("--date", help="a day, or an instant with its offset (default: today)")
-    convert.add_argument("--source", help=f"only this one of {', '.join(NAMES)}")
+    convert.add_argument("--source", help=f"ask this source only: {', '.join(NAMES)}")
 
     verify = _add(
         commands,

@@ -310,7 +310,8 @@ class Scene:
     @property
     def ends(self) -> list[dict[str, Any]]:
         """The events of links that were lost, or did not come to be."""
-        return [event for event in self.log if event["event"] == "connection.lost"]
+        events = ("connection.lost", "connection.failed")
+        return [event for event in self.log if event["event"] in events]
 
     async def start(
         self,

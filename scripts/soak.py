@@ -107,7 +107,7 @@ class Books:
             self.undelivered[event["id"]] += 1
         elif name == "log.limited":
             self.unnamed += event["lines"].get("reply.undelivered", 0)
-        elif name == "connection.lost":
+        elif name in ("connection.lost", "connection.failed"):
             self.ends[self.last_fault, event["reason"]] += 1
         elif name == "internal_error":
             self.unexpected.append(line)

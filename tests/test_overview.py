@@ -14,7 +14,7 @@ from ratebridge.operating.stats import Stats
 from ratebridge.outbox import Reply
 from ratebridge.providers.source import Quota
 
-REFUSED = LinkFailed("refused", "connection refused: nobody listens on that port")
+REFUSED = LinkFailed("refused", "nobody listens on that port")
 DAY = (NOW - timedelta(days=14)).date()
 
 
@@ -28,10 +28,7 @@ async def test_before_the_first_link_it_is_not_ready(nursery, autojump_clock):
     journal.link_lost(REFUSED, 0.0, 1.0)
     assert readiness(service, trio.current_time()) == (
         False,
-        (
-            "no connection yet, 1.5 s after the start: "
-            "refused, connection refused: nobody listens on that port"
-        ),
+        ("no connection yet, 1.5 s after the start: refused, nobody listens on that port"),
     )
 
 
@@ -68,7 +65,7 @@ async def test_a_lost_link_says_for_how_long_and_why(nursery, autojump_clock):
     journal.link_lost(REFUSED, 0.0, 1.0)
     assert readiness(service, trio.current_time()) == (
         False,
-        "no connection for 3.2 s: refused, connection refused: nobody listens on that port",
+        "no connection for 3.2 s: refused, nobody listens on that port",
     )
 
 
@@ -242,7 +239,7 @@ async def test_an_overview_tells_when_the_next_attempt_is(nursery, autojump_cloc
     link = overview(service, history, trio.current_time())["connection"]
     assert (link["lost"], link["last_ended"]) == (
         1,
-        "refused, connection refused: nobody listens on that port",
+        "refused, nobody listens on that port",
     )
     assert link["retry_in"] == 1.5
     await trio.sleep(2)
@@ -272,8 +269,13 @@ async def test_a_source_is_as_its_last_fetch_ended(nursery, autojump_clock):
     assert (source()["fetched_ago"], source()["answered_ago"]) == (0.0, 180.0)
     journal.rate_limited("shop", SourceFailed("quota-month", "has no calls left", limited_for=60.0))
     assert (source()["state"], source()["limited_for"]) == ("rate-limited", 60.0)
+    assert source()["failure"] == "has no calls left"
     await trio.sleep(60)
     assert (source()["state"], source()["limited_for"]) == ("incomplete", None)
+    assert source()["failure"] == "has no rates for today"
+    assert source()["implausible"] == 0
+    journal.implausible_quotes("shop", DAY, {"USD": SourceFailed("implausible", "gives it at 9")})
+    assert source()["implausible"] == 1
 
 
 async def test_a_source_that_never_had_a_day_has_failed(nursery, autojump_clock):

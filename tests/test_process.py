@@ -176,12 +176,12 @@ def test_a_self_signed_feed_is_refused_with_the_certificate_as_the_reason(tmp_pa
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     trustme.CA().issue_cert("localhost").configure_cert(tls)
     feed = StandIn(iter(()), 1)
-    ended = run_service(feed, lambda log: "connection.lost" in log, tmp_path, tls=tls)
+    ended = run_service(feed, lambda log: "connection.failed" in log, tmp_path, tls=tls)
     assert ended.code == 0
     assert feed.connections == 0
-    lost = ended.event("connection.lost")
-    assert lost["reason"] == "certificate"
-    assert "certificate" in lost["detail"]
+    failed = ended.event("connection.failed")
+    assert failed["reason"] == "certificate"
+    assert "certificate" in failed["detail"]
 
 
 def test_a_self_signed_feed_is_taken_with_verify_ssl_off_and_a_warning(tmp_path):

@@ -236,7 +236,7 @@ async def test_no_secret_is_logged_by_a_service_that_can_reach_nothing(autojump_
             nursery.start_soon(serve, settings, stop, Dependencies(dial, sources))
             await trio.sleep(2)
             stop.set()
-    assert {"service.started", "connection.lost", "service.stopped"} <= {e["event"] for e in log}
+    assert {"service.started", "connection.failed", "service.stopped"} <= {e["event"] for e in log}
     assert SECRET not in str(log)
 
 

@@ -4,9 +4,9 @@ No peer can fill the log: at most ten lines of a kind are written in any minute.
 up the others, once a minute and at the end, with the first and the last id of undelivered replies.
 At the level debug every line is written, those beyond the ten at that level.
 
-Events have stable names: `connection.up`, `connection.lost`, `connection.down`, `loop.stalled`,
-`rates.fetched`, `rates.failed`, `rates.limited`, `rates.implausible`, `clock.jumped`,
-`clock.differs`, `message.dropped`,
+Events have stable names: `connection.up`, `connection.lost`, `connection.failed`,
+`connection.down`, `loop.stalled`, `rates.fetched`, `rates.failed`, `rates.limited`,
+`rates.implausible`, `clock.jumped`, `clock.differs`, `message.dropped`,
 `conversion.done`, `conversion.failed`, `reply.undelivered`, `internal_error`, `summary`,
 `audit.failed`, `audit.lost`, `audit.recovered`, `log.limited`, `status.listening`,
 `tls.unverified`, `settings.unknown`, `service.started`, `service.stopping`,
@@ -78,13 +78,15 @@ class Journal(Observer):
         if was_up:
             fields["uptime"] = round(uptime, 3)
         if retry_in is None:
-            self._say("info", "connection.down", **fields)
+            if was_up:
+                self._say("info", "connection.down", **fields)
             return
         stats.lost[cause.reason] += 1
         stats.retry_at = trio.current_time() + retry_in
         fields["retry_in"] = round(retry_in, 3)
-        what = "connection lost" if was_up else "no connection"
-        self._report("connection.lost", cause.reason, f"{what}: {stats.link_ended}", **fields)
+        event = "connection.lost" if was_up else "connection.failed"
+        words = f"{event.replace('.', ' ')}: {stats.link_ended}"
+        self._report(event, cause.reason, words, **fields)
 
     def heartbeat_received(self, gap: float) -> None:
         stats = self.stats
@@ -169,8 +171,10 @@ class Journal(Observer):
         outcome = outcome_class(failure.outcome)
         self.stats.fetches[provider, outcome] += 1
         source = self.stats.sources[provider]
-        source.fetched_at = trio.current_time()
+        source.fetched_at = now = trio.current_time()
         source.outcome, source.failure = failure.outcome, failure.text
+        if failure.limited_for and now < (source.limited_until or now):
+            return  # `rate_limited` has told it, once for all fetches that are refused alike
         self._report(
             "rates.failed",
             f"{provider} {outcome}",
@@ -200,11 +204,12 @@ class Journal(Observer):
 
     def rate_limited(self, provider: str, failure: SourceFailed) -> None:
         seconds = failure.limited_for or 0.0
-        self.stats.sources[provider].limited_until = trio.current_time() + seconds
+        source = self.stats.sources[provider]
+        source.limited_until, source.limit = trio.current_time() + seconds, failure.text
         # A minute's quota is soon there again; a month's needs somebody.
         level = "error" if seconds > LONG_LIMIT else "warning"
-        fields = {"provider": provider, "detail": failure.text, "seconds": round(seconds, 1)}
-        self._say(level, "rates.limited", provider, **fields)
+        fields = {"provider": provider, "detail": failure.text, "limited_for": round(seconds, 1)}
+        self._report("rates.limited", provider, f"{provider} {failure.text}", level, **fields)
 
     def clock_jumped(self, seconds: float) -> None:
         words = f"the wall clock moved by {seconds:.0f} s"

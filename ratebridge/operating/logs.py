@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from functools import partial
 from typing import Any, Final, TextIO
 
@@ -28,7 +28,7 @@ RETRY_AFTER: Final = 0.05  # s, where somebody made the descriptor non-blocking
 
 
 class LineLimit:
-    """Lets `OFTEN` lines of a kind through in any minute, and counts the others."""
+    """Lets `OFTEN` lines of a kind through in any minute, and counts those of the minute after."""
 
     def __init__(self) -> None:
         self._admitted: defaultdict[str, deque[float]] = defaultdict(deque)
@@ -37,11 +37,11 @@ class LineLimit:
     def admit(self, kind: str, now: float) -> int:
         """How many of its kind this line is within the minute before `now`; 0: hold it back."""
         admitted = self._admitted[kind]
-        while admitted and now - admitted[0] >= MINUTE:
-            admitted.popleft()
-        if len(admitted) == OFTEN:
+        if len(admitted) == OFTEN and now - admitted[-1] < MINUTE:
             self._held[kind] += 1
             return 0
+        while admitted and now - admitted[0] >= MINUTE:
+            admitted.popleft()
         admitted.append(now)
         return len(admitted)
 
@@ -154,6 +154,11 @@ def with_colors(stream: TextIO) -> bool:
     return os.environ.get("TERM") != "dumb" and stream.isatty()
 
 
+def _event_first(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> dict[str, Any]:
+    """The members of a JSON line in the order in which people read it."""
+    return {key: event[key] for key in ("timestamp", "level", "event")} | dict(event)
+
+
 def configure_logs(level: str, log_format: LogFormat, stream: TextIO | None = None) -> LogWriter:
     """Set structlog up for the whole process; `level` is a name such as "info".
 
@@ -172,13 +177,16 @@ def configure_logs(level: str, log_format: LogFormat, stream: TextIO | None = No
     if log_format == "json":
         processors += [
             structlog.processors.format_exc_info,
+            _event_first,
             structlog.processors.JSONRenderer(default=str),
         ]
     else:
         # A plain traceback: the pretty ones print local variables, and so secrets.
         processors.append(
             structlog.dev.ConsoleRenderer(
-                colors=with_colors(stream), exception_formatter=structlog.dev.plain_traceback
+                colors=with_colors(stream),
+                exception_formatter=structlog.dev.plain_traceback,
+                sort_keys=False,  # fields stand in the order in which they explain each other
             )
         )
     writer = _writer = LogWriter(_writing_to(stream))

@@ -228,8 +228,10 @@ def _source(service: Service, source: Source, now: float) -> dict[str, Any]:
     answered = stats.fetches[source.name, "ok"]
     asked = sum(count for (name, _), count in stats.fetches.items() if name == source.name)
     limited_for = 0.0 if seen.limited_until is None else seen.limited_until - now
+    failure = seen.failure
     if limited_for > 0:
         state = "rate-limited"
+        failure = seen.limit
     elif seen.failure:
         state = "incomplete" if seen.outcome in LACKING and answered else "failed"
     else:
@@ -237,10 +239,11 @@ def _source(service: Service, source: Source, now: float) -> dict[str, Any]:
     return {
         "name": source.name,
         "state": state,
-        "failure": seen.failure or None,
+        "failure": failure or None,
         "limited_for": limited_for if limited_for > 0 else None,
         "answered": answered,
         "failed": asked - answered,
+        "implausible": stats.implausible[source.name],
         "fetched_ago": None if seen.fetched_at is None else now - seen.fetched_at,
         "answered_ago": None if seen.answered_at is None else now - seen.answered_at,
         "took": None if seen.answered_at is None else seen.seconds,

@@ -51,6 +51,7 @@ class SourceStats:
     outcome: str = "ok"  # of the last fetch, a word
     failure: str = ""  # the same in half a sentence, where it failed
     limited_until: float | None = None
+    limit: str = ""  # why it is not asked until then, in half a sentence
 
 
 def outcome_class(outcome: str) -> str:

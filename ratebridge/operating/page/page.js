@@ -41,6 +41,10 @@ function coarse(seconds) {
   return duration(seconds);
 }
 
+function ago(seconds) {
+  return seconds < 60 ? "under a minute ago" : `${coarse(seconds)} ago`;
+}
+
 function milliseconds(ms) {
   if (ms >= 1000) return `${Number((ms / 1000).toPrecision(3))} s`;
   return `${Number(ms.toPrecision(ms < 100 ? 2 : 3))} ms`;
@@ -53,6 +57,10 @@ function clock(iso, today) {
 
 function times(count) {
   return count === 1 ? "once" : `${whole.format(count)} times`;
+}
+
+function count(number, noun) {
+  return `${whole.format(number)} ${noun}${number === 1 ? "" : "s"}`;
 }
 
 const spaced = (word) => word.replaceAll("-", " ");
@@ -273,7 +281,7 @@ function drawRhythm({ gaps, timeout, age, received, median, longest }) {
   ], height);
   const last = known(age) ? `the last ${duration(age)} ago` : "none on the present connection";
   const spread = received
-    ? `, ${median.toFixed(2)} s apart in the median, ${longest.toFixed(2)} s at the longest` : "";
+    ? `; median gap ${median.toFixed(2)} s, longest ${longest.toFixed(2)} s` : "";
   const words = `${whole.format(received)} received, ${last}${spread}.`;
   say("rhythm", words);
   describe("rhythm-plot", `Seconds between the last ${gaps.length} heartbeats: ${words}`);
@@ -290,7 +298,7 @@ function showConnection({ connection, now }) {
     rows.push(["Next attempt", retry_in > 0 ? `in ${duration(retry_in)}` : "under way"]);
   }
   rows.push(["Opened", times(opened), lost ? `${whole.format(lost)} losses and failed attempts` : "never lost"]);
-  if (last_ended) rows.push(["Last ended", last_ended]);
+  if (last_ended) rows.push(["Last failure", last_ended]);
   facts("connection", rows);
 }
 
@@ -301,7 +309,7 @@ function showMessages({ messages }) {
   const hits = messages.converted ? `${whole.format(messages.cache_hits)} by a cached rate` : "";
   facts("messages", [
     ["Converted", whole.format(messages.converted), hits, "amount"],
-    ["Errors", sum(messages.refused), "", "amount"],
+    ["Error replies", sum(messages.refused), "", "amount"],
     ...parts(messages.refused),
     ["Dropped", sum(messages.dropped), "without an answer", "amount"],
     ...parts(messages.dropped),
@@ -314,10 +322,10 @@ function showMessages({ messages }) {
 
 function sourceState({ state, fetched_ago, limited_for }) {
   switch (state) {
-    case "succeeded": return `last fetch succeeded ${coarse(fetched_ago)} ago`;
-    case "failed": return `last fetch failed ${coarse(fetched_ago)} ago`;
-    case "incomplete": return `had no table for the day asked ${coarse(fetched_ago)} ago`;
-    case "rate-limited": return `rate-limited for ${coarse(limited_for)}`;
+    case "succeeded": return `last fetch succeeded ${ago(fetched_ago)}`;
+    case "failed": return `last fetch failed ${ago(fetched_ago)}`;
+    case "incomplete": return `had no table for the day asked ${ago(fetched_ago)}`;
+    case "rate-limited": return `rate-limited for ${limited_for < 60 ? "under a minute" : coarse(limited_for)}`;
     default: return state;
   }
 }
@@ -326,11 +334,12 @@ function showSources({ sources }) {
   const items = sources.map((source) => {
     const sentences = [];
     if (known(source.answered_ago)) {
-      sentences.push(`${whole.format(source.answered)} tables, the last ${coarse(source.answered_ago)} ago in ${milliseconds(source.took * 1000)}`);
+      sentences.push(`${count(source.answered, "table")}, the last ${ago(source.answered_ago)} in ${milliseconds(source.took * 1000)}`);
     } else {
       sentences.push("No table yet");
     }
     if (source.failed) sentences.push(`failed ${times(source.failed)}`);
+    if (source.implausible) sentences.push(`${count(source.implausible, "implausible quote")} not used`);
     const state = sourceState(source);
     const quota = [];
     if (known(source.month_left)) {
@@ -411,7 +420,7 @@ function show(figures) {
   const why = figures.stopping ? "Requests in flight are answered, new ones are refused." : `${capital(figures.why)}.`;
   showState(figures.ready ? "ready" : "down", title, why);
   say("feed", figures.feed ?? "");
-  say("about", `version ${figures.version}, up for ${duration(figures.uptime)}, ${clock(figures.now, figures.now)}`);
+  say("about", `version ${figures.version}, up for ${duration(figures.uptime)}, ${clock(figures.now, figures.now)} UTC`);
   drawThroughput();
   drawLatency();
   drawRhythm(figures.heartbeat);
