@@ -61,17 +61,18 @@ class TlsStream(trio.abc.Stream):
         `trio.BrokenResourceError`. Afterwards TLS may owe the peer an answer.
         """
         self._feed(data)
-        plain = bytearray()
+        chunks: list[bytes] = []
         try:
-            while chunk := self._tls.read(READ_SIZE):
-                plain += chunk
+            while not chunks or (chunks[-1] and (self._incoming.pending or self._tls.pending())):
+                chunks.append(self._tls.read(READ_SIZE))
         except ssl.SSLWantReadError:
-            return bytes(plain) or None
+            if not chunks:
+                return None
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
             pass  # as after an empty chunk: it has ended, with a goodbye or without
         except ssl.SSLError:
             raise trio.BrokenResourceError("a record of TLS that is none") from None
-        return bytes(plain)  # an end is found again at the next call
+        return b"".join(chunks)  # an end is found again at the next call
 
     def owed(self) -> bytes:
         """What TLS has to say to the peer of its own."""
