@@ -1,7 +1,8 @@
 """What the tests of the link, the session and the supervisor share."""
 
 import os
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import attrs
 import trio
 import trio.testing
+import trustme
 
 from ratebridge.bridge import Bridge
 from ratebridge.errors import LinkFailed
-from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script, request_text
+from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script, play, request_text
 from ratebridge.link.address import Address
+from ratebridge.link.dial import add_tls
 from ratebridge.link.link import Link, open_link
 from ratebridge.observer import Observer
 from ratebridge.outbox import Outbox
@@ -168,3 +171,69 @@ async def open_to(script: Script) -> AsyncIterator[tuple[Link, MemoryFeed]]:
             yield link, feed
             link_nursery.cancel_scope.cancel()
         feed_nursery.cancel_scope.cancel()
+
+
+def socket_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
+    """Two ends of a connection that is a real socket and has no port."""
+    ours, theirs = trio.socket.socketpair()
+    return trio.SocketStream(ours), trio.SocketStream(theirs)
+
+
+def tls_contexts(
+    authority: trustme.CA | None = None, name: str = ADDRESS.host
+) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """The context of a server, and that of a client who trusts it if no `authority` is given."""
+    trusted = trustme.CA()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    (authority or trusted).issue_cert(name).configure_cert(server)
+    trusted.configure_trust(client)
+    # So that the server can ask for a certificate behind the handshake.
+    server.verify_mode = ssl.CERT_OPTIONAL
+    server.post_handshake_auth = client.post_handshake_auth = True
+    return server, client
+
+
+class SocketFeed:
+    """A `MemoryFeed` whose connections are real sockets, with TLS if it is `secure`."""
+
+    def __init__(self, nursery: trio.Nursery, script: Script, *, secure: bool = False) -> None:
+        self._nursery = nursery
+        self._script = script
+        self._tls = tls_contexts() if secure else None
+        self.peers: list[FeedPeer] = []
+
+    async def dial(self) -> trio.abc.Stream:
+        ours, theirs = socket_pair()
+        if self._tls is None:
+            self._nursery.start_soon(play, self._script, theirs, self.peers)
+            return ours
+        server, client = self._tls
+        secured = trio.SSLStream(theirs, server, server_side=True, https_compatible=True)
+        self._nursery.start_soon(play, self._script, secured, self.peers)
+        return await add_tls(ours, ADDRESS, client)
+
+
+@asynccontextmanager
+async def open_on_a_socket(
+    script: Script, *, secure: bool = False
+) -> AsyncIterator[tuple[Link, SocketFeed]]:
+    """As `open_to`, on a real socket."""
+    async with within(20), trio.open_nursery() as nursery:
+        feed = SocketFeed(nursery, script, secure=secure)
+        yield await open_link(nursery, ADDRESS, feed.dial), feed
+        nursery.cancel_scope.cancel()
+
+
+async def take(link: Link, count: int) -> list[bytes]:
+    """The texts that come, until there are so many."""
+    texts: list[bytes] = []
+    with trio.CancelScope() as enough:
+
+        def keep(batch: Sequence[bytes]) -> None:
+            texts.extend(batch)
+            if len(texts) >= count:
+                enough.cancel()
+
+        await link.receive(keep)
+    return texts

@@ -185,7 +185,7 @@ async def test_a_feed_where_nobody_listens():
             attrs.evolve(QUICK, feed=address(free.getsockname()[1]))
         )
     assert not passed
-    assert found["tcp"] == "FAIL nobody listens on that port"
+    assert found["tcp"] == "FAIL connection refused: nobody listens on that port"
     assert [found[step] for step in ("tls", "upgrade", "heartbeat")] == ["skip needs tcp"] * 3
     assert found["bank past"].startswith("ok")  # the sources do not depend on the feed
     assert "is the feed running" in hints(text)[0]

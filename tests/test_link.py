@@ -1,6 +1,6 @@
 """One websocket over memory streams: how it opens, what passes, and every way in which it ends."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from support import (
     listen,
     open_to,
     server_frame,
+    take,
     within,
 )
 from wsproto.events import AcceptConnection
@@ -42,20 +43,6 @@ async def take_until_the_end(link: Link) -> tuple[list[bytes], LinkFailed]:
     with pytest.raises(LinkFailed) as caught:
         await link.receive(texts.extend)
     return texts, caught.value
-
-
-async def take(link: Link, count: int) -> list[bytes]:
-    """The texts that come, until there are so many."""
-    texts: list[bytes] = []
-    with trio.CancelScope() as enough:
-
-        def keep(batch: Sequence[bytes]) -> None:
-            texts.extend(batch)
-            if len(texts) >= count:
-                enough.cancel()
-
-        await link.receive(keep)
-    return texts
 
 
 def ignore(_texts: object) -> None:

@@ -14,7 +14,7 @@ from ratebridge.operating.stats import Stats
 from ratebridge.outbox import Reply
 from ratebridge.providers.source import Quota
 
-REFUSED = LinkFailed("refused", "nobody listens on that port")
+REFUSED = LinkFailed("refused", "connection refused: nobody listens on that port")
 DAY = (NOW - timedelta(days=14)).date()
 
 
@@ -28,7 +28,10 @@ async def test_before_the_first_link_it_is_not_ready(nursery, autojump_clock):
     journal.link_lost(REFUSED, 0.0, 1.0)
     assert readiness(service, trio.current_time()) == (
         False,
-        ("no connection yet, 1.5 s after the start: refused, nobody listens on that port"),
+        (
+            "no connection yet, 1.5 s after the start: "
+            "connection refused: nobody listens on that port"
+        ),
     )
 
 
@@ -65,7 +68,7 @@ async def test_a_lost_link_says_for_how_long_and_why(nursery, autojump_clock):
     journal.link_lost(REFUSED, 0.0, 1.0)
     assert readiness(service, trio.current_time()) == (
         False,
-        "no connection for 3.2 s: refused, nobody listens on that port",
+        "no connection for 3.2 s: connection refused: nobody listens on that port",
     )
 
 
@@ -239,7 +242,7 @@ async def test_an_overview_tells_when_the_next_attempt_is(nursery, autojump_cloc
     link = overview(service, history, trio.current_time())["connection"]
     assert (link["lost"], link["last_ended"]) == (
         1,
-        "refused, nobody listens on that port",
+        "connection refused: nobody listens on that port",
     )
     assert link["retry_in"] == 1.5
     await trio.sleep(2)

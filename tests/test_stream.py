@@ -1,71 +1,59 @@
 """The bytes of a link on a real socket: what the system takes at once, and what it does not."""
 
-import ssl
-from collections.abc import Awaitable, Callable
-from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
+import attrs
 import pytest
 import trio
-import trustme
-from support import listen, within
+from support import listen, open_on_a_socket, server_frame, socket_pair, take, within
 
 from ratebridge.errors import LinkFailed
-from ratebridge.fakes.feed import FeedPeer, serve_feed
-from ratebridge.link.address import Address
-from ratebridge.link.dial import network_dial
-from ratebridge.link.link import Link, open_link
+from ratebridge.fakes.feed import FeedPeer
+from ratebridge.link import stream as stream_module
+from ratebridge.link.framing import KeyPool, client_frames
+from ratebridge.link.stream import LinkStream
 
 LARGE = [b"%d " % number + b"x" * 10_000 for number in range(300)]  # more than a socket takes
+over = pytest.mark.parametrize("secure", [False, True], ids=["TCP", "TLS"])
 
 
-async def read_when(ready: trio.Event, peer: FeedPeer) -> None:
-    await peer.accept()
-    await peer.ping(b"are you there?")
-    await ready.wait()
-    await listen(peer)
+@attrs.define
+class ReadLate:
+    """The script of a peer who pings, and reads when `ready` is set."""
 
+    ready: trio.Event = attrs.Factory(trio.Event)
 
-async def on_a_socket(
-    test: Callable[[Link, list[FeedPeer], trio.Event], Awaitable[None]], *, secure: bool = False
-) -> None:
-    """Run `test` on a link to a peer behind a real port, who reads when the Event is set."""
-    authority = trustme.CA()
-    server, client = (
-        ssl.SSLContext(kind) for kind in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT)
-    )
-    authority.issue_cert("127.0.0.1").configure_cert(server)
-    authority.configure_trust(client)
-    peers: list[FeedPeer] = []
-    ready = trio.Event()
-    async with within(20), trio.open_nursery() as nursery:
-        serve = partial(serve_feed, tls=server if secure else None)
-        port = await nursery.start(serve, partial(read_when, ready), peers)
-        address = Address("127.0.0.1", port, "/", secure=secure)
-        link = await open_link(nursery, address, network_dial(address, client))
-        await test(link, peers, ready)
-        nursery.cancel_scope.cancel()
+    async def __call__(self, peer: FeedPeer) -> None:
+        await peer.accept()
+        await peer.ping(b"are you there?")
+        await self.ready.wait()
+        await listen(peer)
 
 
 async def received(peer: FeedPeer, count: int) -> list[bytes]:
     while len(peer.received) < count:
-        await trio.sleep(0.01)  # it is a real socket
+        await trio.lowlevel.checkpoint()
     return [one.text.encode() for one in peer.received]
 
 
-@pytest.mark.parametrize("secure", [False, True], ids=["TCP", "TLS"])
+def ignore(_texts: object) -> None:
+    """A handler."""
+
+
+@over
 async def test_a_batch_that_the_system_takes_at_once_leaves_without_a_write_in_the_queue(secure):
-    async def test(link: Link, peers: list[FeedPeer], ready: trio.Event) -> None:
+    script = ReadLate()
+    async with open_on_a_socket(script, secure=secure) as (link, feed):
         assert link.put([b"one", b"two"]) is None
-        ready.set()
-        assert await received(peers[0], 2) == [b"one", b"two"]
-
-    await on_a_socket(test, secure=secure)
+        script.ready.set()
+        assert await received(feed.peers[0], 2) == [b"one", b"two"]
 
 
-@pytest.mark.parametrize("secure", [False, True], ids=["TCP", "TLS"])
+@over
 async def test_what_the_system_takes_in_part_is_finished_before_anything_else_is_written(secure):
-    async def test(link: Link, peers: list[FeedPeer], ready: trio.Event) -> None:
+    script = ReadLate()
+    async with open_on_a_socket(script, secure=secure) as (link, feed):
         whole = trio.Event()
         write = link.put(LARGE, whole.set)
         assert write is not None
@@ -73,25 +61,211 @@ async def test_what_the_system_takes_in_part_is_finished_before_anything_else_is
         assert (write.texts_taken() > 0) is not secure, "where a record of TLS ends is not known"
         assert link.put([b"last"]) is not None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(link.receive, lambda _texts: None)  # so that the ping is read
-            await trio.sleep(0.1)  # the pong is due, and has to wait
+            nursery.start_soon(link.receive, ignore)  # so that the ping is read
+            await trio.testing.wait_all_tasks_blocked(0.01)  # the pong is due, and has to wait
             assert not whole.is_set()
-            ready.set()
+            script.ready.set()
             await whole.wait()
-            assert await received(peers[0], len(LARGE) + 1) == [*LARGE, b"last"]
+            assert await received(feed.peers[0], len(LARGE) + 1) == [*LARGE, b"last"]
             nursery.cancel_scope.cancel()
 
-    await on_a_socket(test, secure=secure)
+
+@attrs.define
+class System:
+    """Takes no more than `room` bytes of what is written; a dead one refuses even those."""
+
+    room: int
+    dead: bool = False
+    taken: bytearray = attrs.Factory(bytearray)
+
+    def write(self, _fd: int, data: bytes) -> int:
+        if self.dead:
+            raise BrokenPipeError
+        if not self.room:
+            raise BlockingIOError
+        size = min(self.room, len(data))
+        self.taken += data[:size]
+        self.room -= size
+        return size
 
 
-async def test_a_bad_record_ends_the_link_whichever_side_meets_it_first():
-    """TLS that has failed seals nothing more: a heartbeat that is put then is no crash."""
+@pytest.fixture
+def system(monkeypatch):
+    taking = System(0)
+    monkeypatch.setattr(stream_module, "os", SimpleNamespace(write=taking.write))
+    return taking
 
-    async def test(link: Link, peers: list[FeedPeer], _ready: trio.Event) -> None:
-        stream: Any = peers[0].stream
-        await stream.transport_stream.socket.send(b"\x17\x03\x03\x00\x05never")
-        with pytest.raises(LinkFailed, match="reset"):
-            await link.receive(lambda _texts: None)
-        link.put([b"too late"])
 
-    await on_a_socket(test, secure=True)
+@pytest.fixture
+async def stream():
+    ours, theirs = socket_pair()
+    async with ours, theirs:
+        yield LinkStream(ours)
+
+
+TEXTS = [b"one", b"x" * 200, b"three"]
+FRAMES = client_frames(TEXTS, KeyPool())
+ENDS = [9, 9 + 208, 9 + 208 + 11]
+
+
+@pytest.mark.parametrize("texts", [1, 2])
+@pytest.mark.parametrize("more", [-1, 0, 1])
+async def test_a_text_has_left_when_the_system_has_the_last_byte_of_its_frame(
+    texts, more, system, stream
+):
+    system.room = ENDS[texts - 1] + more
+    write = stream.put(FRAMES, TEXTS)
+    assert write is stream.head
+    assert write.texts_taken() == (texts - 1 if more < 0 else texts)
+
+
+@pytest.mark.parametrize("at_first", [0, 1, ENDS[0], len(FRAMES) - 1])
+async def test_a_write_cut_short_or_refused_whole_is_gone_on_with_where_it_was_cut(
+    at_first, system, stream
+):
+    system.room = at_first
+    done: list[int] = []
+    first = stream.put(FRAMES, TEXTS, lambda: done.append(1))
+    second = stream.put(b"second", on_whole=lambda: done.append(2))
+    assert first.taken == at_first
+    assert second.taken == 0, "though there may be room by now"
+    system.room = 1000
+    async with within(5), trio.open_nursery() as nursery:
+        nursery.start_soon(stream.write_queued)
+        await stream.wait_send_all_might_not_block()
+        assert (system.taken, done) == (FRAMES + b"second", [1, 2])
+        assert stream.head is None
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_write_that_fails_is_met_by_who_waits_for_it_and_stays_at_the_head(system, stream):
+    system.dead = True
+    write = stream.put(FRAMES, TEXTS)
+    assert write.taken == 0
+    async with within(5), trio.open_nursery() as nursery:
+        nursery.start_soon(stream.write_queued)
+        for _ in range(2):  # while the write is tried, and afterwards
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.wait_written()
+    assert stream.head is write
+
+
+async def test_nothing_is_queued_behind_a_close(system, stream):
+    system.room = 1000
+    await stream.send_close(b"close")
+    write = stream.put(FRAMES, TEXTS)
+    assert write.texts_taken() == 0
+    assert stream.head is None
+    await stream.wait_written()
+    assert system.taken == b"close"
+
+
+async def test_nothing_is_sealed_behind_a_close():
+    """Or the records of TLS would have a gap, were anything written all the same."""
+    script = ReadLate()
+    async with open_on_a_socket(script, secure=True) as (link, _):
+        await link._stream.send_close(b"close")
+        write = link.put([b"too late"])
+        assert write is not None
+        assert b"too late" not in write.data
+        assert len(write.texts) == 1
+        assert write.texts_taken() == 0
+
+
+# What comes.
+
+
+async def test_a_socket_that_seems_readable_and_has_nothing_is_waited_for(monkeypatch):
+    looked = trio.Event()
+    wait = trio.lowlevel.wait_readable
+
+    async def wait_at_the_second_look(sock: Any) -> None:
+        if looked.is_set():
+            await wait(sock)
+        looked.set()
+        await trio.lowlevel.checkpoint()
+
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        await looked.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        await peer.send("at last")
+        await trio.sleep_forever()
+
+    async with open_on_a_socket(script) as (link, _):
+        monkeypatch.setattr(trio.lowlevel, "wait_readable", wait_at_the_second_look)
+        assert await take(link, 1) == [b"at last"]
+
+
+def transport(peer: FeedPeer) -> trio.SocketStream:
+    """The socket below TLS."""
+    stream: Any = peer.stream
+    socket: trio.SocketStream = stream.transport_stream
+    return socket
+
+
+async def go(_peer: FeedPeer) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+async def say_goodbye_and_stay(peer: FeedPeer) -> None:
+    """TLS has ended by its close_notify, and TCP has not."""
+    await trio.testing.wait_all_tasks_blocked()
+    stream: Any = peer.stream
+    with trio.move_on_after(0.01):
+        await stream.unwrap()
+    await trio.sleep_forever()
+
+
+async def talk_no_tls(peer: FeedPeer) -> None:
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    await transport(peer).send_all(b"\x00" * 100)
+    await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("end", [go, say_goodbye_and_stay, talk_no_tls])
+async def test_however_tls_ends_it_is_a_reset_and_what_came_before_is_received(end):
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        await peer.send("before")
+        await end(peer)
+
+    async with open_on_a_socket(script, secure=True) as (link, _):
+        texts: list[bytes] = []
+        with pytest.raises(LinkFailed) as caught:
+            await link.receive(texts.extend)
+    assert (texts, caught.value.reason) == ([b"before"], "reset")
+
+
+async def test_what_tls_owes_the_peer_is_written_though_we_say_nothing():
+    answered = trio.Event()
+
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        stream: Any = peer.stream
+        stream._ssl_object.verify_client_post_handshake()
+        await peer.send("who are you?")
+        assert await transport(peer).receive_some(1000)
+        answered.set()
+        await trio.sleep_forever()
+
+    async with open_on_a_socket(script, secure=True) as (link, _), trio.open_nursery() as nursery:
+        nursery.start_soon(link.receive, ignore)
+        await answered.wait()
+        nursery.cancel_scope.cancel()
+
+
+async def test_half_a_record_is_waited_for():
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        await trio.testing.wait_all_tasks_blocked()
+        stream: Any = peer.stream
+        stream._ssl_object.write(server_frame(b"whole"))
+        sealed = stream._outgoing.read()
+        for piece in (sealed[:7], sealed[7:]):
+            await transport(peer).send_all(piece)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        await trio.sleep_forever()
+
+    async with open_on_a_socket(script, secure=True) as (link, _):
+        assert await take(link, 1) == [b"whole"]

@@ -123,7 +123,7 @@ def beat_for(seconds: float) -> Script:
 def unreachable(_feed: MemoryFeed) -> Dial:
     async def dial() -> trio.abc.Stream:
         await trio.lowlevel.checkpoint()
-        raise LinkFailed("refused", "nobody listens on that port")
+        raise LinkFailed("refused", "connection refused: nobody listens on that port")
 
     return dial
 

@@ -61,7 +61,7 @@ def _dial_failure(error: OSError | UnicodeError) -> LinkFailed:
     attempts = error.__cause__
     if isinstance(attempts, ExceptionGroup):  # an error for each address that was tried
         if attempts.subgroup(ConnectionRefusedError) is not None:
-            return LinkFailed("refused", "nobody listens on that port")
+            return LinkFailed("refused", "connection refused: nobody listens on that port")
         error = next(e for e in attempts.exceptions if isinstance(e, OSError))
     return LinkFailed("unreachable", error.strerror or "no connection could be made")
 

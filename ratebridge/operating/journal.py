@@ -69,8 +69,9 @@ class Journal(Observer):
         fields: dict[str, Any] = {"reason": cause.reason}
         stats.link_ended = cause.reason
         if cause.detail:
-            fields["detail"] = clipped(cause.detail, 120)
-            stats.link_ended += f", {fields['detail']}"
+            detail = fields["detail"] = clipped(cause.detail, 120)
+            named = cause.reason in detail
+            stats.link_ended = detail if named else f"{cause.reason}, {detail}"
         if cause.code is not None:
             fields["code"] = cause.code
         if cause.status is not None:

@@ -1,0 +1,279 @@
+"""TLS in two steps: what is sealed and unsealed, how it ends, and what it says of its own."""
+
+import os
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import TypeVar
+
+import attrs
+import pytest
+import trio
+import trustme
+from support import ADDRESS, socket_pair, tls_contexts, within
+
+from ratebridge.errors import LinkFailed
+from ratebridge.link.address import Address
+from ratebridge.link.dial import add_tls
+from ratebridge.link.tls import TlsStream
+
+T = TypeVar("T")
+
+
+@attrs.define
+class Server:
+    """The other end, byte by byte."""
+
+    stream: trio.SocketStream
+    context: ssl.SSLContext
+    incoming: ssl.MemoryBIO = attrs.Factory(ssl.MemoryBIO)
+    outgoing: ssl.MemoryBIO = attrs.Factory(ssl.MemoryBIO)
+    tls: ssl.SSLObject = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.tls = self.context.wrap_bio(self.incoming, self.outgoing, server_side=True)
+
+    async def run(self, step: Callable[[], T]) -> T:
+        """One step of TLS, with what has to be read and written for it."""
+        while True:
+            try:
+                result = step()
+            except ssl.SSLWantReadError:
+                await self.stream.send_all(self.outgoing.read())
+                self.incoming.write(await self.stream.receive_some(65536))
+            except ssl.SSLError:
+                await self.stream.send_all(self.outgoing.read())  # its alert, if it has one
+                raise
+            else:
+                await self.stream.send_all(self.outgoing.read())
+                return result
+
+    async def read(self) -> bytes:
+        return await self.run(lambda: self.tls.read(1000))
+
+    def sealed(self, *texts: bytes) -> bytes:
+        for text in texts:
+            self.tls.write(text)
+        return self.outgoing.read()
+
+    def goodbye(self) -> bytes:
+        """Its close_notify."""
+        with pytest.raises(ssl.SSLWantReadError):
+            self.tls.unwrap()
+        return self.outgoing.read()
+
+
+@asynccontextmanager
+async def agreed(*, tickets: int = 0) -> AsyncIterator[tuple[TlsStream, Server]]:
+    """Both ends after the handshake, and so many tickets behind it."""
+    server_context, client_context = tls_contexts()
+    server_context.num_tickets = tickets
+    ours, theirs = socket_pair()
+    server = Server(theirs, server_context)
+    stream = TlsStream(ours, client_context, ADDRESS.host)
+    async with within(10), ours, theirs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.run, server.tls.do_handshake)
+            await stream.handshake()
+        yield stream, server
+
+
+async def test_what_is_sealed_is_read_by_the_peer_in_its_order():
+    async with agreed() as (stream, server):
+        sealed = stream.seal(b"one "), stream.seal(b"two")
+        assert b"one" not in sealed[0]
+        for record in sealed:
+            await stream._network.send_all(record)
+        assert await server.read() + await server.read() == b"one two"
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+async def test_nothing_is_read_of_a_record_before_it_is_whole(size):
+    async with agreed() as (stream, server):
+        records = server.sealed(b"text"), server.sealed(b" and more")
+        sealed = b"".join(records)
+        read = {}
+        for at in range(0, len(sealed), size):
+            if (plain := stream.unseal(sealed[at : at + size])) is not None:
+                read[at + size] = plain
+        assert b"".join(read.values()) == b"text and more"
+        assert min(read) >= len(records[0])
+
+
+async def test_the_streams_own_methods_do_both_steps_at_once():
+    async with agreed(tickets=2) as (stream, server):  # which come as records without a text
+        await server.stream.send_all(server.sealed(b"hello"))
+        assert await stream.receive_some() == b"hello"
+        await stream.send_all(b"hello yourself")
+        assert await server.read() == b"hello yourself"
+        with trio.fail_after(1):
+            await stream.wait_send_all_might_not_block()
+        with suppress(BlockingIOError):
+            while True:
+                os.write(stream.socket.fileno(), bytes(100_000))
+        with trio.move_on_after(0.01) as waited:
+            await stream.wait_send_all_might_not_block()
+        assert waited.cancelled_caught
+
+
+# The end.
+
+
+async def test_a_goodbye_is_the_end_though_tcp_stays_open_and_what_came_before_it_is_read():
+    async with agreed() as (stream, server):
+        assert stream.unseal(server.sealed(b"last") + server.goodbye()) == b"last"
+        assert stream.unseal(b"what TLS has no ear for any more") == b""
+        assert stream.unseal(b"") == b""
+
+
+@pytest.mark.parametrize("cut", [1, 10, None])
+async def test_without_a_goodbye_the_end_of_tcp_is_the_end(cut):
+    async with agreed() as (stream, server):
+        begun = server.sealed(b"last")[:cut]
+        assert stream.unseal(begun) == (b"last" if cut is None else None)
+        assert [stream.unseal(b"") for _ in range(2)] == [b"", b""]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda _: b"\x00" * 100, lambda sealed: sealed[:-1] + bytes((sealed[-1] ^ 1,))],
+    ids=["no TLS", "altered"],
+)
+async def test_a_bad_record_breaks_the_stream(spoil):
+    async with agreed() as (stream, server):
+        good, bad = server.sealed(b"good"), spoil(server.sealed(b"bad"))
+        assert stream.unseal(good) == b"good"
+        with pytest.raises(trio.BrokenResourceError):
+            stream.unseal(bad)
+
+
+# What TLS says of its own.
+
+
+async def test_what_the_peer_asks_for_behind_the_handshake_is_owed_to_it():
+    """As the answer to a KeyUpdate is; to ask for a certificate is what Python's `ssl` can do."""
+    async with agreed() as (stream, server):
+        server.tls.verify_client_post_handshake()
+        asked = server.sealed(b"who are you?")
+        assert stream.owed() == b""
+        assert stream.unseal(asked) == b"who are you?"
+        answer = stream.owed()
+        assert answer
+        assert stream.owed() == b""
+        await stream._network.send_all(answer + stream.seal(b"nobody"))
+        assert await server.read() == b"nobody"
+
+
+# A handshake that fails.
+
+
+Serve = Callable[[Server], Awaitable[None]]
+
+
+async def agree(server: Server) -> None:
+    await server.run(server.tls.do_handshake)
+
+
+async def agree_on_an_old_version(server: Server) -> None:
+    server.context.maximum_version = ssl.TLSVersion.TLSv1_2
+    await agree(Server(server.stream, server.context))
+
+
+async def leave_after_one_flight(server: Server) -> None:
+    server.incoming.write(await server.stream.receive_some(65536))
+    with pytest.raises(ssl.SSLWantReadError):
+        server.tls.do_handshake()
+    await server.stream.send_all(server.outgoing.read())
+
+
+async def leave_when_asked(server: Server) -> None:
+    await server.stream.receive_some(65536)
+
+
+async def leave_with_it_unread(_server: Server) -> None:
+    """Which is a reset."""
+    await trio.testing.wait_all_tasks_blocked()
+
+
+async def answer_in_plain_http(server: Server) -> None:
+    await leave_when_asked(server)
+    await server.stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+async def fail_to_agree(
+    serve: Serve, authority: trustme.CA | None = None, name: str = ADDRESS.host
+) -> tuple[LinkFailed, str | None]:
+    """How a handshake fails, and the alert by which the server learns of it, if it does."""
+    server_context, client_context = tls_contexts(authority, name)
+    client_context.minimum_version = ssl.TLSVersion.TLSv1_3
+    ours, theirs = socket_pair()
+    alerts: list[str] = []
+
+    async def run() -> None:
+        async with theirs:
+            try:
+                await serve(Server(theirs, server_context))
+            except ssl.SSLError as error:
+                alerts.append(error.reason)
+
+    async with within(10), trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        with pytest.raises(LinkFailed) as caught:
+            await add_tls(ours, ADDRESS, client_context)
+    assert ours.socket.fileno() == -1, "it is closed"
+    return caught.value, alerts[0] if alerts else None
+
+
+@pytest.mark.parametrize(
+    ("ours", "name", "detail", "alert"),
+    [
+        pytest.param(
+            *(False, ADDRESS.host, "unable to get local issuer certificate"),
+            "TLSV1_ALERT_UNKNOWN_CA",
+            id="unknown",
+        ),
+        pytest.param(
+            *(True, "other.example", "Hostname mismatch"),
+            "SSLV3_ALERT_BAD_CERTIFICATE",
+            id="of somebody else",
+        ),
+    ],
+)
+async def test_a_certificate_that_does_not_pass_is_the_reason_and_the_peer_is_told(
+    ours, name, detail, alert
+):
+    failure, told = await fail_to_agree(agree, None if ours else trustme.CA(), name)
+    assert failure.reason == "certificate"
+    assert detail in failure.detail
+    assert told == alert
+
+
+async def test_a_peer_who_has_left_need_not_be_told():
+    failure, _ = await fail_to_agree(leave_after_one_flight, trustme.CA())
+    assert failure.reason == "certificate"
+
+
+BROKE_OFF = "the peer broke off the TLS handshake"
+
+
+@pytest.mark.parametrize(
+    ("serve", "detail"),
+    [
+        (leave_when_asked, BROKE_OFF),
+        (leave_with_it_unread, BROKE_OFF),
+        (agree_on_an_old_version, "TLS failed: "),
+        (answer_in_plain_http, "TLS failed: "),
+    ],
+)
+async def test_a_handshake_that_fails_has_its_reason(serve, detail):
+    failure, _ = await fail_to_agree(serve)
+    assert failure.reason == "tls"
+    assert failure.detail.startswith(detail)
+
+
+async def test_a_host_that_tls_cannot_check_leaves_no_connection_open():
+    ours, theirs = socket_pair()
+    async with theirs:
+        with pytest.raises(ValueError, match="server_hostname"):
+            await add_tls(ours, Address("", 1, "/", secure=True), tls_contexts()[1])
+        assert ours.socket.fileno() == -1
