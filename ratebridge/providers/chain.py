@@ -32,7 +32,7 @@ LONGEST_TICK: Final = (
     15.0  # s between two looks at what is to be fetched ahead: four calls a minute
 )
 TICKS: Final = 100  # looks in a table's life, where that is short
-MOST_KEPT: Final = 4096  # rates that are kept to; a megabyte
+MOST_PINNED: Final = 4096  # rates that are kept to; a megabyte
 ANSWERED: Final = frozenset({"bad-body", "bad-table", "implausible"})  # failures a quota counts
 MOST_FETCHES: Final = 8  # at a time; below the pool of the HTTP client, see there
 CLOCK_JUMP: Final = 5.0  # s that the wall clock moves against the monotonic one: a jump, no drift
@@ -45,7 +45,7 @@ _STOPPED: Final = Failing(SourceFailed("stopped", "was not asked to the end"))
 
 
 @attrs.frozen
-class _Kept:
+class _Pinned:
     """A rate given in place of one of a source that failed, and until when it is kept to."""
 
     rate: Rate
@@ -99,7 +99,7 @@ class RateChain:
             if (budget := getattr(source, "budget", None)) is not None
         }
         self._budget_told: dict[str, float] = {}  # until when (trio time) it needs no telling
-        self._kept: OrderedDict[tuple[str, date], _Kept] = OrderedDict()
+        self._pinned: OrderedDict[tuple[str, date], _Pinned] = OrderedDict()
         self._clock_offset = self._read_clock_offset()
         self._clock_differences: dict[str, float] = {}  # s, as last told, by source
 
@@ -139,7 +139,7 @@ class RateChain:
         """
         today = self._utc_now().date()
         now = trio.current_time()
-        if at_hand := fixed_rate(currency, day) or self._kept_rate(currency, day, today, now):
+        if at_hand := fixed_rate(currency, day) or self._pinned_rate(currency, day, today, now):
             return at_hand
         due: list[Source] = []
         unaware: list[str] = []
@@ -165,7 +165,7 @@ class RateChain:
             if rate is not None:
                 for failing in due:
                     self._start(failing, day)
-                return self._keep_to(rate, known, [name for name, _ in failures], now)
+                return self._pin(rate, known, [name for name, _ in failures], now)
             if currency in known.refused:
                 refusals.append((name, known.refused[currency]))
             else:
@@ -182,18 +182,18 @@ class RateChain:
         limit = self._limit(name, day, today, now)
         return self.tables.find(name, day, today=today, now=now, limit=limit)
 
-    def _kept_rate(self, currency: str, day: date, today: date, now: float) -> Rate | None:
+    def _pinned_rate(self, currency: str, day: date, today: date, now: float) -> Rate | None:
         """The rate of the table that was used first, while it lives."""
-        kept = self._kept.get((currency, day))
-        if kept is None or not self._is_kept(kept, today, now):
+        pinned = self._pinned.get((currency, day))
+        if pinned is None or not self._is_pinned(pinned, today, now):
             return None
-        self.tables.use(kept.table.provider, day, now)
-        return kept.rate
+        self.tables.use(pinned.table.provider, day, now)
+        return pinned.rate
 
-    def _is_kept(self, kept: _Kept, today: date, now: float) -> bool:
-        return now < kept.until and not (kept.table.running and kept.table.day < today)
+    def _is_pinned(self, pinned: _Pinned, today: date, now: float) -> bool:
+        return now < pinned.until and not (pinned.table.running and pinned.table.day < today)
 
-    def _keep_to(self, rate: Rate, table: RateTable, failed: list[str], now: float) -> Rate:
+    def _pin(self, rate: Rate, table: RateTable, failed: list[str], now: float) -> Rate:
         """The rate, which is kept to where sources that come before its own have failed."""
         if not failed:
             return rate
@@ -202,10 +202,10 @@ class RateChain:
         until = self.tables.end_of(table)
         if until is not None and until > now:
             key = (rate.currency, rate.asked)
-            self._kept[key] = _Kept(replace(rate, cached=True), table, until)
-            self._kept.move_to_end(key)
-            if len(self._kept) > MOST_KEPT:
-                self._kept.popitem(last=False)
+            self._pinned[key] = _Pinned(replace(rate, cached=True), table, until)
+            self._pinned.move_to_end(key)
+            if len(self._pinned) > MOST_PINNED:
+                self._pinned.popitem(last=False)
         return rate
 
     def _limit(
@@ -265,7 +265,7 @@ class RateChain:
                 now = trio.current_time()
                 self.tables.store(table, now, self._jitter())
                 if source.name == self._first:
-                    self._hold_to_kept(day, now)
+                    self._apply_pins(day, now)
                 self._observer.fetched(table, now - began)
                 return table
         except SourceFailed as error:
@@ -290,12 +290,12 @@ class RateChain:
                     raise
             await trio.sleep(rest)
 
-    def _hold_to_kept(self, day: date, now: float) -> None:
+    def _apply_pins(self, day: date, now: float) -> None:
         """The first source's table, which is looked at first, gives what is kept to as well."""
         today = self._utc_now().date()
-        for (_, kept_day), kept in self._kept.items():
-            if kept_day == day and self._is_kept(kept, today, now):
-                self.tables.keep(kept.rate, kept.until, self._first)
+        for (_, pinned_day), pinned in self._pinned.items():
+            if pinned_day == day and self._is_pinned(pinned, today, now):
+                self.tables.pin(pinned.rate, pinned.until, self._first)
 
     def _plausible(self, table: RateTable) -> RateTable:
         """The table without what cannot be true. Raises `SourceFailed` where it is of no use."""
