@@ -20,7 +20,7 @@ from .settings import Settings
 
 @attrs.frozen
 class Conversion:
-    """A stake and what it is in euro; `rate` is None where it was in euro already."""
+    """A stake and its amount in euro; `rate` is None if it was in euro already."""
 
     stake: Decimal
     currency: str
@@ -39,14 +39,14 @@ async def convert(
 ) -> Conversion:
     """Convert one stake at the rate valid at `instant` (aware; None: now), as the service would.
 
-    `settings` name the sources; without them it is those that need no key.
-    `sources` and `clock` replace the real ones, as tests do.
+    `settings` name the sources; without them it uses those that need no key.
+    `sources` and `clock` replace the real ones in tests.
 
     Raises `BadRequest` for a stake that is no finite number or outside the
     service's bounds (below 10^15, at most 19 decimals), a currency that is not
-    three capital letters, and an instant without a time zone. Raises `NoRate`
-    where there is none: for that currency, that day (before 1999, or in the
-    future), or at the moment.
+    three capital letters, and an instant without a time zone. Raises `NoRate` if
+    there is no rate for that currency or day (before 1999, or in the future), or
+    none at present.
     """
     try:
         amount = parse_stake(str(stake))
@@ -65,7 +65,7 @@ async def convert(
         ) as chain:
             try:
                 rate = await chain.rate(currency, day)
-            except NoRate as error:  # to be raised by itself, and not in the nursery's group
+            except NoRate as error:  # raised outside, so that no nursery wraps it in a group
                 problem = error
         fetch_nursery.cancel_scope.cancel()
     if problem is not None:
@@ -79,7 +79,7 @@ def convert_sync(
     instant: datetime | None = None,
     settings: Settings | None = None,
 ) -> Conversion:
-    """`convert`, for a program that does not run trio."""
+    """`convert` for a program that does not run trio."""
     return trio.run(convert, stake, currency, instant, settings)
 
 

@@ -1,4 +1,4 @@
-"""The service put together: settings in, a running bridge out."""
+"""The service assembled from its settings, and how it is run."""
 
 import random
 import signal
@@ -45,7 +45,7 @@ def utc_now() -> datetime:
 
 
 def tls_context(verify: bool) -> ssl.SSLContext:
-    """What the feed's and the sources' certificates are checked with."""
+    """The TLS context for the feed and the sources."""
     context = ssl.create_default_context()
     if not verify:
         context.check_hostname = False
@@ -63,7 +63,7 @@ async def open_chain(
     clock: Callable[[], datetime] = utc_now,
     jitter: Callable[[], float] = random.random,
 ) -> AsyncIterator[RateChain]:
-    """The rate sources of the settings (or `sources`), fetching in `nursery`."""
+    """The chain of the settings' rate sources (or of `sources`); its fetches run in `nursery`."""
 
     http = HttpClient(partial(tls_context, settings.verify_ssl))
     try:
@@ -83,7 +83,7 @@ async def open_chain(
 
 @asynccontextmanager
 async def open_outbox(observer: Observer) -> AsyncIterator[Outbox]:
-    """An outbox that reports what is left in it, whichever way the service ends."""
+    """An outbox; what is left in it at the end is reported as undelivered."""
     outbox = Outbox(observer)
     try:
         yield outbox
@@ -93,10 +93,10 @@ async def open_outbox(observer: Observer) -> AsyncIterator[Outbox]:
 
 @attrs.define
 class Dependencies:
-    """What a service touches beyond its settings; each can be replaced, as the tests do.
+    """What a service needs beyond its settings; tests replace these.
 
-    `dial` opens the way to the feed, `sources` give the rates, `clock` is the wall
-    clock in UTC, `jitter` gives chance from 0 to 1. `journal` is not for others.
+    `dial` connects to the feed, `sources` give the rates, `clock` is the wall clock in
+    UTC, `jitter` gives random numbers from 0 to 1. `journal` is private.
     """
 
     dial: Dial | None = None
@@ -111,10 +111,11 @@ async def serve(
     stop: trio.Event | None = None,
     dependencies: Dependencies | None = None,
 ) -> None:
-    """Run the service until `stop` is set and what was in flight is answered, or cannot be.
+    """Run the service until `stop` is set and the requests in flight are answered.
 
-    Without a `stop` it runs until cancelled. It logs by structlog, however that
-    is configured. Raises `CannotStart`, or `BadSettings`, before anything has begun.
+    The drain timeout bounds the wait for them. Without a `stop` it runs until
+    cancelled. It logs by structlog, however that is configured. Raises `CannotStart`
+    or `BadSettings` before it connects to anything.
     """
     stop = trio.Event() if stop is None else stop
     dependencies = dependencies or Dependencies()
@@ -130,7 +131,6 @@ async def serve(
 
     status = None
     if settings.status_address is not None:
-        # What it stands on is imported only when it is on.
         from .operating.status import StatusServer
 
         status = StatusServer(settings.status_address, journal)
@@ -178,7 +178,7 @@ async def serve(
         service_nursery.start_soon(chain.run, name="rates ahead")
         service_nursery.start_soon(_summarize, journal, bridge, outbox, chain, name="summary")
         if status is not None:
-            # It ends with the nursery, so it still answers while the service drains.
+            # In this nursery it still answers while the service drains.
             view = Service(
                 settings,
                 journal.stats,
@@ -203,7 +203,7 @@ async def serve(
 
 
 async def _drain(bridge: Bridge, outbox: Outbox) -> None:
-    """Wait until all that came is answered and written."""
+    """Wait until every request is answered and every reply written."""
     await bridge.wait_settled()
     await outbox.wait_empty()
 
@@ -215,10 +215,9 @@ async def _summarize(journal: Journal, bridge: Bridge, outbox: Outbox, chain: Ra
 
 
 def run(settings: Settings) -> None:
-    """Run the service until SIGTERM or SIGINT, with the log that the settings ask for.
+    """Run the service until SIGTERM or SIGINT, with the log of the settings.
 
-    SIGHUP is for the audit file, and ignored where there is none. Raises
-    `CannotStart`, or `BadSettings`, before anything has begun.
+    SIGHUP reopens the audit file and is ignored without one. Raises as `serve` does.
     """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     configure_logs(settings.log_level, settings.log_format)
@@ -226,7 +225,7 @@ def run(settings: Settings) -> None:
 
 
 async def run_until_signal(run: Callable[[trio.Event], Awaitable[None]]) -> None:
-    """Run with an Event that SIGTERM or SIGINT sets; a second signal leaves at once."""
+    """Run with an Event that SIGTERM or SIGINT sets; a second signal cancels at once."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         stop = trio.Event()
 
@@ -243,7 +242,7 @@ async def run_until_signal(run: Callable[[trio.Event], Awaitable[None]]) -> None
 
 
 def run_unless_stopped(work: Callable[[], Awaitable[T]]) -> T | None:
-    """Run `work` in trio: what it returns, or None where a signal came first and cancelled it."""
+    """Run `work` in trio; returns its result, or None if a signal cancelled it."""
     results: list[T] = []
 
     async def until(stop: trio.Event) -> None:

@@ -1,22 +1,22 @@
-"""How often a source may be asked, whatever we are asked for: token buckets. Pure.
+"""How often a source may be asked, whatever the feed requests: token buckets. Pure.
 
-What a source says of its quota counts besides; this guards it before it has said a word.
+The quota that a source reports is obeyed as well; the budget holds before any report.
 """
 
 from typing import Final
 
 import attrs
 
-BURST: Final = 62  # two months of days at once
+BURST: Final = 62  # the days of two months
 MONTH: Final = 30 * 86400.0  # s
-TRY_EVERY: Final = 1.0  # s for another try; answers are dearer, and come back where there was none
+ATTEMPT_EVERY: Final = 1.0  # s for another attempt; an attempt without an answer costs no more
 
 
 @attrs.frozen
 class Budget:
-    """What a source can be asked for: `burst` answers at once, then one more every `every` seconds.
+    """What a source may be asked for: `burst` answers at once, then one every `every` seconds.
 
-    The last `reserve` of them are for the table of today.
+    The last `reserve` of them are for today's table.
     """
 
     burst: int
@@ -25,13 +25,13 @@ class Budget:
 
     @classmethod
     def of_month(cls, calls: int) -> "Budget":
-        """A budget of so many answers in a month."""
+        """A budget of `calls` answers in a month."""
         return cls(BURST, MONTH / calls)
 
 
 @attrs.define
 class TokenBucket:
-    """`size` tokens at most, and a new one every `every` seconds. Times are monotonic seconds."""
+    """At most `size` tokens, and a new one every `every` seconds. Times are monotonic seconds."""
 
     size: int
     every: float
@@ -43,42 +43,42 @@ class TokenBucket:
         return float(self.size)
 
     def left(self, now: float) -> float:
-        """The tokens that are in it."""
+        """How many tokens there are."""
         return min(self.size, self._tokens + (now - self._at) / self.every)
 
     def wait(self, now: float, keep: int = 0) -> float:
-        """Seconds until one can be taken that leaves `keep`; 0 when it can be now."""
+        """Seconds until one can be taken with `keep` left over; 0 for now."""
         missing = keep + 1 - self.left(now)
         return missing * self.every if missing > 1e-9 else 0.0
 
     def take(self, now: float) -> None:
-        """Take one."""
+        """Take a token."""
         self._tokens = self.left(now) - 1
         self._at = now
 
     def give_back(self, now: float) -> None:
-        """Put one back that was taken in vain."""
+        """Return a token."""
         self._tokens = min(self.size, self.left(now) + 1)
         self._at = now
 
 
 class Allowance:
-    """What is left of a budget: of answers, and of tries, which the failed ones are too."""
+    """What is left of a budget: answers, and attempts, of which failed ones count too."""
 
     def __init__(self, budget: Budget) -> None:
         self.budget: Final = budget
         self._answers = TokenBucket(budget.burst, budget.every)
-        self._tries = TokenBucket(budget.burst, TRY_EVERY)
+        self._attempts = TokenBucket(budget.burst, ATTEMPT_EVERY)
 
     def wait(self, now: float, keep: int) -> float:
-        """Seconds until the source may be asked, so that `keep` answers are left; 0 for now."""
-        return max(self._answers.wait(now, keep), self._tries.wait(now))
+        """Seconds until the source may be asked with `keep` answers left over; 0 for now."""
+        return max(self._answers.wait(now, keep), self._attempts.wait(now))
 
     def ask(self, now: float) -> None:
-        """The source is asked."""
+        """Count an attempt."""
         self._answers.take(now)
-        self._tries.take(now)
+        self._attempts.take(now)
 
     def unanswered(self, now: float) -> None:
-        """It gave no answer, which it does not count."""
+        """Return the answer of an attempt that got none: the source does not count it."""
         self._answers.give_back(now)

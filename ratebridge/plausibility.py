@@ -1,10 +1,10 @@
-"""Which quotes of a fresh table cannot be true, by all that is known. Pure.
+"""Which quotes of a new table cannot be true. Pure.
 
-What is known of a currency is the nearest table held, of whichever source, and
-the ranges it moved in by the ECB's history (`levels`). The bounds are those of
-that history, widened: no table of its 27 years is refused. They are far from
-tight, as true rates have moved by as much as they allow: what is caught are errors
-of kind (a swapped rate, a shifted point, another row), and not those of degree.
+A currency is compared with the nearest table held, of whichever source, and with
+the ranges of the ECB's history (`levels`). The bounds are those of that history,
+widened, so that no table of its 27 years is refused. True rates have moved by
+nearly as much as the bounds allow. So gross errors are caught (a swapped rate, a
+shifted decimal point, another row), and small ones are not.
 `scripts/measure_plausibility.py` measures both.
 """
 
@@ -18,24 +18,23 @@ from .errors import SourceFailed
 from .levels import LAST_YEAR, VOLATILE, ranges
 from .rates import RateTable
 
-# By how much a currency of the ECB's may have moved, up or down, within so many days. The greatest
-# moves of 1999 to 2026: 1.68 within a day (TRL 2001), 1.95, 2.40 and 3.59 within 7, 30 and 365
-# (ISK 2008).
+# (days, the factor by which an ECB currency may move within them). The greatest moves of 1999 to
+# 2026: 1.68 within a day (TRL 2001), 1.95, 2.40 and 3.59 within 7, 30 and 365 days (ISK 2008).
 MOVES: Final = ((7, 2.0), (30, 2.5), (365, 4.0))
-# Of others no such history is at hand; official rates have been moved by a factor of nearly 10
-# at once, and by more within a year.
+# Other currencies have no such history. Official rates have moved by a factor of nearly 10 at once,
+# and by more within a year.
 OTHER_DAYS: Final = 30
 OTHER_MOVE: Final = 9.0
 
-# How far off the range of its year, and the years beside it, a currency may be: wide, for sources
-# that differ from the ECB and for what has not happened yet. The volatile have moved by over 2
-# in a year. Each year beyond the history adds 1, but a factor of 10 is never true.
+# The factor by which a currency may be off the range of its year and the two beside it: wide, for
+# sources that differ from the ECB and for the future. Volatile ones have moved by over 2 in a
+# year. Each year after the history adds 1, up to a factor below 10.
 FACTOR: Final = 3.0
 VOLATILE_FACTOR: Final = 6.0
 MOST_FACTOR: Final = 9.0
 
-# Pegs that have held since 1999 or before, by the central banks, of currencies that the ECB has
-# no rates of: units for one of the anchor.
+# Units for one of the anchor: pegs that central banks have held since 1999 or before, for
+# currencies without ECB rates.
 PEGS: Final[Mapping[str, tuple[str, float]]] = {
     "AED": ("USD", 3.6725),
     "BHD": ("USD", 0.376),
@@ -46,19 +45,19 @@ PEGS: Final[Mapping[str, tuple[str, float]]] = {
     "BAM": ("EUR", 1.95583),
 }
 PEG_FACTOR: Final = 1.1  # off a peg: banks publish at different hours, and not all each day
-# A peg is no measure where its anchor is off the range of its years by more than this.
+# A peg is not used if its anchor is off the range of its years by more than this.
 ANCHOR_FACTOR: Final = 1.1
 
-_ROUNDING: Final = 1 + 1e-9  # of the floats: a move by the bound itself is within it
+_ROUNDING: Final = 1 + 1e-9  # float tolerance: a move by the bound itself is allowed
 
 
 def implausible(
     table: RateTable, held: Iterable[RateTable]
 ) -> tuple[Mapping[str, SourceFailed], bool]:
-    """The currencies of a table whose quotes cannot be true, each with why.
+    """The currencies of a table whose quotes cannot be true, with reasons; and whether all of it.
 
-    `held` are the tables to compare with. The second is whether the table as a whole
-    cannot be: most of what can be compared is off (two at least), or all is one.
+    `held` are the tables to compare with. The table as a whole is implausible if most
+    of what can be compared is (two quotes at least), or if every quote is one.
     """
     units = _units_for_one_euro(table)
     known = _nearest(table, held)
@@ -86,7 +85,7 @@ def implausible(
 
 
 def without(table: RateTable, wrong: Mapping[str, SourceFailed]) -> RateTable:
-    """The table without the quotes that are wrong, which it refuses for the reasons given."""
+    """The table without the wrong quotes; their reasons are added to `refused`."""
     if not wrong:
         return table
     quotes = {code: quote for code, quote in table.quotes.items() if code not in wrong}
@@ -95,7 +94,7 @@ def without(table: RateTable, wrong: Mapping[str, SourceFailed]) -> RateTable:
 
 @attrs.frozen
 class _Level:
-    """The range a currency should be in, and by which factor it may be off it."""
+    """The range a currency should be in, and the factor by which it may be off."""
 
     low: float
     high: float
@@ -106,7 +105,7 @@ class _Level:
         return float((self.low * self.high) ** 0.5)
 
     def distance(self, quoted: float) -> float:
-        """By which factor a quote is off the range, 1 within it."""
+        """The factor by which a quote is off the range; 1 within it."""
         return max(self.low / quoted, quoted / self.high, 1.0)
 
 
@@ -120,7 +119,7 @@ def _units_for_one_euro(table: RateTable) -> dict[str, float]:
 
 
 def _nearest(table: RateTable, held: Iterable[RateTable]) -> dict[str, tuple[float, int]]:
-    """What the nearest table within a year has of each currency, and how many days off it is."""
+    """By currency: the quote of the nearest table within a year, and how many days off it is."""
     year, _ = MOVES[-1]
     by_gap = sorted(((abs((other.day - table.day).days), other) for other in held), key=_gap)
     known: dict[str, tuple[float, int]] = {}
@@ -141,7 +140,7 @@ def _level(currency: str, day: date) -> _Level | None:
     if by_year is None:
         return None
     near = [by_year[year] for year in range(day.year - 1, day.year + 2) if year in by_year]
-    if not near:  # in a hole of the history, or after its end: what was before
+    if not near:  # in a gap of the history, or after its end: the last range before
         before = [year for year in by_year if year < day.year]
         if not before:
             return None
@@ -153,7 +152,7 @@ def _level(currency: str, day: date) -> _Level | None:
 
 
 def _unlike_its_level(quoted: float, level: _Level | None) -> float | None:
-    """What was to be expected of a quote that is off its level; None where it is not."""
+    """The expected quote, if this one is off its level; else None."""
     if level is None or level.distance(quoted) <= level.factor:
         return None
     return level.middle
@@ -179,7 +178,7 @@ def _unlike_its_neighbour(
 def _unlike_its_peg(
     currency: str, quoted: float, day: date, units: Mapping[str, float]
 ) -> float | None:
-    """The same for a currency that is pegged to another one of the table."""
+    """The same for a currency that is pegged to another one in the table."""
     if currency not in PEGS:
         return None
     anchor, peg = PEGS[currency]

@@ -18,17 +18,15 @@ from .errors import SourceFailed
 from .euro import CONVERSION_RATES, REGULATION
 
 FIXED: Final = "fixed"  # the provider of a rate that is law
-MAX_DAYS_BACK: Final = 5  # how much older than the day asked for a quote may be (protocol, dates)
+MAX_DAYS_BACK: Final = 5  # a quote may be this much older than the day asked for (protocol, dates)
 FAILURE_LIFE: Final = 5.0  # s: an outage costs a call per 5 s and table, not one per request
 MAX_TABLES: Final = 512  # a year and a half of days from one source
 MAX_QUOTES: Final = 40_000  # in all tables: 12 MB, at 293 bytes each with what is made of them
-AHEAD: Final = 0.2  # of its life: how early a table in use is asked for again, less some jitter
-LEAST_AHEAD: Final = 15.0  # s: early enough for a source that is slow, and for its retries ...
-MOST_AHEAD: Final = 0.4  # of its life: ... but not so early that it would be asked for all the time
-PROVISIONAL_LIFE: Final = 7200.0  # s, at most, of what stands in for an ended day's own table
-CLOCK_SLACK: Final = timedelta(
-    minutes=1
-)  # what is fetched later than now was fetched by a bad clock
+AHEAD: Final = 0.2  # of its life: how early a table in use is refreshed, less some jitter
+LEAST_AHEAD: Final = 15.0  # s: time for a slow source and its retries
+MOST_AHEAD: Final = 0.4  # of its life: earlier, a short-lived table would be refreshed all the time
+PROVISIONAL_LIFE: Final = 7200.0  # s, at most, of a substitute for an ended day's own table
+CLOCK_SLACK: Final = timedelta(minutes=1)  # a later table was dated by a bad clock
 
 _ONE: Final = Decimal(1)
 
@@ -45,11 +43,11 @@ class Quote:
 class RateTable:
     """Every quote that one source gives for one day. It holds EUR, and only good quotes.
 
-    `day` is the day asked for, `fetched` the UTC instant at which it was asked for.
-    `refused` tells why the quote of a currency was not taken. `latest` tells that
-    these are the latest quotes, as the source had none of the ended day itself yet.
-    `made` is when the answer was made by the clock of its maker, and `source_clock`
-    what that clock showed when we asked; None where it does not say so.
+    `day` is the day asked for, `fetched` the UTC instant of the request. `refused`
+    says why a currency's quote was not used. `latest` marks the latest quotes, which
+    a source gave because it had none of the ended day yet. `made` is when the answer
+    was made by the source's clock, `source_clock` what that clock showed at the time
+    of the request; None where the source does not say.
     """
 
     provider: str
@@ -61,9 +59,9 @@ class RateTable:
     made: datetime | None = None
     source_clock: datetime | None = None
     running: bool = attrs.field(init=False)
-    """Whether the day still ran when the table was asked for, by our clock."""
+    """Whether the day had not ended, by our clock, when the table was requested."""
     final: bool = attrs.field(init=False)
-    """Whether the day was over, by all clocks, and this is its own table: it changes no more."""
+    """Whether the day had ended by all clocks and this is its own table: it never changes."""
     _cached_rates: dict[str, "Rate"] = attrs.field(factory=dict, init=False, eq=False, repr=False)
 
     @running.default
@@ -77,7 +75,7 @@ class RateTable:
 
     @property
     def note(self) -> str:
-        """What is unusual about the table, in half a sentence; nothing about most."""
+        """What is unusual about the table, in half a sentence; usually empty."""
         if self.running or self.final:
             return ""
         if self.latest:
@@ -85,7 +83,7 @@ class RateTable:
         return "of a day that still ran by another clock than ours"
 
     def cached_rate(self, currency: str) -> "Rate | None":
-        """`fixed_rate` or `rate_from` the table without a call; each is made once."""
+        """`fixed_rate`, or `rate_from` this table, made once for each currency."""
         rate = self._cached_rates.get(currency)
         if rate is None:
             rate = fixed_rate(currency, self.day) or rate_from(self, currency, cached=True)
@@ -93,8 +91,8 @@ class RateTable:
                 self._cached_rates[currency] = rate
         return rate
 
-    def keep(self, rate: "Rate") -> None:
-        """`cached_rate` gives this one for its currency, until `release`."""
+    def pin(self, rate: "Rate") -> None:
+        """Let `cached_rate` return this rate for its currency, until `release`."""
         self._cached_rates[rate.currency] = rate
 
     def release(self, currency: str) -> None:
@@ -102,11 +100,11 @@ class RateTable:
 
 
 class Rate(msgspec.Struct, frozen=True, gc=False):
-    """One currency's rate with its provenance. A Struct, as one is made per message.
+    """One currency's rate with its provenance. A Struct, because each message makes one.
 
     One euro is `units / euro` of the currency; `day` is the day the rate is of,
-    `asked` the day asked for, `fetched` the UTC instant of asking. `cached` tells
-    that no call was made for it, `note` what is unusual about it, in half a sentence.
+    `asked` the day asked for, `fetched` the UTC instant of the request. `cached` means
+    that no call was made for it; `note` is as in `RateTable`.
     """
 
     currency: str
@@ -121,12 +119,12 @@ class Rate(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def text(self) -> str:
-        """Units for one euro as exact text: a number, or a quotient where the base is no euro."""
+        """Units for one euro as exact text: a number, or a quotient if the base is not the euro."""
         return f"{self.units:f}" if self.euro == 1 else f"{self.units:f}/{self.euro:f}"
 
 
 def rate_from(table: RateTable, currency: str, *, cached: bool) -> Rate | None:
-    """The table's rate for a currency, or None when the table does not know it."""
+    """The table's rate for a currency, or None if the table lacks it."""
     quote = table.quotes.get(currency)
     if quote is None:
         return None
@@ -145,9 +143,9 @@ def rate_from(table: RateTable, currency: str, *, cached: bool) -> Rate | None:
 
 
 def fixed_rate(currency: str, day: date) -> Rate | None:
-    """The rate by law, which needs no source, on a day on which the currency had become the euro.
+    """The legal conversion rate of a currency that had become the euro by that day.
 
-    It is `fetched` on the first such day.
+    It needs no source; its `fetched` is the first such day.
     """
     known = CONVERSION_RATES.get(currency)
     if known is None or day < known[0]:
@@ -159,10 +157,10 @@ def fixed_rate(currency: str, day: date) -> Rate | None:
 
 @attrs.frozen
 class Failing:
-    """What is known of a (source, day) whose last word was a failure.
+    """What is known of a (source, day) whose last fetch failed.
 
-    `table` is a final one that serves on for the time being. `due` tells whether
-    the source should be asked again.
+    `table` is a final table that stays in use meanwhile. `due` says whether the
+    source should be asked again.
     """
 
     failure: SourceFailed
@@ -177,9 +175,9 @@ _Key = tuple[str, date]
 class _Held:
     """A table, and the monotonic times at which it came, was last used, and ends.
 
-    `kept` are the times until which currencies keep another table's rate; `until` is
-    when the first of them, or the table, ends. From `ahead` on it is to be asked for
-    again, if in use.
+    `pinned` are the times until which currencies use another table's rate; `until` is
+    when the first of them, or the table, ends. From `ahead` on the table is refreshed
+    if it is in use.
     """
 
     table: RateTable
@@ -188,24 +186,24 @@ class _Held:
     ends: float
     ahead: float
     until: float
-    kept: dict[str, float] = attrs.Factory(dict)
+    pinned: dict[str, float] = attrs.Factory(dict)
 
-    def outlive_kept(self, now: float) -> bool:
-        """Release the rates whose time has ended; whether the table itself lives on."""
-        for currency in [code for code, end in self.kept.items() if now >= end]:
-            del self.kept[currency]
+    def drop_expired_pins(self, now: float) -> bool:
+        """Release the pinned rates that have expired; returns whether the table is still live."""
+        for currency in [code for code, end in self.pinned.items() if now >= end]:
+            del self.pinned[currency]
             self.table.release(currency)
-        self.until = min([self.ends, *self.kept.values()])
+        self.until = min([self.ends, *self.pinned.values()])
         return now < self.until
 
 
 class Tables:
-    """What is known of each (source, day): a table, a failure since, or both.
+    """What is known of each (source, day): a table, a later failure, or both.
 
-    Holds at most `most` tables, and `MAX_QUOTES` quotes in them, as many failures
-    as tables, and forgets what was unused for longest. A table lives `life`
-    seconds; beyond that it is served only while its source fails, and only if it
-    is final. One of an ended day that is not final lives two hours at most.
+    Holds at most `most` tables, `MAX_QUOTES` quotes in all of them, and `most`
+    failures; the least recently used go first. A table lives `life` seconds. After
+    that only a final table is served, and only while its source fails. A table of an
+    ended day that is not final lives `PROVISIONAL_LIFE` at most.
     """
 
     def __init__(self, life: float, most: int = MAX_TABLES) -> None:
@@ -213,20 +211,19 @@ class Tables:
         self._most = most
         self._tables: dict[_Key, _Held] = {}
         self._quotes = 0  # in all of them
-        # With the monotonic time that each came at.
-        self._failures: OrderedDict[_Key, tuple[SourceFailed, float]] = OrderedDict()
+        self._failures: OrderedDict[_Key, tuple[SourceFailed, float]] = OrderedDict()  # and when
 
     def __len__(self) -> int:
         return len(self._tables)
 
     def fresh(self, provider: str, day: date, *, today: date, now: float) -> RateTable | None:
-        """The table to go by at monotonic time `now`, if there is one whatever its source does."""
+        """The live table at monotonic time `now`, if there is one."""
         held = self._tables.get((provider, day))
-        if held is None or (now >= held.until and not held.outlive_kept(now)):
+        if held is None or (now >= held.until and not held.drop_expired_pins(now)):
             return None
         table = held.table
         if table.running and day < today:
-            return None  # what was made while the day still ran is not what its final table says
+            return None  # the quotes of a day that had not ended are not its final ones
         held.used = now
         return table
 
@@ -239,9 +236,9 @@ class Tables:
         now: float,
         limit: SourceFailed | None = None,
     ) -> RateTable | Failing | None:
-        """What to go by at monotonic time `now`; None when the source has to be asked first.
+        """What to use at monotonic time `now`; None if the source has to be asked first.
 
-        `limit` is why the source cannot be asked for anything at present, if so.
+        `limit` is why the source must not be asked for anything at present, if so.
         """
         table = self.fresh(provider, day, today=today, now=now)
         if table is not None:
@@ -261,14 +258,14 @@ class Tables:
         return Failing(failure, table, due=now - at >= FAILURE_LIFE)
 
     def store(self, table: RateTable, now: float, jitter: float = 0.0) -> None:
-        """Keep a fetched table; it takes the place of what was known.
+        """Keep a fetched table in place of what was known.
 
-        `jitter`, from 0 to 1, is how early it is to be asked for again.
+        `jitter`, from 0 to 1, makes its refresh earlier.
         """
         key = (table.provider, table.day)
         held = self._tables.get(key)
         if held is not None and held.table.final and not table.final:
-            return  # asked for before midnight, and overtaken by the final one
+            return  # it was requested before midnight; the final one came first
         self._failures.pop(key, None)
         self._remove(key)
         provisional = not (table.final or table.running)
@@ -283,19 +280,19 @@ class Tables:
             self._remove(min(self._tables, key=lambda known: self._tables[known].used))
 
     def store_failure(self, provider: str, day: date, failure: SourceFailed, now: float) -> None:
-        """Remember that the source was asked in vain, beside the table that may be there."""
+        """Remember a failed fetch; a table that is there stays."""
         key = (provider, day)
         self._failures[key] = (failure, now)
         self._failures.move_to_end(key)
         if len(self._failures) > self._most:
             self._failures.popitem(last=False)
 
-    def keep(self, rate: Rate, until: float, provider: str) -> None:
-        """Where `provider` has a table of the rate's day, that gives this rate until then."""
+    def pin(self, rate: Rate, until: float, provider: str) -> None:
+        """Let the table of `provider` for the rate's day, if any, return this rate until then."""
         held = self._tables.get((provider, rate.asked))
         if held is not None and until < held.ends:
-            held.table.keep(rate)
-            held.kept[rate.currency] = until
+            held.table.pin(rate)
+            held.pinned[rate.currency] = until
             held.until = min(held.until, until)
 
     def end_of(self, table: RateTable) -> float | None:
@@ -304,18 +301,18 @@ class Tables:
         return held.ends if held is not None and held.table is table else None
 
     def use(self, provider: str, day: date, now: float) -> None:
-        """Note that a table is in use, though it was not looked at."""
+        """Mark a table as used."""
         held = self._tables.get((provider, day))
         if held is not None:
             held.used = now
 
     def has_live(self, provider: str, day: date, today: date, now: float) -> bool:
-        """Whether there is a table to go by, without using it."""
+        """Whether there is a live table; does not mark it as used."""
         held = self._tables.get((provider, day))
         return held is not None and now < held.ends and not (held.table.running and day < today)
 
     def has_failed(self, provider: str, day: date, now: float) -> bool:
-        """Whether a failure is remembered, so that the source is not to be asked yet."""
+        """Whether a failure is so recent that the source must not be asked yet."""
         failed = self._failures.get((provider, day))
         return failed is not None and now - failed[1] < FAILURE_LIFE
 
@@ -330,10 +327,10 @@ class Tables:
         return held is not None and held.used >= since
 
     def due_ahead(self, today: date, now: float) -> list[RateTable]:
-        """The tables in use that are to be asked for again, the first to end first.
+        """The tables that are due for a refresh, the first to end first.
 
-        Of the live ones those near their end that were used in the second half of their
-        life, of the final ones that have outlived it those used in as much time of late.
+        A live table is due near its end if it was used in the second half of its life;
+        a final one that has expired, if it was used within the last half of a life.
         """
         due = [
             held
@@ -347,16 +344,16 @@ class Tables:
         return [held.table for held in due]
 
     def postpone(self, table: RateTable, now: float) -> None:
-        """It has been asked for: not again for a fourth of the time that it has left."""
+        """Note that a table is being refreshed: not again for a quarter of its remaining life."""
         held = self._tables[table.provider, table.day]
         held.ahead = now + max(FAILURE_LIFE, (held.ends - now) / 4)
 
     def clock_moved(self, jump: float, utc: datetime) -> None:
         """The wall clock moved by `jump` seconds against the monotonic one, and shows `utc` now.
 
-        Ahead, time may have passed that the monotonic clock did not count: the
-        tables are as much older. Back, a table asked for later than now was asked for
-        by a clock that was wrong: whether its day was over is judged anew.
+        After a jump ahead the tables are that much older: the monotonic clock may have
+        missed the time. After a jump back, tables dated later than `utc` were dated by a
+        wrong clock, so whether their day had ended is decided again.
         """
         for held in self._tables.values():
             if jump > 0:
@@ -371,7 +368,7 @@ class Tables:
                     held.until = min(held.until, held.ends)
 
     def tables(self) -> list[tuple[RateTable, float]]:
-        """Each table held, with the monotonic time it came at, least recently used first."""
+        """Each table held and the monotonic time it came at, least recently used first."""
         held = sorted(self._tables.values(), key=lambda held: held.used)
         return [(one.table, one.came) for one in held]
 

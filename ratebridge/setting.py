@@ -1,7 +1,7 @@
-"""One setting: a row with its name, its parser, its default and its secrecy; and the parsers.
+"""One setting: a row with its name, parser, default and secrecy; and the parsers.
 
-A parser makes the value of a text, or raises ValueError with what it expects. It
-quotes nothing of the text, which may be a secret.
+A parser turns a text into a value, or raises ValueError with what it expects. The
+error must not quote the text, which may be a secret.
 """
 
 import math
@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 @attrs.frozen
 class Setting(Generic[T]):
-    """The row of a setting. Its value is never shown unless the row says that it is no secret.
+    """The row of a setting. Its value is never shown unless `secret` is False.
 
-    A URL is a secret too: it can hold a token. What is `required` has to be set
-    where its source is among the providers.
+    A URL is a secret too, as it can hold a token. A `required` setting must be set if
+    its source is among the providers.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Setting(Generic[T]):
 
 
 class Values:
-    """What settings were set to, looked up by their rows; no print, log or repr shows it."""
+    """The values of settings, looked up by their rows; the repr shows names only."""
 
     __slots__ = ("_set",)
 

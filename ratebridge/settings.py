@@ -1,4 +1,4 @@
-"""The settings: read from the environment and a `.env` file, judged all at once."""
+"""The settings: read from the environment and a `.env` file, and checked together."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -27,11 +27,11 @@ from .setting import (
 
 FEED: Final = "CURRENCY_ASSIGNMENT_WS_URI"
 PROVIDERS: Final = "RATEBRIDGE_PROVIDERS"
-USUAL_SOURCES: Final = 2  # without a list: one to ask, and one to fail over to
+USUAL_SOURCES: Final = 2  # without a list: one, and one to fail over to
 _MIN: Final = "RATEBRIDGE_RECONNECT_MIN"
 _MAX: Final = "RATEBRIDGE_RECONNECT_MAX"
 
-MAX_DOTENV: Final = 1024 * 1024  # bytes; a larger file is not one of settings
+MAX_DOTENV: Final = 1024 * 1024  # bytes; a larger file does not hold settings
 
 LogFormat = Literal["auto", "console", "json"]
 
@@ -45,7 +45,7 @@ def _row(name: str, parse: Any, default: Any = None, *, secret: bool = False) ->
 class Settings:
     """Everything an operator can set; times are in seconds. The defaults are the protocol's.
 
-    `sources` holds what the rate sources declare for themselves.
+    `sources` holds the values of the settings that the rate sources declare.
     """
 
     feed: Address | None = _row(FEED, Address.parse, secret=True)
@@ -66,7 +66,7 @@ class Settings:
     status_hosts: tuple[str, ...] = _row("RATEBRIDGE_STATUS_HOSTS", host_names, ())
     audit_file: Path | None = _row("RATEBRIDGE_AUDIT_FILE", file)
     sources: Values = attrs.field(factory=Values)
-    unknown: tuple[str, ...] = ()  # variables with our prefix that mean nothing to us
+    unknown: tuple[str, ...] = ()  # variables with our prefix that are not settings
 
 
 _FIELDS: Final = {
@@ -77,7 +77,7 @@ _FIELDS: Final = {
 
 
 def rows() -> Iterator[Setting[Any]]:
-    """Every setting that there is: the service's own, then those of each source."""
+    """Every setting: the service's own, then those of each source."""
     yield from _FIELDS.values()
     for name in NAMES:
         yield from provider(name).settings
@@ -86,13 +86,13 @@ def rows() -> Iterator[Setting[Any]]:
 def read_environment(
     environ: Mapping[str, str], dotenv: Path | None = Path(".env")
 ) -> dict[str, str]:
-    """The environment on top of a `.env` file, if there is one. Empty values count as none.
+    """The environment on top of a `.env` file, if there is one. Empty values count as unset.
 
-    Raises `BadSettings` for what has the file's name and is no text file of a fit size.
+    Raises `BadSettings` if `dotenv` is not a text file of at most `MAX_DOTENV` bytes.
     """
     found: dict[str, str] = {}
     if dotenv is not None and os.path.lexists(dotenv):
-        from dotenv import dotenv_values  # it takes as long as all the rest here
+        from dotenv import dotenv_values  # this import takes as long as the rest of the module
 
         values = dotenv_values(stream=StringIO(_read_dotenv(dotenv)), interpolate=False)
         found = {name: value for name, value in values.items() if value is not None}
@@ -101,7 +101,7 @@ def read_environment(
 
 def _read_dotenv(path: Path) -> str:
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
+        if path.exists() and not path.is_file():  # reading a pipe would block
             raise BadSettings(f"{path.name}: expected a file, got something else")
         with path.open("rb") as file:
             content = file.read(MAX_DOTENV + 1)
@@ -116,7 +116,7 @@ def _read_dotenv(path: Path) -> str:
 
 
 def load_settings(values: Mapping[str, str], *, need_feed: bool = True) -> Settings:
-    """Make settings of names and values. Raises `BadSettings` with all that is wrong with them."""
+    """Make settings from names and values. Raises `BadSettings` with every problem."""
     read: dict[str, Any] = {}
     problems: list[str] = []
     if need_feed and FEED not in values:

@@ -537,7 +537,7 @@ async def test_a_table_of_a_stand_in_is_kept_to_and_says_what_it_is(autojump_clo
 
 
 async def test_what_is_kept_to_is_bounded(autojump_clock, monkeypatch):
-    monkeypatch.setattr("ratebridge.providers.chain.MOST_KEPT", 10)
+    monkeypatch.setattr("ratebridge.providers.chain.MOST_PINNED", 10)
     async with open_bench("freecurrencyapi", Instant()) as bench:
         bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(status=404))
         for day in days(11):

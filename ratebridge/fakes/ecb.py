@@ -1,4 +1,4 @@
-"""A stand-in for the ECB's files: the last 90 days as XML, and the last 400 in a zip."""
+"""A fake of the ECB's files: the last 90 days as XML, and the last 400 in a zip."""
 
 from collections.abc import Iterator
 from datetime import date, timedelta
@@ -14,7 +14,7 @@ from .rates import COMMON, Call, FakeAnswer, FakeSource, Fault, working_day
 
 ECB: Final = "ecb"
 
-_NOT_QUOTED: Final = frozenset({"EUR", "BGN", "HRK", "RUB"})  # any more
+_NOT_QUOTED: Final = frozenset({"EUR", "BGN", "HRK", "RUB"})
 _CODES: Final = tuple(code for code in COMMON if code not in _NOT_QUOTED)
 _FIVE_DIGITS: Final = Context(prec=5, rounding=ROUND_HALF_EVEN)
 
@@ -35,7 +35,7 @@ class FakeEcb(FakeSource):
 
     @staticmethod
     def text(rate: Decimal) -> str:
-        """Five digits, without zeros at the end."""
+        """Five digits, without trailing zeros."""
         return f"{_FIVE_DIGITS.plus(rate).normalize():f}"
 
     def answer(self, call: Call, fault: Fault) -> FakeAnswer:

@@ -1,8 +1,8 @@
-"""A feed to order: one script per connection, and two doors to it.
+"""A scripted feed, in memory or on a port.
 
-`MemoryFeed` is dialled in memory, for a virtual clock; `serve_feed` listens on
-a port. Behind both a script plays the server's side of one connection, byte by
-byte where it wants to, so that it can be as wrong as a peer can be.
+`MemoryFeed` is dialled in memory, for a virtual clock; `serve_feed` listens on a
+port. In both a script plays the server's side of one connection. It can write any
+bytes, and so break the protocol in any way.
 """
 
 import json
@@ -41,14 +41,14 @@ class FeedGone(Exception):
 
 @attrs.frozen
 class Received:
-    """A text message from the client, and the trio time of its coming."""
+    """A text message from the client, and the trio time at which it came."""
 
     at: float
     text: str
 
     @property
     def message(self) -> Any:
-        """The message read by the stdlib, numbers as their text."""
+        """The message as read by the standard library, numbers as text."""
         return json.loads(self.text, parse_float=str, parse_int=str)
 
 
@@ -83,7 +83,7 @@ class FeedPeer:
         )
 
     async def wait_for_request(self) -> None:
-        """Wait for the upgrade request, and leave it unanswered."""
+        """Wait for the upgrade request without answering it."""
         while not self.path:
             await self._read()
 
@@ -108,7 +108,7 @@ class FeedPeer:
         await self.send_raw(data)
 
     async def send_raw(self, data: bytes) -> None:
-        """Send bytes as they are. Several tasks of a script may send at the same time."""
+        """Send raw bytes. Several tasks of a script may send at the same time."""
         try:
             async with self._sending:
                 await self.stream.send_all(data)
@@ -116,7 +116,7 @@ class FeedPeer:
             raise FeedGone from None
 
     async def reset(self) -> None:
-        """Break off: with a RST where there is a socket."""
+        """Break the connection, by a RST on a socket."""
         transport: Any = self.stream
         while isinstance(transport, trio.SSLStream):
             transport = transport.transport_stream
@@ -126,7 +126,7 @@ class FeedPeer:
         await trio.aclose_forcefully(self.stream)
 
     async def receive(self) -> Received:
-        """The next text message of the client; it stands in `received` too."""
+        """The next text message of the client; also appended to `received`."""
         while not self._texts:
             await self._read()
         received = Received(trio.current_time(), self._texts.pop(0))
@@ -134,13 +134,13 @@ class FeedPeer:
         return received
 
     async def receive_reply(self) -> Any:
-        """The next message of the client that is no heartbeat."""
+        """The next message of the client except heartbeats."""
         while (message := (await self.receive()).message)["type"] == "heartbeat":
             pass
         return message
 
     async def _read(self) -> None:
-        """Read once, and deal with all that it brought."""
+        """Read once, and handle every event in it."""
         try:
             data = await self.stream.receive_some(65536)
             self._protocol.receive_data(bytes(data) or None)
@@ -164,7 +164,7 @@ class FeedPeer:
                     raise FeedGone
                 case Pong() | BytesMessage() | _:
                     pass
-        if not data:  # before the upgrade nothing else tells of it
+        if not data:  # before the upgrade wsproto reports no end
             raise FeedGone
 
 
@@ -172,19 +172,19 @@ Script = Callable[[FeedPeer], Awaitable[None]]
 
 
 async def play(script: Script, stream: trio.abc.Stream, peers: list[FeedPeer]) -> None:
-    """Play a script on one connection, and close that by force when it is over."""
+    """Play a script on one connection, then close that forcefully."""
     peer = FeedPeer(stream)
     peers.append(peer)
     try:
         await script(peer)
-    except* FeedGone:  # alone, or in the groups of a script's nurseries
+    except* FeedGone:  # from the script itself, or from its nurseries
         pass
     finally:
         await trio.aclose_forcefully(stream)
 
 
 class MemoryFeed:
-    """A feed in memory. `dial` is what a link wants; `peers` are the connections so far."""
+    """A feed in memory. `dial` opens a connection; `peers` are those so far."""
 
     def __init__(self, nursery: trio.Nursery, script: Script) -> None:
         self._nursery = nursery
@@ -228,17 +228,8 @@ async def serve_feed(
 
 # Traffic.
 
-CURRENCIES = (
-    "UAH",
-    "EUR",
-    "PLN",
-    "USD",
-    "ZWL",
-    "HRK",
-    "GBP",
-    "CZK",
-    "BTC",
-)  # those of the real feed
+# Those of the real feed.
+CURRENCIES = ("UAH", "EUR", "PLN", "USD", "ZWL", "HRK", "GBP", "CZK", "BTC")
 
 
 def request_text(
@@ -247,7 +238,7 @@ def request_text(
     currency: str = "USD",
     date: str = "2021-05-18T21:32:42.324Z",
 ) -> str:
-    """A request as the real feed writes it; `stake` as it shall stand there."""
+    """A request as the real feed writes it; `stake` is written literally."""
     return (
         f'{{"type":"message","id":{json.dumps(message_id)},"payload":{{"marketId":123456,'
         f'"selectionId":987654,"odds":2.2,"stake":{stake},"currency":{json.dumps(currency)},'
@@ -258,7 +249,7 @@ def request_text(
 def random_requests(
     chance: random.Random, newest: date, currencies: Sequence[str] = CURRENCIES
 ) -> Iterator[str]:
-    """Requests without end, like those of the real feed: up to two weeks before `newest`."""
+    """Endless requests like those of the real feed, dated up to two weeks before `newest`."""
     message_id = chance.randrange(1, 10_000)
     while True:
         made = datetime.combine(newest, datetime.min.time()) - timedelta(
@@ -278,10 +269,10 @@ def random_requests(
 
 
 def requests_of(lines: Sequence[str]) -> list[str]:
-    """The requests among recorded messages, a JSON text each; the heartbeats are left out.
+    """The requests among recorded messages, one JSON text a line; heartbeats are left out.
 
-    Raises ValueError, with half a sentence, for a line that is no message, and
-    where there is no request.
+    Raises ValueError, with half a sentence, for a line that is not a JSON object, and
+    if there is no request.
     """
     requests: list[str] = []
     for number, line in enumerate(map(str.strip, lines), start=1):
@@ -305,9 +296,9 @@ def requests_of(lines: Sequence[str]) -> list[str]:
 class StandIn:
     """The script of a well-behaved feed: heartbeats each second, requests at random intervals.
 
-    `rate` is requests a second in the mean; `requests` may end, the heartbeats
-    go on. `on_reply` gets each request and its reply, as they were sent; `done` is
-    set when the requests have ended and all of them are answered.
+    `rate` is the mean number of requests a second. `requests` may end; the heartbeats
+    go on. `on_reply` gets the texts of each request and its reply. `done` is set when
+    the requests have ended and all of them are answered.
     """
 
     requests: Iterator[str]

@@ -1,4 +1,4 @@
-"""A stand-in for Frankfurter v2: some more currencies, five digits, and a day for each row."""
+"""A fake of Frankfurter v2: more currencies, five digits, and a day for each row."""
 
 from datetime import date, timedelta
 from decimal import ROUND_HALF_EVEN, Context, Decimal
@@ -30,21 +30,21 @@ _RARE: Final = units_of("""
     ZWL 442
 """)
 _UNITS: Final = dict(sorted({**COMMON, **_RARE}.items()))
-_LIVES: Final = {  # the first and the last day
+_LIVES: Final = {  # first and last day
     "BGN": (date(1999, 1, 4), date(2025, 12, 31)),
     "HRK": (date(1999, 1, 4), date(2022, 12, 31)),
     "ZWL": (date(2010, 1, 1), date(2024, 8, 30)),
 }
-_A_DAY_BEHIND: Final = frozenset({"UAH", "UZS"})  # whose bank publishes late
-_FORTNIGHTLY: Final = "TMT"  # whose bank publishes on the 1st and the 15th
-_AHEAD: Final = frozenset({"AUD", "NZD"})  # whose bank has tomorrow's already
+_A_DAY_BEHIND: Final = frozenset({"UAH", "UZS"})  # their banks publish late
+_FORTNIGHTLY: Final = "TMT"  # its bank publishes on the 1st and the 15th
+_AHEAD: Final = frozenset({"AUD", "NZD"})  # their banks publish tomorrow's rates
 
 _FIVE_DIGITS: Final = Context(prec=5, rounding=ROUND_HALF_EVEN)
 
 
 @attrs.define
 class FakeFrankfurter(FakeSource):
-    """It has no options."""
+    """Frankfurter v2."""
 
     prefix = "/v2"
     url = URL
@@ -98,7 +98,7 @@ class FakeFrankfurter(FakeSource):
 
 
 def _day_of_row(currency: str, day: date) -> date | None:
-    """The day that the row for a day is of; None when there is none."""
+    """The day whose rate stands in the row for `day`; None if there is no row."""
     first, last = _LIVES.get(currency, (date.min, date.max))
     if currency == _FORTNIGHTLY:
         quoted_on = day.replace(day=15 if day.day >= 15 else 1)

@@ -1,4 +1,4 @@
-"""A stand-in for freecurrencyapi.com: 33 currencies, ten decimals, a key and a quota."""
+"""A fake of freecurrencyapi.com: 33 currencies, ten decimals, a key and a quota."""
 
 from collections.abc import Mapping
 from datetime import date, datetime

@@ -1,10 +1,10 @@
-"""Stand-ins for the rate sources: what they share, and two doors to them.
+"""Fake rate sources: what they share, in memory or on a port.
 
-Each source has a module of its own beside this one, `NAME.py`, whose `FAKE` tells
-requests and answers apart. `FakeRates.answer` is pure: a request in, an answer
-out, and a record of it. `memory_transport` puts it in the network's place, for a
-virtual clock; `serve_rates` listens on a port. The rates are made up, but
-plausible, and always the same for a source, a currency and a day.
+Each source has a module beside this one, `NAME.py`, whose `FAKE` answers its requests.
+`FakeRates.answer` does no I/O: it takes a request, records it and returns an answer.
+`memory_transport` replaces the network, for a virtual clock; `serve_rates` listens on
+a port. The rates are made up but plausible, and fixed for a source, a currency and a
+day.
 """
 
 import gzip
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 
 def units_of(text: str) -> dict[str, Decimal]:
-    """Units for one euro by currency, of a text of both in turn."""
+    """Units for one euro by currency, from a text of alternating codes and numbers."""
     words = text.split()
     return {code: Decimal(units) for code, units in zip(words[::2], words[1::2], strict=True)}
 
 
-# Units for one euro, roughly, of currencies that most sources have.
+# Approximate units for one euro of currencies that most sources have.
 COMMON: Final = units_of("""
     AUD 1.57   BGN 1.9558 BRL 6.4   CAD 1.47  CHF 1.096 CNY 7.85  CZK 25.43 DKK 7.436 EUR 1
     GBP 0.86   HKD 9.49   HRK 7.51  HUF 350.6 IDR 17450 ILS 3.98  INR 89.3  ISK 150.1 JPY 133.1
@@ -52,14 +52,13 @@ Manner = Literal["whole", "hang", "drip", "reset", "close"]
 
 @attrs.frozen
 class Fault:
-    """How an answer is wrong; what is not said here is as it should be.
+    """How an answer differs from a correct one.
 
-    `status`, `headers` and `body` stand in for the true ones. `quotes` gives
-    currencies another quote, as JSON text. `base` is the currency that the quotes
-    are for one of, whatever was asked. `empty` leaves no quotes, `cut` no more than
-    so many bytes of the body, `zipped` compresses it. `manner` is how it is sent:
-    not at all but the connection kept (hang), a byte a second (drip), a reset or
-    a close in its place.
+    `status`, `headers` and `body` replace the correct ones. `quotes` replaces quotes
+    of currencies, as JSON text, and `base` the base currency. `empty` removes all
+    quotes, `cut` limits the body to so many bytes, `padding` puts so many spaces before
+    it, `zipped` compresses it. `manner` is how it is sent: never (hang), a byte a
+    second (drip), or replaced by a reset or a close.
     """
 
     status: int | None = None
@@ -88,7 +87,7 @@ EMPTY: Final = Fault(empty=True)
 
 @attrs.define
 class Call:
-    """A request that came. `key` is the header's; `status` is what was answered, if anything."""
+    """A request. `key` is from the header, `status` is that of the answer, if there was one."""
 
     source: str
     path: str
@@ -99,13 +98,13 @@ class Call:
 
     @property
     def day(self) -> str:
-        """The day asked for, as text; today's where none was."""
+        """The day asked for, as text; by default today."""
         return self.params.get("date") or f"{self.at:%Y-%m-%d}"
 
 
 @attrs.frozen
 class FakeAnswer:
-    """What goes out, and how."""
+    """An answer, and how it is sent."""
 
     status: int
     headers: Mapping[str, str]
@@ -118,13 +117,13 @@ class FakeAnswer:
 
 
 class Refusal(Exception):
-    """A request that the source refuses: a status, and what its body is made of."""
+    """A request that the source refuses: a status, and the content of its body."""
 
 
 class FakeSource:
-    """One source, asked for what lies below `prefix`; the setting `url` sends a service there.
+    """One source, below the path `prefix`; `url` is the setting of its base URL.
 
-    `units` are the usual ones for one euro. A subclass is attrs', and its options
+    `units` are the usual units for one euro. A subclass is an attrs class whose options
     are fields with defaults.
     """
 
@@ -133,18 +132,18 @@ class FakeSource:
     units: ClassVar[Mapping[str, Decimal]] = COMMON
 
     def answer(self, call: Call, fault: Fault) -> FakeAnswer:
-        """A true answer, but for the `quotes`, the `base` and the emptiness of the fault."""
+        """A correct answer, except for the fault's `quotes`, `base` and `empty`."""
         raise NotImplementedError
 
     @staticmethod
     def text(rate: Decimal) -> str:
-        """A rate with as many digits as the source gives."""
+        """A rate in as many digits as the source gives."""
         raise NotImplementedError
 
     @classmethod
     @lru_cache(65536)
     def quote(cls, currency: str, day: date, base: str = "EUR") -> str:
-        """How much of a currency makes one of the base, as the text that is sent."""
+        """Units of a currency for one of the base, as the text that is sent."""
         return cls.text(CONTEXT.divide(cls._made_up(currency, day), cls._made_up(base, day)))
 
     @classmethod
@@ -159,21 +158,22 @@ class FakeSource:
 
 
 def fake(name: str) -> type[FakeSource]:
-    """The stand-in for a source."""
+    """The fake of a source."""
     found: type[FakeSource] = import_module(f".{name}", __package__).FAKE
     return found
 
 
 def quote(source: str, currency: str, day: date, base: str = "EUR") -> str:
-    """What the source's stand-in quotes."""
+    """The quote of a source's fake."""
     return fake(source).quote(currency, day, base)
 
 
 class FakeRates:
     """All the sources. `calls` are the requests so far.
 
-    `latency` is the time in seconds that an answer takes on its way. The options
-    are those of the stand-ins, such as the `key` that freecurrencyapi accepts.
+    `latency` is how long an answer takes, in seconds. The options are those of the
+    fakes, such as the `key` that freecurrencyapi accepts. `disturb` may return a fault
+    for a call that has none from `order`.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class FakeRates:
         self._ordered: dict[str, deque[Fault]] = {name: deque() for name in self.sources}
 
     def order(self, source: str, *faults: Fault) -> None:
-        """The next calls of a source go wrong, each in its way; `disturb` is asked about others."""
+        """Let the next calls of a source go wrong, one fault each."""
         self._ordered[source] += faults
 
     def count(self, source: str | None = None) -> int:
@@ -205,7 +205,7 @@ class FakeRates:
         return sum(source in (None, call.source) for call in self.calls)
 
     def urls(self, base: str) -> dict[str, str]:
-        """The settings that send a service here, where it is reached as `base`."""
+        """The settings of the sources' URLs, for a server at `base`."""
         return {fake.url.name: base + fake.prefix for fake in self.sources.values()}
 
     def answer(self, target: str, headers: Mapping[str, str]) -> FakeAnswer:
@@ -227,7 +227,7 @@ class FakeRates:
 
 
 def working_day(day: date) -> date:
-    """The last day from Monday to Friday, up to that one."""
+    """The day itself from Monday to Friday, else the Friday before."""
     return day - timedelta(days=max(0, day.weekday() - 4))
 
 
@@ -243,7 +243,7 @@ def to_json(value: object) -> str:
 
 
 def json_object(members: Mapping[str, str]) -> str:
-    """A JSON object of members whose values are JSON text."""
+    """A JSON object from names and JSON texts."""
     return "{" + ",".join(f'"{name}":{value}' for name, value in members.items()) + "}"
 
 
@@ -261,7 +261,7 @@ def _spoil(answer: FakeAnswer, fault: Fault) -> FakeAnswer:
 
 
 def memory_transport(rates: FakeRates) -> "httpx.AsyncBaseTransport":
-    """The fake in the network's place, for `HttpClient(transport=...)`."""
+    """The fake in place of the network, for `HttpClient(transport=...)`."""
     import httpx
 
     class Body(httpx.AsyncByteStream):
@@ -314,7 +314,7 @@ async def serve_rates(
         try:
             await _serve_connection(rates, secured or stream)
         except (trio.BrokenResourceError, h11.RemoteProtocolError):
-            pass  # the client has gone, or is none
+            pass  # the client has gone, or does not speak HTTP
         finally:
             await trio.aclose_forcefully(stream)
 
@@ -324,7 +324,7 @@ async def serve_rates(
 
 
 async def _serve_connection(rates: FakeRates, stream: trio.abc.Stream) -> None:
-    """The requests of one connection, one after the other."""
+    """Answer the requests of one connection in order."""
     connection = h11.Connection(h11.SERVER)
     while request := await _next_request(connection, stream):
         headers = {name.decode(): value.decode("latin-1") for name, value in request.headers}
@@ -332,7 +332,7 @@ async def _serve_connection(rates: FakeRates, stream: trio.abc.Stream) -> None:
         await trio.sleep(rates.latency)
         if answer.manner in ("hang", "reset", "close"):
             if answer.manner == "hang":
-                await stream.receive_some()  # it has said all it wants to: it will go away
+                await stream.receive_some()  # returns when the client goes
             if answer.manner == "reset" and isinstance(stream, trio.SocketStream):
                 linger = struct.pack("ii", 1, 0)
                 stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, linger)
@@ -350,7 +350,7 @@ async def _serve_connection(rates: FakeRates, stream: trio.abc.Stream) -> None:
 
 
 async def _next_request(connection: h11.Connection, stream: trio.abc.Stream) -> h11.Request | None:
-    """The next request, read to its end; None when the client has gone."""
+    """The next request, read to its end; None if the client has gone."""
     request = None
     event = connection.next_event()
     while not isinstance(event, h11.EndOfMessage | h11.ConnectionClosed):

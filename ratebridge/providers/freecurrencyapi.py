@@ -1,6 +1,6 @@
 """freecurrencyapi.com: 33 currencies, a key, 10 calls a minute and 5,000 a month in its free plan.
 
-Its rates are not the ECB's. Weekends are served under their own day.
+Its rates are not the ECB's. A weekend has rates of its own.
 """
 
 from datetime import UTC, date, datetime, timedelta
@@ -33,9 +33,9 @@ KEY: Final = Setting("FREECURRENCY_API_KEY", key, required=True)
 URL: Final = Setting("FREECURRENCY_API_URL", base_url, "https://api.freecurrencyapi.com/v1")
 CALLS: Final = Setting("FREECURRENCY_API_CALLS", count, MONTH_OF_CALLS, secret=False)
 
-LATE: Final = timedelta(hours=1)  # after midnight: how long yesterday's table may be missing
+LATE: Final = timedelta(hours=1)  # yesterday's table may be missing for so long after midnight
 
-_BASES: Final = ("EUR", "USD")  # the one asked for, and the one of plans that allow no other
+_BASES: Final = ("EUR", "USD")  # the one requested, and the only one of some plans
 _NOTHING: Final = Raw(b"{}")
 
 
@@ -66,9 +66,9 @@ _status = msgspec.json.Decoder(_Status).decode
 
 
 class FreeCurrencyApi:
-    """One call a day-table, asked for with a euro base.
+    """One call for each day-table, with a euro base.
 
-    The key goes in a header, so that no URL ever holds it.
+    The key goes in a header, so that no URL holds it.
     """
 
     name = "freecurrencyapi"
@@ -80,8 +80,8 @@ class FreeCurrencyApi:
         self._url = url
         self._base: dict[str, str] = {"base_currency": "EUR"}
         self._quota = Quota()
-        self._rests_until = 0.0  # trio time
-        self._rest = SourceFailed("quota-minute", "")
+        self._limited_until = 0.0  # trio time
+        self._limit = SourceFailed("quota-minute", "")
 
     @property
     def quota(self) -> Quota:
@@ -92,7 +92,7 @@ class FreeCurrencyApi:
         ended = day < now.date()
         if ended:
             answer = await self._get("historical", {"date": day.isoformat()}, now)
-            # Just after midnight it may not have yesterday yet; the latest is yesterday's last.
+            # Just after midnight it may lack yesterday; `/latest` has yesterday's last quotes.
             midnight = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
             if answer.status != 422 or now - midnight > LATE:
                 days = read_body(_historical, answer).data
@@ -117,7 +117,7 @@ class FreeCurrencyApi:
         )
 
     async def check_key(self) -> str:
-        """Ask `/status`, which is not counted: is the key good, and what has it left?"""
+        """Ask `/status`, which no quota counts, for the key's validity and remaining calls."""
         answer = await self._http.get(f"{self._url}/status", {}, self._headers)
         _check_key(answer)
         month = read_body(_status, answer).quotas.month
@@ -132,18 +132,18 @@ class FreeCurrencyApi:
         return f"accepted, {left}"
 
     async def _get(self, path: str, params: dict[str, str], now: datetime) -> Answer:
-        """An answer to go by. Raises `SourceFailed` while the quota is used up."""
-        self._raise_if_resting()
+        """A usable answer. Raises `SourceFailed` while the quota is used up."""
+        self._raise_if_limited()
         url = f"{self._url}/{path}"
         answer = await self._http.get(url, {**params, **self._base}, self._headers)
         if answer.status == 403 and self._base:
-            # Some plans allow no other base than the dollar; the arithmetic does not care.
+            # Some plans allow only the dollar as the base, which a table may have as well.
             answer = await self._http.get(url, params, self._headers)
             if answer.status == 200:
                 self._base = {}
         self._read_quota(answer, now)
         if answer.status == 429:
-            self._raise_if_resting()
+            self._raise_if_limited()
         _check_key(answer)
         return answer
 
@@ -160,7 +160,7 @@ class FreeCurrencyApi:
         quota.month_total = quota.month_total if total is None else total
         if month is not None and month <= 0:
             first = next_month(now)
-            self._rest_for(
+            self._limit_for(
                 (first - now).total_seconds(),
                 SourceFailed(
                     "quota-month", f"has no calls left this month (until {first:%Y-%m-%d} UTC)"
@@ -168,21 +168,21 @@ class FreeCurrencyApi:
             )
         elif answer.status == 429 or (minute is not None and minute <= 0):
             to_next_minute = 60 - now.second - now.microsecond / 1e6
-            self._rest_for(
+            self._limit_for(
                 retry_after(answer.headers) or to_next_minute,
                 SourceFailed("quota-minute", "has no calls left this minute", again=True),
             )
 
-    def _rest_for(self, seconds: float, why: SourceFailed) -> None:
+    def _limit_for(self, seconds: float, why: SourceFailed) -> None:
         until = trio.current_time() + seconds
-        if until > self._rests_until:
-            self._rests_until = until
-            self._rest = why
+        if until > self._limited_until:
+            self._limited_until = until
+            self._limit = why
 
-    def _raise_if_resting(self) -> None:
-        left = self._rests_until - trio.current_time()
+    def _raise_if_limited(self) -> None:
+        left = self._limited_until - trio.current_time()
         if left > 0:
-            raise attrs.evolve(self._rest, after=left, limited_for=left)
+            raise attrs.evolve(self._limit, after=left, limited_for=left)
 
 
 def _check_key(answer: Answer) -> None:

@@ -1,19 +1,17 @@
-"""The one module that knows httpx: a GET whose answer is small, whole and ours to judge.
+"""The one module that knows httpx: a bounded GET.
 
-httpx is imported, and the certificates are read, when a source is first asked,
-off the event loop: that takes as long as all the rest of the start, and the feed
-need not wait for it.
+httpx is imported and the certificates are read when a source is first asked, off the
+event loop. That takes as long as the rest of the start, and the feed must not wait
+for it.
 
-Each request has a connection of its own. A source may send more than it was asked
-for, and on a connection that is kept that would be the answer to the next
-question; tables are so few that a handshake for each costs nothing. Nor is any
-cookie kept. What comes is bounded in bytes and in pieces, and each piece lets the
-other tasks run, as parsing takes its time by the piece.
+Each request has a connection of its own. On a kept connection, surplus bytes of one
+answer would be taken for the next one; with so few requests a handshake for each is
+cheap. Cookies are not stored. A response is bounded in bytes and in pieces, and other
+tasks run between the pieces, because parsing takes time for each.
 
-A request has no time limit here: httpx has none for the whole of it, so the
-caller puts a cancel scope around it. Nor is a request that breaks off sent again:
-the chain does so. It lets few requests go at a time, so that the client's pool of
-100 never queues; a cancelled one that does leaks its slot.
+The caller limits the time by a cancel scope, as httpx has no limit for a whole
+request, and does the retries. It must keep few requests open at a time: httpx's pool
+of 100 leaks the slot of a request that is cancelled in its queue.
 """
 
 import logging
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
     import httpx
 
 MAX_BODY: Final = 1024 * 1024  # bytes; a table has some 15 KiB, the ECB's whole history 650
-MAX_PIECES: Final = 4096  # of a body: it may be whole in segments of 536 bytes and chunks of 512
+MAX_PIECES: Final = 4096  # of a body: enough for segments of 536 bytes and chunks of 512
 MAX_HEAD: Final = 16 * 1024  # bytes, h11's own limit; sources send 1 or 2 KiB
 
 _PROXIES: Final = frozenset({"http_proxy", "https_proxy", "all_proxy"})
@@ -48,10 +46,10 @@ logging.getLogger("httpcore").setLevel(logging.CRITICAL)
 class HttpClient:
     """The client for all the sources.
 
-    `make_tls` makes the context for TLS. The proxies of the environment are used, as
-    by other programs. Where it names one, the client is made at once: raises
-    `BadSettings` when it cannot be. `transport` takes the network's place in tests,
-    at once too: a virtual clock does not wait for threads.
+    `make_tls` makes the TLS context. The proxies of the environment are used. If there
+    is one, the client is made at once, so that a bad one raises `BadSettings` here.
+    `transport` replaces the network in tests. Then the client is made at once too, as a
+    virtual clock does not wait for threads.
     """
 
     def __init__(
@@ -74,7 +72,7 @@ class HttpClient:
             return httpx.AsyncClient(
                 verify=self._make_tls(),
                 transport=self._transport,
-                timeout=None,  # noqa: S113 - the caller has a deadline for the whole of it
+                timeout=None,  # noqa: S113 - the caller has a deadline for the whole request
                 cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
                 headers={
                     "Accept": "application/json",
@@ -83,7 +81,7 @@ class HttpClient:
                     "User-Agent": f"ratebridge/{__version__}",
                 },
             )
-        except (ImportError, ValueError, httpx.InvalidURL):  # SOCKS, or no URL at all
+        except (ImportError, ValueError, httpx.InvalidURL):  # SOCKS, or not a URL
             raise BadSettings(
                 "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY: expected http:// or https:// proxies"
             ) from None
@@ -101,9 +99,9 @@ class HttpClient:
     async def get(
         self, url: str, params: Mapping[str, str], headers: Mapping[str, str] | None = None
     ) -> Answer:
-        """GET `url` with `params`. No redirect is followed, no compressed body taken.
+        """GET `url` with `params`, without redirects and compression.
 
-        Raises `SourceFailed`, with a text that names neither URL nor header.
+        Raises `SourceFailed`, whose text names neither the URL nor a header.
         """
         client = self._client or await self._made()
         import httpx
@@ -132,8 +130,8 @@ class HttpClient:
             body = bytearray()
             pieces = 0
             head.left = MAX_HEAD
-            # Left in any other way than by an error of their own, the generators of httpx
-            # would wait for the garbage collector.
+            # httpx's generators are closed by the garbage collector unless they end by an error
+            # of their own, such as this cancellation.
             with trio.CancelScope() as reading:
                 async for piece in response.aiter_raw():
                     body += piece
@@ -146,22 +144,22 @@ class HttpClient:
                 raise SourceFailed("bad-body", "answered with over 1 MiB")
             if pieces > MAX_PIECES:
                 raise SourceFailed("bad-body", f"answered in over {MAX_PIECES} pieces")
-            # A dict of the headers themselves would look each name up among all of them.
+            # dict(headers) would look each name up among all of them, in quadratic time.
             return Answer(response.status_code, dict(response.headers.items()), bytes(body))
 
 
 @attrs.define(eq=False)
 class _Head:
-    """Bounds what comes of a response without any of the body in it.
+    """Bounds the bytes of a response that are not its body.
 
-    That is its head, those of interim responses before it, the lengths of chunks, and
-    the trailer; `left` are the bytes that may still come before the next of the body.
+    These are its head, the heads of interim responses, the lengths of chunks, and the
+    trailer. `left` is how many may still come before the next piece of the body.
     """
 
     left: int = MAX_HEAD
 
     async def trace(self, event: str, info: Mapping[str, Any]) -> None:
-        """Httpcore's hook: let what is read of a new connection go through here."""
+        """Httpcore's hook: count what is read from a new connection."""
         if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
             stream = info["return_value"]
             stream.read = partial(self._read, stream.read)
@@ -180,7 +178,7 @@ class _Head:
 
 
 def _explain(error: Exception) -> str:
-    """Half a sentence on why a request failed, from the system's words and never httpx's."""
+    """Half a sentence on why a request failed, without httpx's own text, which may have a URL."""
     import httpx
 
     for cause in _causes(error):
@@ -201,7 +199,7 @@ def _explain(error: Exception) -> str:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and what led to it, the failures of each address tried among it."""
+    """An exception and its causes, the members of groups included."""
     while error is not None:
         yield error
         if isinstance(error, BaseExceptionGroup):

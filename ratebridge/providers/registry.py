@@ -1,7 +1,7 @@
-"""The rate sources that there are: a name here, and `providers/NAME.py`, which declares the rest.
+"""The names of the rate sources; `providers/NAME.py` declares the rest.
 
-A module is imported when its declaration is first asked for: a command's help
-needs the names alone.
+A module is imported when its declaration is first needed: the command line's help
+needs only the names.
 """
 
 from functools import cache
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from .source import Provider
 
-# The order in which they are tried, where no setting says otherwise.
+# In the default order of failover.
 NAMES: Final = ("freecurrencyapi", "frankfurter", "ecb")
 
 
 @cache
 def provider(name: str) -> "Provider":
-    """What the module of that name declares. Raises KeyError for a name that is not here."""
+    """The declaration of the module of that name. Raises KeyError for an unknown name."""
     if name not in NAMES:
         raise KeyError(name)
     declared: Provider = import_module(f".{name}", __package__).PROVIDER

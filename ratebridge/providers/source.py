@@ -1,4 +1,4 @@
-"""What every rate source is to the chain, and what they all do with a quote."""
+"""The interface of rate sources, and how they read quotes, tables and headers."""
 
 import json
 import re
@@ -21,17 +21,17 @@ from ..setting import Setting, Values
 
 T = TypeVar("T")
 
-LONGEST_WAIT: Final = 86400  # s: longer than a day no header keeps us away
+LONGEST_WAIT: Final = 86400  # s, the longest Retry-After that is obeyed
 
 MAX_ROWS: Final = 500  # three times what the largest source lists
-SOURCE_DECIMALS: Final = 5  # that every source gives, though JSON cuts their trailing zeros off
+SOURCE_DECIMALS: Final = 5  # every source gives so many, though JSON cuts trailing zeros
 
-_COARSEST: Final = 2000  # last digits in a quote: fewer, and one is worth more than 0.05 % of it
+_COARSEST: Final = 2000  # a quote of fewer last digits is coarse: one is over 0.05 % of it
 _MAX_MEMBERS: Final = 64 * 1024  # bytes of an object of quotes; 500 of 34 digits take 23 KiB
 _CURRENCY: Final = re.compile(r"[A-Z]{3}", re.ASCII)
 _DATE_TEXT: Final = 40  # characters; an HTTP date has 29
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
-_QUOTE_TEXT: Final = 80  # characters; 34 digits need no more, and a number bomb may not try
+_QUOTE_TEXT: Final = 80  # characters: enough for 34 digits, too few for a number bomb
 _COUNT: Final = re.compile(r"-?\d{1,12}", re.ASCII)
 
 
@@ -45,7 +45,7 @@ class Answer:
 
 
 class Http(Protocol):
-    """What a source asks the network with."""
+    """The HTTP client of a source."""
 
     async def get(
         self, url: str, params: Mapping[str, str], headers: Mapping[str, str] | None = None
@@ -56,7 +56,7 @@ class Http(Protocol):
 
 @attrs.define
 class Quota:
-    """What a source lets us ask for, where it says so: calls left this minute and this month."""
+    """Calls left this minute and this month as the source reports them; None if it does not."""
 
     minute_left: int | None = None
     month_left: int | None = None
@@ -66,7 +66,7 @@ class Quota:
 class Source(Protocol):
     """A source of day-tables. `name` is what the settings call it.
 
-    One that asks a network has a `budget` too, of the type `Budget`; the chain keeps to it.
+    A source on the network also has a `budget` (`Budget`), which the chain obeys.
     """
 
     @property
@@ -75,25 +75,25 @@ class Source(Protocol):
     async def fetch(self, day: date, now: datetime) -> RateTable:
         """All quotes valid on a day no later than the UTC day of `now`.
 
-        One call, or as near to it as the source allows. Raises `SourceFailed`;
-        has no time limit of its own beyond that of a single request.
+        One call, or as few as the source allows, without a time limit. Raises
+        `SourceFailed`.
         """
         ...
 
     @property
     def quota(self) -> Quota | None:
-        """What the source said of our quota, None when it has none."""
+        """The quota as last reported; None for a source without one."""
         ...
 
 
 @attrs.frozen
 class Provider:
-    """What a module of a source declares, as `PROVIDER`; all that the rest knows of it.
+    """The declaration of a source's module, as `PROVIDER`; nothing else of it is used.
 
-    `make` makes the source of what it asks with and of the values of its
-    `settings`. `hints` say what to do about a failure, by its outcome. `check` is a
-    step of that command, tried before the tables are: its name, and what says what
-    it found, or raises `SourceFailed`.
+    `make` makes the source from an HTTP client and the values of its `settings`.
+    `hints` say what to do about a failure, by outcome. `check` is a step of the command
+    `check` before the tables: its name, and a function of the source that returns what
+    it found or raises `SourceFailed`.
     """
 
     name: str
@@ -104,10 +104,10 @@ class Provider:
 
 
 def read_body(decode: Callable[[bytes], T], answer: Answer) -> T:
-    """What `decode` makes of the body of a 200.
+    """The decoded body of a 200.
 
-    Raises `SourceFailed` for any other status, and where `decode` raises a
-    `DecodeError`, ValueError or RecursionError. Prose decides nothing.
+    Raises `SourceFailed` for any other status, and if `decode` raises a `DecodeError`,
+    ValueError or RecursionError.
     """
     status = answer.status
     if status != 200:
@@ -126,7 +126,7 @@ def read_body(decode: Callable[[bytes], T], answer: Answer) -> T:
 
 
 def read_quote(raw: Raw) -> Decimal | None:
-    """A JSON value as a quote; None when it is anything but a number in range."""
+    """A JSON value as a quote; None unless it is a number in range."""
     text = bytes(raw)
     if not text or text[0] not in b"0123456789" or len(text) > _QUOTE_TEXT:
         return None  # negative numbers and strings go here too
@@ -140,9 +140,8 @@ def read_quote(raw: Raw) -> Decimal | None:
 def is_coarse(quote: Decimal) -> bool:
     """Whether the last digit of a quote is worth more than 0.05 % of it.
 
-    A number in JSON has lost its trailing zeros: 1.1 may stand for 1.10000, so the
-    text alone does not say where the last digit is. Up to the fifth decimal, which
-    every source gives, zeros count as cut off; beyond it only what is written counts.
+    JSON numbers lack trailing zeros: 1.1 may stand for 1.10000. So the last digit is
+    the last one written, and at least the fifth decimal, which every source gives.
     """
     exponent = quote.as_tuple().exponent
     assert isinstance(exponent, int), "the quote is finite"
@@ -150,10 +149,10 @@ def is_coarse(quote: Decimal) -> bool:
 
 
 def read_members(raw: Raw) -> list[tuple[str, Raw]]:
-    """The members of a JSON object of numbers in their order, those of the same name too.
+    """The members of a JSON object of numbers in order, duplicate names included.
 
-    What is no number is an empty text. Raises `SourceFailed` when it is no object, or
-    too large for one.
+    Any other value becomes an empty text. Raises `SourceFailed` for anything but an
+    object, and for one that is too large.
     """
     if len(bytes(raw)) > _MAX_MEMBERS:
         raise SourceFailed("bad-table", "answered with more than a table of rates")
@@ -184,13 +183,12 @@ def make_table(
 ) -> RateTable:
     """A table of the good rows: (currency, quote as JSON, the day it is of).
 
-    A bad quote, or one more than five days older than the day asked for (or
-    younger than it), is left out; one with too few digits is refused, see
-    `is_coarse`. What is no code of three capitals is no currency. `headers` are
-    those of the answer, for its date; `bases` what the table may be for one of;
-    `latest` as in `RateTable`. Raises `SourceFailed` when EUR, or all else, is not
-    among the rest, and for a table that contradicts itself: two different quotes
-    for one currency, or not 1 for its base.
+    Left out are bad quotes, quotes of a later day or one more than five days earlier,
+    and names that are not three capitals. A coarse quote is refused, see `is_coarse`.
+    `headers` are those of the answer, for its date; `bases` are the allowed base
+    currencies; `latest` is as in `RateTable`. Raises `SourceFailed` if EUR or every
+    other currency is missing, and for a table that contradicts itself: two different
+    quotes for one currency, or a base that is not 1.
     """
     oldest = day - timedelta(days=MAX_DAYS_BACK)
     seen: dict[str, Decimal | None] = {}
@@ -222,12 +220,12 @@ def make_table(
 
 
 def read_count(header: str | None) -> int | None:
-    """A whole number from a header, None when there is none to be had."""
+    """The whole number in a header; None if there is none."""
     return int(header) if header is not None and _COUNT.fullmatch(header) else None
 
 
 def read_date(header: str | None) -> datetime | None:
-    """The instant of a Date header (RFC 9110), None when there is none to be had."""
+    """The instant of a Date header (RFC 9110); None if there is none."""
     if header is None or len(header) > _DATE_TEXT:
         return None
     try:
@@ -238,6 +236,6 @@ def read_date(header: str | None) -> datetime | None:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """The seconds that a source asks us to stay away; None where it does not say so in seconds."""
+    """The seconds of a Retry-After header, bounded; None if there is none in seconds."""
     seconds = read_count(headers.get("retry-after"))
     return float(min(seconds, LONGEST_WAIT)) if seconds is not None and seconds > 0 else None
