@@ -172,6 +172,22 @@ async def test_nothing_is_sealed_behind_a_close():
         assert write.texts_taken() == 0
 
 
+async def test_once_tls_has_failed_nothing_is_sealed_and_the_writer_ends():
+    """A record that is none has come: what is put then waits for the next link."""
+    script = ReadLate()
+    async with open_on_a_socket(script, secure=True) as (link, feed):
+        socket: Any = feed.peers[0].stream
+        await socket.transport_stream.socket.send(b"\x17\x03\x03\x00\x05never")
+        with pytest.raises(LinkFailed, match="reset"):
+            await link.receive(ignore)
+        write = link.put([b"too late"])
+        assert write is not None
+        assert write.texts_taken() == 0
+        with pytest.raises(trio.BrokenResourceError):
+            await link._stream.wait_written()
+        await link._stream.write_queued()
+
+
 # What comes.
 
 
