@@ -426,7 +426,7 @@ async def test_each_piece_of_a_body_lets_the_other_tasks_run():
         answer = await HttpClient(lambda: TLS, transport).get("http://rates.test/v1/latest", {})
         nursery.cancel_scope.cancel()
     assert len(answer.body) == MAX_PIECES
-    assert turns >= MAX_PIECES - 1
+    assert turns > 0.99 * MAX_PIECES  # the first and the last may go without
 
 
 async def test_no_cookie_is_kept():

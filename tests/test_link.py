@@ -23,6 +23,7 @@ from ratebridge.errors import LinkFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script
 from ratebridge.link.framing import MAX_FRAME
 from ratebridge.link.link import CLOSE_WITHIN, Link, open_link
+from ratebridge.link.stream import LinkStream
 
 MALFORMED = "the peer does not speak websocket"
 
@@ -845,6 +846,17 @@ async def test_no_peer_keeps_a_close_from_its_end(script, seconds, autojump_cloc
     async with open_to(script) as (link, _):
         await trio.testing.wait_all_tasks_blocked()
         assert await close_while_receiving(link) == seconds
+
+
+async def test_an_error_within_trio_websocket_ends_the_link_and_nothing_else(
+    autojump_clock, monkeypatch
+):
+    """As a ping is one while it closes, were they not ignored."""
+    monkeypatch.setattr(LinkStream, "ignore_pings", ignore)
+    async with open_to(hearing_a_close(ping_twice)) as (link, _), trio.open_nursery() as nursery:
+        nursery.start_soon(link.close, 1001)
+        _, failure = await take_until_the_end(link)
+        assert str(failure) == f"protocol-error: {MALFORMED}"
 
 
 @pytest.mark.parametrize("stream", [close_frame(1000), b"\xff\xff"], ids=["closed", "broken"])

@@ -12,6 +12,7 @@ import json
 import ssl
 import struct
 import zlib
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
@@ -121,7 +122,7 @@ class Refusal(Exception):
     """A request that the source refuses: a status, and what its body is made of."""
 
 
-class FakeSource:
+class FakeSource(ABC):
     """One source, asked for what lies below `prefix`; the setting `url` sends a service there.
 
     `units` are the usual ones for one euro. A subclass is attrs', and its options
@@ -132,14 +133,14 @@ class FakeSource:
     url: ClassVar[Setting[str]]
     units: ClassVar[Mapping[str, Decimal]] = COMMON
 
+    @abstractmethod
     def answer(self, call: Call, fault: Fault) -> FakeAnswer:
         """A true answer, but for the `quotes`, the `base` and the emptiness of the fault."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def text(rate: Decimal) -> str:
         """A rate with as many digits as the source gives."""
-        raise NotImplementedError
 
     @classmethod
     @lru_cache(65536)

@@ -384,13 +384,12 @@ class RateChain:
                 continue
             asked.add(table.provider)
             self.tables.postpone(table, now)
-            for source in self.sources:
-                # Those before it may be well again: their turn comes when this table ends.
-                ours = source.name == table.provider
-                if ours or not self.tables.has_live(source.name, table.day, today, now):
+            place = [source.name for source in self.sources].index(table.provider)
+            for source in self.sources[:place]:
+                # It may be well again: its turn comes when this table ends.
+                if not self.tables.has_live(source.name, table.day, today, now):
                     self._fetch_ahead(source, table.day)
-                if ours:
-                    break
+            self._fetch_ahead(self.sources[place], table.day)
 
     def _fetch_ahead(self, source: Source, day: date) -> None:
         """Ask for a table that nobody waits for, if the source has calls to spare."""
