@@ -57,12 +57,12 @@ class TlsStream(trio.abc.Stream):
         self._feed(data)
         plain = bytearray()
         try:
-            while chunk := self._tls.read(READ_SIZE):
-                plain += chunk
+            # It has ended, with a goodbye or without: as after an empty chunk.
+            with suppress(ssl.SSLZeroReturnError, ssl.SSLEOFError):
+                while chunk := self._tls.read(READ_SIZE):
+                    plain += chunk
         except ssl.SSLWantReadError:
             return bytes(plain) or None
-        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-            pass  # as after an empty chunk: it has ended, with a goodbye or without
         except ssl.SSLError:
             raise trio.BrokenResourceError("a record of TLS that is none") from None
         return bytes(plain)  # an end is found again at the next call
