@@ -58,9 +58,9 @@ class Outbox:
         self._replies += replies
         self._bytes += sum([len(reply.frame) for reply in replies])
         self._fill()
-        while len(self._replies) > MOST_REPLIES or self._bytes > MOST_BYTES:
-            if not self._drop_oldest("too many replies wait for a link"):
-                break
+        why = "too many replies wait for a link"
+        while self._is_too_full() and self._drop_oldest(why):
+            pass
 
     def attach(self, put: Put) -> None:
         """A link is there, which sends by `put` (see `Link`)."""
@@ -125,6 +125,9 @@ class Outbox:
                 break
             frames.append(reply.frame)
         return frames
+
+    def _is_too_full(self) -> bool:
+        return len(self._replies) > MOST_REPLIES or self._bytes > MOST_BYTES
 
     def _expire(self) -> None:
         oldest = trio.current_time() - OLDEST_REPLY

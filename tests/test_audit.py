@@ -1,5 +1,7 @@
 """The audit trail: what a line holds, when it is safe, and what trouble with the file costs."""
 
+import errno
+import fcntl
 import gzip
 import hashlib
 import json
@@ -31,6 +33,7 @@ from ratebridge.link.address import Address
 from ratebridge.messages import Request, decode
 from ratebridge.observer import Observer
 from ratebridge.operating import audit as audit_module
+from ratebridge.operating import trail as trail_module
 from ratebridge.operating.audit import BATCH, FLUSH_EVERY, LAST_WITHIN, SLOW, Audit
 from ratebridge.operating.journal import Journal
 from ratebridge.operating.stats import Stats
@@ -189,6 +192,18 @@ def test_a_line_holds_numbers_as_exact_text_and_the_rest_as_it_came(row):
 
 # White space between parts; a C1 escape sequence, a direction mark, a letter beyond 16 bits.
 HOSTILE = '["a\\u001b\x9b2J\x7f\u202e\u2028\U0001f600é\\"",\r\n\t{"a":\r2}]'
+
+
+def test_rates_beyond_number_are_told_as_the_first_ones_are(monkeypatch):
+    """What is kept of their texts is bounded."""
+    monkeypatch.setattr(trail_module, "MOST_PRICES", 2)
+    chain = Chain()
+    asked = request()
+    for units in range(1, 10):
+        rate = replace(DOLLAR, units=Decimal(units))
+        record = (NOW, asked.id, asked.date, asked.instant, asked.stake, EUROS, rate)
+        assert json.loads(chain.conversions([record]))["rate"] == str(units)
+    assert len(chain._prices) <= 3
 
 
 def test_an_id_acts_on_no_terminal_and_keeps_its_value():
@@ -368,6 +383,14 @@ def test_a_file_that_another_writes_is_a_bad_setting(tmp_path):
     with pytest.raises(BadSettings, match="another process writes it"):
         Audit(path, Listener())
     assert audit.waiting == 0
+
+
+def test_a_file_system_without_locks_keeps_a_trail_all_the_same(tmp_path, monkeypatch):
+    def no_locks(_fd: int, _how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert Audit(tmp_path / "audit.jsonl", Listener()).head == START
 
 
 # A file that is moved.

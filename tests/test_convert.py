@@ -79,6 +79,13 @@ def test_without_a_date_it_is_today(capsys):
     assert fake.calls[0].day == "2090-11-20"
 
 
+def test_what_is_unusual_about_a_rate_is_told(capsys):
+    assert convert("7.5345", "HRK", sources=[], date_text="2024-01-02") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "7.5345 HRK is 1 EUR"
+    assert lines[-1].startswith("note      by Council Regulation")
+
+
 def test_euro_needs_no_rate(capsys):
     assert convert("2.500005", "EUR", sources=[]) == 0
     assert capsys.readouterr().out == "2.500005 EUR is 2.5 EUR, and needs no rate\n"

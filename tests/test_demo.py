@@ -11,7 +11,7 @@ import trio
 
 import ratebridge
 from ratebridge.cli import main
-from ratebridge.commands.demo import run_demo
+from ratebridge.commands.demo import _row, run_demo
 from ratebridge.fakes.feed import request_text
 
 HEARTBEAT = '{"type":"heartbeat"}'
@@ -31,6 +31,14 @@ def test_on_a_terminal_the_demo_is_a_view_that_is_drawn_again_and_again(monkeypa
     assert shown.count("A stand-in feed at ws://127.0.0.1:") > 1
     assert "connection up for" in shown
     assert shown.splitlines()[-1].startswith("3 requests, ")
+
+
+def test_a_request_and_its_reply_are_a_line():
+    request = request_text(1, "1.50", "ZWL")
+    error = '{"type":"error","id":1,"message":"Unable to convert stake."}'
+    assert _row(request, error) == "2021-05-18          1.50 ZWL  Unable to convert stake."
+    reply = request_text(1, "1.2", "EUR")
+    assert _row(request, reply) == "2021-05-18          1.50 ZWL             1.2 EUR"
 
 
 def test_recorded_traffic_is_replayed_and_its_end_told(tmp_path):

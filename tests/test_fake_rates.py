@@ -87,8 +87,9 @@ def test_what_is_not_valid_is_a_422_that_names_the_field(fake, target):
     assert set(body["errors"]) <= {"date", "base_currency", "currencies"}
 
 
-def test_an_unknown_path_is_a_404(fake):
-    assert ask(fake, "/v1/elsewhere")[0] == 404
+@pytest.mark.parametrize("path", ["/v1/elsewhere", "/stats/eurofxref/eurofxref.csv"])
+def test_an_unknown_path_is_a_404(fake, path):
+    assert fake.answer(path, KEY).status == 404
 
 
 def test_without_a_key_or_with_another_it_is_a_401():

@@ -6,6 +6,7 @@ from decimal import Decimal
 import pytest
 import structlog
 import trio
+from msgspec.structs import replace
 from structlog.testing import capture_logs
 from support import CLOCK_START
 
@@ -161,6 +162,12 @@ async def test_at_debug_a_conversion_tells_where_its_rate_is_from(journal, log):
             "cached": True,
         }
     ]
+
+
+async def test_at_debug_a_rate_that_is_unusual_says_why(journal, log):
+    rate = replace(RATE, note="by law")
+    journal.converted(request(), Decimal("207.55196"), rate, NOW, 0.0003)
+    assert log[0]["note"] == "by law"
 
 
 async def test_a_conversion_from_euro_has_no_rate_and_is_no_hit(journal, log):

@@ -185,6 +185,15 @@ async def test_the_process_has_the_metrics_of_prometheus_own_client(nursery):
     assert ours[started] == pytest.approx(theirs[started], abs=2)
 
 
+async def test_where_there_is_no_proc_a_process_has_no_metrics(nursery, monkeypatch):
+    def no_such_file(path: Path) -> bytes:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_bytes", no_such_file)
+    service, _ = make_service(nursery)
+    assert not any(name.startswith("process_") for name in families(service))
+
+
 async def test_what_never_happened_is_there_as_a_zero(nursery, autojump_clock):
     service, _ = make_service(nursery)
     found = families(service)

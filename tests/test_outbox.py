@@ -143,6 +143,29 @@ async def test_number_and_bytes_are_bounded_and_the_oldest_are_dropped(
     assert recorder.lost == [(b"10", why), (b"11", why)]
 
 
+async def leave(outbox: Outbox) -> None:
+    outbox.attach(Line().put)
+    outbox.lose_link()
+
+
+async def lose(outbox: Outbox) -> None:
+    outbox.lose_link()
+
+
+async def outlive(outbox: Outbox) -> None:
+    await trio.sleep(OLDEST_REPLY)
+    await leave(outbox)
+
+
+@pytest.mark.parametrize("go", [leave, lose, outlive])
+async def test_what_has_left_or_was_dropped_takes_no_room(go, outbox, recorder, autojump_clock):
+    for _ in range(2):
+        outbox.add(*(reply(n, keep=False, size=MOST_BYTES // 4) for n in range(3)))
+        await go(outbox)
+    assert len(outbox) == 0
+    assert "too many replies wait for a link" not in {why for _, why in recorder.lost}
+
+
 async def test_those_being_written_count_and_are_not_dropped(outbox, recorder, autojump_clock):
     outbox.attach(Line(slow=True).put)
     for number in range(MOST_REPLIES + 1):
@@ -158,19 +181,6 @@ async def test_a_reply_of_a_minute_is_undelivered(outbox, recorder, autojump_clo
     await trio.sleep(OLDEST_REPLY - 0.5)
     assert next_link(outbox) == frames(2)
     assert recorder.lost == [(b"1", "it was too old")]
-
-
-async def leave(outbox: Outbox) -> None:
-    outbox.attach(Line().put)
-
-
-async def lose(outbox: Outbox) -> None:
-    outbox.lose_link()
-
-
-async def outlive(outbox: Outbox) -> None:
-    await trio.sleep(OLDEST_REPLY)
-    outbox.attach(Line().put)
 
 
 @pytest.mark.parametrize("go", [leave, lose, outlive])

@@ -33,7 +33,7 @@ from ratebridge.link.link import open_link
 from ratebridge.messages import Heartbeat
 from ratebridge.observer import Observer
 from ratebridge.outbox import Outbox, Reply
-from ratebridge.session import HeartbeatSettings, Session, SessionEnd
+from ratebridge.session import LARGE, HeartbeatSettings, Session, SessionEnd
 
 
 @attrs.define
@@ -417,6 +417,23 @@ async def test_requests_are_answered_in_their_order(together, autojump_clock):
         await trio.sleep(0.5)
         assert life.replies == [str(number) for number in range(50)]
         assert len(life.outbox) == 0
+
+
+@pytest.mark.parametrize(("count", "writes"), [(LARGE - 1, 1), (LARGE, 2)])
+async def test_a_large_batch_is_answered_in_two_writes(count, writes, autojump_clock):
+    """The peer has half the replies to read while the rest is made."""
+    sizes: list[int] = []
+
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        await peer.receive()  # the heartbeat
+        await peer.send_raw(b"".join(server_frame(ask(n).encode()) for n in range(count)))
+        while data := await peer.stream.receive_some(1_000_000):
+            sizes.append(len(data))
+
+    async with living(script):
+        await trio.sleep(0.5)
+    assert len(sizes) == writes
 
 
 async def test_a_message_that_cannot_be_read_does_not_end_the_session(autojump_clock):

@@ -457,6 +457,12 @@ def test_a_new_chain_is_not_bound_to_what_is_before_it():
     assert "line 11 begins a new chain: nothing binds it to the lines before it\n" in out
 
 
+def test_a_first_line_that_goes_on_from_another_is_told():
+    code, out, _ = check(Chain(Head(0, "1" * 64)).conversions([record(0)]))
+    assert (code, told_lines(out)) == (1, {1})
+    assert "line 1 has number 1, and goes on from another line\n" in out
+
+
 def test_a_line_that_was_cut_is_excused_by_the_next_that_goes_on():
     whole = joined(TEN[:3])
     cut = TEN[3][:70] + b"\n"

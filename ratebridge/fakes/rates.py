@@ -12,6 +12,7 @@ import json
 import ssl
 import struct
 import zlib
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
@@ -120,7 +121,7 @@ class Refusal(Exception):
     """A request that the source refuses: a status, and the content of its body."""
 
 
-class FakeSource:
+class FakeSource(ABC):
     """One source, below the path `prefix`; `url` is the setting of its base URL.
 
     `units` are the usual units for one euro. A subclass is an attrs class whose options
@@ -131,14 +132,14 @@ class FakeSource:
     url: ClassVar[Setting[str]]
     units: ClassVar[Mapping[str, Decimal]] = COMMON
 
+    @abstractmethod
     def answer(self, call: Call, fault: Fault) -> FakeAnswer:
         """A correct answer, except for the fault's `quotes`, `base` and `empty`."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def text(rate: Decimal) -> str:
         """A rate in as many digits as the source gives."""
-        raise NotImplementedError
 
     @classmethod
     @lru_cache(65536)

@@ -21,7 +21,6 @@ from .tls import READ_SIZE, TlsStream
 from .upgrade import UpgradeResponse
 
 PONG_BACKLOG: Final = 128  # writes in the queue from which on a pong is left out (5.5.3): 16 KiB
-YIELD_EVERY: Final = 32  # frames for trio-websocket, some 50 µs each
 
 _OPCODE: Final = 0x0F
 _CLOSE: Final = 0x08
@@ -67,7 +66,6 @@ class LinkStream(trio.abc.Stream):
         self._cutter = FrameCutter()  # for what comes behind the upgrade
         self._handler: Handler | None = None
         self._handler_set = trio.Event()
-        self._unusual = 0  # frames handed on
         self._queue: deque[Write] = deque()
         self._queue_lot = trio.lowlevel.ParkingLot()  # who waits for it to fill, or to be empty
         self._broken = False  # the network takes no more
@@ -167,11 +165,8 @@ class LinkStream(trio.abc.Stream):
         """The next bytes for trio-websocket, once it has dealt with those before."""
         if self._response is not None:
             return await self._receive_response(self._response)
-        await self._handler_set.wait()
+        await self._handler_set.wait()  # a checkpoint, too: thousands of frames come with one read
         assert self._handler is not None, "it is set and never taken back"
-        self._unusual += 1
-        if self._unusual % YIELD_EVERY == 0:
-            await trio.lowlevel.checkpoint()
         while True:
             texts, rest = self._cutter.cut()
             if texts:

@@ -63,13 +63,15 @@ class TlsStream(trio.abc.Stream):
         self._feed(data)
         chunks: list[bytes] = []
         try:
-            while not chunks or (chunks[-1] and (self._incoming.pending or self._tls.pending())):
-                chunks.append(self._tls.read(READ_SIZE))
+            # It has ended, with a goodbye or without: as after an empty chunk.
+            with suppress(ssl.SSLZeroReturnError, ssl.SSLEOFError):
+                while not chunks or (
+                    chunks[-1] and (self._incoming.pending or self._tls.pending())
+                ):
+                    chunks.append(self._tls.read(READ_SIZE))
         except ssl.SSLWantReadError:
             if not chunks:
                 return None
-        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-            pass  # as after an empty chunk: it has ended, with a goodbye or without
         except ssl.SSLError:
             raise trio.BrokenResourceError("a record of TLS that is none") from None
         return b"".join(chunks)  # an end is found again at the next call

@@ -380,13 +380,12 @@ class RateChain:
                 continue
             asked.add(table.provider)
             self.tables.postpone(table, now)
-            for source in self.sources:
-                # The earlier sources may have recovered; they are used when this table ends.
-                own = source.name == table.provider
-                if own or not self.tables.has_live(source.name, table.day, today, now):
+            place = [source.name for source in self.sources].index(table.provider)
+            for source in self.sources[:place]:
+                # It may have recovered; it is used when this table ends.
+                if not self.tables.has_live(source.name, table.day, today, now):
                     self._fetch_ahead(source, table.day)
-                if own:
-                    break
+            self._fetch_ahead(self.sources[place], table.day)
 
     def _fetch_ahead(self, source: Source, day: date) -> None:
         """Fetch a table in the background, if the source has calls to spare."""

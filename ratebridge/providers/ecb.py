@@ -158,14 +158,18 @@ class Ecb:
     async def _up_to_date(self, file: _File, http: Http, day: date, now: datetime) -> History:
         if not file.suffices(day, now):
             async with file.lock:
-                if not file.suffices(day, now):  # another task may have fetched it meanwhile
-                    answer = await http.get(f"{self._url}/{file.name}", {}, {"Accept": "*/*"})
-                    read = partial(file.read, now.date())
-                    file.history = await trio.to_thread.run_sync(read_body, read, answer)
-                    file.fetched = now
-                    file.fetched_at = trio.current_time()
+                await self._fetch_file(file, http, day, now)
         assert file.history is not None, "it suffices, or has been fetched"
         return file.history
+
+    async def _fetch_file(self, file: _File, http: Http, day: date, now: datetime) -> None:
+        if file.suffices(day, now):  # by what was fetched while this waited
+            return
+        answer = await http.get(f"{self._url}/{file.name}", {}, {"Accept": "*/*"})
+        read = partial(file.read, now.date())
+        file.history = await trio.to_thread.run_sync(read_body, read, answer)
+        file.fetched = now
+        file.fetched_at = trio.current_time()
 
 
 def _read_embedded() -> History:
