@@ -58,7 +58,7 @@ class TokenBucket:
 
     def give_back(self, now: float) -> None:
         """Put one back that was taken in vain."""
-        self._tokens = min(self.size, self.left(now) + 1)
+        self._tokens = self.left(now) + 1  # `left` never tells of more than there can be
         self._at = now
 
 
