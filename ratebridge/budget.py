@@ -58,7 +58,7 @@ class TokenBucket:
 
     def give_back(self, now: float) -> None:
         """Return a token."""
-        self._tokens = min(self.size, self.left(now) + 1)
+        self._tokens = self.left(now) + 1  # `left` is at most the size
         self._at = now
 
 

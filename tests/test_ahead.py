@@ -3,6 +3,7 @@
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from itertools import pairwise
 
 import pytest
 import trio
@@ -114,6 +115,28 @@ async def test_a_month_of_days_in_use_stays_within_the_quota_of_a_minute(autojum
         assert await waits(bench, wishes, 6 * 3600, 60) == []
         assert bench.notes.silences == []
         assert fake.count() <= 62 + 6.1 * 3600 / 540
+
+
+async def test_tables_that_end_together_are_fetched_one_by_one(autojump_clock):
+    async with running("frankfurter") as bench:
+        wishes = [("USD", DAY - timedelta(days=back)) for back in range(3)]
+        for currency, day in wishes:
+            await bench.ask(currency, day)
+        known = bench.fake.count()
+        assert await waits(bench, wishes, 7300) == []
+        asked = [call.at for call in bench.fake.calls[known:] if call.path != "/v2/rates/latest"]
+        assert len(asked) == 3
+        assert min(later - sooner for sooner, later in pairwise(asked)) > timedelta(seconds=10)
+
+
+async def test_with_half_of_the_budget_spent_nothing_is_fetched_ahead(autojump_clock):
+    async with running("freecurrencyapi") as bench:
+        wishes = [("USD", DAY - timedelta(days=back)) for back in range(50)]
+        for currency, day in wishes:
+            await bench.ask(currency, day)
+        calls = bench.fake.count()
+        assert await waits(bench, wishes, 7100, 600) == []
+        assert bench.fake.count() == calls
 
 
 async def test_a_fetch_ahead_that_fails_is_tried_again_before_the_end(autojump_clock):

@@ -34,7 +34,7 @@ from ratebridge.messages import Request, decode
 from ratebridge.observer import Observer
 from ratebridge.operating import audit as audit_module
 from ratebridge.operating import trail as trail_module
-from ratebridge.operating.audit import BATCH, FLUSH_EVERY, LAST_WITHIN, SLOW, Audit
+from ratebridge.operating.audit import BATCH, FLUSH_EVERY, LAST_WITHIN, MOST_BLOCKS, SLOW, Audit
 from ratebridge.operating.journal import Journal
 from ratebridge.operating.stats import Stats
 from ratebridge.operating.trail import START, Chain, Head
@@ -559,14 +559,14 @@ async def test_a_full_disk_is_told_once_and_costs_no_line_when_it_has_room_again
             await write(audit, 1, 2, 3, 4)
             assert listener.told == [("failed", "File too large", 2)]
             assert path.stat().st_size == 800
-            await write(audit, 5)
-            await trio.sleep(60)
+            for message_id in range(5, 5 + 2 * MOST_BLOCKS):  # which wait in one block
+                await write(audit, message_id)
             assert listener.told == [("failed", "File too large", 2)]
-            assert audit.waiting == 3
+            assert audit.waiting == 2 + 2 * MOST_BLOCKS
         await trio.sleep(FLUSH_EVERY)
         await trio.testing.wait_all_tasks_blocked()
         assert listener.told[1:] == [("mended", 0)]
-    assert ids(path) == [1, 2, 3, 4, 5]
+    assert ids(path) == [*range(1, 5 + 2 * MOST_BLOCKS)]
 
 
 async def test_a_device_without_room_is_trouble_and_no_more(autojump_clock):
@@ -711,15 +711,16 @@ async def test_a_bug_while_a_line_is_made_costs_lines_and_nothing_else(tmp_path,
     listener = Listener()
     audit = Audit(tmp_path / "audit.jsonl", listener, Here())
     async with running(audit):
-        audit.add(request(), EUROS, "no rate", NOW)  # type: ignore[arg-type]  # on purpose
+        for _ in range(3):
+            audit.add(request(), EUROS, "no rate", NOW)  # type: ignore[arg-type]  # on purpose
         await write(audit)
         await write(audit, 2)
     assert listener.told == [
         ("crashed", AttributeError),
-        ("lost", 1, "an internal error"),
-        ("mended", 1),
+        ("lost", 3, "an internal error"),
+        ("mended", 3),
     ]
-    assert ids(tmp_path / "audit.jsonl") == ["1 lost", 2]
+    assert ids(tmp_path / "audit.jsonl") == ["3 lost", 2]
 
 
 class Held:

@@ -15,7 +15,7 @@ from ratebridge.budget import Allowance, Budget, TokenBucket
 from ratebridge.errors import NoRate
 from ratebridge.fakes.frankfurter import FRANKFURTER
 from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI
-from ratebridge.fakes.rates import Fault
+from ratebridge.fakes.rates import HTML, Fault
 from ratebridge.providers.registry import provider
 from ratebridge.settings import load_settings
 
@@ -47,6 +47,14 @@ def test_a_token_comes_after_the_wait_and_not_before():
     assert bucket.wait(110.0) == 0
     assert bucket.wait(110.0, keep=1) == pytest.approx(10.0)
     assert bucket.left(1e9) == 2
+
+
+def test_after_the_wait_there_is_a_token_though_the_clock_is_a_float():
+    for every in (7.7, 518.4):
+        bucket = TokenBucket(1, every)
+        now = 2**20 + 0.1
+        bucket.take(now)
+        assert bucket.wait(now + bucket.wait(now)) == 0
 
 
 def test_what_was_not_answered_comes_back_but_not_the_try():
@@ -100,6 +108,21 @@ async def test_nor_does_it_where_they_fail(autojump_clock):
         for day in DAYS[:300]:
             assert isinstance(await bench.ask("USD", day), NoRate)
         assert bench.fake.count() <= 2 * 62
+
+
+@pytest.mark.parametrize(("fault", "calls"), [(Fault(status=404), 30), (HTML, 0)])
+async def test_an_answer_counts_though_it_is_of_no_use_and_none_does_not(
+    fault, calls, autojump_clock
+):
+    async with open_bench("freecurrencyapi") as bench:
+        bench.fake.disturb = lambda _call: fault
+        for day in DAYS[:57]:
+            await bench.ask("USD", day)
+        await trio.sleep(120)  # for tries; answers take longer to come back
+        asked = bench.fake.count()
+        for day in DAYS[57:87]:
+            await bench.ask("USD", day)
+        assert bench.fake.count() - asked == calls
 
 
 async def test_the_reserve_is_for_todays_table(autojump_clock):

@@ -742,6 +742,21 @@ async def test_a_month_that_is_used_up_silences_the_source_and_is_told_once(auto
         assert (await bench.ask("USD")).provider == "freecurrencyapi"
 
 
+async def test_refusals_of_the_same_moment_are_one_and_that_of_a_second_is_none(autojump_clock):
+    async with open_bench("frankfurter") as bench:
+        for wait, told in (("1", 0), ("40", 1)):
+            bench.fake.disturb = down(
+                "frankfurter", fault=Fault(status=429, headers={"retry-after": wait})
+            )
+            bench.fake.latency = 0.5
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(bench.ask, "USD", DAY)
+                await trio.sleep(0.2)
+                nursery.start_soon(bench.ask, "USD", OTHER_DAY)
+            assert len(bench.notes.silences) == told
+            await trio.sleep(60)
+
+
 async def test_a_month_that_is_used_up_is_told_in_the_silence_of_a_minute_too(autojump_clock):
     async with open_bench() as bench:
         bench.fake.latency = 0.25

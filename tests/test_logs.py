@@ -8,7 +8,7 @@ import threading
 
 import pytest
 import structlog
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ratebridge.operating import logs
@@ -129,6 +129,7 @@ def test_what_a_library_warns_of_comes_into_our_log_ten_times_a_minute(monkeypat
 
 
 @given(st.lists(st.floats(0, 20), max_size=60))
+@example([0.0] * OFTEN + [20.0] * 3)
 def test_behind_ten_lines_of_a_kind_in_a_minute_there_is_none_for_a_minute(waits):
     limit = LineLimit()
     now, silence = 2.0**20, 0.0

@@ -131,16 +131,18 @@ async def test_overloaded_does_not_outlive_its_link_and_its_loss_is_told(
     assert recorder.lost == [(b"1", why), (b"3", why)]
 
 
-@pytest.mark.parametrize("size", [0, MOST_BYTES // 100], ids=["number", "bytes"])
+@pytest.mark.parametrize(
+    "size", [0, MOST_BYTES // 128 - len(b"reply 100")], ids=["number", "bytes"]
+)
 async def test_number_and_bytes_are_bounded_and_the_oldest_are_dropped(
     size, outbox, recorder, autojump_clock
 ):
-    most = (MOST_BYTES // len(reply(10, size=size).frame)) if size else MOST_REPLIES
-    for number in range(10, most + 12):
+    most = 128 if size else MOST_REPLIES
+    for number in range(100, most + 102):
         outbox.add(reply(number, size=size))
     assert len(outbox) == most
     why = "too many replies wait for a link"
-    assert recorder.lost == [(b"10", why), (b"11", why)]
+    assert recorder.lost == [(b"100", why), (b"101", why)]
 
 
 async def leave(outbox: Outbox) -> None:

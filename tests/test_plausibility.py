@@ -147,16 +147,18 @@ def test_what_has_no_level_is_compared_with_the_nearest_table():
     assert wrong_in({"UAH": "0.0299"}, far, near) == ({"UAH"}, False)
     assert wrong_in({"UAH": "334"}, far, near) == ({"UAH"}, False)
     assert wrong_in({"UAH": "60"}, far, near) == (set(), False)
-    assert wrong_in({"UAH": "334"}, table({"UAH": "33.4"}, date(2021, 4, 17))) == (set(), False)
+    for day, wrong in ((date(2021, 4, 18), {"UAH"}), (date(2021, 4, 17), set())):
+        assert wrong_in({"UAH": "334"}, table({"UAH": "33.4"}, day)) == (wrong, False)
 
 
 @pytest.mark.parametrize(
     ("gap", "most"), [(0, 2.0), (7, 2.0), (8, 2.5), (30, 2.5), (31, 4.0), (365, 4.0)]
 )
 def test_what_has_a_level_may_move_by_so_much_in_so_many_days(gap, most):
-    held = table({"ISK": "150"}, date(2021, 5, 18) - timedelta(days=gap))
-    assert wrong_in({"ISK": str(150 * most)}, held) == (set(), False)
-    assert wrong_in({"ISK": str(151 * most)}, held) == ({"ISK"}, False)
+    units = Decimal("149.54")  # by floats, 2.5 times that is more than 2.5 times that
+    held = table({"ISK": str(units)}, date(2021, 5, 18) - timedelta(days=gap))
+    assert wrong_in({"ISK": str(units * Decimal(most))}, held) == (set(), False)
+    assert wrong_in({"ISK": str((units + 1) * Decimal(most))}, held) == ({"ISK"}, False)
 
 
 def test_of_two_tables_that_differ_the_one_further_off_the_level_errs():

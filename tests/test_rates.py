@@ -115,6 +115,8 @@ def test_a_clock_that_went_ahead_has_aged_the_tables():
     tables.store(FINAL, 0.0)
     tables.clock_moved(LIFE - 1, MORNING)
     assert tables.fresh("fake", DAY, today=NEXT, now=0.9) is FINAL
+    assert tables.due_ahead(NEXT, 0.9) == [FINAL]
+    assert tables.tables() == [(FINAL, 1.0 - LIFE)]
     assert tables.fresh("fake", DAY, today=NEXT, now=1.0) is None
 
 
@@ -197,6 +199,35 @@ def test_the_table_unused_for_longest_is_forgotten():
     assert tables.find("fake", days[0], today=NEXT, now=2.5) is first
     assert tables.tables() == [(third, 2.0), (first, 0.0)]
     assert len(tables) == 2
+
+
+def test_what_was_asked_for_ahead_is_asked_for_again_after_a_fourth_of_what_is_left():
+    tables = Tables(LIFE)
+    tables.store(FINAL, 0.0)
+    for at, again in ((LIFE - 1000, LIFE - 750), (LIFE - 1, LIFE - 1 + FAILURE_LIFE)):
+        tables.use("fake", DAY, at)
+        tables.postpone(FINAL, at)
+        assert tables.due_ahead(NEXT, again - 0.1) == []
+        assert tables.due_ahead(NEXT, again) == [FINAL]
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [
+        lambda tables, day: tables.store_failure("fake", day, DOWN, 0.0),
+        lambda tables, day: tables.find("fake", day, today=NEXT, now=0.0),
+    ],
+    ids=["it fails again", "it is looked at"],
+)
+def test_the_failure_unused_for_longest_is_forgotten(touch):
+    tables = Tables(LIFE, most=2)
+    first, second, third = (date(2026, 10, day) for day in (1, 2, 3))
+    for day in (first, second):
+        tables.store_failure("fake", day, DOWN, 0.0)
+    touch(tables, first)
+    tables.store_failure("fake", third, DOWN, 0.0)
+    found = [tables.find("fake", day, today=NEXT, now=0.0) for day in (first, second, third)]
+    assert found == [Failing(DOWN), None, Failing(DOWN)]
 
 
 def test_failures_are_bounded_and_push_out_no_table():

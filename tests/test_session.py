@@ -492,22 +492,6 @@ async def test_a_peer_who_sends_and_does_not_read_costs_bounded_memory_and_the_l
         assert 95 <= len(life.outbox) <= 125
 
 
-async def test_the_replies_of_a_write_that_failed_are_kept(autojump_clock):
-    async def script(peer: FeedPeer) -> None:
-        await peer.accept()
-        await peer.heartbeat()
-        await trio.sleep(0.5)
-
-    async with living(script) as life:
-        await trio.sleep(0.4)
-        stream = life.dial.streams[0].send_stream
-        stream.send_all_hook = trio.sleep_forever
-        for number in range(3):
-            life.outbox.add(Reply(b"%d" % number, b"reply", trio.current_time()))
-        await life.over.wait()
-        assert len(life.outbox) == 3
-
-
 async def test_requests_that_came_with_the_end_are_answered_into_the_outbox(autojump_clock):
     async def script(peer: FeedPeer) -> None:
         await peer.accept()
@@ -599,22 +583,6 @@ async def test_a_stop_before_the_start_is_a_stop(autojump_clock):
         nursery.cancel_scope.cancel()
 
 
-async def hear_nothing_and_ask(peer: FeedPeer) -> None:
-    await peer.accept()
-    await keep_asking(peer)
-
-
-@pytest.mark.parametrize("script", [deaf, hear_nothing_and_ask])
-async def test_a_peer_who_does_not_answer_the_close_is_given_a_second(script, autojump_clock):
-    async with living(script) as life:
-        await trio.sleep(0.5)
-        life.session.stop()
-        await life.over.wait()
-        assert life.at == life.opened + 1.5
-        assert life.end is not None
-        assert life.end.cause.reason == "stopped"
-
-
 async def test_a_stop_in_the_middle_of_a_write_takes_no_longer(autojump_clock):
     async with living(accept_and_beat) as life:
         await trio.sleep(0.5)
@@ -662,16 +630,3 @@ async def test_a_stop_after_the_end_changes_nothing(autojump_clock):
         life.session.stop()
         assert life.end is not None
         assert life.end.cause.code == 1011
-
-
-async def test_the_first_reason_counts(autojump_clock):
-    """The peer closes and takes nothing more: the writer's failure is not the reason."""
-
-    async def script(peer: FeedPeer) -> None:
-        await peer.accept()
-        await peer.send(ask(1))
-        await peer.close(4999, "enough")
-
-    for _ in range(20):
-        end, _ = await lifetime(script)
-        assert (end.cause.code, end.cause.detail) == (4999, "enough")

@@ -122,6 +122,7 @@ WRONG = [
     Wrong("FREECURRENCY_API_URL", "http://rates/ v1", "http://"),
     Wrong("FRANKFURTER_URL", "https://user@rates", "http://"),
     Wrong("FRANKFURTER_URL", "https://rates:port", "http://"),
+    Wrong("FRANKFURTER_CALLS", "0", "a whole number above 0"),
     Wrong("RATEBRIDGE_PROVIDERS", "ecb,ecb", "a list"),
     Wrong("RATEBRIDGE_PROVIDERS", "bank", "a list"),
     Wrong("RATEBRIDGE_CACHE_TTL", "two hours", "seconds above 0"),
@@ -268,7 +269,7 @@ DOTENV = """
 # a comment
 export CURRENCY_ASSIGNMENT_WS_URI=ws://feed.example  # behind a value
 
-FREECURRENCY_API_KEY='a#b$HOME'
+FREECURRENCY_API_KEY="a#b${HOME}"
 VERIFY_SSL="false"
 RATEBRIDGE_LOG_LEVEL=
 NOTHING
@@ -280,9 +281,15 @@ def test_a_dotenv_file_may_hold_exports_comments_quotes_and_blanks(tmp_path):
     file.write_text(DOTENV)
     assert read_environment({}, file) == {
         "CURRENCY_ASSIGNMENT_WS_URI": "ws://feed.example",
-        "FREECURRENCY_API_KEY": "a#b$HOME",
+        "FREECURRENCY_API_KEY": "a#b${HOME}",
         "VERIFY_SSL": "false",
     }
+
+
+def test_a_dotenv_file_may_begin_with_the_mark_of_its_encoding(tmp_path):
+    file = tmp_path / ".env"
+    file.write_text("VERIFY_SSL=true", encoding="utf-8-sig")
+    assert read_environment({}, file) == {"VERIFY_SSL": "true"}
 
 
 def test_the_environment_wins_over_the_file(tmp_path):

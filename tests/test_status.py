@@ -133,6 +133,7 @@ async def test_there_is_nothing_else(get, path):
         ("10.1.2.3:8766", 200),
         ("[::1]:8766", 200),
         ("localhost:8766", 200),
+        ("localhost:", 200),
         ("LocalHost", 200),
         ("status.example:80", 200),
         ("rebound.example:8766", 421),
@@ -508,10 +509,24 @@ async def test_idle_clients_make_room_for_new_ones(monkeypatch, sent):
             await stream.send_all(sent)
         assert await is_healthy(address)
         for stream in idle[:3]:
-            with trio.fail_after(2):
+            with trio.fail_after(4):
                 await read_all(stream)
         for stream in idle:
             await trio.aclose_forcefully(stream)
+
+
+async def test_the_newest_client_is_given_time_to_ask(monkeypatch):
+    monkeypatch.setattr(status, "MOST_CLIENTS", 1)
+    async with (
+        listening() as (address, _),
+        await connect(address) as first,
+        await connect(address) as second,
+    ):
+        await trio.sleep(0.02)  # the second has come, and has to wait
+        for stream in (first, second):
+            await stream.send_all(b"GET /healthz HTTP/1.0\r\n\r\n")
+            assert b" 200 " in await read_all(stream)
+            await stream.aclose()
 
 
 async def test_where_no_descriptor_is_left_the_next_one_is_waited_for(monkeypatch):
@@ -552,12 +567,12 @@ async def test_a_request_that_drips_is_cut_off():
             await trio.sleep(0.002)
 
     async with listening() as (address, _), await connect(address) as stream:
-        with trio.fail_after(2), pytest.raises(trio.BrokenResourceError):
+        with trio.fail_after(4), pytest.raises(trio.BrokenResourceError):
             await drip(stream)
 
 
 async def test_a_client_that_does_not_read_is_no_bug_and_holds_up_no_stop():
-    with trio.fail_after(2):
+    with trio.fail_after(4):
         async with listening() as (address, journal):
             stream = await connect(address)
             await stream.send_all(b"GET / HTTP/1.0\r\n\r\n" * 10_000)
