@@ -30,9 +30,7 @@ START_PAUSE: Final = 2.0  # s before today's table is fetched, so that connectin
 LONGEST_TICK: Final = 15.0  # s between polls for tables to refresh: at most four calls a minute
 TICKS: Final = 100  # polls in the life of a short-lived table
 MOST_PINNED: Final = 4096  # rates, about 1 MB
-ANSWERED: Final = frozenset(
-    {"bad-body", "bad-table", "implausible"}
-)  # failures within a quota
+ANSWERED: Final = frozenset({"bad-body", "bad-table", "implausible"})  # failures within a quota
 MOST_FETCHES: Final = 8  # at a time: far below the HTTP client's pool, see `http`
 CLOCK_JUMP: Final = 5.0  # s of the wall clock against the monotonic one: more than drift
 CLOCK_DIFFERENCE: Final = 60.0  # s between our clock and a source's that are reported
