@@ -258,7 +258,7 @@ def refuse(status: int) -> Script:
     [
         (404, "the path in CURRENCY_ASSIGNMENT_WS_URI is not the feed's"),
         (403, "the feed does not let this client in: is all of CURRENCY_ASSIGNMENT_WS_URI right?"),
-        (503, "the feed's host answers, but not with a websocket: is the feed well?"),
+        (503, "the feed's host answers, but not with a websocket: is the feed healthy?"),
     ],
 )
 async def test_an_upgrade_that_is_refused(status, hint, autojump_clock):

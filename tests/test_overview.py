@@ -6,7 +6,7 @@ import msgspec
 import pytest
 import trio
 import trio.testing
-from watched import NOW, Shop, make_service, table
+from status_service import NOW, Shop, make_service, table
 
 from ratebridge.errors import LinkFailed, NoRate, SourceFailed
 from ratebridge.operating.overview import MOST_SHOWN, SAMPLES, History, overview, readiness

@@ -16,9 +16,9 @@ import pytest
 import trio
 import trio.testing
 from prometheus_client.parser import text_string_to_metric_families
+from status_service import make_service
 from structlog.testing import capture_logs
 from support import elapsed
-from watched import make_service
 
 from ratebridge.app import Dependencies, serve
 from ratebridge.backoff import Backoff
