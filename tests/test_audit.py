@@ -436,7 +436,7 @@ async def test_a_hangup_makes_an_empty_file_when_there_is_nothing_to_write(
         assert path.read_bytes() == b""
 
 
-async def test_a_directory_that_is_gone_is_trouble_until_it_is_back(tmp_path, autojump_clock):
+async def test_a_missing_directory_is_a_failure_until_it_is_back(tmp_path, autojump_clock):
     path = tmp_path / "logs" / "audit.jsonl"
     path.parent.mkdir()
     listener = Listener()
@@ -456,7 +456,7 @@ async def test_a_directory_that_is_gone_is_trouble_until_it_is_back(tmp_path, au
         assert ids(path) == [1, 2]
 
 
-async def test_a_path_out_of_reach_is_one_trouble_and_not_one_each_second(tmp_path, autojump_clock):
+async def test_an_unreachable_path_is_reported_once(tmp_path, autojump_clock):
     path = tmp_path / "logs" / "audit.jsonl"
     path.parent.mkdir()
     listener = Listener()
@@ -525,9 +525,7 @@ def disk_full_at(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-async def test_a_full_disk_is_told_once_and_costs_no_line_when_it_has_room_again(
-    tmp_path, autojump_clock
-):
+async def test_a_full_disk_is_reported_once_and_costs_no_line(tmp_path, autojump_clock):
     path = tmp_path / "audit.jsonl"
     listener = Listener()
     audit = Audit(path, listener, Here())
@@ -546,7 +544,7 @@ async def test_a_full_disk_is_told_once_and_costs_no_line_when_it_has_room_again
     assert ids(path) == [1, 2, 3, 4, 5]
 
 
-async def test_a_device_without_room_is_trouble_and_no_more(autojump_clock):
+async def test_a_full_device_is_a_failure_and_nothing_else(autojump_clock):
     listener = Listener()
     audit = Audit(Path("/dev/full"), listener, Here())
     async with running(audit):
@@ -610,7 +608,7 @@ async def test_a_line_that_lacks_its_end_only_is_whole_again(tmp_path, autojump_
     assert path.read_bytes() == line(request(1))
 
 
-async def test_lines_beyond_what_can_wait_are_lost_and_the_trail_tells_it(
+async def test_lines_beyond_the_queue_are_lost_and_the_trail_says_so(
     tmp_path, autojump_clock, monkeypatch
 ):
     monkeypatch.setattr(audit_module, "BATCH", 1)
@@ -659,7 +657,7 @@ class Stuck:
         write()
 
 
-async def test_a_write_that_takes_long_is_told_before_it_ends(tmp_path, autojump_clock):
+async def test_a_slow_write_is_reported_before_it_ends(tmp_path, autojump_clock):
     listener = Listener()
     audit = Audit(tmp_path / "audit.jsonl", listener, Stuck(60))
     async with running(audit) as nursery:
@@ -672,7 +670,7 @@ async def test_a_write_that_takes_long_is_told_before_it_ends(tmp_path, autojump
     assert ids(tmp_path / "audit.jsonl") == [1]
 
 
-async def test_a_disk_that_hangs_does_not_hold_up_the_stop(tmp_path, autojump_clock):
+async def test_a_disk_that_hangs_does_not_delay_the_stop(tmp_path, autojump_clock):
     listener = Listener()
     audit = Audit(tmp_path / "audit.jsonl", listener, Stuck(1e9))
     async with running(audit) as nursery:
@@ -714,7 +712,7 @@ class Held:
         write()
 
 
-async def test_a_stop_of_our_own_process_is_no_failure_of_the_disk(tmp_path, autojump_clock):
+async def test_a_suspended_process_is_not_reported_as_a_failed_disk(tmp_path, autojump_clock):
     listener, held = Listener(), Held()
     audit = Audit(tmp_path / "audit.jsonl", listener, held)
     async with running(audit) as nursery:
@@ -847,7 +845,7 @@ async def test_a_service_without_an_audit_file_keeps_none(tmp_path, autojump_clo
     assert journal.audit is None
 
 
-async def test_the_journal_tells_of_the_trail_and_keeps_its_troubles(autojump_clock):
+async def test_the_journal_logs_the_trails_failures(autojump_clock):
     with structlog.testing.capture_logs() as logs:
         journal = Journal(Stats(), lambda: NOW)
         journal.audit_failed("No space left on device", 12)

@@ -49,7 +49,7 @@ def test_a_token_comes_after_the_wait_and_not_before():
     assert bucket.left(1e9) == 2
 
 
-def test_what_was_not_answered_comes_back_but_not_the_try():
+def test_an_unanswered_call_is_returned_but_not_its_attempt():
     allowance = Allowance(Budget(burst=2, every=1000.0))
     for _ in range(2):
         allowance.ask(0.0)
@@ -94,7 +94,7 @@ async def test_a_feed_that_asks_for_thousands_of_days_costs_no_more_than_the_bud
         assert (await bench.ask("USD", DAYS[-1])).provider == FREECURRENCYAPI
 
 
-async def test_nor_does_it_where_they_fail(autojump_clock):
+async def test_days_that_fail_cost_no_more_than_the_budget(autojump_clock):
     async with open_bench() as bench:
         bench.fake.disturb = lambda _call: Fault(status=404)
         for day in DAYS[:300]:

@@ -33,7 +33,7 @@ def test_on_a_terminal_the_demo_is_a_view_that_is_drawn_again_and_again(monkeypa
     assert shown.splitlines()[-1].startswith("3 requests, ")
 
 
-def test_recorded_traffic_is_replayed_and_its_end_told(tmp_path):
+def test_recorded_traffic_is_replayed_and_its_end_logged(tmp_path):
     recorded = tmp_path / "recorded.jsonl"
     lines = [HEARTBEAT, request_text(1, "1.5", "EUR"), "", request_text(1, "1.5", "ZWL")]
     recorded.write_text("\n".join(lines))
@@ -68,7 +68,7 @@ def test_recorded_traffic_is_replayed_and_its_end_told(tmp_path):
     assert server.returncode == 0
 
 
-def test_a_port_in_use_is_told(capsys):
+def test_a_port_in_use_is_reported(capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         with pytest.raises(SystemExit) as exited:

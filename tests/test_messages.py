@@ -95,7 +95,7 @@ def test_our_own_heartbeat_is_read_as_one():
 
 
 @pytest.mark.parametrize("row", bad_messages.ALL, ids=lambda row: row.name)
-def test_nasty(row: BadMessage):
+def test_each_bad_message_is_converted_refused_or_dropped(row: BadMessage):
     found = read(row.frame)
     match row.outcome:
         case "heartbeat":

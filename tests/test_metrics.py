@@ -185,7 +185,7 @@ async def test_the_process_has_the_metrics_of_prometheus_own_client(nursery):
     assert ours[started] == pytest.approx(theirs[started], abs=2)
 
 
-async def test_what_never_happened_is_there_as_a_zero(nursery, autojump_clock):
+async def test_known_label_values_begin_at_zero(nursery, autojump_clock):
     service, _ = make_service(nursery)
     found = families(service)
 
