@@ -71,7 +71,7 @@ def test_what_a_uri_means(uri: str, host: str, port: int, target: str, authority
         ("ws://feed.test/\ud800", "control characters"),
     ],
 )
-def test_what_is_wrong_with_a_uri_is_told_without_quoting_it(uri: str, expected: str):
+def test_a_bad_uri_is_reported_without_quoting_it(uri: str, expected: str):
     with pytest.raises(ValueError, match=r"^a URI ") as caught:
         Address.parse(uri)
     assert expected in str(caught.value)

@@ -162,7 +162,7 @@ async def test_what_has_just_failed_is_not_asked_for_ahead(autojump_clock):
         assert bench.fake.count() == 1
 
 
-async def test_what_is_kept_to_goes_back_to_the_first_source_without_a_wait(autojump_clock):
+async def test_a_pinned_currency_returns_to_the_first_source_without_a_wait(autojump_clock):
     async with running() as bench:
         bench.fake.disturb = lambda call: (
             Fault(status=404) if call.source == FREECURRENCYAPI else None

@@ -84,7 +84,7 @@ async def test_a_day_without_rates_is_a_missing_rate(currency, instant):
     st.text(max_size=4) | st.just("EUR"),
     st.datetimes(timezones=st.none() | st.just(UTC)) | st.just(MAY_18),
 )
-def test_there_is_an_exact_amount_or_an_error_that_is_told_of(stake, currency, instant):
+def test_any_input_gives_an_exact_amount_or_a_documented_error(stake, currency, instant):
     async def ask():
         return await ratebridge.convert(stake, currency, instant, EMBEDDED, sources=[Nothing()])
 

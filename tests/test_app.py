@@ -310,7 +310,7 @@ async def test_a_stop_waits_no_longer_than_the_drain_timeout(autojump_clock):
     assert service.stats.undelivered == 1
 
 
-async def test_replies_undelivered_at_the_stop_are_told_by_id_and_by_count(autojump_clock, log):
+async def test_undelivered_replies_at_the_stop_are_logged_by_id_and_count(autojump_clock, log):
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("info"))
 
     async def hang(_day: date) -> None:
@@ -359,7 +359,7 @@ def log():
     structlog.reset_defaults()
 
 
-async def test_a_setting_that_means_nothing_is_told(autojump_clock):
+async def test_an_unknown_setting_is_logged(autojump_clock):
     with structlog.testing.capture_logs() as log:
         async with running(beat, unknown=("RATEBRIDGE_TTL",)):
             await trio.sleep(1)

@@ -132,7 +132,7 @@ def test_every_module_has_its_layer():
     assert {layer_name(module) for module in MODULES} == NAMED
 
 
-def test_arrows_run_one_way():
+def test_imports_go_down_the_layers():
     place = {name: at for at, name in enumerate(name for layer in LAYERS for name in layer)}
     upward = [
         (name, found.name)
@@ -155,20 +155,20 @@ def test_there_is_no_circle():
 
 
 @pytest.mark.parametrize("library", BOUNDARIES)
-def test_a_library_is_known_to_its_boundary_only(library):
+def test_a_library_is_imported_by_its_boundary_only(library):
     assert BOUNDARIES[library] == {
         name for name, found in IMPORTS.items() if any(i.name == library for i in found)
     }
 
 
 @pytest.mark.parametrize("module", sorted(PURE))
-def test_what_decides_is_pure(module):
+def test_the_pure_modules_are_pure(module):
     shell = {"trio", *BOUNDARIES, "socket", "ssl", "os", "time", "random", "logging", "pathlib"}
     allowed = {"os"} if module == "link.framing" else set()  # the entropy of the masks
     assert {i.name for i in IMPORTS[module]} & shell <= allowed
 
 
-def test_nobody_reaches_into_anothers_private_names():
+def test_no_module_uses_anothers_private_names():
     assert [
         (name, private)
         for name, found in IMPORTS.items()
@@ -178,7 +178,7 @@ def test_nobody_reaches_into_anothers_private_names():
     ] == []
 
 
-def test_the_service_starts_without_what_it_may_never_need():
+def test_the_service_starts_without_optional_imports():
     reached, to_do = set(), ["app"]
     while to_do:
         at_once = [i for i in IMPORTS[to_do.pop()] if not i.late and not i.for_types_only]

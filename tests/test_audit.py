@@ -459,7 +459,7 @@ async def test_a_hangup_makes_an_empty_file_when_there_is_nothing_to_write(
         assert path.read_bytes() == b""
 
 
-async def test_a_directory_that_is_gone_is_trouble_until_it_is_back(tmp_path, autojump_clock):
+async def test_a_missing_directory_is_a_failure_until_it_is_back(tmp_path, autojump_clock):
     path = tmp_path / "logs" / "audit.jsonl"
     path.parent.mkdir()
     listener = Listener()
@@ -479,7 +479,7 @@ async def test_a_directory_that_is_gone_is_trouble_until_it_is_back(tmp_path, au
         assert ids(path) == [1, 2]
 
 
-async def test_a_path_out_of_reach_is_one_trouble_and_not_one_each_second(tmp_path, autojump_clock):
+async def test_an_unreachable_path_is_reported_once(tmp_path, autojump_clock):
     path = tmp_path / "logs" / "audit.jsonl"
     path.parent.mkdir()
     listener = Listener()
@@ -548,9 +548,7 @@ def disk_full_at(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-async def test_a_full_disk_is_told_once_and_costs_no_line_when_it_has_room_again(
-    tmp_path, autojump_clock
-):
+async def test_a_full_disk_is_reported_once_and_costs_no_line(tmp_path, autojump_clock):
     path = tmp_path / "audit.jsonl"
     listener = Listener()
     audit = Audit(path, listener, Here())
@@ -569,7 +567,7 @@ async def test_a_full_disk_is_told_once_and_costs_no_line_when_it_has_room_again
     assert ids(path) == [*range(1, 5 + 2 * MOST_BLOCKS)]
 
 
-async def test_a_device_without_room_is_trouble_and_no_more(autojump_clock):
+async def test_a_full_device_is_a_failure_and_nothing_else(autojump_clock):
     listener = Listener()
     audit = Audit(Path("/dev/full"), listener, Here())
     async with running(audit):
@@ -633,7 +631,7 @@ async def test_a_line_that_lacks_its_end_only_is_whole_again(tmp_path, autojump_
     assert path.read_bytes() == line(request(1))
 
 
-async def test_lines_beyond_what_can_wait_are_lost_and_the_trail_tells_it(
+async def test_lines_beyond_the_queue_are_lost_and_the_trail_says_so(
     tmp_path, autojump_clock, monkeypatch
 ):
     monkeypatch.setattr(audit_module, "BATCH", 1)
@@ -682,7 +680,7 @@ class Stuck:
         write()
 
 
-async def test_a_write_that_takes_long_is_told_before_it_ends(tmp_path, autojump_clock):
+async def test_a_slow_write_is_reported_before_it_ends(tmp_path, autojump_clock):
     listener = Listener()
     audit = Audit(tmp_path / "audit.jsonl", listener, Stuck(60))
     async with running(audit) as nursery:
@@ -695,7 +693,7 @@ async def test_a_write_that_takes_long_is_told_before_it_ends(tmp_path, autojump
     assert ids(tmp_path / "audit.jsonl") == [1]
 
 
-async def test_a_disk_that_hangs_does_not_hold_up_the_stop(tmp_path, autojump_clock):
+async def test_a_disk_that_hangs_does_not_delay_the_stop(tmp_path, autojump_clock):
     listener = Listener()
     audit = Audit(tmp_path / "audit.jsonl", listener, Stuck(1e9))
     async with running(audit) as nursery:
@@ -738,7 +736,7 @@ class Held:
         write()
 
 
-async def test_a_stop_of_our_own_process_is_no_failure_of_the_disk(tmp_path, autojump_clock):
+async def test_a_suspended_process_is_not_reported_as_a_failed_disk(tmp_path, autojump_clock):
     listener, held = Listener(), Held()
     audit = Audit(tmp_path / "audit.jsonl", listener, held)
     async with running(audit) as nursery:
@@ -871,7 +869,7 @@ async def test_a_service_without_an_audit_file_keeps_none(tmp_path, autojump_clo
     assert journal.audit is None
 
 
-async def test_the_journal_tells_of_the_trail_and_keeps_its_troubles(autojump_clock):
+async def test_the_journal_logs_the_trails_failures(autojump_clock):
     with structlog.testing.capture_logs() as logs:
         journal = Journal(Stats(), lambda: NOW)
         journal.audit_failed("No space left on device", 12)

@@ -75,7 +75,7 @@ def test_another_refusal_is_a_failure_like_any(status):
         pytest.param(5.0, 403, 33.0, id="shorter than a forbidden one"),
     ],
 )
-def test_a_peers_wish_is_honoured_up_to_a_minute(asked, status, wait):
+def test_retry_after_is_honoured_up_to_a_minute(asked, status, wait):
     assert at_most().next_wait(status=status, retry_after=asked) == wait
 
 

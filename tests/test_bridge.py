@@ -117,7 +117,7 @@ async def test_a_heartbeat_is_one_and_has_no_reply(autojump_clock):
         assert desk.bridge.answer(HEARTBEAT, desk.bridge.moment()) is THE_HEARTBEAT
 
 
-async def test_what_nobody_can_be_answered_about_is_dropped(autojump_clock):
+async def test_a_message_that_cannot_be_answered_is_dropped(autojump_clock):
     async with open_desk() as desk:
         assert desk.bridge.answer(b"garbage", desk.bridge.moment()) is None
         assert desk.bridge.answer(b'{"type":"message"}', desk.bridge.moment()) is None
@@ -266,7 +266,7 @@ class Fragile:
         return RateTable("fragile", day, quotes, now)
 
 
-async def test_a_crash_of_a_source_costs_one_error_and_other_requests_nothing(autojump_clock):
+async def test_a_bug_in_a_source_costs_one_error(autojump_clock):
     async with open_desk(Fragile()) as desk:
         desk.ask(1, "1", "USD", NOON)
         desk.ask(2, "1", "USD", "2026-11-04T12:00:00Z")
@@ -276,7 +276,7 @@ async def test_a_crash_of_a_source_costs_one_error_and_other_requests_nothing(au
         assert "oops" not in str(desk.later)
 
 
-async def test_a_bug_on_the_way_of_a_request_costs_that_request(autojump_clock, monkeypatch):
+async def test_a_bug_in_a_request_costs_that_request(autojump_clock, monkeypatch):
     async with open_desk() as desk:
         bug = ValueError("oops")
 
@@ -292,7 +292,7 @@ async def test_a_bug_on_the_way_of_a_request_costs_that_request(autojump_clock, 
         assert said(desk.ask(2, "1", "USD", NOON))["type"] == "message"
 
 
-async def test_requests_that_wait_when_the_service_ends_are_told_of(autojump_clock):
+async def test_requests_that_wait_when_the_service_ends_are_reported(autojump_clock):
     async with open_desk() as desk:
         desk.fake.disturb = lambda _call: HANG
         desk.ask(1, "1", "USD", NOON)
@@ -302,7 +302,7 @@ async def test_requests_that_wait_when_the_service_ends_are_told_of(autojump_clo
     assert desk.later == []
 
 
-async def test_nothing_waits_so_there_is_nothing_to_wait_for(autojump_clock):
+async def test_without_requests_there_is_nothing_to_wait_for(autojump_clock):
     async with open_desk() as desk:
         await desk.bridge.wait_settled()
         assert elapsed() == 0

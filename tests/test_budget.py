@@ -102,7 +102,7 @@ async def test_a_feed_that_asks_for_thousands_of_days_costs_no_more_than_the_bud
         assert (await bench.ask("USD", DAYS[-1])).provider == FREECURRENCYAPI
 
 
-async def test_nor_does_it_where_they_fail(autojump_clock):
+async def test_days_that_fail_cost_no_more_than_the_budget(autojump_clock):
     async with open_bench() as bench:
         bench.fake.disturb = lambda _call: Fault(status=404)
         for day in DAYS[:300]:

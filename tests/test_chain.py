@@ -269,7 +269,7 @@ async def test_a_thousand_days_leave_no_more_tables_than_the_bound(autojump_cloc
 
 
 @pytest.mark.parametrize("leaver", [0, 1, 2], ids=["the first", "the second", "the last"])
-async def test_a_requester_that_leaves_takes_the_answer_from_nobody(autojump_clock, leaver):
+async def test_a_cancelled_request_does_not_cancel_the_fetch(autojump_clock, leaver):
     async with open_bench("freecurrencyapi") as bench:
         bench.fake.latency = 1.0
         got = {}
@@ -288,7 +288,7 @@ async def test_a_requester_that_leaves_takes_the_answer_from_nobody(autojump_clo
         assert (bench.fake.count(), elapsed()) == (1, 1.0)
 
 
-async def test_when_all_have_left_the_answer_is_kept_for_the_next(autojump_clock):
+async def test_without_any_waiting_request_the_answer_is_cached(autojump_clock):
     async with open_bench("freecurrencyapi") as bench:
         bench.fake.latency = 1.0
         with trio.move_on_after(0.5):
@@ -298,7 +298,7 @@ async def test_when_all_have_left_the_answer_is_kept_for_the_next(autojump_clock
         assert bench.fake.count() == 1
 
 
-async def test_who_still_waits_when_the_service_ends_is_told(autojump_clock):
+async def test_requests_waiting_at_the_end_get_an_error(autojump_clock):
     async with trio.open_nursery() as nursery, open_bench("freecurrencyapi") as bench:
         bench.fake.latency = 1.0
         got = []
@@ -429,7 +429,7 @@ async def test_an_unknown_currency_beside_a_failure_names_both(autojump_clock):
         )
 
 
-async def test_a_passing_trouble_is_not_noticed(autojump_clock):
+async def test_a_transient_failure_is_retried(autojump_clock):
     async with open_bench("freecurrencyapi") as bench:
         bench.fake.order(FREECURRENCYAPI, Fault(status=503), RESET)
         assert (await bench.ask("USD")).provider == "freecurrencyapi"
@@ -452,7 +452,7 @@ async def test_an_attempt_that_would_come_too_late_is_not_made(autojump_clock):
         assert elapsed() == pytest.approx(0.1)
 
 
-async def test_while_a_source_fails_the_next_serves_at_once_and_the_first_is_asked_behind_its_back(
+async def test_while_a_source_fails_the_next_answers_and_the_first_is_asked_in_the_background(
     autojump_clock,
 ):
     codes = iter(
@@ -481,7 +481,7 @@ async def test_while_a_source_fails_the_next_serves_at_once_and_the_first_is_ask
 # One bet, one rate.
 
 
-async def test_a_currency_keeps_to_the_table_that_was_used_first_while_it_lives(autojump_clock):
+async def test_a_currency_is_pinned_to_the_table_used_first(autojump_clock):
     async with open_bench() as bench:
         bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(status=404))
         first = await bench.ask("USD")
@@ -508,7 +508,7 @@ async def test_a_currency_keeps_to_the_table_that_was_used_first_while_it_lives(
         assert bench.fake.count() == 4
 
 
-async def test_at_midnight_nothing_is_kept_to_of_the_day_that_has_ended(autojump_clock):
+async def test_at_midnight_pins_of_the_ended_day_are_released(autojump_clock):
     evening = datetime(2026, 11, 20, 23, 59, tzinfo=UTC)
     today = evening.date()
     async with open_bench(start=evening) as bench:
@@ -519,13 +519,13 @@ async def test_at_midnight_nothing_is_kept_to_of_the_day_that_has_ended(autojump
         assert (await bench.ask("USD", today)).provider == "freecurrencyapi"
 
 
-async def test_a_currency_that_the_first_source_lacks_is_not_kept_from_it(autojump_clock):
+async def test_a_currency_that_the_first_source_lacks_is_not_pinned(autojump_clock):
     async with open_bench() as bench:
         assert (await bench.ask("UAH")).note == ""
         assert (await bench.ask("USD")).provider == "freecurrencyapi"
 
 
-async def test_a_table_of_a_stand_in_is_kept_to_and_says_what_it_is(autojump_clock):
+async def test_a_pinned_provisional_table_says_what_it_is(autojump_clock):
     night = datetime(2026, 11, 20, 0, 10, tzinfo=UTC)
     async with open_bench("frankfurter", "freecurrencyapi", start=night) as bench:
         bench.fake.order(FRANKFURTER, Fault(status=404))
@@ -536,7 +536,7 @@ async def test_a_table_of_a_stand_in_is_kept_to_and_says_what_it_is(autojump_clo
         )
 
 
-async def test_what_is_kept_to_is_bounded(autojump_clock, monkeypatch):
+async def test_the_pinned_rates_are_bounded(autojump_clock, monkeypatch):
     monkeypatch.setattr("ratebridge.providers.chain.MOST_PINNED", 10)
     async with open_bench("freecurrencyapi", Instant()) as bench:
         bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(status=404))
@@ -577,7 +577,7 @@ async def test_a_failed_source_is_asked_again_where_the_next_was_never_asked(aut
         assert (await bench.ask("USD")).provider == "freecurrencyapi"
 
 
-async def test_an_expired_table_of_an_ended_day_serves_on_while_its_source_is_down(autojump_clock):
+async def test_an_expired_final_table_is_used_while_its_source_is_down(autojump_clock):
     async with open_bench("freecurrencyapi") as bench:
         final = await bench.ask("USD")
         provisional = await bench.ask("USD", TODAY)
@@ -602,7 +602,7 @@ async def test_an_expired_table_of_an_ended_day_serves_on_while_its_source_is_do
 # The deadline.
 
 
-async def test_all_sources_silent_is_an_error_at_the_deadline(autojump_clock):
+async def test_sources_without_an_answer_are_an_error_at_the_deadline(autojump_clock):
     async with open_bench(deadline=5.0) as bench:
         bench.fake.disturb = down(FREECURRENCYAPI, FRANKFURTER)
         problem = await bench.ask("USD")
@@ -624,7 +624,7 @@ async def test_the_deadline_holds_where_fetches_wait_for_each_other(autojump_clo
         assert bench.fake.count() == MOST_FETCHES
 
 
-async def test_a_source_that_hangs_does_not_hold_up_the_next(autojump_clock):
+async def test_a_source_that_hangs_does_not_delay_the_next(autojump_clock):
     """New days keep coming, and each finds the first source's fetches taken."""
 
     class Hanging(Instant):
@@ -722,7 +722,7 @@ async def test_a_minute_that_ends_later_is_not(autojump_clock):
         assert bench.fake.count(FREECURRENCYAPI) == 1
 
 
-async def test_a_month_that_is_used_up_silences_the_source_and_is_told_once(autojump_clock):
+async def test_a_used_up_month_limits_the_source_and_is_reported_once(autojump_clock):
     async with open_bench() as bench:
         bench.fake.disturb = down(FREECURRENCYAPI, fault=NO_CALLS_THIS_MONTH)
         bench.fake.latency = 0.25
@@ -774,7 +774,7 @@ async def test_a_month_that_is_used_up_is_told_in_the_silence_of_a_minute_too(au
         assert bench.fake.count(FREECURRENCYAPI) == 2
 
 
-async def test_tables_serve_on_in_the_silence_of_their_source(autojump_clock):
+async def test_cached_tables_are_used_while_their_source_is_rate_limited(autojump_clock):
     async with open_bench("freecurrencyapi") as bench:
         final = await bench.ask("USD")
         bench.fake.order(FREECURRENCYAPI, NO_CALLS_THIS_MONTH)
@@ -789,7 +789,7 @@ async def test_tables_serve_on_in_the_silence_of_their_source(autojump_clock):
 # A bug in a source.
 
 
-async def test_a_crash_of_a_source_costs_that_source(autojump_clock):
+async def test_a_bug_in_a_source_fails_that_source_only(autojump_clock):
     class Broken:
         name = "broken"
         quota = None
@@ -911,7 +911,7 @@ class Faults(httpx.AsyncBaseTransport):
 @pytest.mark.parametrize(
     ("row", "source"), CASES, ids=[f"{row.name} of {source}" for row, source in CASES]
 )
-async def test_a_failure_is_answered_in_time_and_over_soon(autojump_clock, row, source):
+async def test_a_failure_is_answered_in_time_and_recovered_from(autojump_clock, row, source):
     fake = FakeRates(Wall(), key=KEY, per_minute=10**6)
     faults = Faults(fake, row, source)
     async with open_bench(source, fake=fake, transport=faults, deadline=2.5) as bench:

@@ -134,7 +134,7 @@ async def outcome(
 # All is well.
 
 
-async def test_every_step_is_told_when_all_is_well():
+async def test_every_step_is_printed_when_all_is_well():
     bank = Bank()
     async with on_a_port(healthy) as (port, peers):
         settings = attrs.evolve(QUICK, feed=address(port), providers=("bank",))
@@ -157,7 +157,7 @@ async def test_every_step_is_told_when_all_is_well():
     assert peers[0].close_code == 1000
 
 
-async def test_a_certificate_is_told_with_its_issuer_and_end(tmp_path, monkeypatch):
+async def test_a_certificate_is_shown_with_its_issuer_and_end(tmp_path, monkeypatch):
     authority = trustme.CA(organization_name="Test Authority")
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(server)
@@ -178,7 +178,7 @@ async def test_a_certificate_is_told_with_its_issuer_and_end(tmp_path, monkeypat
 # What is wrong is named.
 
 
-async def test_a_feed_where_nobody_listens():
+async def test_a_feed_that_refuses_the_connection():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         passed, found, text = await outcome(
@@ -210,7 +210,7 @@ async def test_a_host_that_does_not_exist():
     assert "can this machine look names up" in hints(text)[0]
 
 
-async def test_a_certificate_that_nobody_vouches_for():
+async def test_a_certificate_of_an_unknown_authority():
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("localhost").configure_cert(server)
     async with on_a_port(healthy, server) as (port, _):
@@ -258,7 +258,7 @@ def refuse(status: int) -> Script:
     [
         (404, "the path in CURRENCY_ASSIGNMENT_WS_URI is not the feed's"),
         (403, "the feed does not let this client in: is all of CURRENCY_ASSIGNMENT_WS_URI right?"),
-        (503, "the feed's host answers, but not with a websocket: is the feed well?"),
+        (503, "the feed's host answers, but not with a websocket: is the feed healthy?"),
     ],
 )
 async def test_an_upgrade_that_is_refused(status, hint, autojump_clock):
@@ -399,13 +399,13 @@ BEATS = [
 
 
 @pytest.mark.parametrize("beat", BEATS, ids=lambda beat: beat.name)
-async def test_how_the_heart_beats(beat, autojump_clock):
+async def test_the_heartbeats_of_the_feed(beat, autojump_clock):
     found, _ = await talk(beat.script, beat.heartbeat)
     assert found["upgrade"].startswith("ok")
     assert found["heartbeat"] == beat.shown
 
 
-async def test_it_beats_itself_so_that_the_feed_keeps_it(autojump_clock):
+async def test_check_sends_heartbeats_itself(autojump_clock):
     heard: list[float] = []
 
     async def script(peer: FeedPeer) -> None:
@@ -459,7 +459,7 @@ async def test_a_good_key_and_its_quota():
     ("month", "shown"),
     [(b'{"remaining":4929}', "ok accepted, 4,929 calls left this month"), (b"{}", "ok accepted")],
 )
-async def test_a_quota_that_is_not_told_in_full(month, shown):
+async def test_a_quota_that_is_reported_in_part(month, shown):
     rates = FakeRates(now)
     rates.order(FREECURRENCYAPI, Fault(body=b'{"quotas":{"month":%b}}' % month))
     found, _ = await source_rows(asked_of(rates))
@@ -564,7 +564,7 @@ async def test_a_source_gets_no_more_time_than_the_service_would_give_it(autojum
     assert found["first today"] == found["second today"] == "FAIL no answer within 2.5 s"
 
 
-async def test_rates_of_an_earlier_day_are_told_as_such():
+async def test_rates_of_an_earlier_day_are_shown_as_such():
     class Weekend(Bank):
         async def fetch(self, day: date, now: datetime) -> RateTable:
             table = await super().fetch(day, now)
@@ -596,7 +596,7 @@ async def test_no_secret_is_printed():
     assert "secret" not in text
 
 
-def test_remarks_on_settings_that_do_something_else_than_meant():
+def test_remarks_on_misleading_settings():
     settings = Settings(FEED, verify_ssl=False, unknown=("RATEBRIDGE_TLL", "RATEBRIDGE_X"))
     text, remarks = describe_settings(settings)
     assert text == "feed feed.example, sources frankfurter, ecb"
@@ -629,7 +629,7 @@ def test_what_is_asked_of_an_audit_file_that_is_not_there_yet(tmp_path):
 @pytest.mark.parametrize(
     ("name", "begins"), [("FORCE_COLOR", "\x1b[31mFAIL\x1b[0m  tcp"), ("NO_COLOR", "FAIL  tcp")]
 )
-def test_colours_are_for_those_who_want_them(monkeypatch, name, begins):
+def test_colours_follow_the_environment(monkeypatch, name, begins):
     for other in ("FORCE_COLOR", "NO_COLOR"):
         monkeypatch.delenv(other, raising=False)
     monkeypatch.setenv(name, "1")
@@ -692,7 +692,7 @@ def test_a_signal_ends_it_at_once(monkeypatch):
     assert run_check(Settings(FEED)) == 0
 
 
-def test_bad_settings_are_told_all_at_once(tmp_path):
+def test_bad_settings_are_reported_together(tmp_path):
     environ = environment(RATEBRIDGE_CACHE_TTL="soon")
     command = [sys.executable, "-m", "ratebridge", "check"]
     done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True)

@@ -25,7 +25,7 @@ def exit_code(*arguments: str) -> object:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_before_the_service_listens_for_it_ends_it_all_the_same(number, monkeypatch):
+def test_a_signal_before_the_receiver_is_open_ends_the_process(number, monkeypatch):
     def run(_options: object) -> int:
         signal.raise_signal(number)
         raise AssertionError
@@ -54,7 +54,7 @@ def test_a_signal_before_the_service_listens_for_it_ends_it_all_the_same(number,
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_a_bad_option_is_told_with_what_was_expected(arguments, expected, capsys):
+def test_a_bad_option_is_reported_with_what_was_expected(arguments, expected, capsys):
     assert exit_code(*arguments) == 2
     option = arguments[1].partition("=")[0]
     problem = capsys.readouterr().err.splitlines()[-1]
@@ -98,7 +98,7 @@ LINES = "expected requests, a JSON line each"
     ],
     ids=["no file", "no text", "empty", "no request", "no JSON", "an array", "deep"],
 )
-def test_a_file_that_cannot_be_replayed_is_told(content, problem, tmp_path, capsys):
+def test_a_file_that_cannot_be_replayed_is_reported(content, problem, tmp_path, capsys):
     file = tmp_path / "recorded.jsonl"
     if content is not None:
         file.write_bytes(content)
@@ -107,7 +107,7 @@ def test_a_file_that_cannot_be_replayed_is_told(content, problem, tmp_path, caps
 
 
 @pytest.mark.parametrize("host", ["nosuch.invalid", "192.0.2.1", "a" * 64])
-def test_a_host_that_is_not_this_machines_is_told(host, capsys, monkeypatch):
+def test_a_host_that_is_not_this_machines_is_reported(host, capsys, monkeypatch):
     async def listen(port: int, *, host: str) -> None:
         await trio.lowlevel.checkpoint()
         raise socket.gaierror(-2, "Name or service not known")

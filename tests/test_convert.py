@@ -150,7 +150,7 @@ def test_bad_usage_says_what_was_expected(wish, problem):
     assert caught.value.args == (problem,)
 
 
-def test_all_that_is_wrong_is_told_at_once(monkeypatch, capsys):
+def test_every_problem_is_reported_together(monkeypatch, capsys):
     monkeypatch.setenv("RATEBRIDGE_CACHE_TTL", "soon")
     with pytest.raises(SystemExit) as exited:
         main(["convert", "abc", "EURO", "--date", "yesterday"])

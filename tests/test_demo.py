@@ -76,7 +76,7 @@ def test_recorded_traffic_is_replayed_and_its_end_told(tmp_path):
     assert server.returncode == 0
 
 
-def test_a_port_in_use_is_told(capsys):
+def test_a_port_in_use_is_reported(capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         with pytest.raises(SystemExit) as exited:

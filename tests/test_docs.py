@@ -24,7 +24,7 @@ def test_each_test_that_task_md_names_is_there(module, test):
     assert re.search(rf"^(async )?def {test}\(", text, re.MULTILINE)
 
 
-def test_the_readme_tells_every_setting():
+def test_the_readme_lists_every_setting():
     settings = re.findall(r"^([A-Z_]+)=", (ROOT / ".env.example").read_text("ascii"), re.MULTILINE)
     assert [name for name in settings if f"`{name}`" not in README] == []
 
@@ -37,7 +37,7 @@ def test_the_operators_files_name_settings_that_there_are(name):
     assert set(named) <= {row.name for row in rows()}
 
 
-def test_the_readme_tells_every_command():
+def test_the_readme_lists_every_command():
     commands = re.findall(r"\n    ([a-z-]+)(?: {2,}|\n)", command_line().format_help())
     assert len(commands) > 2
     assert [name for name in commands if f"`ratebridge {name}" not in README] == []

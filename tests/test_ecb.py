@@ -245,7 +245,7 @@ async def test_a_day_that_has_ended_since_is_asked_for_at_once():
     assert len(live.files) == 2
 
 
-async def test_who_asks_at_the_same_time_shares_a_file():
+async def test_concurrent_requests_share_a_file():
     live = Live()
     live.fake.latency = 0.01
     async with trio.open_nursery() as nursery:
@@ -254,7 +254,7 @@ async def test_who_asks_at_the_same_time_shares_a_file():
     assert len(live.files) == 1
 
 
-async def test_a_site_that_hangs_holds_up_no_day_that_is_there(autojump_clock):
+async def test_a_site_that_hangs_does_not_delay_known_days(autojump_clock):
     live = Live()
     await live.fetch(THURSDAY)
     live.fake.disturb = lambda _call: HANG

@@ -58,7 +58,7 @@ async def test_from_the_changeover_on_it_is_the_law_and_no_source_is_asked(
         assert bench.fake.count() == 0
 
 
-async def test_nor_is_a_table_at_hand_looked_at(autojump_clock):
+async def test_a_cached_table_is_ignored_after_the_changeover(autojump_clock):
     async with open_bench() as bench:
         day = date(2023, 1, 2)
         assert (await bench.ask("USD", day)).provider == "freecurrencyapi"

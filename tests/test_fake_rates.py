@@ -322,5 +322,5 @@ async def test_requests_of_one_connection_are_answered_in_their_order():
     assert answer.count(b"HTTP/1.1 404") == 3
 
 
-async def test_who_does_not_speak_http_gets_nothing():
+async def test_bytes_that_are_not_http_get_nothing():
     assert await talk(b"garbage\r\n\r\n") == b""

@@ -75,7 +75,7 @@ async def test_just_after_midnight_the_latest_stands_in_for_yesterday(minutes):
     ],
     ids=["late in the night", "the day before yesterday"],
 )
-async def test_but_not_for_an_older_day_nor_for_long(day, now):
+async def test_the_latest_does_not_stand_in_for_an_older_day_or_for_long(day, now):
     fake, source, _ = open_source(now)
     fake.order(FREECURRENCYAPI, Fault(status=422))
     failure = await failure_of(source, day, now)

@@ -102,7 +102,7 @@ async def test_other_statuses_and_bodies_are_the_callers_to_judge():
     assert len(cut.body) == CUT.cut
 
 
-async def test_a_body_of_just_the_most_that_is_taken_is_taken():
+async def test_a_body_of_the_maximum_size_is_accepted():
     fake = FakeRates()
     size = len(fake.answer("/v1/historical?date=2021-05-18", HEADERS).body)
     fake.order(FREECURRENCYAPI, Fault(padding=MAX_BODY - size), Fault(padding=MAX_BODY - size + 1))
@@ -135,7 +135,7 @@ async def open_raw_server(answer):
         nursery.cancel_scope.cancel()
 
 
-async def test_what_comes_behind_an_answer_answers_no_other_question():
+async def test_surplus_bytes_answer_no_later_request():
     def answer(path):
         return b"".join(OK + b"Content-Length: 6\r\n\r\n" + body for body in (path, b"behind"))
 
@@ -160,19 +160,19 @@ def head_of(size):
     ],
     ids=["head", "interim heads", "length of a chunk", "trailer"],
 )
-async def test_what_is_no_body_is_bounded_wherever_it_stands(endless):
+async def test_bytes_outside_the_body_are_bounded(endless):
     async with open_raw_server(lambda _path: endless) as (client, url):
         with pytest.raises(SourceFailed, match="over 16 KiB of headers"):
             await client.get(url, {})
 
 
-async def test_a_head_of_just_the_most_that_is_taken_is_taken():
+async def test_a_head_of_the_maximum_size_is_accepted():
     async with open_raw_server(lambda _path: head_of(MAX_HEAD)) as (client, url):
         assert (await client.get(url, {})).status == 200
 
 
 @pytest.mark.parametrize("fault", [HANG, DRIP], ids=["hang", "drip"])
-async def test_who_waits_too_long_can_leave_and_come_again(fault):
+async def test_a_request_can_be_cancelled_and_made_again(fault):
     fake = FakeRates()
     fake.order(FREECURRENCYAPI, fault)
     async with open_server(fake) as (client, url):
@@ -196,7 +196,7 @@ async def failure_of(url, tls=TLS):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-async def test_nobody_listens(host):
+async def test_a_refused_connection(host):
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener.socket.getsockname()[1]
     await listener.aclose()
@@ -221,7 +221,7 @@ async def test_the_host_is_not_found():
 
 
 @pytest.mark.parametrize("host", ["a" * 64 + ".test", "rates..test", "[::1"])
-async def test_the_address_is_none(host):
+async def test_an_invalid_address(host):
     text = await failure_of(f"http://{host}/v1/latest")
     assert text == "could not be reached (its address is not valid)"
 
@@ -233,7 +233,7 @@ class NoRoute(trio.abc.SocketFactory):
         raise OSError(101, "Network is unreachable")
 
 
-async def test_there_is_no_way_there():
+async def test_an_unreachable_address():
     trio.socket.set_custom_socket_factory(NoRoute())
     assert await failure_of("http://127.0.0.1:1/v1/latest") == "could not be reached"
 
@@ -275,14 +275,14 @@ async def test_the_bounds_hold_behind_tls_too(authority):
         await client.aclose()
 
 
-async def test_a_certificate_that_nobody_knows(authority):
+async def test_a_certificate_of_an_unknown_authority(authority):
     async with open_tls_server(authority, "127.0.0.1") as port:
         text = await failure_of(f"https://127.0.0.1:{port}/v1/latest")
     assert text.startswith("has a certificate that does not pass (")
     assert "issuer" in text
 
 
-async def test_a_certificate_for_somebody_else(authority):
+async def test_a_certificate_for_another_host(authority):
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
     async with open_tls_server(authority, "rates.test") as port:
@@ -341,7 +341,7 @@ async def test_the_first_request_makes_the_client_and_all_share_it():
     await http.aclose()
 
 
-async def test_a_client_that_nobody_needed_is_not_made_to_be_closed():
+async def test_an_unused_client_is_not_made_to_be_closed():
     def make_tls():
         raise AssertionError
 
@@ -350,7 +350,7 @@ async def test_a_client_that_nobody_needed_is_not_made_to_be_closed():
 
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "https_proxy", "ALL_PROXY"])
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "ftp://127.0.0.1:1", "http://[::1"])
-def test_a_proxy_that_cannot_be_used_is_told_at_the_start(monkeypatch, name, proxy):
+def test_an_unusable_proxy_is_reported_at_the_start(monkeypatch, name, proxy):
     monkeypatch.setenv(name, proxy)
     with pytest.raises(BadSettings, match="ALL_PROXY: expected"):
         HttpClient(lambda: TLS)
@@ -368,7 +368,7 @@ async def test_a_transport_takes_the_networks_place(autojump_clock):
     assert fake.calls[0].key == KEY
 
 
-async def test_what_is_said_of_ourselves_and_what_is_asked_for():
+async def test_the_request_headers():
     seen = {}
 
     async def look(request):

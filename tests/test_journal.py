@@ -80,7 +80,7 @@ async def test_a_link_is_lost(journal, log, autojump_clock):
     ]
 
 
-async def test_a_link_that_never_was_leaves_the_time_of_the_last_one(journal, log, autojump_clock):
+async def test_a_failed_attempt_keeps_the_time_of_the_last_connection(journal, log, autojump_clock):
     await trio.sleep(1)
     journal.link_lost(LinkFailed("rejected", status=503), 0.0, 0.5)
     assert log == [
@@ -116,7 +116,7 @@ async def test_heartbeats_are_counted_and_not_logged(journal, log, autojump_cloc
     assert list(journal.stats.heartbeat_gaps) == [1.0]
 
 
-async def test_a_stall_of_our_own_is_told(journal, log):
+async def test_a_stall_of_our_own_is_logged(journal, log):
     journal.loop_stalled(3.01234)
     assert log == [{"event": "loop.stalled", "log_level": "warning", "our_own_stall": 3.012}]
 
@@ -143,7 +143,7 @@ async def test_above_debug_a_conversion_is_counted_and_silent(log):
     assert sum(journal.stats.latency.counts) == 1
 
 
-async def test_at_debug_a_conversion_tells_where_its_rate_is_from(journal, log):
+async def test_at_debug_a_conversion_is_logged_with_its_rates_provenance(journal, log):
     journal.converted(request(), Decimal("207.55196"), RATE, NOW, 0.00031)
     assert log == [
         {
@@ -224,7 +224,7 @@ async def test_an_undelivered_reply_is_logged_with_its_id(journal, log):
 # The rates.
 
 
-async def test_a_fetched_table_is_told(journal, log, autojump_clock):
+async def test_a_fetched_table_is_logged(journal, log, autojump_clock):
     await trio.sleep(2)
     journal.fetched(TABLE, 0.12345)
     assert log == [
@@ -241,7 +241,7 @@ async def test_a_fetched_table_is_told(journal, log, autojump_clock):
     assert journal.stats.sources["bank"].answered_at == CLOCK_START + 2.0
 
 
-async def test_a_failed_fetch_is_told_until_the_source_answers_again(journal, log, autojump_clock):
+async def test_a_failed_fetch_is_shown_until_the_source_answers_again(journal, log, autojump_clock):
     journal.fetch_failed("bank", DAY, SourceFailed("timeout", "did not answer within 5 s"))
     assert log == [
         {
@@ -297,7 +297,7 @@ async def test_a_fetch_that_a_limit_ends_has_no_second_line(journal, log, autoju
     assert journal.stats.fetches["bank", "quota-minute"] == 1
 
 
-async def test_implausible_quotes_are_counted_and_told_by_the_first_of_them(journal, log):
+async def test_implausible_quotes_are_counted_and_the_first_is_logged(journal, log):
     wrong = {code: SourceFailed("implausible", "gives it at 9") for code in ("CZK", "USD")}
     journal.implausible_quotes("bank", TABLE.day, wrong)
     assert log == [
@@ -316,7 +316,7 @@ async def test_implausible_quotes_are_counted_and_told_by_the_first_of_them(jour
     assert kept.words == f"bank gives it at 9: CZK on {TABLE.day}, and 1 more"
 
 
-async def test_clocks_that_jump_or_differ_are_told(journal, log):
+async def test_clocks_that_jump_or_differ_are_logged(journal, log):
     journal.clock_jumped(-3600.04)
     journal.clock_differs("bank", 90.0)
     assert [(line["event"], line["seconds"]) for line in log] == [
@@ -345,7 +345,7 @@ async def test_a_bug_is_logged_with_its_trace(journal, log):
     }
 
 
-async def test_the_audit_trail_s_failures_are_told(journal, log):
+async def test_the_audit_trail_s_failures_are_logged(journal, log):
     journal.audit_failed("No space left on device", 12)
     journal.audit_lost(3, "too many wait")
     journal.audit_recovered(3)
@@ -464,7 +464,7 @@ async def test_at_debug_every_line_is_written(journal, log, autojump_clock):
     assert [event["log_level"] for event in log] == ["warning"] * OFTEN + ["debug"] * 5
 
 
-async def test_a_summary_tells_what_the_minute_brought(journal, log, autojump_clock):
+async def test_a_summary_counts_the_last_minute(journal, log, autojump_clock):
     journal.link_up()
     for minute, converted in enumerate((3, 2)):
         for _ in range(converted):

@@ -104,9 +104,7 @@ async def test_frames_behind_the_response_are_read_however_the_bytes_are_cut(
         pytest.param(b"\xff\xff", [], "protocol-error", id="garbage"),
     ],
 )
-async def test_a_peer_may_say_its_last_words_with_the_response(
-    behind, texts, reason, autojump_clock
-):
+async def test_frames_and_a_close_may_come_with_the_response(behind, texts, reason, autojump_clock):
     async def script(peer: FeedPeer) -> None:
         await peer.send_raw(await granted(peer) + behind)
 
@@ -172,7 +170,7 @@ BAD_UPGRADES = {
 
 
 @pytest.mark.parametrize("bad", BAD_UPGRADES.values(), ids=BAD_UPGRADES.keys())
-async def test_a_bad_answer_to_the_upgrade_is_told_at_once(bad, autojump_clock):
+async def test_a_bad_answer_to_the_upgrade_fails_at_once(bad, autojump_clock):
     began = trio.current_time()
     failure = await fail_to_open(answering(bad.response))
     assert trio.current_time() == began
@@ -185,9 +183,7 @@ async def test_a_bad_answer_to_the_upgrade_is_told_at_once(bad, autojump_clock):
     [bad for bad in BAD_UPGRADES.values() if bad.reason != "reset"],
     ids=[name for name, bad in BAD_UPGRADES.items() if bad.reason != "reset"],
 )
-async def test_a_bad_answer_is_told_at_once_also_by_a_peer_who_holds_the_connection(
-    bad, autojump_clock
-):
+async def test_a_bad_answer_fails_at_once_if_the_peer_keeps_the_connection(bad, autojump_clock):
     began = trio.current_time()
     failure = await fail_to_open(answering(bad.response, hold=True))
     assert trio.current_time() == began
@@ -440,7 +436,7 @@ async def test_a_stall_of_our_own_in_the_middle_of_a_write_does_not_end_the_link
         nursery.cancel_scope.cancel()
 
 
-async def test_behind_a_write_that_is_not_taken_no_byte_is_written(autojump_clock):
+async def test_after_a_stalled_write_no_byte_is_written(autojump_clock):
     async with within(60), trio.open_nursery() as nursery:
         dial = Dialled(MemoryFeed(nursery, accept_and_listen))
         link = await open_link(nursery, ADDRESS, dial)
@@ -565,9 +561,7 @@ async def test_bad_utf8_is_a_protocol_error(autojump_clock):
     [(row[0], row[1], row[3]) for row in ENDS.values()],
     ids=ENDS.keys(),
 )
-async def test_a_peer_at_fault_is_told_so_by_a_close_before_the_end(
-    stream, reason, code, autojump_clock
-):
+async def test_a_protocol_violation_is_answered_by_a_close(stream, reason, code, autojump_clock):
     """RFC 6455, 7.1.7. A close is answered with its own code."""
     async with open_to(sending(stream)) as (link, feed):
         await take_until_the_end(link)
@@ -685,7 +679,7 @@ async def test_a_failed_write_waits_for_the_reason_that_the_reader_comes_upon(au
         assert (texts, failure.code) == ([b"a request"], 1011)
 
 
-async def test_a_peer_who_takes_no_more_but_goes_on_talking_is_given_a_tenth_of_a_second(
+async def test_after_a_failed_write_the_reader_has_a_tenth_of_a_second(
     autojump_clock,
 ):
     async def script(peer: FeedPeer) -> None:
@@ -781,7 +775,7 @@ async def garbage(peer: FeedPeer) -> None:
         pytest.param(hearing_a_close(garbage), 0.0, id="garbage"),
     ],
 )
-async def test_no_peer_keeps_a_close_from_its_end(script, seconds, autojump_clock):
+async def test_every_close_ends_within_a_second(script, seconds, autojump_clock):
     async with open_to(script) as (link, _):
         await trio.testing.wait_all_tasks_blocked()
         assert await close_while_receiving(link) == seconds
@@ -815,7 +809,7 @@ async def test_texts_go_on_coming_until_the_close_is_answered(autojump_clock):
     assert texts == [b"text"] * 3
 
 
-async def test_a_close_nobody_reads_for_is_over_within_its_second(autojump_clock):
+async def test_a_close_without_a_reader_ends_within_a_second(autojump_clock):
     async with open_to(hearing_a_close(talk_and_close)) as (link, _):
         began = trio.current_time()
         await link.close(1001)
@@ -887,7 +881,7 @@ async def test_a_close_behind_a_write_that_is_not_taken_is_over_within_its_secon
         nursery.cancel_scope.cancel()
 
 
-async def test_when_its_nursery_is_cancelled_the_stream_is_closed_without_a_goodbye(
+async def test_cancelling_its_nursery_closes_the_stream_without_a_close_frame(
     autojump_clock,
 ):
     read: list[bytes] = []

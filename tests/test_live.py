@@ -10,7 +10,7 @@ from ratebridge.commands.live import LiveView
 from ratebridge.operating.stats import Stats
 
 
-def test_before_anything_has_happened_it_says_so():
+def test_the_view_before_anything_has_happened():
     view = LiveView("title", Stats())
     assert view.lines(0.0)[:3] == [
         "title",

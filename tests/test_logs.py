@@ -173,7 +173,7 @@ def reader(monkeypatch):
     return reader
 
 
-def test_lines_wait_while_nobody_reads_and_what_finds_no_room_is_counted(reader, monkeypatch):
+def test_lines_are_queued_without_a_reader_and_dropped_ones_counted(reader, monkeypatch):
     writer = LogWriter(reader.write)
     monkeypatch.setattr(logs, "_writer", writer)
     structlog.configure(
@@ -203,7 +203,7 @@ def test_at_the_end_what_waits_gets_a_second(reader, monkeypatch):
 
 
 @pytest.mark.parametrize("gone", [BrokenPipeError(), ValueError("I/O operation on closed file")])
-def test_a_reader_who_left_costs_lines_and_no_more(gone):
+def test_a_reader_who_left_costs_lines_only(gone):
     def write(_block: bytes) -> int:
         raise gone
 
@@ -230,7 +230,7 @@ def test_a_descriptor_that_somebody_made_non_blocking_costs_no_line(reader: Read
     assert writer.dropped == 0
 
 
-def test_half_a_surrogate_pair_is_no_fault(reader):
+def test_half_a_surrogate_pair_is_logged(reader):
     reader.reads.set()
     writer = LogWriter(reader.write)
     writer.msg("a \udce4 b")

@@ -95,7 +95,7 @@ def test_our_own_heartbeat_is_read_as_one():
 
 
 @pytest.mark.parametrize("row", bad_messages.ALL, ids=lambda row: row.name)
-def test_nasty(row: BadMessage):
+def test_each_bad_message_is_converted_refused_or_dropped(row: BadMessage):
     found = read(row.frame)
     match row.outcome:
         case "heartbeat":
@@ -670,7 +670,8 @@ def test_an_error_is_one_line_under_300_characters_with_40_of_the_input(value: s
         reply = json.loads(encode_error(found.id, found.text), parse_int=str)
         assert reply["message"].isprintable()
         assert len(reply["message"]) < 300
-        assert value[:41] not in reply["message"] or len(value) <= 40
+        shown = reply["message"].replace("...", "")  # or a point of theirs is taken for the value's
+        assert value[:41] not in shown or len(value) <= 40
 
 
 @given(st.text(), SCALARS)

@@ -11,7 +11,7 @@ import pytest
 import trio
 from prometheus_client import ProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
-from watched import NOW, Shop, make_service, table
+from status_service import NOW, Shop, make_service, table
 
 import ratebridge
 from ratebridge import __version__

@@ -106,7 +106,7 @@ async def test_a_lost_link_is_given_nothing(outbox, autojump_clock):
 
 @pytest.mark.parametrize("written", [0, 1, 2])
 @pytest.mark.parametrize("more", [-1, 0, 1])
-async def test_of_a_write_cut_short_what_left_whole_does_not_go_again(
+async def test_replies_that_left_whole_in_a_cut_write_are_not_sent_again(
     written, more, outbox, recorder, autojump_clock
 ):
     """A frame has left when its last byte has: one byte less, and it goes again."""
@@ -120,7 +120,7 @@ async def test_of_a_write_cut_short_what_left_whole_does_not_go_again(
     assert recorder.lost == []
 
 
-async def test_overloaded_does_not_outlive_its_link_and_its_loss_is_told(
+async def test_overloaded_replies_are_dropped_with_the_connection_and_reported(
     outbox, recorder, autojump_clock
 ):
     outbox.attach(Line(slow=True).put)
@@ -205,7 +205,7 @@ async def test_waiting_for_empty_waits_for_what_is_being_written(outbox, autojum
     assert scope.cancelled_caught
 
 
-async def test_discarding_all_tells_of_each_in_its_order(outbox, recorder, autojump_clock):
+async def test_discarding_all_reports_each_reply_in_order(outbox, recorder, autojump_clock):
     outbox.attach(Line(slow=True).put)
     outbox.add(reply(1))
     outbox.add(reply(2))

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 import trio
 import trio.testing
-from watched import NOW, Shop, make_service, table
+from status_service import NOW, Shop, make_service, table
 
 from ratebridge.errors import LinkFailed, NoRate, SourceFailed
 from ratebridge.operating.overview import MOST_SHOWN, SAMPLES, History, overview, readiness
@@ -121,7 +121,7 @@ def test_the_history_ends_after_ten_minutes():
 
 
 @pytest.mark.parametrize(("seen", "new"), [(0, 3), (1, 2), (3, 0), (4, 0), (10**15, 0)])
-def test_whoever_has_seen_some_samples_gets_the_others(seen, new):
+def test_a_client_gets_the_samples_it_has_not_seen(seen, new):
     stats = Stats()
     history = History(stats)
     for count in range(1, 4):
@@ -186,7 +186,7 @@ async def test_an_overview_names_the_feed_without_its_path(nursery, autojump_clo
     assert b"secret" not in text
 
 
-async def test_an_overview_tells_all_that_happened(nursery, autojump_clock):
+async def test_an_overview_of_a_busy_service(nursery, autojump_clock):
     service, journal = make_service(nursery)
     history = History(service.stats)
     journal.link_up()
@@ -235,7 +235,7 @@ async def test_an_overview_tells_all_that_happened(nursery, autojump_clock):
     assert overview(service, history, trio.current_time(), 1)["history"]["samples"] == []
 
 
-async def test_an_overview_tells_when_the_next_attempt_is(nursery, autojump_clock):
+async def test_an_overview_has_the_time_of_the_next_attempt(nursery, autojump_clock):
     service, journal = make_service(nursery)
     history = History(service.stats)
     journal.link_lost(REFUSED, 0.0, 1.5)

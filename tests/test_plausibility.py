@@ -69,7 +69,7 @@ def test_no_true_table_is_refused(history):
         ("RUB", date(2014, 12, 16), 30),
     ],
 )
-def test_nor_the_greatest_moves_there_were(history, code, day, days):
+def test_the_greatest_moves_are_not_refused(history, code, day, days):
     before = [ecb_table(history, day - timedelta(days=back)) for back in range(1, days + 1)]
     known = [then for then in before if code in then.quotes]
     extreme = min(known, key=lambda then: then.quotes[code].units)
@@ -120,7 +120,7 @@ ERRORS = [
 
 @pytest.mark.parametrize(("name", "quotes", "wrong"), ERRORS, ids=[name for name, *_ in ERRORS])
 @pytest.mark.parametrize("euro", ["1", "0.5"], ids=["for one euro", "for another base"])
-def test_an_error_of_kind_is_found_by_the_levels(name, quotes, wrong, euro):
+def test_a_gross_error_is_found_by_the_levels(name, quotes, wrong, euro):
     given = {
         code: str(Decimal(units) * Decimal(euro)) for code, units in {**TRUE, **quotes}.items()
     }

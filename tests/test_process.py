@@ -119,7 +119,7 @@ def run_service(
     return trio.run(main)
 
 
-def test_wrong_settings_are_told_at_once_with_exit_code_2_and_no_traceback(tmp_path):
+def test_bad_settings_are_reported_together_with_exit_code_2_and_no_traceback(tmp_path):
     (tmp_path / ".env").write_text("export VERIFY_SSL=perhaps  # a comment\n")
     ended = run_command(cwd=tmp_path, RATEBRIDGE_CACHE_TTL="-1", FREECURRENCY_API_KEY="s3cr et")
     assert ended.returncode == 2
@@ -246,7 +246,7 @@ def test_a_second_signal_ends_a_stop_that_still_waits(tmp_path):
 
 
 @pytest.mark.parametrize("reader_is", ["gone", "stuck"])
-def test_a_log_that_nobody_reads_any_more_costs_no_answer(tmp_path, reader_is):
+def test_a_log_without_a_reader_costs_no_answer(tmp_path, reader_is):
     reader, writer = os.pipe()
     if reader_is == "gone":
         os.close(reader)

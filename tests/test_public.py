@@ -11,7 +11,7 @@ import ratebridge
 from ratebridge.fakes.feed import StandIn, request_text, serve_feed
 
 
-def test_every_public_name_is_there_and_told_in_the_docstring():
+def test_every_public_name_exists_and_is_in_the_docstring():
     assert ratebridge.__doc__ is not None
     for name in ratebridge.__all__:
         assert getattr(ratebridge, name) is not None

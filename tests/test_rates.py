@@ -150,7 +150,7 @@ def test_a_table_asked_for_before_midnight_does_not_take_the_place_of_the_final_
     assert tables.find("fake", DAY, today=NEXT, now=2.0) is FINAL
 
 
-def test_sources_and_days_are_told_apart():
+def test_sources_and_days_are_kept_apart():
     tables = Tables(LIFE)
     tables.store(FINAL, 0.0)
     assert tables.find("other", DAY, today=NEXT, now=0.0) is None

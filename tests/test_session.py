@@ -101,7 +101,7 @@ async def test_a_heartbeat_leaves_at_once_and_then_each_second(autojump_clock):
     assert beats == pytest.approx(list(range(11)), abs=0.01)
 
 
-async def test_a_beat_that_we_were_too_late_for_is_not_made_up_for(mock_clock):
+async def test_a_heartbeat_missed_in_a_stall_is_not_sent_later(mock_clock):
     async with living(accept_and_beat) as life:
         await go_on(mock_clock, 2.5)
         mock_clock.jump(1.8)
@@ -195,7 +195,7 @@ async def test_a_link_without_heartbeats_for_two_seconds_is_refreshed(silence, a
     assert end.uptime == seconds
 
 
-async def test_the_reason_tells_how_long_the_silence_was(autojump_clock):
+async def test_the_reason_says_how_long_the_silence_was(autojump_clock):
     end, _ = await lifetime(beating(0, 1))
     assert end.cause.detail == "no heartbeat for 2.1 s"
 
@@ -237,7 +237,7 @@ async def test_a_heartbeat_is_one_however_it_is_spelt_or_cut(autojump_clock):
     assert 4.0 <= seconds <= 4.3
 
 
-async def test_the_rhythm_can_be_set(autojump_clock):
+async def test_the_heartbeat_interval_and_timeout_can_be_set(autojump_clock):
     async with living(beating(0, 0.1, 0.2), HeartbeatSettings(0.1, 0.5)) as life:
         await life.over.wait()
         assert life.at is not None
@@ -247,7 +247,7 @@ async def test_the_rhythm_can_be_set(autojump_clock):
     assert len(gaps) >= 5
 
 
-async def test_the_gaps_between_heartbeats_are_told(autojump_clock):
+async def test_the_gaps_between_heartbeats_are_reported(autojump_clock):
     async with living(beating(0.25, 1.0, 2.5)) as life:
         await life.over.wait()
     assert life.recorder.gaps == pytest.approx([0.25, 0.75, 1.5])

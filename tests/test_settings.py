@@ -159,7 +159,7 @@ def test_what_a_source_requires_is_required_where_it_is_among_the_providers():
     )
 
 
-def test_all_faults_are_told_at_once():
+def test_every_problem_is_reported_together():
     with pytest.raises(BadSettings) as caught:
         load_settings({"VERIFY_SSL": "?", "RATEBRIDGE_LOG_LEVEL": "?", "RATEBRIDGE_CACHE_TTL": "?"})
     assert [problem.partition(":")[0] for problem in caught.value.args] == [
@@ -174,7 +174,7 @@ def test_a_command_without_a_feed_needs_none():
     assert load_settings({}, need_feed=False).feed is None
 
 
-def test_a_variable_of_our_prefix_that_means_nothing_is_noted():
+def test_an_unknown_variable_with_our_prefix_is_noted():
     assert load_settings({**FEED, "RATEBRIDGE_CACHETTL": "1"}).unknown == ("RATEBRIDGE_CACHETTL",)
 
 
@@ -256,7 +256,7 @@ def test_a_setting_of_a_source_is_a_secret_unless_it_says_otherwise():
     assert {row.name for row in rows() if row.secret} == {*FEED, *of_sources} - shown
 
 
-def test_one_that_means_nothing_is_told_together_with_what_is_wrong():
+def test_an_unknown_variable_is_reported_with_the_problems():
     with pytest.raises(BadSettings) as caught:
         load_settings({"RATEBRIDGE_FOO": "1", "VERIFY_SSL": "true"})
     assert caught.value.args == (
@@ -326,7 +326,7 @@ def test_no_file_is_no_fault(tmp_path):
     ],
     ids=["no UTF-8", "too large", "a directory", "a pipe", "a dead link", "a circle"],
 )
-def test_a_dotenv_that_cannot_be_one_is_told(make, problem, tmp_path):
+def test_a_bad_dotenv_file_is_reported(make, problem, tmp_path):
     make(tmp_path / ".env")
     with pytest.raises(BadSettings) as caught:
         read_environment({}, tmp_path / ".env")

@@ -34,7 +34,7 @@ def test_another_seed_brings_another_run():
 
 
 @pytest.mark.parametrize("name", INJECTED_BUGS)
-def test_a_planted_bug_is_found(name):
+def test_an_injected_bug_is_found(name):
     convicts = INJECTED_BUGS[name].convicts
     assert any(
         convicts in violation

@@ -72,7 +72,7 @@ async def test_a_status_is_a_failure_which_only_the_servers_own_is_worth_trying_
 @pytest.mark.parametrize(
     ("header", "wait"), [("7", 7.0), ("999999999999", 86400.0), ("soon", None), ("\u00b2", None)]
 )
-async def test_a_throttle_is_obeyed_as_long_as_it_says(name, header, wait, autojump_clock):
+async def test_retry_after_is_obeyed(name, header, wait, autojump_clock):
     fake, source = open_source(name)
     fake.order(name, Fault(status=429, headers={"retry-after": header}))
     failure = await failure_of(source)

@@ -16,9 +16,9 @@ import pytest
 import trio
 import trio.testing
 from prometheus_client.parser import text_string_to_metric_families
+from status_service import make_service
 from structlog.testing import capture_logs
 from support import elapsed
-from watched import make_service
 
 from ratebridge.app import Dependencies, serve
 from ratebridge.backoff import Backoff
@@ -60,7 +60,7 @@ def get(service_and_journal):
 # What it answers.
 
 
-async def test_it_is_healthy_while_the_loop_turns(get):
+async def test_it_is_healthy_while_the_loop_runs(get):
     answer = get("/healthz")
     assert (answer.status, answer.media_type) == (200, "application/json")
     told = msgspec.json.decode(answer.body)
@@ -364,7 +364,7 @@ async def test_a_service_shows_its_state_until_its_very_end(nursery):
     nursery.cancel_scope.cancel()
 
 
-def test_a_taken_port_is_told():
+def test_a_port_in_use_is_reported():
     journal = Journal(Stats())
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = taken.getsockname()
@@ -385,7 +385,7 @@ def test_a_taken_port_is_told():
         (70 * "\xe4", "\xe4:8080 (there is no such host)"),
     ],
 )
-def test_an_address_that_is_not_ours_is_told(host, words):
+def test_a_foreign_address_is_reported(host, words):
     with pytest.raises(CannotStart) as failure:
         StatusServer((host, 8080), Journal(Stats()))
     assert words in str(failure.value)
@@ -490,7 +490,7 @@ async def test_a_bug_costs_one_connection(monkeypatch):
         assert await is_healthy(address)
 
 
-async def test_a_client_that_says_nothing_is_sent_off(mock_clock):
+async def test_a_silent_client_is_disconnected(mock_clock):
     mock_clock.rate = 1.0
     async with listening() as (address, _), await connect(address) as stream:
         await stream.send_all(b"GET / HTTP/1.1\r\n")
@@ -545,7 +545,7 @@ async def test_where_no_descriptor_is_left_the_next_one_is_waited_for(monkeypatc
     assert not full
 
 
-async def test_who_waits_for_its_turn_is_not_idle(monkeypatch):
+async def test_a_client_waiting_for_its_turn_is_not_idle(monkeypatch):
     monkeypatch.setattr(status, "MOST_CLIENTS", 3)
     monkeypatch.setattr(status, "LEAST_REST", 0.02)
     async with listening() as (address, _):

@@ -163,7 +163,7 @@ async def test_failures_in_a_row_are_further_and_further_apart(script, autojump_
 
 @pytest.mark.parametrize("script", [accept_and_go, accept_beat_and_go])
 @pytest.mark.parametrize("seed", range(3))
-async def test_a_peer_who_accepts_and_goes_gets_no_storm(script, seed, autojump_clock):
+async def test_a_peer_that_accepts_and_closes_gets_no_reconnect_storm(script, seed, autojump_clock):
     async with running(script, jitter=random.Random(seed).random) as it:
         await trio.sleep(60)
         assert 15 <= len(it.dialled) <= 50
@@ -215,7 +215,7 @@ async def test_proof_is_a_heartbeat_too_and_not_the_time_alone(autojump_clock):
 
 
 @pytest.mark.parametrize("status", [401, 403])
-async def test_a_forbidden_upgrade_is_left_alone_for_half_a_minute(status, autojump_clock):
+async def test_a_forbidden_upgrade_is_retried_after_half_a_minute(status, autojump_clock):
     async with running(refuse(status)) as it:
         await trio.sleep(120)
         assert it.dialled == pytest.approx([0, 33, 66, 99])
@@ -230,7 +230,7 @@ async def test_a_peers_retry_after_is_honoured_up_to_a_minute(asked, wait, autoj
         assert it.recorder.ups == [it.began + wait]
 
 
-async def test_the_end_of_a_link_is_told_with_its_cause_and_the_wait(autojump_clock):
+async def test_the_end_of_a_connection_is_reported_with_its_cause_and_the_wait(autojump_clock):
     async def script(peer: FeedPeer) -> None:
         await peer.accept()
         await peer.heartbeat()
@@ -331,7 +331,7 @@ class Broken(Bridge):
         raise ZeroDivisionError(frame)
 
 
-async def test_a_bug_in_a_session_is_told_and_the_session_started_again(autojump_clock):
+async def test_a_bug_in_a_session_is_reported_and_the_session_restarted(autojump_clock):
     async def script(peer: FeedPeer) -> None:
         await peer.accept()
         await peer.send("a text")
@@ -348,7 +348,7 @@ async def test_a_bug_in_a_session_is_told_and_the_session_started_again(autojump
         assert await it.stop() == 0.0
 
 
-async def test_a_bug_in_opening_is_told_and_the_opening_tried_again(autojump_clock):
+async def test_a_bug_in_opening_is_reported_and_the_opening_retried(autojump_clock):
     async def open_as(*_: Any) -> Link:
         raise ZeroDivisionError
 
@@ -358,7 +358,7 @@ async def test_a_bug_in_opening_is_told_and_the_opening_tried_again(autojump_clo
         assert it.recorder.ups == []
 
 
-async def test_a_bug_in_the_links_own_tasks_is_told_and_the_replies_are_kept(autojump_clock):
+async def test_a_bug_in_the_links_own_tasks_is_reported_and_the_replies_are_kept(autojump_clock):
     async def open_as(nursery: trio.Nursery, *rest: Any) -> Link:
         link = await open_link(nursery, *rest)
         if len(it.dialled) == 1:
@@ -455,7 +455,7 @@ async def test_a_stop_as_soon_as_the_link_is_open_closes_it_politely(autojump_cl
         assert it.feed.peers[0].close_code == 1001
 
 
-async def test_a_stop_during_a_crash_is_a_stop(autojump_clock):
+async def test_a_stop_during_an_internal_error_is_a_stop(autojump_clock):
     async def open_as(*_: Any) -> Link:
         it.supervisor.stop()
         raise ZeroDivisionError

@@ -205,7 +205,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_a_line_that_is_not_true_is_told_with_what_it_should_be(row):
+def test_a_false_line_is_reported_with_the_expected_value(row):
     kind, text, *_ = judge(row.line)
     assert kind == row.kind
     assert re.fullmatch(re.escape(row.text).replace("X", ".*"), text)
@@ -291,7 +291,7 @@ def joined(lines: list[bytes]) -> bytes:
     return b"".join(line + b"\n" for line in lines)
 
 
-def test_a_whole_trail_is_true_and_what_it_cannot_show_is_said():
+def test_a_whole_trail_is_true_and_its_limits_are_printed():
     trail = many_lines(1234)
     head = head_at(trail, 1234)
     found = "1,234 lines checked: 1,234 true.\n"
@@ -330,7 +330,7 @@ def told_lines(out: str) -> set[int]:
     return set(map(int, found))
 
 
-def test_lines_that_were_lost_are_told():
+def test_lost_lines_are_reported():
     code, out, _ = check(TRAIL)
     assert code == 0
     assert out.startswith(
@@ -341,7 +341,7 @@ def test_lines_that_were_lost_are_told():
 
 
 @given(at=st.integers(0, len(TRAIL) - 1), byte=st.integers(0, 255))
-def test_any_byte_that_is_altered_is_found_and_located(at, byte):
+def test_any_altered_byte_is_found_and_located(at, byte):
     if TRAIL[at] == byte:
         return
     code, out, _ = check(TRAIL[:at] + bytes([byte]) + TRAIL[at + 1 :])
@@ -350,7 +350,7 @@ def test_any_byte_that_is_altered_is_found_and_located(at, byte):
 
 
 @given(place=places)
-def test_a_line_that_is_gone_is_found_and_located(place):
+def test_a_missing_line_is_found_and_located(place):
     rest = joined(TEN[:place] + TEN[place + 1 :])
     code, out, _ = check(rest)
     # Behind the last one there is none that could tell, but the log.
@@ -359,7 +359,7 @@ def test_a_line_that_is_gone_is_found_and_located(place):
 
 
 @given(place=places, to=places)
-def test_a_line_that_is_doubled_is_found_and_located(place, to):
+def test_a_duplicated_line_is_found_and_located(place, to):
     code, out, _ = check(joined([*TEN[: to + 1], TEN[place], *TEN[to + 1 :]]))
     assert code == 1
     assert {to + 2, to + 3} & told_lines(out)  # of two equal lines, the second
@@ -368,7 +368,7 @@ def test_a_line_that_is_doubled_is_found_and_located(place, to):
 
 
 @given(place=places, to=places)
-def test_a_line_that_is_moved_is_found_and_located(place, to):
+def test_a_moved_line_is_found_and_located(place, to):
     lines = [*TEN[:place], *TEN[place + 1 :]]
     lines.insert(to, TEN[place])
     code, out, _ = check(joined(lines))
@@ -381,7 +381,7 @@ def test_a_line_that_is_moved_is_found_and_located(place, to):
 
 
 @given(first=places, second=places)
-def test_lines_that_are_swapped_are_found_and_located(first, second):
+def test_swapped_lines_are_found_and_located(first, second):
     lines = list(TEN)
     lines[first], lines[second] = lines[second], lines[first]
     code, out, _ = check(joined(lines))
@@ -391,7 +391,7 @@ def test_lines_that_are_swapped_are_found_and_located(first, second):
 
 
 @given(size=st.integers(0, len(TRAIL)))
-def test_a_trail_that_ends_early_is_told_where_it_can_be_known(size):
+def test_a_trail_that_ends_early_is_reported_where_it_can_be_known(size):
     rest = TRAIL[:size]
     code, out, _ = check(rest)
     # A line is whole without the mere line end behind it.
@@ -475,7 +475,7 @@ def test_a_line_that_was_cut_is_excused_by_the_next_that_goes_on():
     assert "line 5 is number 5: 1 line missing behind number 3\n" in out
 
 
-def test_lines_of_an_older_release_are_what_they_are():
+def test_lines_of_an_older_release_are_checked_by_their_checksum():
     old = joined([OLD, OLD[:99], OLD])
     code, out, _ = check(old)
     assert code == 0
@@ -490,7 +490,7 @@ def test_lines_of_an_older_release_are_what_they_are():
     assert check(TRAIL + old)[0] == 1
 
 
-def test_the_first_that_differs_is_told_and_all_are_counted():
+def test_the_first_lines_that_differ_are_listed_and_all_counted():
     text = many_lines(2000)
     at = text.index(b'"stake":"', 100_000) + 9
     number = text.count(b"\n", 0, at) + 1
@@ -509,7 +509,7 @@ def test_what_is_no_audit_file_fails():
     assert out.endswith("30 lines checked: 30 unreadable.\n")
 
 
-def test_a_monster_of_a_line_is_one_unreadable_line_and_costs_no_memory():
+def test_a_huge_line_is_one_unreadable_line_and_costs_no_memory():
     monster = TRUE + b"\n" + b"x" * (3 * MOST_LINE) + b"\n" + TRUE + b"\n"
     found = list(lines_of(io.BytesIO(monster)))
     assert [size for _, size in found] == [len(TRUE) + 1, 3 * MOST_LINE + 1, len(TRUE) + 1]

@@ -1,1 +1,1 @@
-"""The commands beside the service itself; `cli` reads their arguments."""
+"""The commands other than the service; `cli` parses their arguments."""

@@ -1,11 +1,11 @@
 """The command `check`: tries the settings against the real feed and the real sources.
 
-Each step is a line, printed when it is done: a mark, the step, what was found,
-and under a failure a hint. What a step has made is handed to the next; after one
-that failed the rest is skipped.
+Each step prints a line when it is done: a mark, the step, what was found, and after
+a failure a hint. Each step gets what the one before it made; after a failure the
+rest is skipped.
 
-It is a further client of the feed for a few seconds. Requests that come to it
-meanwhile are counted and not answered. Of each source's quota it takes two calls.
+For a few seconds it is another client of the feed. Requests that come to it are
+counted and not answered. It takes two calls of each source's quota.
 """
 
 import os
@@ -35,16 +35,16 @@ from ..providers.source import Provider, Source
 from ..session import HeartbeatSettings
 from ..settings import FEED, Settings
 
-LISTEN: Final = 1.75  # heartbeat timeouts; with the default one this makes 3.5 s
+LISTEN: Final = 1.75  # heartbeat timeouts: 3.5 s by default
 ENOUGH: Final = 3  # heartbeats: two gaps between them
-PAST: Final = timedelta(days=28)  # how old the table asked for is: as old as real traffic's bets
-ENDS_SOON: Final = 14  # days before its end from which on a certificate is remarked upon
+PAST: Final = timedelta(days=28)  # the age of the second table, as in real traffic
+ENDS_SOON: Final = 14  # days before its end from which a certificate is remarked on
 NORMAL_CLOSURE: Final = 1000  # RFC 6455, 7.4.1
 
 
 @attrs.frozen
 class Found:
-    """What a step found, in words, and what it made for the next."""
+    """What a step found, as text, and what it made for the next step."""
 
     text: str
     made: Any = None
@@ -56,14 +56,14 @@ Step = tuple[str, float, Callable[[Any], Awaitable[Found]]]  # name, seconds at 
 
 @attrs.frozen(eq=False)
 class Broken(Exception):
-    """A step that failed, in words for people."""
+    """A failed step, as text for people."""
 
     text: str
     hint: str = ""
 
 
 class Report:
-    """The table: prints each step as it is done, and counts."""
+    """Prints each step as it is done, and counts them."""
 
     COLOURS: ClassVar = {"ok": "32", "FAIL": "31", "skip": "33"}
 
@@ -84,7 +84,7 @@ class Report:
     async def run(
         self, steps: Sequence[Step], made: Any = None, hints: Mapping[str, str] | None = None
     ) -> Any:
-        """Run steps, each with what the one before it made; returns what the last good one made.
+        """Run steps, each with what the one before made; returns what the last good one made.
 
         The first gets `made`. `hints` are a source's own, by outcome.
         """
@@ -112,7 +112,7 @@ class Report:
 
 
 def explain(error: Exception, within: float, hints: Mapping[str, str]) -> Broken:
-    """A failure in words, with a hint of what to look at."""
+    """A failure as text, with a hint."""
     match error:
         case Broken():
             return error
@@ -137,8 +137,8 @@ _LINK_HINTS: Final = {
     "certificate": "trust its issuer by SSL_CERT_FILE=FILE.pem, or, to try things out, set "
     "VERIFY_SSL=false",
     "tls": f"is TLS spoken on that port? If not, {FEED} begins with ws://",
-    "open-timeout": "the peer takes connections and does not answer: is it the feed, and is it "
-    "well?",
+    "open-timeout": "the peer accepts connections but does not answer: is it the feed, and is it "
+    "healthy?",
     "reset": f"is it the feed's port? One that speaks TLS needs wss:// in {FEED}",
     "protocol-error": f"is it the feed's port? One that speaks TLS needs wss:// in {FEED}",
 }
@@ -153,7 +153,7 @@ _SOURCE_HINTS: Final = {
 
 
 _SILENCE_HINT: Final = (
-    "the feed should send one each second; without one the service connects anew after "
+    "the feed should send one each second; without one the service reconnects after "
     "RATEBRIDGE_HEARTBEAT_TIMEOUT"
 )
 
@@ -166,7 +166,7 @@ def _rejected_hint(status: int) -> str:
         return f"the path in {FEED} is not the feed's"
     if status in (401, 403):
         return f"the feed does not let this client in: is all of {FEED} right?"
-    return "the feed's host answers, but not with a websocket: is the feed well?"
+    return "the feed's host answers, but not with a websocket: is the feed healthy?"
 
 
 def took(began: float) -> str:
@@ -177,7 +177,7 @@ def took(began: float) -> str:
 async def check_feed(
     report: Report, address: Address, tls: ssl.SSLContext, heartbeat: HeartbeatSettings
 ) -> None:
-    """From the feed's name to its heartbeats, and take leave, politely where there is a link."""
+    """The steps from the feed's name to its heartbeats; then close an open connection."""
     async with trio.open_nursery() as link_nursery:
         made = await report.run(
             [
@@ -225,7 +225,7 @@ async def secure(address: Address, tls: ssl.SSLContext, stream: trio.SocketStrea
 async def upgrade(
     address: Address, interval: float, nursery: trio.Nursery, stream: trio.abc.Stream
 ) -> Found:
-    """Open the link, and send heartbeats on it from now on."""
+    """Open the connection, and send heartbeats on it from now on."""
 
     async def dialled() -> trio.abc.Stream:
         await trio.lowlevel.checkpoint()
@@ -244,7 +244,7 @@ async def upgrade(
 
 
 async def hear_heartbeats(heartbeat: HeartbeatSettings, link: Link) -> Found:
-    """Listen until enough heartbeats have come, or the time for them is over."""
+    """Listen for heartbeats until there are enough, or until the timeout."""
     within = LISTEN * heartbeat.timeout
     opened = trio.current_time()
     came: list[float] = []
@@ -267,7 +267,7 @@ async def hear_heartbeats(heartbeat: HeartbeatSettings, link: Link) -> Found:
     gaps = [after - before for before, after in pairwise(came)]
     if gaps:
         text += f", gaps from {min(gaps):.2f} to {max(gaps):.2f} s"
-    # The opening stands for the first of them, as it does in a session.
+    # As in a session, the opening counts as a heartbeat.
     silence = max(b - a for a, b in pairwise([opened, *came, trio.current_time()]))
     if silence > heartbeat.timeout:
         raise Broken(f"{text}, and once none for {silence:.1f} s{also}", _SILENCE_HINT)
@@ -282,7 +282,7 @@ def is_heartbeat(frame: bytes) -> bool:
 
 
 def describe_certificate(certificate: Any, now: datetime) -> str:
-    """Issuer and end of a certificate, as `ssl.SSLSocket.getpeercert` tells them."""
+    """Issuer and end of a certificate given by `ssl.SSLSocket.getpeercert`."""
     names = dict(pair for part in certificate.get("issuer", ()) for pair in part)
     issuer = names.get("organizationName") or names.get("commonName") or "somebody without a name"
     end = datetime.fromtimestamp(ssl.cert_time_to_seconds(certificate["notAfter"]), UTC)
@@ -292,7 +292,7 @@ def describe_certificate(certificate: Any, now: datetime) -> str:
 
 
 async def check_source(report: Report, source: Source, now: datetime, within: float) -> None:
-    """What the service will want of one source; each step may take `within` seconds."""
+    """The steps of one source; each may take `within` seconds."""
     name = source.name
     declared = provider(name) if name in NAMES else Provider(name, lambda *_: source)
     steps: list[Step] = [
@@ -318,7 +318,7 @@ async def fetch_table(source: Source, day: date, now: datetime, _made: None) -> 
 
 
 def describe_settings(settings: Settings) -> tuple[str, str]:
-    """What was understood, and what is to be remarked upon. No URL, as one can hold a secret."""
+    """The main settings, and remarks. Without URLs, which can hold secrets."""
     assert settings.feed is not None, "the settings have been judged"
     sources = ", ".join(settings.providers)
     remarks = [f"{name} is not known, and does nothing" for name in settings.unknown]
@@ -328,7 +328,7 @@ def describe_settings(settings: Settings) -> tuple[str, str]:
 
 
 async def check(settings: Settings, out: TextIO, dependencies: Dependencies | None = None) -> bool:
-    """Try everything and print the table; whether all of it works."""
+    """Run and print all steps; returns whether none failed."""
     dependencies = dependencies or Dependencies()
     assert settings.feed is not None, "the settings have been judged"
     report = Report(out)
@@ -348,7 +348,7 @@ async def check(settings: Settings, out: TextIO, dependencies: Dependencies | No
             provider(name).make(http, settings.sources) for name in settings.providers
         ]
         for source in sources:
-            # As much time as the service will give it.
+            # The service gives a source the same share of the deadline.
             within = settings.rate_deadline / len(sources)
             await check_source(report, source, dependencies.clock(), within)
     finally:
@@ -359,14 +359,14 @@ async def check(settings: Settings, out: TextIO, dependencies: Dependencies | No
 
 
 def can_append(path: Path) -> bool:
-    """Whether a file can be read and written, or made. It is not touched: a service may use it."""
+    """Whether a file can be read and written, or created; it is not opened."""
     if path.exists():
         return os.access(path, os.R_OK | os.W_OK)
     return os.access(path.parent, os.W_OK | os.X_OK)
 
 
 def run_check(settings: Settings) -> int:
-    """The command; 0 when all works or a signal came first, 1 when something does not."""
+    """Run the command; 1 if a step failed, else 0, also after a signal."""
     configure_logs("error", "auto")
     passed = run_unless_stopped(partial(check, settings, sys.stdout))
     return 1 if passed is False else 0

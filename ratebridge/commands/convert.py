@@ -1,4 +1,4 @@
-"""The command `convert`: one conversion, and where its rate comes from."""
+"""The command `convert`: one conversion with the provenance of its rate."""
 
 import os
 import re
@@ -32,11 +32,11 @@ def run_convert(
     sources: Sequence[Source] | None = None,
     clock: Callable[[], datetime] = utc_now,
 ) -> int:
-    """Convert a stake on a day (None: today) by the sources of the settings, or by one of them.
+    """Convert a stake on a day (None: today) by the sources of the settings, or by one source.
 
-    Prints the result with its provenance and returns 0, or why there is none on
-    standard error and returns 1. Raises `BadSettings` for bad usage too, with all
-    that is wrong. `sources` and `clock` replace the real ones, as tests do.
+    Prints the result with its provenance and returns 0, or prints the reason to
+    standard error and returns 1. Raises `BadSettings` with every problem, bad usage
+    included. `sources` and `clock` replace the real ones in tests.
     """
     problems: list[str] = []
     now = clock()

@@ -1,4 +1,4 @@
-"""The commands that need no feed of yours: `demo` and `mock-server`."""
+"""The commands with a fake feed: `demo` and `mock-server`."""
 
 import errno
 import itertools
@@ -29,12 +29,12 @@ from ..providers.ecb import Ecb
 from ..settings import Settings
 from .live import REDRAWS, LiveView
 
-# Those of the real feed that the embedded table knows, and one it does not.
+# Those of the real feed that the embedded table has, and one that it lacks.
 _CURRENCIES = ("USD", "GBP", "PLN", "CZK", "EUR", "USD", "GBP", "PLN", "CZK", "BTC")
 
 
 def run_demo(*, count: int | None, rate: float) -> int:
-    """Convert `count` requests (None: until stopped) of a stand-in feed by the embedded table."""
+    """Convert `count` requests (None: until stopped) of a fake feed by the embedded table."""
     configure_logs("error", "auto")
     ecb = Ecb()
 
@@ -58,7 +58,7 @@ def run_demo(*, count: int | None, rate: float) -> int:
 
             async def stop_when_done() -> None:
                 await feed.done.wait()
-                await trio.sleep(REDRAWS)  # a last look at the view
+                await trio.sleep(REDRAWS)  # for a last redraw
                 stop.set()
 
             feed_nursery.start_soon(stop_when_done)
@@ -92,9 +92,9 @@ def run_mock_server(
     seed: int | None,
     rates_port: int | None = None,
 ) -> int:
-    """Serve a stand-in feed until stopped: random requests, or those of a file.
+    """Serve a fake feed until stopped: random requests, or those of a file.
 
-    With a `rates_port` stand-ins for the rate sources too, for which any key will do.
+    With a `rates_port`, serve fake rate sources too, which accept any key.
     """
     configure_logs("info", "auto", sys.stdout)
     log = structlog.get_logger()
@@ -137,7 +137,7 @@ def run_mock_server(
 async def _listen(
     nursery: trio.Nursery, serve: Callable[..., Any], host: str, port: int, option: str
 ) -> int:
-    """Start a server, and tell its port. Raises `BadSettings` where it cannot listen."""
+    """Start a server and return its port. Raises `BadSettings` if it cannot listen."""
     try:
         bound: int = await nursery.start(partial(serve, host=host, port=port))
     except (OSError, UnicodeError) as error:

@@ -1,7 +1,6 @@
-"""The live view of the demo: a few lines of a terminal, drawn over each other.
+"""The live view of the demo: some lines of a terminal, redrawn in place.
 
-However small the terminal is, the view leaves one row free: the cursor stands there between two
-pictures, and nothing scrolls.
+The view always leaves one row of the terminal free for the cursor, so that nothing scrolls.
 """
 
 import shutil
@@ -14,24 +13,24 @@ import trio
 
 from ..operating.stats import LATENCY_BOUNDS, Stats
 
-REDRAWS: Final = 0.2  # s between two pictures: quick to the eye, nothing to the processor
-ROWS: Final = 12  # conversions on view
+REDRAWS: Final = 0.2  # s between redraws
+ROWS: Final = 12  # conversions shown
 
 _UP: Final = "\x1b[{}F"  # to the beginning of the line so many lines up
 _CLEAR_LINE: Final = "\x1b[K"
-_CLEAR_SCREEN: Final = "\x1b[H\x1b[2J"  # and to its top
+_CLEAR_SCREEN: Final = "\x1b[H\x1b[2J"  # and move to its top
 
 
 @attrs.define
 class LiveView:
-    """What the view shows. `title` says where things come from; `rows` are the last conversions."""
+    """The view. `title` names the feed and the rates; `rows` are the last conversions."""
 
     title: str
     stats: Stats
     rows: deque[str] = attrs.Factory(lambda: deque([""] * ROWS, maxlen=ROWS))
 
     def lines(self, now: float, height: int = ROWS + 4) -> list[str]:
-        """The picture at trio time `now`, in at most `height` lines: the last conversions yield."""
+        """The lines at trio time `now`, at most `height`; conversions are left out first."""
         stats = self.stats
         link = "up" if stats.link_up else "down"
         if stats.link_since is not None:
@@ -53,11 +52,11 @@ class LiveView:
         return [*head, *list(self.rows)[ROWS - min(ROWS, room) :]][:height]
 
     async def draw_on(self, terminal: TextIO) -> None:
-        """Draw again and again, until cancelled."""
+        """Redraw until cancelled."""
         size, to_begin = shutil.get_terminal_size(), ""
         while True:
             before, size = size, shutil.get_terminal_size()
-            if size != before:  # the terminal has wrapped the last picture anew
+            if size != before:  # the terminal has rewrapped the last lines
                 to_begin = _CLEAR_SCREEN
             lines = self.lines(trio.current_time(), size.lines - 1)
             picture = "".join(f"{line[: size.columns - 1]}{_CLEAR_LINE}\n" for line in lines)
@@ -68,7 +67,7 @@ class LiveView:
 
 
 def _half_within(stats: Stats) -> str:
-    """The bound of the histogram below which half of the answers lie."""
+    """The median answer time, as a bound of the histogram."""
     counts = stats.latency.counts
     half = sum(counts) / 2
     below = 0

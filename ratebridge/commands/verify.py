@@ -1,16 +1,14 @@
-"""The command `verify`: is an audit trail what exact arithmetic and its chain make of it?
+"""The command `verify`: checks an audit trail by exact arithmetic and by its hash chain.
 
-A line is true when it is written as the service writes one, its euros are those of its stake and
-rate, its rate is of a day that its date may take, and its hash is that of its content. A trail is
-true when, besides, each line goes on from the one before it, from number 1 on. `operating/trail`
-defines the lines and the chain.
+A line is true if it has the service's format, its euros follow from its stake and rate, its rate
+is of a day that its date allows, and its hash matches its content. A trail is true if every line
+is, and each continues from the one before it, from number 1 on. `operating/trail` defines the
+lines and the chain.
 
-Lines of an older release have a checksum instead. They are judged by it, may stand before
-the chain, and nothing binds them.
+Lines of an older release have a checksum instead, and no chain. They may come before the chain.
 
-A line cut short is no false one, and no part of the trail: a kill or a full disk left it. It is
-excused by the line behind it, which has to go on from the last whole one. Nothing excuses it at
-the very end.
+A line that was cut short, by a kill or a full disk, is not part of the trail and not an error if
+the next line continues from the last whole one. At the end of the trail it is an error.
 """
 
 import gzip
@@ -38,16 +36,16 @@ from ..messages import clipped, parse_stake
 from ..operating.trail import MOST_LINE, START, Head
 from ..rates import MAX_DAYS_BACK
 
-LISTED: Final = 10  # lines of each kind that are told one by one
-SHOWN_EVERY: Final = 0.2  # s between two updates of the progress
-MOST_GAPS: Final = 1000  # that are remembered, to tell a moved line from a doubled one
+LISTED: Final = 10  # lines of each kind that are listed
+SHOWN_EVERY: Final = 0.2  # s between updates of the progress
+MOST_GAPS: Final = 1000  # remembered, to tell a moved line from a duplicate
 
-# `lost` is a true line that stands for lost ones, `unproven` one that is right but has no hash.
+# `lost`: a true line in place of lost ones; `unproven`: right, but without a hash.
 Kind = Literal["true", "lost", "false", "unproven", "unreadable", "cut"]
 
 
 class Link(NamedTuple):
-    """A line's place in the chain: its own head, and the hash that it goes on from."""
+    """A line's place in the chain: its own head, and the hash of the line before it."""
 
     number: int
     hash: str
@@ -55,9 +53,9 @@ class Link(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """What a line is by itself, half a sentence on why, its place, how many lost it stands for.
+    """The result for one line: its kind, half a sentence on why, its link, its count of lost lines.
 
-    A true line without a place is of an older release.
+    A true line without a link is of an older release.
     """
 
     kind: Kind
@@ -73,8 +71,8 @@ class _Fault(Exception):
         self.text = text
 
 
-# Nothing behind the id can hold a quote, so that a line comes apart in one way only. What is
-# added to a line becomes part of its id, and is no JSON there.
+# No member after the id can hold a quote, so a line matches in one way only. Text inserted into a
+# line becomes part of its id, where it is not valid JSON.
 def _shape(*members: str) -> re.Pattern[bytes]:
     return re.compile(rf"\{{{','.join(members)}\}}".encode(), re.DOTALL)
 
@@ -103,14 +101,14 @@ _OLD: Final = _shape(
 
 _raw = msgspec.json.Decoder(msgspec.Raw).decode
 _string = msgspec.json.Decoder(str).decode
-# Digits behind the point: a quote has 34, the first in the tenth place or before.
+# Decimals: a quote has 34 digits, the first in the tenth place or before.
 _PLACES: Final = QUOTE_DIGITS - 1 - QUOTE_MIN.adjusted()
 _NUMBER: Final = re.compile(rf"-?\d{{1,35}}(\.\d{{1,{_PLACES}}})?", re.ASCII)
 _DAY: Final = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 
 
 def judge(text: bytes) -> Judged:
-    """What a line, without its end, is by itself."""
+    """Check a line (without its line end) by itself."""
     try:
         return _judge(text)
     except _Fault as fault:
@@ -137,12 +135,12 @@ def _judge(text: bytes) -> Judged:
 
 
 def _was_cut(text: bytes) -> bool:
-    """Whether it begins as a line does, and lacks at least the brace that ends one."""
+    """Whether a text is the beginning of a line, without at least its closing brace."""
     if not text or text.endswith(b"}"):
         return False
     if not any(text[: len(begin)] == begin[: len(text)] for begin in (b'{"n":', b'{"at":"')):
         return False
-    # It may be all of a line, with another last byte or one more.
+    # A whole line with its last byte altered, or one byte added, was not cut.
     whole = (text[:-1], text[:-1] + b"}")
     found = [shape.fullmatch(line) for shape in (_CONVERSION, _LOSS, _OLD) for line in whole]
     return not any(match and match.lastgroup in ("hash", "crc") for match in found)
@@ -193,7 +191,7 @@ def _number(text: str) -> str:
     return text
 
 
-@lru_cache(4096)  # a file has many lines of few rates
+@lru_cache(4096)  # many lines share few rates
 def _quotes(text: str) -> tuple[Decimal, Decimal]:
     """Units and euro of "units" or "units/euro"."""
     units, slash, euro = text.partition("/")
@@ -212,7 +210,7 @@ def _check_days(asked: bytes, rate_date: str) -> None:
         rate_day = _day(rate_date)
     except ValueError:
         raise _unreadable("rate_date", rate_date, "a day") from None
-    # A peer's clock a little ahead of ours, about midnight, makes for one day more.
+    # One day more, for a peer's clock that is ahead of ours about midnight.
     oldest = day - timedelta(days=MAX_DAYS_BACK + 1)
     if not oldest <= rate_day <= day:
         raise _Fault("false", f"differs: rate_date is {rate_day}, should be from {oldest} to {day}")
@@ -236,7 +234,7 @@ def _check_hash(found: re.Match[bytes]) -> Link:
 
 
 def _check_sum(found: re.Match[bytes]) -> None:
-    """A checksum is the CRC-32 of the nine values, joined by line ends."""
+    """The checksum is the CRC-32 of the nine values, joined by line ends."""
     if found["crc"] is None:
         raise _Fault("unproven", "is not proven: it has neither a hash nor a checksum")
     names = ("at", "id", "currency", "stake", "eur", "rate", "rate_date", "date", "provider")
@@ -253,16 +251,16 @@ def _lines(count: int) -> str:
 
 
 class Trail:
-    """The chain from line to line: which of them is not where it belongs.
+    """The chain over all lines: finds missing, moved and duplicated ones.
 
-    The trail may begin with number `first`, or behind one of the `heads`, which
-    are known to be of it. The counts are of lines.
+    The trail may begin with number `first`, or after one of the `heads`, which are
+    known from elsewhere. The counts are of lines.
     """
 
     def __init__(self, first: int = 1, heads: Collection[Head] = ()) -> None:
         self._first = first
         self._not_found = set(heads)
-        self._unplaced = 0  # since the last that has its place, those that may have theirs
+        self._unplaced = 0  # bad lines since the last good one; they may fill the gap
         self._gaps: deque[range] = deque(maxlen=MOST_GAPS)
         self._first_hash = ""
         self.proven = 0  # the greatest number of a head that was found
@@ -270,23 +268,23 @@ class Trail:
         self.head = START  # of the last line in its place
         self.missing = 0
         self.misplaced = 0
-        self.unbound = 0  # those that do not go on from the line before them
+        self.unbound = 0  # lines that do not continue from the one before
         self.ends_cut = False
 
     @property
     def not_found(self) -> list[Head]:
-        """The heads that no line has."""
+        """The heads that were not found."""
         return sorted(self._not_found)
 
     @property
     def whole(self) -> bool:
-        """Whether each line that came has its place, and all heads were found."""
+        """Whether every line is in its place, and every head was found."""
         return not (
             self.missing or self.misplaced or self.unbound or self.ends_cut or self._not_found
         )
 
     def follow(self, judged: Judged) -> tuple[Judged, str]:
-        """Take the next line: what it is here, and half a sentence on what its place lacks."""
+        """Take the next line; returns it as judged here, and half a sentence on a broken link."""
         self.ends_cut = judged.kind == "cut"
         if judged.link is not None:
             return judged, self._place(judged.link)
@@ -366,7 +364,7 @@ class Trail:
 
 
 def lines_of(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """The lines without their ends, and how many bytes each took; of a monster its beginning."""
+    """The lines without their ends, and the bytes of each; too long a line is truncated."""
     while text := file.readline(MOST_LINE):
         size = len(text)
         rest = text
@@ -379,8 +377,8 @@ def lines_of(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
 def run_verify(names: Sequence[str], heads: Sequence[str] = (), first: int = 1) -> int:
     """Check the trail in the files with these names, "-" for standard input; the exit code.
 
-    `heads` are "N:HASH". Raises `BadSettings` for one that is not, and for a file
-    that cannot be opened.
+    `heads` are "N:HASH". Raises `BadSettings` for a bad head, and for a file that
+    cannot be opened.
     """
     known = [_read_head(text) for text in heads]
     with ExitStack() as files:
@@ -405,7 +403,7 @@ def _read_head(text: str) -> Head:
 
 
 def _open(name: str, files: ExitStack) -> tuple[BinaryIO, int | None]:
-    """The file with that name, and its size if there is one that can be known."""
+    """The file with that name, and its size if known."""
     if name == "-":
         return sys.stdin.buffer, None
     try:
@@ -426,16 +424,16 @@ def verify(
     terminal: TextIO,
     trail: Trail | None = None,
 ) -> int:
-    """Check all lines of a trail in files of together `size` bytes, if that is known.
+    """Check all lines of a trail in files of `size` bytes in all (None: unknown).
 
-    Each part is a file and the name to tell it by. Returns the exit code.
+    Each part is a file and its name in the output. Returns the exit code.
     """
     trail = trail or Trail()
     told: Counter[str] = Counter()
     counts: Counter[Kind] = Counter()
     old = lost = 0
     progress = _Progress(size, terminal)
-    trouble = ""
+    failures = ""
 
     def tell(name: str, number: int, sort: str, why: str) -> None:
         told[sort] += 1
@@ -457,11 +455,11 @@ def verify(
                 progress.advance(taken)
         except (OSError, EOFError, zlib.error) as error:
             why = (isinstance(error, OSError) and error.strerror) or "it is damaged"
-            trouble += f"{name or 'The file'} could not be read to its end: {why}.\n"
+            failures += f"{name or 'The file'} could not be read to its end: {why}.\n"
     progress.clear()
     bad = counts["false"] + counts["unproven"] + counts["unreadable"]
-    failed = bool(trouble or bad or not counts or not trail.whole)
-    print(_summary(counts, old, lost) + trouble + _chain(trail, failed), end="", file=out)
+    failed = bool(failures or bad or not counts or not trail.whole)
+    print(_summary(counts, old, lost) + failures + _chain(trail, failed), end="", file=out)
     return 1 if failed else 0
 
 
@@ -486,7 +484,7 @@ def _summary(counts: Counter[Kind], old: int, lost: int) -> str:
 
 
 def _chain(trail: Trail, failed: bool) -> str:
-    """What the chain shows, and what it cannot."""
+    """What the chain proves, and what it cannot prove."""
     text = ""
     last = trail.head.number
     if trail.ends_cut:
@@ -515,7 +513,7 @@ def _chain(trail: Trail, failed: bool) -> str:
 
 
 class _Progress:
-    """How far it is, on a terminal; nothing elsewhere."""
+    """The progress on a terminal; nothing elsewhere."""
 
     def __init__(self, size: int | None, terminal: TextIO) -> None:
         self._size = size
@@ -537,7 +535,7 @@ class _Progress:
         self._shown = True
 
     def clear(self) -> None:
-        """Make room for a line of the result."""
+        """Clear the line for a line of output."""
         if self._terminal is not None and self._shown:
             print("\r\x1b[K", end="", file=self._terminal, flush=True)
             self._shown = False

@@ -1,1 +1,1 @@
-"""What an operator meets: the log, the figures, the status server, the audit trail."""
+"""What operators use: the log, the metrics, the status server, the audit trail."""

@@ -1,21 +1,20 @@
-"""The audit trail's file: a line for every conversion, so that a rate can be shown years later.
+"""The audit file: a line for every conversion, so that a rate can be proven years later.
 
-`trail` says what a line is, and how the lines are chained. Lines are made in the service's own
-thread, some at a time: a thread that competes for the interpreter costs more than it takes off.
+`trail` defines the lines and their chain. Lines are made in batches in the event loop's thread:
+making them in another thread would cost more, as the two would compete for the interpreter.
 
-When lines are safe: they are handed to the operating system every `FLUSH_EVERY` seconds, so that
-a kill of the process loses no more than that. Nothing is synced to the disk: a crash of the whole
-machine loses what the system had not written yet, by its defaults up to half a minute.
+Durability: lines are handed to the operating system every `FLUSH_EVERY` seconds, so that a kill of
+the process loses no more than that. Nothing is synced to the disk: a crash of the machine loses
+what the system had not written yet, by its defaults up to half a minute.
 
-The chain goes on over the end of a file and of a process. A file that is moved is followed by a
-new one, whose first line goes on from the last one of the old. At the start the last whole line of
-the file tells the head; when the file is empty, that of the file that was moved away last and
-stands beside it, `audit.jsonl.1` or `audit.jsonl-20240101`. What was compressed is not looked
-into: behind it, and where nothing is found, a new chain begins. The file is locked while it is
-open, as two processes would make two chains of it.
+The chain continues in a new file and in a new process. After a file is moved, a new file continues
+from its last line. At the start the last whole line of the file gives the head. If the file is
+empty, it is the last line of the newest file that was moved to a name such as `audit.jsonl.1` or
+`audit.jsonl-20240101`. Compressed files are not read; without a last line a new chain begins. The
+file is locked while it is open, because two processes would write two chains.
 
-A line cut short (by a kill in the middle of a write, or a disk that filled up) stays alone on its
-line, as the file is only ever appended to after a line's end. `verify` knows such lines.
+A line that was cut short, by a kill or a full disk, stays on a line of its own: the next write
+begins a new line. `verify` knows such lines.
 """
 
 import errno
@@ -42,19 +41,19 @@ from ..rates import Rate
 from .trail import MOST_LINE, START, Chain, Head, Record, head_of
 
 FLUSH_EVERY: Final = 0.25  # s; a second is promised, which leaves room for a slow disk
-POLL_EVERY: Final = 1.0  # s between looks whether the file was moved
-SLOW: Final = 5.0  # s: a write that takes longer is told like one that failed
+POLL_EVERY: Final = 1.0  # s between polls for a moved file
+SLOW: Final = 5.0  # s: a write that takes longer is reported as failed
 LAST_WITHIN: Final = 1.0  # s for the last write at the stop; a container gets 10 s for all
-POLLS: Final = 10  # that a time of patience is divided into
-BATCH: Final = 64  # records that are made into lines together; it halves the cost of each
-LONG_ID: Final = 1024  # bytes; a longer one does not wait for others
-BLOCK: Final = 1024 * 1024  # bytes of lines that are written together, and a line more at most
-MOST_BLOCKS: Final = 16  # that wait: 50,000 lines, a quarter of an hour at 50 a second
-TAIL: Final = 2 * MOST_LINE  # bytes: the last whole line, and one cut short behind it
+POLLS: Final = 10  # parts of a timeout
+BATCH: Final = 64  # records made into lines together, at half the cost
+LONG_ID: Final = 1024  # bytes; a record with a longer id is not batched
+BLOCK: Final = 1024 * 1024  # bytes of lines that are written together, plus at most one line
+MOST_BLOCKS: Final = 16  # in the queue: 50,000 lines, a quarter of an hour at 50 a second
+TAIL: Final = 2 * MOST_LINE  # bytes: the last whole line, and one cut short after it
 
 
 class Block(NamedTuple):
-    """Whole lines on their way to the file, their number, and the head behind them."""
+    """Whole lines to be written, their number, and the head after them."""
 
     text: bytes | bytearray
     lines: int
@@ -62,19 +61,19 @@ class Block(NamedTuple):
 
 
 class AuditFile:
-    """The file, as a worker thread sees it: appends whole lines, and takes up where it failed.
+    """The file, for use in a worker thread: appends whole lines, and resumes after a failure.
 
-    Everything may raise OSError; what could not be written is written next time.
-    `head` is that of the last block that is in the file whole.
+    Every method may raise OSError; the unwritten rest is written next time. `head` is
+    that of the last block that is completely in the file.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd = -1
-        self._looked = -inf
-        self._busy = threading.Lock()  # a write that was given up on at the stop may still run
+        self._polled = -inf
+        self._busy = threading.Lock()  # a write abandoned at the stop may still run
         self.head = find_head(path)
-        self._block = Block(b"", 0, self.head)  # on its way
+        self._block = Block(b"", 0, self.head)  # under way
         self._written = 0  # bytes of it
 
     @property
@@ -86,10 +85,10 @@ class AuditFile:
     def write(
         self, blocks: deque[Block], now: float, *, reopen: bool = False, last: bool = False
     ) -> None:
-        """Append all the blocks, which are taken from the deque one by one.
+        """Append all blocks, taking them from the deque one by one.
 
-        `now` is in seconds, on any clock. The file is opened anew when it was
-        moved or removed, or `reopen` says so, and closed behind the `last` write.
+        `now` is in seconds, on any clock. The file is reopened if it was moved or
+        removed, or if `reopen` is set, and closed after the `last` write.
         """
         with self._busy:
             if reopen or self._was_moved(now):
@@ -109,7 +108,7 @@ class AuditFile:
                 self._close()
 
     def open(self) -> None:
-        """Open for appending, and see to it that what is appended begins a line."""
+        """Open for appending at the beginning of a line."""
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         fd = os.open(self._path, flags, 0o640)
         try:
@@ -118,7 +117,7 @@ class AuditFile:
         except OSError:
             os.close(fd)
             raise
-        # A line that was begun elsewhere, or stands half written here, is begun again.
+        # A line that was written in part, here or in another file, is written again.
         text, lines, head = self._block
         begun = text.rfind(b"\n", 0, self._written) + 1
         lines -= text.count(b"}\n", 0, begun)
@@ -132,12 +131,12 @@ class AuditFile:
             os.close(fd)
 
     def _was_moved(self, now: float) -> bool:
-        if self._fd < 0 or now - self._looked < POLL_EVERY:
+        if self._fd < 0 or now - self._polled < POLL_EVERY:
             return False
-        self._looked = now
+        self._polled = now
         try:
             return not os.path.samestat(os.fstat(self._fd), self._path.stat())
-        except OSError:  # gone, or out of reach: opening it will tell
+        except OSError:  # opening it will raise the reason
             return True
 
 
@@ -160,21 +159,21 @@ def _ends_in_half_a_line(fd: int) -> bool:
 
 
 def find_head(path: Path) -> Head:
-    """The head that a chain in this file goes on from; `START` where a new one begins.
+    """The head from which the chain in this file continues; `START` for a new chain.
 
-    Raises OSError when the file is there and cannot be read.
+    Raises OSError if the file exists and cannot be read.
     """
     tail = _tail(path)
     if not tail:
         moved = _moved_last(path)
         tail = b"" if moved is None else _tail(moved)
-    # The first of these lines may lack its beginning; then its hash does not hold.
+    # The first of these lines may lack its beginning; then its hash does not match.
     heads = map(head_of, reversed(tail.splitlines()))
     return next((head for head in heads if head is not None), START)
 
 
 def _moved_last(path: Path) -> Path | None:
-    """Of the files that were moved away from this name, the one that was written last."""
+    """The newest of the files that were moved from this name."""
     beside = (f"{path.name}.", f"{path.name}-")
     try:
         moved = [file for file in path.parent.iterdir() if file.name.startswith(beside)]
@@ -184,7 +183,7 @@ def _moved_last(path: Path) -> Path | None:
 
 
 def _tail(path: Path) -> bytes:
-    """The last `TAIL` bytes of a file; nothing of what is no file."""
+    """The last `TAIL` bytes of a regular file; else b""."""
     try:
         about = path.stat()
     except FileNotFoundError:
@@ -197,11 +196,11 @@ def _tail(path: Path) -> bytes:
 
 
 class Audit:
-    """The lines that are to be written, and the task that has them written.
+    """The queue of lines, and the task that writes them.
 
-    Raises `BadSettings` when the file cannot be opened. Later trouble is told to
-    the observer, and costs lines only when more wait than can be held.
-    `run_sync` runs a function in a thread, as that of `trio.to_thread` does.
+    Raises `BadSettings` if the file cannot be opened. Later failures are reported to
+    the observer; lines are lost only when the queue is full. `run_sync` runs a function
+    in a thread, like `trio.to_thread.run_sync`.
     """
 
     def __init__(
@@ -213,8 +212,8 @@ class Audit:
         self._observer = observer
         self._run_sync = run_sync
         self.lost = 0  # lines, since the start
-        self._lost_told = 0  # of them, those that the observer knows of
-        # Those that no line of the trail stands for yet: when the first was lost, and how many.
+        self._lost_reported = 0  # lines, to the observer
+        # Losses without a line of the trail: when the first was lost, and how many.
         self._unmarked: tuple[datetime, int] | None = None
         self.failing: str | None = None  # why the file cannot be written, while it cannot
         try:
@@ -227,7 +226,7 @@ class Audit:
             ) from None
         self._chain = Chain(self._file.head)
         self._records: list[Record] = []
-        self._text = bytearray()  # lines that are in no block yet
+        self._text = bytearray()  # lines of the next block
         self._lines = 0  # of them
         self._blocks: deque[Block] = deque()
         self._wake = trio.Event()
@@ -235,7 +234,7 @@ class Audit:
 
     @property
     def head(self) -> Head:
-        """Number and hash of the last line that is known to be in the file."""
+        """The head of the lines that are known to be in the file."""
         return self._file.head
 
     @property
@@ -245,7 +244,7 @@ class Audit:
         return len(self._records) + self._lines + in_blocks + self._file.unfinished
 
     def add(self, request: Request, eur: Decimal, rate: Rate | None, at: datetime) -> None:
-        """Queue the line of a conversion; `rate` is None where the stake was in euro already."""
+        """Queue the line of a conversion; `rate` is None if the stake was in euro already."""
         self._records.append(
             (at, request.id, request.date, request.instant, request.stake, eur, rate)
         )
@@ -260,7 +259,7 @@ class Audit:
         self._mark_lost()
         try:
             self._text += self._chain.conversions(records)
-        except Exception as bug:  # noqa: BLE001 - a bug here costs lines and no reply
+        except Exception as bug:  # noqa: BLE001 - a bug here must not cost a reply
             self._observer.internal_error("audit", bug)
             self._lose(records, "an internal error")
             return
@@ -276,21 +275,21 @@ class Audit:
             self._lines = 0
 
     def _lose(self, records: list[Record], why: str) -> None:
-        if self.lost == self._lost_told:  # the first of them; how many they were is told in the end
+        if self.lost == self._lost_reported:  # the first; `audit_recovered` reports how many
             self._observer.audit_lost(len(records), why)
         first, before = self._unmarked or (records[0][0], 0)
         self._unmarked = first, before + len(records)
         self.lost += len(records)
 
     def _mark_lost(self) -> None:
-        """Let a line stand for those that were lost since the last one that was not."""
+        """Put a line in place of those that were lost."""
         if self._unmarked is not None:
             self._text += self._chain.loss(*self._unmarked)
             self._lines += 1
             self._unmarked = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write until cancelled, then what there still is. SIGHUP opens the file anew."""
+        """Write until cancelled, then write the rest. SIGHUP reopens the file."""
         with trio.open_signal_receiver(signal.SIGHUP) as hangups:
             task_status.started()
             try:
@@ -318,16 +317,16 @@ class Audit:
             self._make_lines()
         if last or len(self._blocks) < MOST_BLOCKS:
             self._mark_lost()
-        if last or not self._blocks:  # while none is taken, what comes makes full ones
+        if last or not self._blocks:  # while blocks are queued, only full ones are added
             self._cut_block()
         reopen, self._reopen = self._reopen, False
-        trouble = None
+        failure = None
         async with trio.open_nursery() as flush_nursery:
             limit = flush_nursery.cancel_scope
             if last:
                 flush_nursery.start_soon(self._give_up, limit, name="audit last write")
             else:
-                flush_nursery.start_soon(self._tell_if_slow, name="audit patience")
+                flush_nursery.start_soon(self._report_if_slow, name="audit slow write")
             now = trio.current_time()
             try:
                 await self._run_sync(
@@ -335,31 +334,31 @@ class Audit:
                     abandon_on_cancel=True,
                 )
             except OSError as error:
-                trouble = error.strerror or "the write failed"
+                failure = error.strerror or "the write failed"
             limit.cancel()
-        self._judge(trouble)
+        self._set_failing(failure)
 
-    async def _tell_if_slow(self) -> None:
-        await _bear(SLOW)
-        self._judge(f"a write has taken over {SLOW:g} s")
+    async def _report_if_slow(self) -> None:
+        await _sleep_while_running(SLOW)
+        self._set_failing(f"a write has taken over {SLOW:g} s")
 
     async def _give_up(self, write: trio.CancelScope) -> None:
-        await _bear(LAST_WITHIN)
+        await _sleep_while_running(LAST_WITHIN)
         write.cancel()
 
-    def _judge(self, trouble: str | None) -> None:
-        """Tell the observer when the trail begins to fail, and when it works again."""
-        before, self.failing = self.failing, trouble
-        if trouble is not None:
+    def _set_failing(self, failure: str | None) -> None:
+        """Report when the trail begins to fail, and when it works again."""
+        before, self.failing = self.failing, failure
+        if failure is not None:
             if before is None:
-                self._observer.audit_failed(trouble, self.waiting)
-        elif before is not None or self.lost > self._lost_told:
-            self._observer.audit_recovered(self.lost - self._lost_told)
-            self._lost_told = self.lost
-            self._wake.set()  # for what came meanwhile
+                self._observer.audit_failed(failure, self.waiting)
+        elif before is not None or self.lost > self._lost_reported:
+            self._observer.audit_recovered(self.lost - self._lost_reported)
+            self._lost_reported = self.lost
+            self._wake.set()  # for lines queued meanwhile
 
 
-async def _bear(seconds: float) -> None:
-    """Wait for a time in which this process ran: one stop of it, however long, is one poll."""
+async def _sleep_while_running(seconds: float) -> None:
+    """Sleep, not counting time in which this process was suspended: that is one poll at most."""
     for _ in range(POLLS):
         await trio.sleep(seconds / POLLS)

@@ -1,8 +1,8 @@
-"""The observer that writes down what it is told: into the log and the figures.
+"""The observer that records events in the log and the figures.
 
-No peer can fill the log: at most ten lines of a kind are written in any minute. `log.limited` sums
-up the others, once a minute and at the end, with the first and the last id of undelivered replies.
-At the level debug every line is written, those beyond the ten at that level.
+No peer can fill the log: at most ten lines of a kind are written in any minute. `log.limited`
+counts the others, once a minute and at the end, with the first and the last id of undelivered
+replies. At the level debug every line is written; those beyond the ten have that level.
 
 Events have stable names: `connection.up`, `connection.lost`, `connection.failed`,
 `connection.down`, `loop.stalled`, `rates.fetched`, `rates.failed`, `rates.limited`,
@@ -33,9 +33,9 @@ LONG_LIMIT: Final = 3600.0  # s
 
 
 class Journal(Observer):
-    """Logs and counts. `utc_now` dates the recent errors that the status page shows.
+    """Logs and counts. `utc_now` dates the recent errors of the status page.
 
-    `audit` is the audit trail, where there is one.
+    `audit` is the audit trail, if there is one.
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class Journal(Observer):
         self._log = structlog.get_logger()
         self._debug = self._log.is_enabled_for(10)
         self._limit = LineLimit()
-        self._unnamed: list[str] = []  # the first and the last id of those that no line told
+        self._unlogged_ids: list[str] = []  # the first and the last id of undelivered replies
         self._at_last_summary = (0, 0, 0)
 
-    # The link.
+    # The connection.
 
     def link_up(self) -> None:
         stats = self.stats
@@ -58,7 +58,7 @@ class Journal(Observer):
         stats.link_since = trio.current_time()
         stats.retry_at = None
         stats.links_opened += 1
-        self._say("info", "connection.up", connections=stats.links_opened)
+        self._write_line("info", "connection.up", connections=stats.links_opened)
 
     def link_lost(self, cause: LinkFailed, uptime: float, retry_in: float | None) -> None:
         stats = self.stats
@@ -80,7 +80,7 @@ class Journal(Observer):
             fields["uptime"] = round(uptime, 3)
         if retry_in is None:
             if was_up:
-                self._say("info", "connection.down", **fields)
+                self._write_line("info", "connection.down", **fields)
             return
         stats.lost[cause.reason] += 1
         stats.retry_at = trio.current_time() + retry_in
@@ -96,7 +96,7 @@ class Journal(Observer):
         stats.heartbeat_gaps.append(gap)
 
     def loop_stalled(self, late: float) -> None:
-        self._say("warning", "loop.stalled", our_own_stall=round(late, 3))
+        self._write_line("warning", "loop.stalled", our_own_stall=round(late, 3))
 
     # The messages.
 
@@ -149,7 +149,7 @@ class Journal(Observer):
         shown = clipped(message_id)
         words = f"the reply to request {shown} was not delivered: {why}"
         if not self._report("reply.undelivered", "", words, id=shown, why=why):
-            self._unnamed = [*self._unnamed[:1], shown]
+            self._unlogged_ids = [*self._unlogged_ids[:1], shown]
 
     # The rates.
 
@@ -159,7 +159,7 @@ class Journal(Observer):
         source.fetched_at = source.answered_at = trio.current_time()
         source.seconds = seconds
         source.outcome, source.failure = "ok", ""
-        self._say(
+        self._write_line(
             "info",
             "rates.fetched",
             provider=table.provider,
@@ -234,10 +234,10 @@ class Journal(Observer):
 
     def audit_recovered(self, lost: int) -> None:
         self.stats.audit_failing = False
-        self._say("warning", "audit.recovered", lost=lost)
+        self._write_line("warning", "audit.recovered", lost=lost)
 
     def audit_head(self) -> dict[str, str]:
-        """The head of the audit trail, as a field of an event, where there is a trail."""
+        """The head of the audit trail, if there is one, as a field of an event."""
         return {} if self.audit is None else {"audit_head": str(self.audit.head)}
 
     # The service.
@@ -248,22 +248,22 @@ class Journal(Observer):
         self._report("internal_error", where, words, "error", where=where, exc_info=error)
 
     def note(self, event: str, **fields: Any) -> None:
-        """An event in the life of the service itself."""
-        self._say("info", event, **fields)
+        """Log an event of the service itself."""
+        self._write_line("info", event, **fields)
 
     def warn(self, event: str, **fields: Any) -> None:
-        """A state of the service that an operator should know of."""
-        self._say("warning", event, **fields)
+        """Log a state of the service that an operator should know of."""
+        self._write_line("warning", event, **fields)
 
     def summarize(self, *, waiting: int, outbox: int, tables: int) -> None:
-        """Log what the last minute brought; called once a minute."""
+        """Log the counts of the last minute; called once a minute."""
         stats = self.stats
         counts = (stats.converted, stats.refused.total(), stats.dropped.total())
         converted, refused, dropped = (
             now - before for now, before in zip(counts, self._at_last_summary, strict=True)
         )
         self._at_last_summary = counts
-        self._say(
+        self._write_line(
             "info",
             "summary",
             connection="up" if stats.link_up else "down",
@@ -276,28 +276,28 @@ class Journal(Observer):
             connections=stats.links_opened,
             **self.audit_head(),
         )
-        self._sum_up()
+        self._write_limited()
 
     async def aclose(self) -> None:
-        """Log what no line has told yet."""
-        self._sum_up()
+        """Log what is not logged yet."""
+        self._write_limited()
 
-    # How a line gets into the log.
+    # Writing lines.
 
     def _report(
         self, event: str, kind: str, words: str, level: str = "warning", /, **fields: Any
     ) -> bool:
-        """Keep an error for the status page, by its event and `kind`, and `_say` it."""
+        """Keep an error for the status page, by its event and `kind`, and `_write_line` it."""
         key = f"{event} {kind}".rstrip()
         before = self.stats.recent_errors.get(key)
         count = before.count + 1 if before else 1
         self.stats.recent_errors[key] = RecentError(self._utc_now(), words, count)
-        return self._say(level, event, kind, **fields)
+        return self._write_line(level, event, kind, **fields)
 
-    def _say(self, level: str, event: str, kind: str = "", /, **fields: Any) -> bool:
-        """Log a line and return True, or count it where there were many of its event and `kind`.
+    def _write_line(self, level: str, event: str, kind: str = "", /, **fields: Any) -> bool:
+        """Log a line and return True, or count it if its event and `kind` had too many.
 
-        The kinds of an event are few and ours.
+        An event has few kinds, and none is a peer's text.
         """
         place = self._limit.admit(f"{event} {kind}".rstrip(), trio.current_time())
         if place == OFTEN:
@@ -306,12 +306,12 @@ class Journal(Observer):
             getattr(self._log, level if place else "debug")(event, **fields)
         return bool(place) or self._debug
 
-    def _sum_up(self) -> None:
-        """Log how many lines of which kinds were not written since the last time, if any."""
+    def _write_limited(self) -> None:
+        """Log how many lines of which kinds were held back since the last time, if any."""
         held = self._limit.take_held() + library_limit.take_held()
-        unnamed, self._unnamed = self._unnamed, []
+        unlogged, self._unlogged_ids = self._unlogged_ids, []
         if held and not self._debug:
             fields: dict[str, Any] = {"lines": dict(held)}
-            if unnamed:
-                fields |= {"first_undelivered": unnamed[0], "last_undelivered": unnamed[-1]}
+            if unlogged:
+                fields |= {"first_undelivered": unlogged[0], "last_undelivered": unlogged[-1]}
             self._log.warning("log.limited", **fields)

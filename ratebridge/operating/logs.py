@@ -1,8 +1,8 @@
 """The log: lines for people on a terminal, JSON otherwise, written by a thread of its own.
 
-Whoever reads standard error may stall, leave, or never have been there. The service goes on:
-lines wait in a bounded queue, those that find no room are counted, and the count is logged as
-`log.dropped` when the reader is back.
+The reader of standard error may stall, leave, or be missing; that must not stop the service.
+Lines wait in a bounded queue. Those beyond it are dropped and counted, and the count is logged
+as `log.dropped` when the reader is back.
 """
 
 import atexit
@@ -20,11 +20,11 @@ import structlog
 
 from ..settings import LogFormat
 
-OFTEN: Final = 10  # lines of one kind in any minute: enough to see what it is
+OFTEN: Final = 10  # lines of one kind in any minute: enough to identify the problem
 MINUTE: Final = 60.0  # s
 MOST_WAITING: Final = 4 * 1024 * 1024  # bytes of lines: some 20,000
-LAST_WITHIN: Final = 1.0  # s for what still waits at the exit
-RETRY_AFTER: Final = 0.05  # s, where somebody made the descriptor non-blocking
+LAST_WITHIN: Final = 1.0  # s for the queue at the exit
+RETRY_AFTER: Final = 0.05  # s, if another process made the descriptor non-blocking
 
 
 class LineLimit:
@@ -35,7 +35,7 @@ class LineLimit:
         self._held: Counter[str] = Counter()
 
     def admit(self, kind: str, now: float) -> int:
-        """How many of its kind this line is within the minute before `now`; 0: hold it back."""
+        """This line's number within its kind and the minute before `now`; 0: hold it back."""
         admitted = self._admitted[kind]
         if len(admitted) == OFTEN and now - admitted[-1] < MINUTE:
             self._held[kind] += 1
@@ -46,7 +46,7 @@ class LineLimit:
         return len(admitted)
 
     def take_held(self) -> Counter[str]:
-        """How many lines of which kinds were held back since the last taking."""
+        """How many lines of which kinds were held back since the last call."""
         held, self._held = self._held, Counter()
         return held
 
@@ -63,17 +63,17 @@ class LogWriter:
     def __init__(self, write: Callable[[bytes], int]) -> None:
         self._write = write
         self._lines: list[bytes] = []
-        self._size = 0  # bytes of the lines that are not written, those under way among them
+        self._size = 0  # bytes of the lines that are not written yet
         self._changed = threading.Condition()
         self._closing = False
         self._limit = LineLimit()
-        self._told = 0
+        self._reported = 0
         self.dropped = 0  # lines, since the start
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def msg(self, line: str) -> None:
-        """Queue a line, or drop it where too many wait."""
+        """Queue a line, or drop it if the queue is full."""
         encoded = line.encode("utf-8", "backslashreplace") + b"\n"
         with self._changed:
             if self._size + len(encoded) > MOST_WAITING:
@@ -86,7 +86,7 @@ class LogWriter:
     debug = info = warning = error = critical = msg
 
     def close(self) -> None:
-        """Give what waits `LAST_WITHIN` seconds, and write nothing more."""
+        """Write the queue within `LAST_WITHIN` seconds, then stop."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -103,10 +103,10 @@ class LogWriter:
             with self._changed:
                 self._size -= sum(map(len, lines))
                 self.dropped += 0 if written else len(lines)
-                untold = self.dropped - self._told
-            if written and untold and self._limit.admit("", time.monotonic()):
-                self._told += untold
-                structlog.get_logger().warning("log.dropped", lines=untold)
+                unreported = self.dropped - self._reported
+            if written and unreported and self._limit.admit("", time.monotonic()):
+                self._reported += unreported
+                structlog.get_logger().warning("log.dropped", lines=unreported)
 
     def _write_all(self, block: bytes) -> bool:
         while block:
@@ -120,7 +120,7 @@ class LogWriter:
 
 
 def _writing_to(stream: TextIO) -> Callable[[bytes], int]:
-    """What writes to a stream: its descriptor, as the stream's own lock could hold up the exit."""
+    """A write to the stream's descriptor: the stream's own lock could block the exit."""
     try:
         return partial(os.write, stream.fileno())
     except OSError:  # it is in memory
@@ -128,7 +128,7 @@ def _writing_to(stream: TextIO) -> Callable[[bytes], int]:
 
 
 class _LibraryHandler(logging.Handler):
-    """Brings what a library logs into our own log."""
+    """Passes the records of libraries on to our own log."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if library_limit.admit(f"library {record.name}", time.monotonic()):
@@ -137,7 +137,7 @@ class _LibraryHandler(logging.Handler):
             )
 
 
-_writer: LogWriter | None = None  # of the process, as structlog's configuration is
+_writer: LogWriter | None = None  # one for the process, like structlog's configuration
 
 
 def lines_dropped() -> int:
@@ -146,7 +146,7 @@ def lines_dropped() -> int:
 
 
 def with_colors(stream: TextIO) -> bool:
-    """Whether colours are wanted: as the interpreter's own output judges it since Python 3.13."""
+    """Whether to use colours, by the rules of the interpreter since Python 3.13."""
     if os.environ.get("NO_COLOR"):
         return False
     if os.environ.get("FORCE_COLOR"):
@@ -160,11 +160,11 @@ def _event_first(_logger: Any, _method: str, event: MutableMapping[str, Any]) ->
 
 
 def configure_logs(level: str, log_format: LogFormat, stream: TextIO | None = None) -> LogWriter:
-    """Set structlog up for the whole process; `level` is a name such as "info".
+    """Configure structlog for the process; `level` is a name such as "info".
 
-    The lines go to `stream` (standard error); the writer is closed at the exit.
+    Lines go to `stream` (default: standard error); the writer is closed at the exit.
     """
-    global _writer  # noqa: PLW0603 - the log is the process's
+    global _writer  # noqa: PLW0603 - one log for the process
     if _writer is not None:
         _writer.close()
     stream = stream or sys.stderr
@@ -181,7 +181,7 @@ def configure_logs(level: str, log_format: LogFormat, stream: TextIO | None = No
             structlog.processors.JSONRenderer(default=str),
         ]
     else:
-        # A plain traceback: the pretty ones print local variables, and so secrets.
+        # The default tracebacks print local variables, and so secrets.
         processors.append(
             structlog.dev.ConsoleRenderer(
                 colors=with_colors(stream),

@@ -1,8 +1,7 @@
-"""What the figures look like to Prometheus: read from `Stats` at the moment of a scrape.
+"""The metrics in Prometheus' text format, read from `Stats` at each scrape.
 
-Nothing is counted here, so a message costs nothing for it. The names begin with `ratebridge_`, but
-those of the process, which are Prometheus' standard ones. The labels' values are words of ours,
-never a currency, an id or any other text of a peer, so none needs escaping.
+Names begin with `ratebridge_`, except the standard metrics of the process. Label values are fixed
+words, never a currency, an id or any other text of a peer, so none needs escaping.
 """
 
 import os
@@ -22,9 +21,9 @@ from .logs import lines_dropped
 from .overview import Service, calls_left, readiness
 from .stats import LATENCY_BOUNDS, Stats
 
-CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"  # what every Prometheus reads
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"  # every Prometheus reads this
 
-# Words that are there from the start: a rate over a first event has to see the zero before it.
+# Label values that exist from the start: rate() needs the zero before the first event.
 REFUSALS: Final = (
     *("bad-message", "bad-stake", "bad-currency", "bad-date"),
     *("unknown-currency", "unavailable", "overloaded", "stopping", "internal-error"),
@@ -40,11 +39,11 @@ FETCHES: Final = (
     *("implausible", "budget", "internal-error"),
 )
 
-Values = Mapping[tuple[str, ...], float]  # by the values of the labels, which may be none
+Values = Mapping[tuple[str, ...], float]  # by the label values; () for none
 
 
 def metrics_text(service: Service) -> str:
-    """All metrics of a service, and of its process where the system tells them."""
+    """All metrics of a service and its process."""
     now = trio.current_time()
     families = (
         _messages(service),
@@ -61,13 +60,13 @@ def _messages(service: Service) -> Iterator[str]:
     stats = service.stats
     yield from _counters(
         "conversions",
-        "Requests answered: converted, or why they were answered with an error.",
+        "Requests answered: converted, or the kind of the error.",
         ("outcome",),
         {("converted",): stats.converted, **_from_zero(REFUSALS, stats.refused)},
     )
     yield from _counters(
         "messages_dropped",
-        "Messages that could not be answered, by what was wrong with them.",
+        "Messages that could not be answered, by reason.",
         ("reason",),
         _from_zero(DROPS, stats.dropped),
     )
@@ -87,7 +86,7 @@ def _messages(service: Service) -> Iterator[str]:
 
 def _latency(stats: Stats) -> Iterator[str]:
     name = "ratebridge_answer_duration_seconds"
-    yield _head(name, "histogram", "From reading a request to its reply being ready to be written.")
+    yield _head(name, "histogram", "Time from reading a request until its reply can be written.")
     counts = list(accumulate(stats.latency.counts))
     for bound, count in zip((*LATENCY_BOUNDS, "+Inf"), counts, strict=True):
         yield f'{name}_bucket{{le="{bound}"}} {count}\n'
@@ -102,7 +101,7 @@ def _connection(service: Service, now: float) -> Iterator[str]:
     yield from _counter("connections_opened", "Connections opened.", stats.links_opened)
     yield from _counters(
         "reconnects",
-        "Connections lost and attempts failed, by why; after each there was another attempt.",
+        "Connections lost and attempts failed, by reason; each led to another attempt.",
         ("reason",),
         _from_zero(LOSSES, stats.lost),
     )
@@ -123,25 +122,25 @@ def _rates(service: Service, now: float) -> Iterator[str]:
     fetches.update(stats.fetches)
     yield from _counters(
         "fetches",
-        "Tables fetched (ok), or why they could not be, after the retries.",
+        "Fetches of tables, retries included, by outcome: ok, or why it failed.",
         ("provider", "outcome"),
         fetches,
     )
     yield from _counters(
         "implausible_quotes",
-        "Quotes that were not used, as they cannot be true by all that is known.",
+        "Quotes that were not used because they cannot be true.",
         ("provider",),
         _from_zero([source.name for source in sources], stats.implausible),
     )
     yield from _counter(
         "cache_hits",
-        "Conversions by a cached rate; those from euro need none and do not count.",
+        "Conversions by a cached rate; those from euro need no rate and are not counted.",
         stats.from_cache,
     )
     tables = service.chain.tables.tables()
     held: Counter[tuple[str, ...]] = Counter({(name,): 0 for name in names})
     held.update((table.provider,) for table, _ in tables)
-    yield from _gauges("tables", "Day-tables of rates that are held.", ("provider",), held)
+    yield from _gauges("tables", "Day-tables of rates held.", ("provider",), held)
     yield from _gauges(
         "oldest_table_age_seconds",
         "Seconds since the oldest table held was fetched; absent with none.",
@@ -150,7 +149,7 @@ def _rates(service: Service, now: float) -> Iterator[str]:
     )
     yield from _gauges(
         "quota_calls_left",
-        "Calls that a source said it has left for us; absent where it has not of late.",
+        "Calls left by the source's own report; absent without a recent report.",
         ("provider", "window"),
         {
             (source.name, window): left
@@ -161,7 +160,7 @@ def _rates(service: Service, now: float) -> Iterator[str]:
 
 
 def _audit(service: Service) -> Iterator[str]:
-    """Nothing where there is no audit file."""
+    """Nothing without an audit file."""
     audit = service.audit
     if audit is None:
         return
@@ -175,22 +174,22 @@ def _audit(service: Service) -> Iterator[str]:
 def _service(service: Service, now: float) -> Iterator[str]:
     yield from _counter(
         "internal_errors",
-        "Bugs that were contained; the log has their traces.",
+        "Internal errors after which the service went on; the log has their tracebacks.",
         service.stats.internal_errors,
     )
     yield from _counter(
         "log_lines_dropped",
-        "Lines of the log lost, as its reader did not read or had left.",
+        "Log lines lost because the reader was slow or gone.",
         lines_dropped(),
     )
     yield from _gauge("uptime_seconds", "Seconds since the start.", now - service.started)
     build = {"version": __version__, "python": platform.python_version()}
     values = {tuple(build.values()): 1}
-    yield from _gauges("build_info", "What is running; always 1.", build, values)
+    yield from _gauges("build_info", "Versions of the service and Python; always 1.", build, values)
 
 
 def _process() -> Iterator[str]:
-    """The standard metrics of a process; nothing where there is no /proc."""
+    """The standard metrics of a process; nothing without /proc."""
     try:
         stat = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
         descriptors = len(list(Path("/proc/self/fd").iterdir()))
@@ -208,7 +207,7 @@ def _process() -> Iterator[str]:
         (
             "max_fds",
             "gauge",
-            "The most there may be.",
+            "The limit of open file descriptors.",
             resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         ),
     ):

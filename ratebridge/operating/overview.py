@@ -1,7 +1,7 @@
-"""What there is to see of a running service: whether it is ready, and all of it at a glance.
+"""The readiness of a running service, its history, and the data of the status page.
 
-Pure but for the sampler's clock: `now` is trio's time in seconds, and the results are plain data
-for JSON.
+Only `History.keep` reads a clock: elsewhere `now` is trio's time in seconds. The results are
+plain data for JSON.
 """
 
 from collections import deque
@@ -23,9 +23,9 @@ from ..settings import Settings
 from .audit import Audit
 from .stats import SourceStats, Stats
 
-SAMPLES: Final = 600  # a second each: ten minutes, what a page shows when somebody comes to look
-LACKING: Final = ("no-table", "bad-table")  # a failure of one day and not of the source
-MOST_SHOWN: Final = 60  # tables in one overview, the newest days; two months of one source
+SAMPLES: Final = 600  # a second each: the ten minutes that the page shows
+LACKING: Final = ("no-table", "bad-table")  # failures of one day, not of the source
+MOST_SHOWN: Final = 60  # tables in an overview, the newest days: two months of one source
 
 
 @attrs.frozen
@@ -43,14 +43,14 @@ class Service:
 
 
 def heartbeat_age(stats: Stats, now: float) -> float | None:
-    """Seconds since the last heartbeat on the present link; None before its first, or with none."""
+    """Seconds since the last heartbeat on the present connection; None if it has had none."""
     if not stats.link_up or stats.heartbeat_at is None or stats.link_since is None:
         return None
     return now - stats.heartbeat_at if stats.heartbeat_at >= stats.link_since else None
 
 
 def readiness(service: Service, now: float) -> tuple[bool, str]:
-    """Whether requests are taken and answered, and why, in one line for people."""
+    """Whether requests are answered, and one line for people on why."""
     stats = service.stats
     if service.bridge.stopping:
         return False, "stopping"
@@ -69,9 +69,9 @@ def readiness(service: Service, now: float) -> tuple[bool, str]:
 
 
 def calls_left(stats: Stats, source: Source, now: float) -> dict[str, int]:
-    """How many calls a source said it has left for us, by "minute" and "month" where it has.
+    """The calls left by the source's own report, by "minute" and "month" if reported.
 
-    What it said of a minute is good for a minute.
+    The report for a minute is valid for a minute.
     """
     quota = source.quota or Quota()
     fetched_at = stats.sources.get(source.name, SourceStats()).fetched_at
@@ -85,9 +85,9 @@ def calls_left(stats: Stats, source: Source, now: float) -> dict[str, int]:
 
 @attrs.frozen
 class Sample:
-    """About a second: answers of each kind a second, and how long one took, in seconds.
+    """About a second: converted and refused requests a second, and times to answer in seconds.
 
-    `mean` and `slowest` are None when there was no answer.
+    `mean` and `slowest` are None if there was no answer.
     """
 
     converted: float
@@ -130,7 +130,7 @@ class History:
         self.taken += 1
 
     def since(self, taken: int) -> list[Sample]:
-        """The samples that came after the first `taken` ones, as far as they are kept."""
+        """The samples kept that came after the first `taken` ones."""
         samples = list(self._samples)
         return samples[max(0, len(samples) - max(0, self.taken - taken)) :]
 
@@ -145,9 +145,9 @@ class History:
 
 
 def overview(service: Service, history: History, now: float, taken: int = 0) -> dict[str, Any]:
-    """All of it, as the page shows it; samples after the first `taken` ones. Durations in seconds.
+    """The data of the status page, with the samples after the first `taken`; times in seconds.
 
-    Words of a peer are among it, cut short: whoever shows them escapes them.
+    It holds clipped texts of peers, which the page must escape.
     """
     stats = service.stats
     today = service.utc_now()
@@ -221,7 +221,7 @@ def overview(service: Service, history: History, now: float, taken: int = 0) -> 
 
 
 def _source(service: Service, source: Source, now: float) -> dict[str, Any]:
-    """How a source's last fetch ended, and how long ago: what it would answer now nobody knows."""
+    """How a source's last fetch ended, and how long ago."""
     stats = service.stats
     seen = stats.sources.get(source.name, SourceStats())
     left = calls_left(stats, source, now)
@@ -254,7 +254,7 @@ def _source(service: Service, source: Source, now: float) -> dict[str, Any]:
 
 
 def _rounded(sample: Sample) -> list[float | None]:
-    """A sample as it travels: six significant digits of milliseconds suffice for a picture."""
+    """A sample for JSON, times in milliseconds, rounded for a chart."""
     return [
         round(sample.converted, 2),
         round(sample.refused, 2),

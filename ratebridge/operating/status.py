@@ -1,9 +1,9 @@
 """The status server: `/healthz`, `/readyz`, `/metrics`, and a page for people.
 
-It runs in the service's event loop, so that `/healthz` tells whether that turns, and must never
-cost the service anything. Hence a small server on h11, which can do less than a library's: HTTP/1.1
-only, one request a connection, no bodies. Of many clients an idle one makes room for the next, so
-that they shut nobody out; and all requests together get a fifth of the loop, in turn.
+It runs in the service's event loop, so that `/healthz` shows whether that runs. It must not slow
+the service down. Hence a small server on h11: HTTP/1.1 only, one request a connection, no bodies.
+At the limit of clients an idle one is dropped for the next, and all requests together get a fifth
+of the loop, in turn.
 """
 
 import os
@@ -26,17 +26,17 @@ from .journal import Journal
 from .metrics import CONTENT_TYPE, metrics_text
 from .overview import History, Service, overview, readiness
 
-MOST_CLIENTS: Final = 64  # a feed and its sources must find file descriptors left
+MOST_CLIENTS: Final = 64  # the feed and the sources need file descriptors too
 MOST_HEAD: Final = 8192  # bytes of a request
-MOST_READS: Final = 8  # of a request, which usually comes in one, and of what follows it
+MOST_READS: Final = 8  # for a request, which usually takes one, and again for what follows it
 SERVED_WITHIN: Final = 5.0  # s for a connection, from its opening to its end
 REST: Final = 4  # times the CPU time of a turn, before the next one
-LEAST_REST: Final = 0.001  # s: a turn costs the loop more than what is measured of it
-CONNECTION_REST: Final = 0.002  # s from one connection to the next, which costs some 0.3 ms
+LEAST_REST: Final = 0.001  # s: a turn costs the loop more than the CPU time measured
+CONNECTION_REST: Final = 0.002  # s between accepts, which cost some 0.3 ms each
 NO_DESCRIPTOR_REST: Final = 0.1  # s
-BACKLOG: Final = 128  # connections: they are taken within a quarter of a second
+BACKLOG: Final = 128  # connections: they are accepted within a quarter of a second
 
-# Sent with every answer. The page brings all it needs and talks to nobody but us.
+# Sent with every answer. The page loads nothing from elsewhere.
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; frame-ancestors 'none'; form-action 'none'"
@@ -69,7 +69,7 @@ class Answer:
 
 
 class Pages:
-    """What the server shows of a service. `hosts` are further names by which it may be asked."""
+    """The pages of the server. `hosts` are further host names that it accepts."""
 
     def __init__(self, service: Service, history: History, hosts: Collection[str]) -> None:
         self._service = service
@@ -98,7 +98,7 @@ class Pages:
         return self._routes[path](query)
 
     def _is_ours(self, host: str) -> bool:
-        """Whether a web page elsewhere cannot have given us that name (DNS rebinding)."""
+        """Whether a request by this host name is safe from DNS rebinding."""
         name = re.sub(r":\d*$", "", host).lower()
         if name in self._hosts:
             return True
@@ -134,9 +134,9 @@ def _same(answer: Answer, _query: str) -> Answer:
 
 
 class Share:
-    """A share of the event loop, for pieces of work that are done in turn.
+    """A share of the event loop, for pieces of work that run in turn.
 
-    After each piece nothing more is done for `REST` times the CPU time it took.
+    After each piece none runs for `REST` times the CPU time it took.
     """
 
     def __init__(self, cpu_time: Callable[[], float] = time.thread_time) -> None:
@@ -152,10 +152,10 @@ class Share:
 
 
 class StatusServer:
-    """Listens from the moment it is made, answers while `run` runs.
+    """Listens as soon as it is made, and answers while `run` runs.
 
-    `address` is host and port; port 0 takes a free one. Raises `CannotStart`
-    when nothing can listen there.
+    `address` is host and port; port 0 takes a free one. Raises `CannotStart` if it
+    cannot listen there.
     """
 
     def __init__(self, address: tuple[str, int], journal: Journal) -> None:
@@ -163,7 +163,7 @@ class StatusServer:
         self._host, port = address
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         try:
-            self._host.encode("idna")  # a name that fails here would cost `create_server` a socket
+            self._host.encode("idna")  # `create_server` would leak a socket for such a name
             self._socket = socket.create_server(address, family=family, backlog=BACKLOG)
         except (OSError, ValueError) as error:
             where = _spelled(self._host, port)
@@ -172,7 +172,7 @@ class StatusServer:
             ) from None
         self.address: Final = _spelled(*self._socket.getsockname()[:2])
         self._share = Share()
-        # In the order of their coming, each with whether it waits for its turn.
+        # The oldest first; True while its request is being answered.
         self._clients: dict[trio.CancelScope, bool] = {}
 
     async def run(
@@ -201,7 +201,7 @@ class StatusServer:
                 status_nursery.start_soon(self._serve, stream, pages, client_scope)
 
     def _drop_an_idle_one(self) -> None:
-        """End the oldest connection that waits for its client, if any, and never the newest."""
+        """End the oldest connection that waits for its client, if any, but not the newest."""
         for client_scope, in_turn in list(self._clients.items())[:-1]:
             if not in_turn:
                 client_scope.cancel()
@@ -226,13 +226,13 @@ class StatusServer:
                     return
                 await stream.send_all(answer)
                 await stream.send_eof()
-                # With bytes unread a close is a reset, which can destroy the answer.
+                # A close with unread bytes sends a reset, which can destroy the answer.
                 for _ in range(MOST_READS):
                     if not await stream.receive_some(MOST_HEAD):
                         break
         except trio.BrokenResourceError:
-            pass  # the client has left
-        except Exception as bug:  # noqa: BLE001 - it costs one client and not the service
+            pass  # the client has gone
+        except Exception as bug:  # noqa: BLE001 - a bug here must not stop the service
             self._journal.internal_error("status", bug)
         finally:
             del self._clients[client_scope]
@@ -240,7 +240,7 @@ class StatusServer:
 
 
 def _take(connection: h11.Connection, received: bytes, pages: Pages) -> bytes | None:
-    """The response to what a client has sent; None while the request is not whole, b"" for none."""
+    """The response to the bytes so far; None: read on; b"": none."""
     method = "GET"
     try:
         connection.receive_data(received)
@@ -270,10 +270,10 @@ def _take(connection: h11.Connection, received: bytes, pages: Pages) -> bytes | 
 
 
 def _why(error: OSError | ValueError) -> str:
-    """The system's own words, without the address that `create_server` puts behind them."""
+    """The system's error text, without the address that `create_server` adds."""
     if isinstance(error, OSError) and (error.errno or 0) > 0:
         return os.strerror(error.errno or 0)
-    return "there is no such host"  # the resolver has negative numbers, a strange name no number
+    return "there is no such host"  # a resolver's error has a negative number, a bad name none
 
 
 def _spelled(host: str, port: int) -> str:

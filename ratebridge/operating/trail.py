@@ -1,4 +1,4 @@
-"""The audit trail as text: its lines, and the chain that binds them.
+"""The audit trail as text: its lines and their hash chain.
 
 A line is JSON in printable ASCII, without white space between its parts:
 
@@ -6,26 +6,25 @@ A line is JSON in printable ASCII, without white space between its parts:
      "date":"2021-05-18T21:32:42.324Z","stake":"253.67","currency":"USD","rate":"1.2222",
      "rate_date":"2021-05-18","provider":"ecb","eur":"207.55196","hash":"…"}
 
-`at` is the reply's date. `id` and `date` are as they came, but for escapes in the id in place of
-all that is not printable ASCII. Numbers are exact text. `rate` is in units for one euro, or
-units/euro as the table has them where its base is no euro. A stake that was in euro already has
-the rate 1 of the request's own UTC day, by the provider "none".
+`at` is the reply's date. `id` and `date` are as they came, except that the id has escapes for all
+that is not printable ASCII. Numbers are exact text. `rate` is units for one euro, or the table's
+units/euro if its base is not the euro. A stake that was in euro already has the rate 1 of the
+request's own UTC day, by the provider "none".
 
-`n` counts the lines from 1. `hash` is the SHA-256, in hex, of the line's bytes from its first to
-the last before `,"hash"`. `prev` is the hash of line n - 1, and 64 zeros in line 1. So a line shows
-by itself whether it is as it was written, and which line was before it. Number and hash of
-the last line are the trail's head. Who knows a head knows of every line up to it that it is as it
-was written. Without a head kept elsewhere (as in the log) the chain shows neither that its last
-lines are gone nor that all of it was written anew.
+`n` counts the lines from 1. `hash` is the SHA-256, in hex, of the line's bytes before `,"hash"`.
+`prev` is the hash of line n - 1, and 64 zeros in line 1. So each line shows whether it was
+altered, and which line came before it. The number and hash of the last line are the trail's head.
+A head that is kept elsewhere, as in the log, proves every line up to it. Without one the chain
+shows neither that its last lines are missing nor that all of it was written anew.
 
-Lines that were lost, as too many waited to be written, leave one line in their place, where `at`
-is the time of the first of them:
+Lines that were lost because the queue was full are replaced by one line, whose `at` is the time of
+the first of them:
 
     {"n":13,"prev":"…","at":"2021-05-18T21:32:43.001Z","lost":17,"hash":"…"}
 
-A number belongs to a line that was written whole. A line cut short, by a kill in the middle of a
-write or a full disk, is no part of the chain. The line behind it goes on from the last whole
-one: it is the same line once more, or, after a kill, another one with the same number.
+A line that was cut short, by a kill or a full disk, is not part of the chain. The next line
+continues from the last whole one: it is the same line again, or, after a kill, another one with
+the same number.
 """
 
 import re
@@ -41,16 +40,16 @@ from ..messages import MAX_TEXT
 from ..rates import Rate
 
 NO_PROVIDER: Final = "none"  # of the rate 1 of euro to euro
-MOST_LINE: Final = 6 * MAX_TEXT + 4096  # bytes; the escape of a byte of an id takes six
-MOST_PRICES: Final = 4096  # rates whose text is kept, about 1 MB
+MOST_LINE: Final = 6 * MAX_TEXT + 4096  # bytes; an escape in an id takes six for one
+MOST_PRICES: Final = 4096  # cached texts of rates, about 1 MB
 
-# The reply's date, the request's id and date as they came (raw JSON) and the latter as it was
-# read, stake, euros, and the rate, which is None where the stake was in euro already.
+# The reply's date; the request's id and date as raw JSON; the latter as an instant; stake; euros;
+# the rate, None if the stake was in euro already.
 Record = tuple[datetime, bytes, bytes, datetime, Decimal, Decimal, Rate | None]
 
 
 class Head(NamedTuple):
-    """A line's number and hash: where a chain has got to."""
+    """A line's number and hash: the position of a chain."""
 
     number: int
     hash: str
@@ -59,7 +58,7 @@ class Head(NamedTuple):
         return f"{self.number}:{self.hash}"
 
 
-START: Final = Head(0, "0" * 64)  # what the first line goes on from
+START: Final = Head(0, "0" * 64)  # before the first line
 
 
 class Chain:
@@ -70,7 +69,7 @@ class Chain:
         self._prices: dict[int, tuple[str, Rate]] = {}  # by the identity of the rate
 
     def conversions(self, records: Iterable[Record]) -> bytes:
-        """A line for each record. All in one loop, as it runs for every request: 1.7 µs each."""
+        """A line for each record. One loop, because it runs for every request: 1.7 µs each."""
         number, digest = self.head
         prices = self._prices
         if len(prices) > MOST_PRICES:
@@ -78,7 +77,7 @@ class Chain:
         lines = []
         at = None
         for replied, raw_id, raw_date, instant, stake, eur, rate in records:
-            if replied is not at:  # those of one batch are of one moment
+            if replied is not at:  # one batch has one time
                 at, when = replied, wire_time(replied)
             kept = prices.get(id(rate))
             if kept is not None:
@@ -87,7 +86,7 @@ class Chain:
                 price = _price("EUR", "1", instant.date().isoformat(), NO_PROVIDER)
             else:
                 price = _price(rate.currency, rate.text, rate.day.isoformat(), rate.provider)
-                # With the rate itself, so that no other gets its identity.
+                # The entry holds the rate, so that its identity is not reused.
                 prices[id(rate)] = price, rate
             amount = str(stake)
             if "E" in amount:
@@ -96,7 +95,7 @@ class Chain:
             line = (
                 f'{{"n":{number},"prev":"{digest}","at":"{when}",'
                 f'"id":{raw_id.decode() if raw_id.isdigit() else printable(raw_id)},'
-                # What was read as a date is in printable ASCII.
+                # A valid date is printable ASCII.
                 f'"date":{raw_date.decode()},"stake":"{amount}",{price},"eur":"{plain(eur)}"'
             )
             digest = sha256(line.encode()).hexdigest()
@@ -105,7 +104,7 @@ class Chain:
         return "".join(lines).encode()
 
     def loss(self, at: datetime, lines: int) -> bytes:
-        """A line that stands for so many that were lost, the first of them at `at`."""
+        """The line in place of `lines` lost ones, the first of them at `at`."""
         number, digest = self.head
         number += 1
         line = f'{{"n":{number},"prev":"{digest}","at":"{wire_time(at)}","lost":{lines}'
@@ -125,7 +124,7 @@ _CHAINED: Final = re.compile(rb'(\{"n":([1-9]\d{0,17}),[ -~]*),"hash":"([0-9a-f]
 
 
 def head_of(line: bytes) -> Head | None:
-    """The head that a line, without its end, makes; None when it has no hash that holds."""
+    """The head of a line (without its line end); None if it has no matching hash."""
     found = _CHAINED.fullmatch(line)
     if found is None or sha256(found[1]).hexdigest().encode() != found[3]:
         return None
@@ -139,12 +138,12 @@ _OTHERS: Final = re.compile("[^ -~]+")
 def printable(raw: bytes) -> str:
     """Raw JSON as the same JSON in printable ASCII.
 
-    Tabs and line ends are between its parts, as mere white space: in a string
-    JSON has them escaped. All else that is not printable ASCII is in strings.
+    Tabs and line ends can only be white space between tokens, as JSON escapes them in
+    strings. All other characters outside printable ASCII are in strings.
     """
     return _OTHERS.sub(_escapes, raw.translate(_WHITE).decode())
 
 
 def _escapes(found: re.Match[str]) -> str:
-    """An escape for each code unit of UTF-16, as JSON has them."""
+    """JSON escapes, one for each UTF-16 code unit."""
     return "\\u" + found[0].encode("utf-16-be").hex("u", 2).replace("u", "\\u")

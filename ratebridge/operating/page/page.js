@@ -1,12 +1,12 @@
-// The status page: asks for the figures each second and shows them. Whatever it shows goes through
-// textContent or an attribute of a drawing, so that no text of a peer is ever read as markup.
+// The status page: polls the figures each second and shows them. Texts are set only by textContent
+// or as an attribute of a drawing, so that no text of a peer is parsed as markup.
 "use strict";
 
-const PERIOD = 1000; // ms between two questions
-const PATIENCE = 5000; // ms for an answer
+const PERIOD = 1000; // ms between polls
+const TIMEOUT = 5000; // ms for an answer
 const KEPT = 600; // samples, a second each
-const CURRENT = 5; // samples that the large figures are the mean of
-// The span of a chart grows with what there is to show; each has 120 points.
+const CURRENT = 5; // samples in the mean of the large figures
+// The span of a chart grows with the history; each has 120 points.
 const SPANS = [
   { samples: 120, each: 1, words: "2 min ago" },
   { samples: 240, each: 2, words: "4 min ago" },
@@ -20,11 +20,11 @@ const byId = (id) => document.getElementById(id);
 const whole = new Intl.NumberFormat("en");
 
 let samples = []; // [converted a second, refused a second, mean ms or null, slowest ms or null]
-let taken = 0; // how many samples the service had taken when it was asked last
+let taken = 0; // the service's count of samples at the last poll
 let uptime = 0;
 let heardAt = null;
 
-// Words.
+// Texts.
 
 function duration(seconds) {
   if (seconds < 10) return `${seconds.toFixed(1)} s`;
@@ -88,7 +88,7 @@ function describe(id, words) {
   byId(id).setAttribute("aria-label", words);
 }
 
-// A list is built anew only when it reads differently, so that a selection or a scroll survives.
+// A list is rebuilt only when its content changes, so that a selection or scroll position survives.
 const built = new Map();
 function fill(id, items, build) {
   const key = JSON.stringify(items);
@@ -129,7 +129,7 @@ function scale(id, marks, height) {
 const known = (value) => value !== null && value !== undefined;
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 
-// Points of the chart: the samples in bins that keep their members as time goes on.
+// Points of the chart: samples in bins whose members do not change over time.
 function points() {
   const span = SPANS.find(({ samples: most }) => samples.length <= most) ?? SPANS.at(-1);
   const first = taken - samples.length;
@@ -149,7 +149,7 @@ function points() {
   };
 }
 
-// "M x y L x y ..." for each stretch without a hole.
+// The runs of dots without a gap.
 function stretches(dots) {
   const found = [];
   let current = [];
@@ -173,7 +173,7 @@ function line(dots) {
     .join("");
 }
 
-// What lies between two lines that have their holes in the same places.
+// The area between two lines that have their gaps in the same places.
 function band(dots, floor) {
   const floors = stretches(floor);
   return stretches(dots)
@@ -235,7 +235,7 @@ function drawLatency() {
     };
   });
   const values = all.flatMap((point) => [point.mean, point.slowest]).filter((value) => value > 0);
-  // Decades, two at least, as answers by a cached rate and from a source lie far apart.
+  // At least two decades: answers by a cached rate and from a source differ that much.
   const low = values.length ? Math.floor(Math.log10(Math.min(...values))) : -1;
   const high = Math.max(low + 2, values.length ? Math.ceil(Math.log10(Math.max(...values))) : 1);
   const y = (value) =>
@@ -257,17 +257,17 @@ function drawLatency() {
   const time = recent.reduce((sum, sample) => sum + (sample[0] + sample[1]) * sample[2], 0);
   say("latency", recent.length ? milliseconds(time / count) : "–");
   const worst = Math.max(0, ...values);
-  describe("latency-plot", `Time to answer, from ${words}: in the mean ${byId("latency").textContent} `
+  describe("latency-plot", `Time to answer, from ${words}: mean ${byId("latency").textContent} `
     + `at present, the slowest shown took ${milliseconds(worst)}`);
 }
 
-function drawRhythm({ gaps, timeout, age, received, median, longest }) {
+function drawHeartbeats({ gaps, timeout, age, received, median, longest }) {
   const height = 80;
   const top = Math.max(1.25 * timeout, ...gaps);
   const y = (seconds) => height * (1 - seconds / top);
   const room = WIDTH / 60;
   const start = 60 - gaps.length;
-  byId("rhythm-plot").replaceChildren(
+  byId("heartbeats-plot").replaceChildren(
     grid(height),
     ...gaps.map((gap, index) =>
       shape("rect", gap >= timeout ? "late" : "beat", {
@@ -275,7 +275,7 @@ function drawRhythm({ gaps, timeout, age, received, median, longest }) {
       })),
     grid(y(timeout), "limit"),
   );
-  scale("rhythm-scale", [
+  scale("heartbeats-scale", [
     { y: y(timeout), words: `limit ${timeout} s` },
     { y: height, words: "0 s" },
   ], height);
@@ -283,8 +283,8 @@ function drawRhythm({ gaps, timeout, age, received, median, longest }) {
   const spread = received
     ? `; median gap ${median.toFixed(2)} s, longest ${longest.toFixed(2)} s` : "";
   const words = `${whole.format(received)} received, ${last}${spread}.`;
-  say("rhythm", words);
-  describe("rhythm-plot", `Seconds between the last ${gaps.length} heartbeats: ${words}`);
+  say("heartbeats", words);
+  describe("heartbeats-plot", `Seconds between the last ${gaps.length} heartbeats: ${words}`);
 }
 
 // Sections.
@@ -313,7 +313,7 @@ function showMessages({ messages }) {
     ...parts(messages.refused),
     ["Dropped", sum(messages.dropped), "without an answer", "amount"],
     ...parts(messages.dropped),
-    ["Undelivered", whole.format(messages.undelivered), "replies that never left", "amount"],
+    ["Undelivered", whole.format(messages.undelivered), "replies never sent", "amount"],
     ["Waiting", whole.format(messages.waiting), "for a rate, at present", "amount"],
     ["Outbox", whole.format(messages.outbox), "not written yet, at present", "amount"],
     ...(messages.internal_errors ? [["Internal errors", whole.format(messages.internal_errors), "see the log", "amount"]] : []),
@@ -423,7 +423,7 @@ function show(figures) {
   say("about", `version ${figures.version}, up for ${duration(figures.uptime)}, ${clock(figures.now, figures.now)} UTC`);
   drawThroughput();
   drawLatency();
-  drawRhythm(figures.heartbeat);
+  drawHeartbeats(figures.heartbeat);
   showConnection(figures);
   showMessages(figures);
   showSources(figures);
@@ -434,19 +434,19 @@ function show(figures) {
 // The loop.
 
 function keep(figures) {
-  if (figures.uptime < uptime) samples = []; // it was started anew
+  if (figures.uptime < uptime) samples = []; // the service was restarted
   uptime = figures.uptime;
   taken = figures.history.taken;
   samples = samples.concat(figures.history.samples).slice(-KEPT);
 }
 
 async function ask(after) {
-  const answer = await fetch(`status.json?after=${after}`, { signal: AbortSignal.timeout(PATIENCE), cache: "no-store" });
+  const answer = await fetch(`status.json?after=${after}`, { signal: AbortSignal.timeout(TIMEOUT), cache: "no-store" });
   if (!answer.ok) throw new Error(`HTTP ${answer.status}`);
   return answer.json();
 }
 
-async function look() {
+async function poll() {
   try {
     let figures = await ask(taken);
     if (figures.uptime < uptime) figures = await ask(0);
@@ -463,7 +463,7 @@ async function look() {
 
 async function run() {
   for (;;) {
-    if (!document.hidden) await look();
+    if (!document.hidden) await poll();
     await new Promise((resolve) => {
       const timer = setTimeout(wake, PERIOD);
       function wake() {

@@ -1,4 +1,4 @@
-"""A service to look at, whose parts are real and whose sources are to order."""
+"""A service for the status page's tests: real parts, fake sources."""
 
 from datetime import UTC, date, datetime
 from decimal import Decimal
