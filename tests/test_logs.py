@@ -1,4 +1,4 @@
-"""The log: JSON for machines, a console for people, and a reader that can do nothing to us."""
+"""The log: JSON for machines, a console for people, and readers that stall or leave."""
 
 import errno
 import io
@@ -139,7 +139,7 @@ def test_no_minute_has_more_lines_of_a_kind_than_ten(waits):
     assert not limit.take_held()
 
 
-# Whoever reads it.
+# The reader.
 
 
 class Reader:

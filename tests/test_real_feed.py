@@ -1,4 +1,4 @@
-"""The service against feeds on real ports: whatever a peer or the network does, it comes back.
+"""The service against feeds on real ports: it reconnects after any failure.
 
 Times are shortened by the settings where there is one, and in the modules where there is none.
 """
@@ -627,7 +627,7 @@ async def test_a_stop_is_quick_whatever_the_peer_does(script):
     assert service.stats.internal_errors == 0
 
 
-# Nothing is left over.
+# No leaks.
 
 
 def open_descriptors() -> int:

@@ -5,8 +5,7 @@ from simulation import INJECTED_BUGS, simulate
 
 SEEDS = 200
 LENGTH = 5.0  # simulated seconds at most; every timeout but two is shorter
-# A injected bug needs some time and luck to show. The most that any took was measured
-# at a third of this.
+# An injected bug needs some seeds to show; the slowest took a third of these.
 SEEDS_TO_CATCH = 200
 LENGTH_TO_CATCH = 12.0
 
