@@ -1,4 +1,4 @@
-"""Attack the real process from all sides, on loopback, and hold what it costs against the budgets.
+"""Attack the real process on loopback, and compare the cost with the budgets.
 
     uv run scripts/abuse.py
     uv run scripts/abuse.py --only h2c-flood
@@ -15,10 +15,10 @@ each against a service of its own, and are measured:
     waited  s that the service was ready to run and had no core: the budgets of gap and p99 are
             greater by that share, as they hold of a machine that has a core for it
 
-"-" stands where there is nothing to measure: who does not read sees no heartbeat, and a request
-behind a flood waits for the flood. The other rows are of right and wrong: what was seen, and what
-is wanted. In every row SIGTERM has to end the service with 0. Exits with 1 when anything is
-broken. It needs /proc and the signals of Linux, and says so where they are lacking.
+"-" means that there is nothing to measure: a feed that does not read sees no heartbeat, and a
+request after a flood waits for the flood. The other rows compare what was seen with what is
+expected. In every row SIGTERM must end the service with 0. Exits with 1 if anything fails. Linux
+only.
 """
 
 import argparse

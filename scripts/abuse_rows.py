@@ -1,4 +1,4 @@
-"""The attacks of abuse.py, one function each; what cannot be told by its figures they `expect`."""
+"""The attacks of abuse.py, one function each; `expect` records what the figures do not show."""
 
 import fcntl
 import os
@@ -155,7 +155,7 @@ async def idle_clients(scene: Scene) -> None:
 
 
 async def h2c_flood(scene: Scene) -> None:
-    """60 clients of the status port, who send pings of HTTP/2."""
+    """60 clients of the status port that send HTTP/2 pings."""
     hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
     pings = b"\0\0\x08\6\0\0\0\0\0ratebrid" * (PIECE // 17)
 
@@ -179,7 +179,7 @@ async def read_all(stream: trio.SocketStream) -> None:
 async def serve_clients(
     scene: Scene, count: int, client: Callable[[trio.SocketStream], Awaitable[None]]
 ) -> None:
-    """Measure, and ask for `/healthz` 33 times, while clients do their worst at the status port."""
+    """Measure, and ask for `/healthz` 33 times, while clients attack the status port."""
     port = free_port()
     await scene.start({"RATEBRIDGE_STATUS_ADDRESS": f"127.0.0.1:{port}"})
     scene.feed.asks = True
@@ -227,7 +227,7 @@ async def log_unread(scene: Scene) -> None:
         os.close(reader)
 
 
-# The rows of right and wrong.
+# The rows without measurements.
 
 
 async def cookies(scene: Scene) -> None:

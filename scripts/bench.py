@@ -6,11 +6,10 @@
 
 Starts a feed in this process, a rates server that stands in for
 freecurrencyapi, and in turn, round by round, each client in a process of its
-own: `ratebridge` at default settings, and the peers of bench_peers.py. A reply
-is checked against exact arithmetic wherever the load leaves time for it. What is
-told are ratios within a round, as the median over the rounds, with the least and
-the greatest. Prints tables; writes bench.json and bench.svg to the folder --out.
-Needs Linux, whose accounting it reads.
+own: `ratebridge` at default settings, and the peers of bench_peers.py. Replies
+are checked against exact arithmetic where the load leaves time for it. The results
+are ratios within a round: the median over the rounds, the least and the greatest.
+Prints tables; writes bench.json and bench.svg to the folder --out. Linux only.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""The other side of bench.py: rates of its own making, a source that serves them, and the feed.
+"""The feed and the rate source of bench.py, with made-up rates.
 
-The feed is made to cost little: its requests are frames made beforehand, a
-reply is found by its header and looked at only where that is asked for. One
-connection at a time, one thread, one poll a turn; frames of RFC 6455 by hand.
+The feed is cheap: its requests are frames made beforehand, and a reply is found by
+its header and parsed only on demand. One connection at a time, one thread, one poll
+a turn; frames of RFC 6455 by hand.
 """
 
 import base64

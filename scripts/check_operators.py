@@ -1,4 +1,4 @@
-"""Have the files for operators judged by the tools that will read them.
+"""Check the files for operators with the tools that read them.
 
     uv run scripts/check_operators.py
 

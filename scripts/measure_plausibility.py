@@ -1,4 +1,4 @@
-"""How plausible the whole history of the ECB is to `ratebridge.plausibility`, and how many errors.
+"""How many true and false tables `ratebridge.plausibility` refuses, over the ECB's history.
 
 Prints the greatest moves of each currency within 1, 7, 30 and 365 days, which the bounds are made
 of; how many true tables of the history are refused (it has to be none); and how many of the errors

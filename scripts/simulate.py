@@ -1,8 +1,8 @@
-"""Run the simulation: the whole service against a hostile feed and fickle sources, seed by seed.
+"""Run the simulation: the whole service against a faulty feed and faulty sources, seed by seed.
 
 Each seed is a run of its own: the scheduler of trio, the faults, the traffic and
 the stop are drawn from it, and the clock is virtual. What must hold is judged by
-tests/simulation/judge.py. Prints the faults that were met, how much was
+tests/simulation/checker.py. Prints the faults that were met, how much was
 simulated, and the seed of every run that broke an invariant; exits with 1 if any did.
 
     uv run scripts/simulate.py --seeds 10000 --jobs 2
@@ -135,7 +135,7 @@ def tell_figures(reports: list[Report], seconds: float) -> None:
         f"{sum(report.links for report in reports)} links, "
         f"{sum(report.received for report in reports)} requests received, "
         f"{sum(report.replies for report in reports)} replies written, "
-        f"{sum(report.undelivered for report in reports)} given up"
+        f"{sum(report.undelivered for report in reports)} undelivered"
     )
     tell_progress(reports, seconds)
 

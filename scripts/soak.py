@@ -1,19 +1,18 @@
 """Soak the real process: a real feed on loopback, a fault every few seconds, and the balance.
 
 Prints a line a minute: memory and open files of the process, requests and replies,
-what was given up (read from its log), reconnects. Linux only.
+undelivered replies (read from its log), reconnects. Linux only.
 
     uv run scripts/soak.py --minutes 20
     uv run scripts/soak.py --minutes 20 --cuts   in a network namespace, whose loopback is cut too
     uv run scripts/soak.py --reconnects 1000     links that end at once; a line a hundred
 
-The balance. Each request has an id of its own. It is "safe" when it was sent at least half a
-second before its link met a fault, and "in the fault" when it was sent after that: then nobody
-can say whether it came, or whether its reply left in vain. Every safe request must be answered
-exactly once, on its link or a later one, or stand in the log as given up. Of those in the fault
-the answered, the given up and the lost are counted. No request at all is answered twice. Only
-the faults may end a link, and the one called "stall" (the process is stopped for 3 s by
-SIGSTOP) may not. Exits with 1 where any of this does not hold.
+The balance. Each request has an id of its own. It is "safe" if it was sent at least half a second
+before a fault of its connection, else "in the fault": then it, or its reply, may be lost. Every
+safe request must be answered exactly once, on any connection, or be logged as undelivered. Of
+those in the fault the answered, the undelivered and the lost are counted. No request is answered
+twice. Only faults may end a connection, except "stall" (SIGSTOP for 3 s), which must not. Exits
+with 1 if any of this is violated.
 """
 
 import argparse
@@ -441,7 +440,7 @@ async def open_feed(feed: Feed, nursery: trio.Nursery) -> str:
 def tell(minute: int, size: Size, books: Books) -> None:
     print(
         f"{minute:3} min  {size}  {len(books.asked):7} requests {books.answered.total():7} replies"
-        f" {books.undelivered.total():6} given up {books.links:5} links"
+        f" {books.undelivered.total():6} undelivered {books.links:5} links"
         f" {books.faults.total():5} faults",
         flush=True,
     )
@@ -454,7 +453,7 @@ def balance(books: Books) -> int:
     missing: list[str] = []
     for message_id, (sent, connection) in books.asked.items():
         answered, undelivered = books.answered[message_id], books.undelivered[message_id]
-        fate = "answered" if answered else "given up" if undelivered else "lost"
+        fate = "answered" if answered else "undelivered" if undelivered else "lost"
         if connection.fault_at is None or sent < connection.fault_at - MARGIN:
             safe[fate] += 1
             if fate == "lost":
@@ -464,13 +463,13 @@ def balance(books: Books) -> int:
     twice = [key for key, count in (books.answered + books.undelivered).items() if count > 1]
     unasked = [key for key in books.answered if key not in books.asked]
     for name, fates in (("safe", safe), ("in the fault", in_the_fault)):
-        figures = ", ".join(f"{fates[fate]} {fate}" for fate in ("answered", "given up", "lost"))
+        figures = ", ".join(f"{fates[fate]} {fate}" for fate in ("answered", "undelivered", "lost"))
         print(f"requests, {name}: {fates.total()} = {figures}")
     print("faults:", ", ".join(f"{name} {count}" for name, count in books.faults.most_common()))
     for (fault, reason), count in sorted(books.ends.items()):
         print(f"    {fault:28} {reason:16} {count}")
     print("log:", ", ".join(f"{name} {count}" for name, count in books.events.most_common()))
-    print(f"given up and told by their number alone: {books.unnamed}")
+    print(f"undelivered and logged by count only: {books.unnamed}")
     print(f"missing {missing[:9]}, twice {twice[:9]}, unasked {unasked[:9]}")
     print(f"unexpected: {books.unexpected[:9]}")
     return 1 if len(missing) > books.unnamed or twice or unasked or books.unexpected else 0

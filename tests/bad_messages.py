@@ -1,4 +1,4 @@
-"""BadMessage messages and what each must get: a table for the tests of every layer.
+"""Bad messages and the answer that each must get, for the tests of every layer.
 
 `refused` gets an error reply, `dropped` no reply at all, `converted` a reply.
 Rows with `late` pass `decode` and are refused by what looks at rates and clocks.
@@ -18,8 +18,8 @@ DEEP: Final = 20_000  # levels: far over any recursion limit, and all the bracke
 class BadMessage:
     """One row. `word` is what the error text must hold, the reason of the drop, or the new stake.
 
-    `id` is the id of the reply as raw JSON. Who converts is in euro already, so
-    that no rate is needed.
+    `id` is the id of the reply as raw JSON. A row that converts is in euro already, so
+    that it needs no rate.
     """
 
     name: str

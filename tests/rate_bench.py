@@ -86,11 +86,11 @@ class Bench:
     wall: Wall
 
     def cached(self, currency: str, day: date) -> Rate | None:
-        """The rate that is at hand now."""
+        """The cached rate."""
         return self.chain.cached_rate(currency, day, self.wall().date(), trio.current_time())
 
     async def ask(self, currency: str, day: date = DAY) -> Any:
-        """The `Rate` or the `NoRate` that a requester gets: now if it is at hand, later if not."""
+        """The `Rate` or the `NoRate` that a request gets, cached or fetched."""
         try:
             return self.cached(currency, day) or await self.chain.rate(currency, day)
         except NoRate as problem:

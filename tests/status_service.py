@@ -24,7 +24,7 @@ FEED = Address("feed.example", 443, "/secret-path", secure=True)
 
 @attrs.define
 class Shop:
-    """A source that never answers: the tests put into the tables what they want there."""
+    """A source without tables: the tests put them into the cache."""
 
     name: str = "shop"
     quota: Quota | None = None

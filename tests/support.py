@@ -1,4 +1,4 @@
-"""What the tests of the link, the session and the supervisor share."""
+"""Helpers for the tests of the link, the session and the supervisor."""
 
 import os
 import ssl
@@ -47,7 +47,7 @@ OURS = ("RATEBRIDGE_", "CURRENCY_ASSIGNMENT_", "FREECURRENCY_", "FRANKFURTER_", 
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """The machine's environment without settings of ours that may stand in it, and with these."""
+    """The machine's environment with these settings of ours and no others."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
     return {**kept, **settings}
 
@@ -133,7 +133,7 @@ async def accept_and_beat(peer: FeedPeer) -> None:
 
 @asynccontextmanager
 async def within(seconds: float) -> AsyncIterator[None]:
-    """`trio.fail_after` to stand beside a nursery: what takes longer has hung."""
+    """`trio.fail_after`, to use in one `async with` with a nursery."""
     with trio.fail_after(seconds):
         yield
 

@@ -1,4 +1,4 @@
-"""What is fetched before it is asked for, so that no request waits for a rate that was known."""
+"""The prefetch of tables in use, so that no request waits for them."""
 
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta

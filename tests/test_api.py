@@ -1,4 +1,4 @@
-"""One conversion for programs: what it gives, and which error tells of what."""
+"""The library's `convert`: its results and its errors."""
 
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
@@ -96,7 +96,7 @@ def test_any_input_gives_an_exact_amount_or_a_documented_error(stake, currency, 
 
 
 class Nothing:
-    """A source that has nothing: only euro can be converted."""
+    """A source without rates."""
 
     name = "nothing"
     quota = None

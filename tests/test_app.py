@@ -1,4 +1,4 @@
-"""The whole service over memory streams, on a virtual clock: what a user of it relies on."""
+"""The whole service over memory streams, on a virtual clock."""
 
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -32,7 +32,7 @@ DOLLARS = {MAY_17: "1.2", MAY_18: "1.25", TODAY: "1.5"}
 
 @attrs.define
 class Bank:
-    """A source that gives what `DOLLARS` says, when it is let."""
+    """A source of the rates in `DOLLARS`; `before` may delay it."""
 
     name: str = "bank"
     quota: None = None

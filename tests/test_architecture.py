@@ -1,4 +1,4 @@
-"""The layers and boundaries: who may import whom, who knows which library, and no circle."""
+"""The layers and boundaries: which modules and libraries a module may import, and no circle."""
 
 import ast
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ LAYERS = [
     ["cli"],
 ]
 
-# The boundaries: a library, and the only modules that may know it.
+# The boundaries: a library, and the only modules that may import it.
 BOUNDARIES = {
     "trio_websocket": {"link.link"},
     "httpx": {"providers.http", "fakes.rates"},
@@ -49,7 +49,7 @@ BOUNDARIES = {
     "currency_converter": {"providers.ecb"},
 }
 
-# What takes long to import, and the running service may never need.
+# What is slow to import and optional for the running service.
 HEAVY = {"httpx", "operating.status", "currency_converter", "dotenv"}
 
 # What a package exports, and the module that it comes from.

@@ -1,4 +1,4 @@
-"""The audit trail: what a line holds, when it is safe, and what trouble with the file costs."""
+"""The audit trail: the lines, their durability, and failures of the file."""
 
 import errno
 import fcntl
@@ -92,7 +92,7 @@ def is_true(*paths: Path) -> bool:
 
 
 class Here:
-    """Takes the place of the thread, so that a virtual clock can be used."""
+    """Replaces the thread, so that a virtual clock can be used."""
 
     def __init__(self) -> None:
         self.flushes = 0
@@ -534,7 +534,7 @@ async def write(audit: Audit, *message_ids: int) -> None:
     await trio.testing.wait_all_tasks_blocked()
 
 
-# RecentError.
+# Failures.
 
 
 @contextmanager
@@ -722,7 +722,7 @@ async def test_a_bug_while_a_line_is_made_costs_lines_and_nothing_else(tmp_path,
 
 
 class Held:
-    """A thread that does its work when it is let."""
+    """A thread that waits for the test before it works."""
 
     def __init__(self) -> None:
         self.let = trio.Event()
@@ -804,7 +804,7 @@ async def test_a_write_that_hangs_and_the_last_one_do_not_mix_their_lines(tmp_pa
 
 @attrs.define
 class Bank:
-    """A source with one rate, which it gives when it is let."""
+    """A source with one rate; it waits for the test before it answers."""
 
     let: trio.Event
     name: str = "bank"

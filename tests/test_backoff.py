@@ -1,4 +1,4 @@
-"""How long to stay away: the table of waits, and what asks for longer ones."""
+"""The waits before a reconnect."""
 
 import random
 from statistics import median

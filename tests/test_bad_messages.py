@@ -34,7 +34,7 @@ class NoSource:
 
 
 async def replies_up_to_the_next(peer: FeedPeer) -> list[str]:
-    """What comes until the good request behind a row is answered, that answer left out."""
+    """The replies before that to the good request after a row."""
     replies: list[str] = []
     while True:
         text = (await peer.receive()).text

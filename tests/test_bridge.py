@@ -254,7 +254,7 @@ async def test_a_stopping_bridge_refuses_what_is_new_and_answers_what_waits(auto
 
 
 class Fragile:
-    """A source with a bug that one day brings out."""
+    """A source with a bug for one day."""
 
     name = "fragile"
     quota = None

@@ -1,4 +1,4 @@
-"""Budgets: what a source may be asked for, and that no feed can spend more."""
+"""Budgets: the calls that a source may get, whatever the feed requests."""
 
 from collections import Counter
 from datetime import date, timedelta

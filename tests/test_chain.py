@@ -1,4 +1,4 @@
-"""The chain: few calls, the next source in time, and no outage that outlives its cause."""
+"""The chain: few calls, failover in time, and recovery from failures."""
 
 import io
 import json
@@ -168,7 +168,7 @@ async def test_a_currency_quoted_in_too_few_digits_is_unknown_with_its_reason(au
         assert (await bench.ask("USD", OTHER_DAY)).provider == "frankfurter"
 
 
-# What cannot be true.
+# Implausible quotes.
 
 
 async def test_an_implausible_quote_is_not_used_when_another_source_has_one(autojump_clock):
@@ -253,7 +253,6 @@ class Instant:
 
 
 async def test_a_thousand_days_leave_no_more_tables_than_the_bound(autojump_clock):
-    """`scripts/count_calls.py --days 3000` shows the memory."""
     source = Instant()
     async with open_bench(source, most=100) as bench:
         for day in days(1000):
@@ -478,7 +477,7 @@ async def test_while_a_source_fails_the_next_answers_and_the_first_is_asked_in_t
         assert rate.provider == "freecurrencyapi"
 
 
-# One bet, one rate.
+# Pinned rates.
 
 
 async def test_a_currency_is_pinned_to_the_table_used_first(autojump_clock):
@@ -815,7 +814,7 @@ async def test_a_failure_that_is_remembered_holds_no_answer(autojump_clock):
         assert failure.__context__ is None
 
 
-# Every failure that is known, in one way: an answer in time, other days unharmed, well again soon.
+# Every known failure: an answer in time, no effect on other days, and recovery.
 
 
 def broken(cause: type[BaseException], *args: object) -> Callable[[], Exception]:

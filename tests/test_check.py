@@ -1,4 +1,4 @@
-"""The command `check`: each fault is named where it is, and what depends on it is skipped."""
+"""The command `check`: a fault is reported at its step, and the steps that need it are skipped."""
 
 import io
 import os
@@ -153,7 +153,7 @@ async def test_every_step_is_printed_when_all_is_well():
     assert re.fullmatch(r"ok 3 currencies for 2021-05-18 in \d+ ms", found["bank past"])
     assert text.endswith("\n\n7 ok, 0 failed, 1 skipped.\n")
     assert bank.asked == [date(2021, 6, 15), date(2021, 5, 18)]
-    # It has sent a heartbeat itself, and taken leave.
+    # It has sent a heartbeat itself, and a close frame.
     assert peers[0].close_code == 1000
 
 

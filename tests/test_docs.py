@@ -1,4 +1,4 @@
-"""What the documents say is so: the tests that TASK.md names exist, the settings are all told."""
+"""The documents match the code: tests, settings, commands, metrics, events."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The fake sources are as the true ones are known to be."""
+"""The fake sources behave like the real ones."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""`FrameCutter` and `client_frames` against plain wsproto, whose word on RFC 6455 counts."""
+"""`FrameCutter` and `client_frames` against plain wsproto as the oracle of RFC 6455."""
 
 import os
 import random

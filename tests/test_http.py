@@ -1,4 +1,4 @@
-"""One GET: what comes back, what is refused, and that no text tells a secret."""
+"""One GET: answers, failures, and no secret in any text."""
 
 import logging
 import ssl
@@ -182,7 +182,7 @@ async def test_a_request_can_be_cancelled_and_made_again(fault):
         assert (await client.get(url, DAY, HEADERS)).status == 200
 
 
-# Where nobody answers.
+# No answer.
 
 
 async def failure_of(url, tls=TLS):

@@ -1,4 +1,4 @@
-"""The live view: what it says, and that it draws over itself."""
+"""The live view: its lines, and that it redraws in place."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""The log: JSON for machines, a console for people, and a reader that can do nothing to us."""
+"""The log: JSON for machines, a console for people, and readers that stall or leave."""
 
 import errno
 import io
@@ -147,7 +147,7 @@ def test_behind_ten_lines_of_a_kind_in_a_minute_there_is_none_for_a_minute(waits
     assert not limit.take_held()
 
 
-# Whoever reads it.
+# The reader.
 
 
 class Reader:

@@ -44,7 +44,7 @@ DATE = "2021-05-18T21:32:42.412Z"
 
 
 def read(frame: bytes) -> Heartbeat | Request | Refused | Unreadable:
-    """What comes of a frame: anything else that is raised fails the test."""
+    """The result of a frame; any other exception fails the test."""
     try:
         return decode(frame)
     except (Refused, Unreadable) as problem:
@@ -131,7 +131,7 @@ def test_the_table_names_each_row_once_and_says_truly_which_are_texts():
 
 
 def test_nothing_in_the_table_takes_long():
-    """A bomb takes seconds to days; a frame of the table a few milliseconds on a slow machine."""
+    """A frame of the table takes milliseconds at most; a bomb would take seconds to days."""
 
     def seconds(frame: bytes) -> float:
         began = time.perf_counter()
@@ -726,7 +726,7 @@ def test_how_an_input_is_quoted(text: str | bytes, harmless: str):
         assert quoted(text) == f"'{harmless}'"
 
 
-# One stake, all the way.
+# One stake from frame to reply.
 
 
 @given(st.decimals(-(10**14), 10**14, places=5, allow_nan=False))

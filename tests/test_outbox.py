@@ -1,4 +1,4 @@
-"""The outbox: what goes first, what outlives a link, and that nothing vanishes unsaid."""
+"""The outbox: the order of replies, what outlives a connection, and what is undelivered."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""What there is to see: whether the service is ready and why, its last minutes, all at a glance."""
+"""Readiness, the history, and the data of the status page."""
 
 from datetime import timedelta
 

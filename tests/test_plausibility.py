@@ -1,4 +1,4 @@
-"""Which quotes cannot be true. The oracle is the history of the ECB itself.
+"""Implausible quotes. The oracle is the ECB's own history.
 
 `scripts/measure_plausibility.py` judges all of it, and measures which errors are caught.
 """
@@ -128,7 +128,7 @@ def test_a_gross_error_is_found_by_the_levels(name, quotes, wrong, euro):
 
 
 def test_a_table_that_is_mostly_wrong_is_wrong_as_a_whole():
-    """And so is what could be true of it: a dollar at 0.82."""
+    """Its plausible quotes are refused as well: a dollar at 0.82."""
     quotes = {code: Decimal(units) for code, units in TRUE.items()} | {"HUF": Decimal("350.6")}
     assert wrong_in({code: str(1 / units) for code, units in quotes.items()})[1]
     assert wrong_in({code: str(units / 10) for code, units in quotes.items()})[1]

@@ -1,4 +1,4 @@
-"""The real process: its commands, its exit codes, its signals, and what an operator reads."""
+"""The real process: its commands, exit codes, signals and output."""
 
 import fcntl
 import json
@@ -221,7 +221,7 @@ def test_a_reader_who_leaves_the_demo_ends_it_without_a_traceback(tmp_path):
 
 
 def test_a_second_signal_ends_a_stop_that_still_waits(tmp_path):
-    """After the first the request in flight would wait a minute for a source that is silent."""
+    """After the first signal the request in flight waits for a source without an answer."""
 
     async def script(peer: FeedPeer) -> None:
         await peer.accept()

@@ -1,4 +1,4 @@
-"""The public face, used as an outsider would use it."""
+"""The public API, used from outside."""
 
 import os
 import subprocess

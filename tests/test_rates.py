@@ -1,4 +1,4 @@
-"""The tables of days: what is served, for how long, and how many are kept."""
+"""The day-tables: which are used, for how long, and how many are kept."""
 
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal

@@ -1,4 +1,4 @@
-"""One connection: the heartbeat of heartbeats, the watchdog, the replies, the stop."""
+"""One connection: the heartbeats, the watchdog, the replies, the stop."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -112,7 +112,7 @@ async def test_a_heartbeat_missed_in_a_stall_is_not_sent_later(mock_clock):
 
 
 async def go_on(clock: trio.testing.MockClock, seconds: float) -> None:
-    """Let time pass as it does when nobody stalls."""
+    """Let time pass without a stall."""
     clock.autojump_threshold = 0
     await trio.sleep(seconds)
     clock.autojump_threshold = inf
@@ -264,7 +264,7 @@ async def test_a_session_without_a_heartbeat_has_proved_nothing(autojump_clock):
 
 
 def arrive(life: Life, data: bytes) -> None:
-    """Let bytes come while nobody looks: no task runs meanwhile."""
+    """Let bytes arrive while no task runs."""
     life.dial.streams[0].receive_stream.put_data(data)
 
 
@@ -598,7 +598,7 @@ async def test_a_stop_in_the_middle_of_a_write_takes_no_longer(autojump_clock):
 async def test_nothing_leaves_behind_the_close_and_what_came_before_its_answer_is_answered(
     autojump_clock,
 ):
-    """The answers cannot leave any more. They stay in the outbox, and are not lost from sight."""
+    """The answers stay in the outbox."""
 
     async def script(peer: FeedPeer) -> None:
         await peer.accept()

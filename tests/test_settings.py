@@ -1,4 +1,4 @@
-"""The settings: the environment and `.env`, every fault told at once, and no secret told at all."""
+"""The settings: the environment and `.env`, every problem reported, no secret printed."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What holds for every source, whichever it is: a table, a failure, and no secret told.
+"""What holds for every source: a table, a failure, and no secret in any text.
 
 Each is asked on a day that no embedded table will reach for a long time.
 """

@@ -1,4 +1,4 @@
-"""The figures: what is counted is counted right, at every bound."""
+"""The figures are counted correctly, at every bound."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""The status server: its answers without a socket, and what its clients cannot do to us."""
+"""The status server: its answers without a socket, and its limits for clients."""
 
 import errno
 import os
@@ -420,7 +420,7 @@ def test_a_service_that_cannot_listen_ends_with_code_1_and_a_line():
     ]
 
 
-# What clients cannot do.
+# Limits for clients.
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 H2C = (

@@ -1,4 +1,4 @@
-"""The loop around the sessions: when it tries again, what it carries over, how it stops."""
+"""The loop around the sessions: reconnects, replies carried over, the stop."""
 
 import random
 from collections.abc import AsyncIterator, Callable

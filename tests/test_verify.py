@@ -1,4 +1,4 @@
-"""The command `verify`: every line is recomputed, and none that was altered passes.
+"""The command `verify`: every line is recomputed, and every altered one is found.
 
 The oracle of the chain is `forged`: hashlib and json alone.
 """

@@ -1,4 +1,4 @@
-"""The whole service in a hostile world, on a virtual clock: see `run.simulate`."""
+"""The whole service against hostile peers and sources, on a virtual clock: see `run.simulate`."""
 
 from .injected_bugs import INJECTED_BUGS
 from .run import Report, simulate

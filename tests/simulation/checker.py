@@ -1,14 +1,13 @@
-"""The invariants, judged on the trace of a run.
+"""The invariants, checked on the trace of a run.
 
-What "answered" means. A request has surely been received when its last byte was
-read from a link that was still up at a later instant, before the stop. A reply
-has left once the system has taken the last byte of its frame; more no sender can
-know. So a reply may be lost in a link that dies with the bytes under way (at most
-once), but none leaves twice. A reply that has not left when its write is cut short
-must be found at the beginning of the next, on the next link, byte for byte, unless
-it was given up by name. A stream that does not tell how far a write has come
-(TLS) makes one exception: there a write that was cut short counts as a whole, so
-the peer may see a second copy of the replies in its front (at least once).
+Definitions. A request counts as received if its last byte was read from a connection
+that was still up at a later instant, before the stop. A reply has left once the
+system has taken the last byte of its frame. So a reply may be lost in a connection
+that breaks with the bytes under way, but none leaves twice (at most once). A reply
+that has not left when its write is cut short must begin the next connection, byte
+for byte, unless it was reported as undelivered. TLS is the exception, because the
+stream does not show how far a write has come: there the whole write is repeated, so
+the peer may get its first replies twice (at least once).
 """
 
 import re
@@ -32,10 +31,10 @@ from .wire import CLOSE, PONG, TEXT, Wire, Write
 TOLERANCE: Final = 1e-3  # s; on a virtual clock nothing takes time but waiting
 GRACE: Final = 0.1  # s to read what has arrived, then the peer is silent
 OPEN_WITHIN: Final = 5.0
-WRITE_WITHIN: Final = 2.0 * 9 / 8  # it is looked at eight times, and begins between two looks
+WRITE_WITHIN: Final = 2.0 * 9 / 8  # s: it is polled eight times, and begins between two polls
 CLOSE_WITHIN: Final = 1.0
 LOOK: Final = 1.1  # that period is looked at in tenths, and one of them may be repeated
-EXCUSE: Final = 0.25  # s of a stall of our own from which on a silent peer gets a period more
+EXCUSE: Final = 0.25  # s: after a longer stall of our own a silent peer gets another period
 PROOF: Final = 5.0  # s up
 BLIP: Final = 0.1
 EAGER: Final = 1.0
@@ -44,7 +43,7 @@ FORBIDDEN: Final = (30.0, 33.0)
 # s, and how many dials follow a dial within them at most: 7 are usual after a first
 # failure, and full jitter makes 16 of them in one case of some ten million.
 STORM: Final = (5.0, 16)
-STOPPED: Final = "the service stopped"  # why a reply is given up
+STOPPED: Final = "the service stopped"  # why a reply is undelivered
 HEARTBEAT: Final = b'{"type":"heartbeat"}'
 
 _ONE: Final = Decimal(1)
@@ -55,7 +54,7 @@ _ERROR: Final = re.compile(
 
 @attrs.frozen
 class Batch:
-    """A write that held replies: their frames, and how many of these have left.
+    """A write with replies: their frames, and how many of these have left.
 
     It was taken from the queue at trio time `taken` at the earliest, and began `at`.
     """
@@ -67,7 +66,7 @@ class Batch:
 
 
 class Checker:
-    """Judges one trace; what it finds goes there."""
+    """Checks one trace and adds the violations to it."""
 
     def __init__(
         self,
@@ -125,17 +124,17 @@ class Checker:
             self._check_goodbye(attempt)
 
     def _check_drain(self) -> None:
-        """What came before the stop is given up by it only when the time for it is over."""
+        """The stop discards requests from before it only after the drain timeout."""
         came, asks = self._came(), self._asks()
         late = {ask.id for number, ask in asks.items() if came[number] >= self._stop_at - TOLERANCE}
         over = self._stop_at + self._settings.drain_timeout - TOLERANCE
         for key, times in self._trace.undelivered.items():
             for at, why in times:
                 if why == STOPPED and at < over and key not in late:
-                    self._complain(f"{key} was given up {over - at:.2f} s too soon", at)
+                    self._complain(f"{key} was undelivered {over - at:.2f} s too soon", at)
 
     def _check_goodbye(self, attempt: Attempt) -> None:
-        """A link that was up until the stop is closed as RFC 6455 has it, if the peer reads."""
+        """A connection that is up at the stop is closed as in RFC 6455, if the peer reads."""
         if attempt.end is None or attempt.end.cause.reason != "stopped" or attempt.up is None:
             return
         assert attempt.wire is not None
@@ -144,20 +143,20 @@ class Checker:
         self._check_close(attempt, attempt.wire, 1001)
 
     def _check_violation(self, attempt: Attempt, wire: Wire) -> None:
-        """A peer who broke the protocol is told so by a close (RFC 6455, 7.1.7), if it reads."""
+        """A protocol violation is answered by a close (RFC 6455, 7.1.7), if the peer reads."""
         cause = attempt.end.cause if attempt.end is not None else None
         if cause is not None and cause.reason in ("protocol-error", "oversized") and cause.code:
             self._check_close(attempt, wire, cause.code)
 
     def _check_close(self, attempt: Attempt, wire: Wire, code: int) -> None:
-        """One close frame with this code left, unless a write was held up, or refused."""
+        """One close frame with this code left, unless a write was stalled or refused."""
         closes = [f for write in wire.writes for f in write.frames if f.opcode == CLOSE]
         last = wire.writes[-2:]
         held_up = any(write.ended != write.at or not write.done for write in last)
         if not held_up and [frame.payload[:2] for frame in closes] != [code.to_bytes(2)]:
             self._complain(f"the link was closed by {closes}, not {code}", attempt.lost)
 
-    # The opening and the reconnect.
+    # Connects and reconnects.
 
     def _check_dials(self) -> None:
         dials = [attempt.began for attempt in self._trace.attempts]
@@ -166,7 +165,7 @@ class Checker:
             if last - first < span:
                 self._complain(f"{most + 1} dials in {last - first:.2f} s", last)
                 break
-        failures = EAGER_WAITS  # since the last link that had proved itself
+        failures = EAGER_WAITS  # since the last proven connection
         for before, after in zip(self._trace.attempts, self._trace.attempts[1:], strict=False):
             failures = 0 if _has_proved(before) else failures + 1
             self._check_wait(before, after, failures)
@@ -200,10 +199,10 @@ class Checker:
         if opened - attempt.began > OPEN_WITHIN + stalled + TOLERANCE:
             self._complain(f"an opening took {opened - attempt.began:.2f} s", opened)
 
-    # The life of a link.
+    # Open connections.
 
     def _check_refresh(self, attempt: Attempt, wire: Wire, up: float) -> None:
-        """No link lives on without a heartbeat, nor behind a fatal error of the peer."""
+        """A connection ends without heartbeats, and after a fatal error of the peer."""
         trace = self._trace
         closed = wire.closed if wire.closed is not None else inf
         fatal = next((at for at, mark in wire.read if mark.kind == "fatal"), inf)
@@ -223,7 +222,7 @@ class Checker:
             self._complain(f"the link lived on for {closed - fatal:.2f} s after its end", fatal)
 
     def _check_staleness(self, attempt: Attempt, wire: Wire, up: float) -> None:
-        """A link called stale has been without a heartbeat for the timeout, read or unread."""
+        """A stale connection has had no heartbeat for the timeout, read or unread."""
         lost = attempt.lost
         if lost is None or attempt.end is None or attempt.end.cause.reason != "stale":
             return
@@ -235,13 +234,13 @@ class Checker:
             self._complain(f"called stale, and was never silent for over {silence:.2f} s", lost)
 
     def _check_heartbeats_sent(self, attempt: Attempt, wire: Wire, up: float, lost: float) -> None:
-        """One a period, as soon as the link is up, but for the time that a write is held up."""
+        """One a period from the open on, except while a write is stalled."""
         sent = [
             write.at
             for write in wire.writes
             if any(frame.payload == HEARTBEAT for frame in write.frames)
         ]
-        # The first at once: as if there had been one a period before the opening.
+        # The first is due at once.
         before = [up - self._settings.heartbeat_interval, *sent]
         for one, other in zip(before, [*sent, lost], strict=True):
             bound = self._settings.heartbeat_interval + TOLERANCE
@@ -259,12 +258,12 @@ class Checker:
                 self._complain(f"a write hung for {ended - write.at:.2f} s", write.at)
 
     def _check_pongs(self, attempt: Attempt, wire: Wire) -> None:
-        """Each ping is answered, in order, unless a write is held up."""
+        """Each ping is answered, in order, unless a write is stalled."""
         pongs = [
             frame.payload
             for write in wire.writes
             for frame in write.frames
-            if frame.opcode == PONG and write.taken  # what was refused whole may come twice
+            if frame.opcode == PONG and write.taken  # a write of no byte may be repeated
         ]
         pings = [mark.what for _, mark in wire.read if mark.kind == "ping"]
         if not _is_subsequence(pongs, pings):
@@ -288,7 +287,7 @@ class Checker:
         return settled + 1e-9 < min(fatal, lost, self._stop_at)
 
     def _batches(self) -> Iterator[Batch]:
-        """Every write that held replies, in their order."""
+        """Every write with replies, in order."""
         for attempt in self._trace.attempts:
             before: Write | None = None
             for write in attempt.wire.writes if attempt.wire is not None else ():
@@ -320,7 +319,7 @@ class Checker:
             owed.extendleft(frame for frame in refused if not _is_overloaded(frame))
 
     def _check_accounts(self) -> None:
-        """Each request surely received has one reply that left, or one that was given up."""
+        """Each request received has one reply that left, or one undelivered."""
         trace = self._trace
         sure: Counter[str] = Counter()
         perhaps: Counter[str] = Counter()
@@ -341,7 +340,7 @@ class Checker:
         for key in {*perhaps, *trace.made, *trace.undelivered, *left}:
             made = len(trace.made.get(key, ()))
             undelivered = len(trace.undelivered.get(key, ()))
-            figures = f"{made} made, {left[key]} left, {undelivered} given up"
+            figures = f"{made} made, {left[key]} left, {undelivered} undelivered"
             if not sure[key] <= left[key] + undelivered <= perhaps[key]:
                 self._complain(f"request {key}: {sure[key]} to {perhaps[key]} received, {figures}")
             if left[key] > made or left[key] + undelivered < made:
@@ -374,7 +373,7 @@ class Checker:
         }
 
     def _check_replies(self) -> None:
-        """Every good reply says what it must, byte for byte."""
+        """Every conversion is correct, byte for byte."""
         asks, came = self._asks(), self._came()
         for batch in self._batches():
             for frame in batch.replies:
@@ -424,7 +423,7 @@ class Checker:
             self._complain(f"{stake} is none of {sorted(wanted)[:4]}: {reply}", at)
 
     def _check_refusals(self) -> None:
-        """No refusal without cause, none too late; no conversion of what came after the stop."""
+        """Each refusal has a cause and is in time; nothing after the stop is converted."""
         trace = self._trace
         came, asks = self._came(), self._asks()
         by_id: dict[str, list[Ask]] = {}
@@ -448,9 +447,9 @@ class Checker:
             case "converted":
                 return bool(kinds & {"rate", "euro"})
             case "unknown-currency":
-                return "unknown" in kinds or "lacking" in self._moods(at)
+                return "unknown" in kinds or "lacking" in self._states(at)
             case "unavailable":
-                return bool(kinds & {"rate", "unknown"}) and self._moods(at) != {"up"}
+                return bool(kinds & {"rate", "unknown"}) and self._states(at) != {"up"}
             case "overloaded":
                 return bool(kinds & {"rate", "unknown"})
             case "stopping":
@@ -460,27 +459,27 @@ class Checker:
             case _:
                 return "bad" in kinds
 
-    def _moods(self, at: float) -> set[str]:
-        """The moods of the sources, lately enough to bear on a reply."""
+    def _states(self, at: float) -> set[str]:
+        """The sources' states that can have affected a reply."""
         # A fetch may take the deadline, a failure is remembered for 5 s, stalls come on top.
         since = at - 20.0
-        moods = {mood for source in self._sources for mood in source.faults.during(since, at)}
+        states = {state for source in self._sources for state in source.faults.during(since, at)}
         if self._trace.stalled(since, at):
-            moods.add("stalled")  # a fetch may have run out of time for it
+            states.add("stalled")  # a fetch may have run out of time for it
         # A table without some of the currencies is kept as long as any other.
-        before = {mood for source in self._sources for mood in source.faults.during(0.0, at)}
-        return moods | (before & {"lacking"})
+        before = {state for source in self._sources for state in source.faults.during(0.0, at)}
+        return states | (before & {"lacking"})
 
 
 def _has_proved(attempt: Attempt) -> bool:
-    """Whether the link has been up for long enough, and a heartbeat came on it."""
+    """Whether the connection was up long enough and had a heartbeat."""
     if attempt.end is None or attempt.wire is None or attempt.end.uptime < PROOF:
         return False
     return any(mark.kind == "beat" for _, mark in attempt.wire.read)
 
 
 def _held_up(wire: Wire, begin: float, end: float) -> float:
-    """Seconds of a span of time during which a write was not taken."""
+    """Seconds within a span of time during which a write was stalled."""
     return sum(
         max(0.0, min(write.ended, end) - max(write.at, begin))
         for write in wire.writes

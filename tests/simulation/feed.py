@@ -1,4 +1,4 @@
-"""The feed at its worst: a plan for each connection, from the dial to the bitter end."""
+"""A faulty feed: a plan for each connection, from the dial to the end."""
 
 import base64
 import hashlib
@@ -31,7 +31,7 @@ from .wire import (
     server_frame,
 )
 
-# What a connection meets, by the faults it is dialled in, and how often that is.
+# What happens to a connection, by the state in which it is dialled, and with which weight.
 MOODS: Final = {
     "calm": 9,
     "flaky": 5,
@@ -43,7 +43,7 @@ MOODS: Final = {
 }
 BEAT: Final = 1.0  # s, the peer's own
 
-Piece = tuple[bytes, Mark | None]  # a message, framed, and what it means to the judge
+Piece = tuple[bytes, Mark | None]  # a message, framed, and its meaning for the checker
 
 GARBAGE: Final = b"\xc3\x28\x00garbage"
 CODES: Final = (
@@ -57,9 +57,9 @@ FAILED_UPGRADES: Final = (
     *("garbage", "wrong accept", "drip"),
 )
 
-FADES: Final = 0.08  # how often a link does not end but fades away
+FADES: Final = 0.08  # share of connections that go silent instead of ending
 
-# Ends of an open link. What comes behind a fatal frame must not matter.
+# Ends of an open connection. Bytes after a fatal frame must be ignored.
 ENDS: Final = {
     "silence": 2,
     "fragments without end": 1,
@@ -109,16 +109,16 @@ class Feed:
                 trace.complain("a link is dialled while another is open")
         attempt = Attempt(trio.current_time())
         trace.attempts.append(attempt)
-        mood, _ = self._faults.at(attempt.began)
-        trace.note("dial", mood=mood)
+        state, _ = self._faults.at(attempt.began)
+        trace.note("dial", state=state)
         trace.on("dial")
-        if mood == "outage":
+        if state == "outage":
             await self._fail_to_dial()
         elif chance.random() < 0.5:
             await trio.sleep(chance.uniform(0, 0.3))
         else:
             await trio.lowlevel.checkpoint()
-        peer = ScriptedPeer(chance, mood, self._most_asks, self._traffic, attempt, trace)
+        peer = ScriptedPeer(chance, state, self._most_asks, self._traffic, attempt, trace)
         pieces = chance.randrange(1, 200) if chance.random() < 0.1 else 65536
         wire = attempt.wire = Wire(peer, pieces, trace.complain, self._hook)
         self.kernel.add(wire)
@@ -150,14 +150,14 @@ class ScriptedPeer:
     def __init__(
         self,
         chance: random.Random,
-        mood: str,
+        state: str,
         most_asks: float,
         traffic: Traffic,
         attempt: Attempt,
         trace: Trace,
     ) -> None:
         self._chance = chance
-        self._mood = mood
+        self._state = state
         self._asks = chance.uniform(0, most_asks)
         self._traffic = traffic
         self._attempt = attempt
@@ -172,7 +172,7 @@ class ScriptedPeer:
     def begin(self, now: float, request: bytes) -> Iterator[Segment]:
         """See `wire.Peer`."""
         self._clock = now
-        if self._mood in ("gate", "forbidden") or self._chance.random() < 0.02:
+        if self._state in ("gate", "forbidden") or self._chance.random() < 0.02:
             yield from self._fail_the_upgrade(now + self._latency, request)
             return
         at = now + self._latency
@@ -199,7 +199,7 @@ class ScriptedPeer:
     def _fail_the_upgrade(self, at: float, request: bytes) -> Iterator[Segment]:
         chance = self._chance
         kind = chance.choice(FAILED_UPGRADES)
-        if self._mood == "forbidden":
+        if self._state == "forbidden":
             kind = "status"
         self._trace.fault(f"upgrade: {kind}")
         response = _accept(request)
@@ -226,7 +226,7 @@ class ScriptedPeer:
     def _refusal(self, at: float) -> Segment:
         chance = self._chance
         status = chance.choice((200, 301, 400, 404, 429, 500, 502, 503))
-        if self._mood == "forbidden":
+        if self._state == "forbidden":
             status = chance.choice((401, 403))
             self._attempt.forbidden = True
         head = f"HTTP/1.1 {status} No\r\nContent-Length: 2\r\n"
@@ -239,9 +239,9 @@ class ScriptedPeer:
     # The open link.
 
     def _set_uplink(self, at: float) -> None:
-        """How well the peer takes what it is sent."""
+        """How fast the peer reads."""
         chance = self._chance
-        if self._mood != "sluggish" and chance.random() < 0.9:
+        if self._state != "sluggish" and chance.random() < 0.9:
             return
         capacity = chance.choice((80, 400, 3000))
         turn = at + chance.uniform(0, 8)
@@ -260,7 +260,7 @@ class ScriptedPeer:
                 self.uplink = Uplink(breaks_after=chance.randrange(200, 20_000))
 
     def _live(self, at: float) -> Iterator[Segment]:
-        """Heartbeats, requests and trifles, until the end of this link."""
+        """Heartbeats, requests and other messages, until the end of this connection."""
         chance = self._chance
         ends = at + {
             "calm": chance.expovariate(1 / 40),
@@ -268,13 +268,13 @@ class ScriptedPeer:
             "sluggish": chance.expovariate(1 / 15),
             "storm": chance.uniform(0, 0.05),
             "outage": chance.expovariate(1 / 3),
-        }.get(self._mood, 1.0)
-        if self._mood == "storm":
+        }.get(self._state, 1.0)
+        if self._state == "storm":
             self._trace.fault("accept, then close")
         gaps = self._gaps()
         beat = at + (next(gaps) if chance.random() < 0.3 else 0.0)
         # Some, or a peer that takes little would never be full.
-        asks = max(self._asks, 5.0 if self._mood == "sluggish" else 0.01)
+        asks = max(self._asks, 5.0 if self._state == "sluggish" else 0.01)
         ask = at + chance.expovariate(asks)
         while True:
             now = min(beat, ask)
@@ -282,7 +282,7 @@ class ScriptedPeer:
                 if chance.random() > FADES:
                     yield from self._end(ends)
                     return
-                # It goes on asking, but beats no more, and takes next to nothing.
+                # It sends requests but no heartbeats, and reads next to nothing.
                 self._trace.fault("end: fades")
                 self.uplink = Uplink(80, turns_at=ends, then=chance.uniform(10, 60))
                 beat = ends = inf
@@ -332,7 +332,7 @@ class ScriptedPeer:
         chance = self._chance
         dice = chance.random()
         # A pong is what may want to follow a write that was cut short.
-        if dice < 0.05 or (self._mood == "sluggish" and dice > 0.8):
+        if dice < 0.05 or (self._state == "sluggish" and dice > 0.8):
             payload = chance.randbytes(chance.randrange(20))
             return server_frame(PING, payload), Mark("ping", payload)
         if dice < 0.07:
@@ -346,7 +346,7 @@ class ScriptedPeer:
         return self._fragmented(ask.text.encode()), Mark("ask", ask)
 
     def _fragmented(self, text: bytes) -> bytes:
-        """The frame of a text; now and then in two, with a pong that nobody asked for between."""
+        """The frame of a text; sometimes two, with an unsolicited pong between."""
         chance = self._chance
         if chance.random() > 0.03:
             return server_frame(TEXT, text)
@@ -381,7 +381,7 @@ class ScriptedPeer:
     def _end(self, at: float) -> Iterator[Segment]:
         chance = self._chance
         at = max(at + self._latency, self._clock)
-        ends = ENDS if self._mood != "storm" else {"reset": 1, "fin": 1, "close": 3}
+        ends = ENDS if self._state != "storm" else {"reset": 1, "fin": 1, "close": 3}
         kind = chance.choices(list(ends), list(ends.values()))[0]
         frame = server_frame(TEXT, b'{"type":"message","id":1}')
         cut = chance.randrange(1, len(frame))
@@ -389,7 +389,7 @@ class ScriptedPeer:
             self._trace.fault(f"end: {kind}")
         match kind:
             case "half-open":
-                # Whatever is written goes nowhere, or is not even taken.
+                # What is written is lost, or is not even taken.
                 then = chance.choice((inf, 0.0))
                 self.uplink = Uplink(chance.choice((80, 3000)), turns_at=at, then=then)
             case "fragments without end":
@@ -424,7 +424,7 @@ class ScriptedPeer:
             yield Segment(at + 0.05, end="fin")
 
     def hear_close(self, now: float) -> Iterator[Segment]:
-        """See `wire.Peer`: an answer as it should be, or none, or something else."""
+        """See `wire.Peer`: a correct answer, none, or a wrong one."""
         chance = self._chance
         at = max(now + self._latency, self._whole_at)  # no frame may stand within another
         kind = chance.choices(("answers", "does not answer", "resets", "pings"), (6, 1, 1, 2))[0]
@@ -476,5 +476,5 @@ def _fragments(at: float) -> Iterator[Segment]:
 
 
 def _fatal(at: float, data: bytes, name: str, *, end: Literal["", "fin", "reset"] = "") -> Segment:
-    """A segment that must be the end of the link as soon as it has been read."""
+    """A segment that must end the connection as soon as it is read."""
     return Segment(at, data, ((len(data), Mark("fatal", name)),), end)

@@ -1,4 +1,4 @@
-"""Bugs to inject, one at a time: a simulation that finds none of them proves nothing."""
+"""Bugs to inject one at a time, to prove that the simulation finds them."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -20,7 +20,7 @@ from ratebridge.supervisor import OpenLink, Supervisor
 
 @contextmanager
 def watchdog_reset_by_any_message() -> Iterator[None]:
-    """A peer without heartbeats, but with requests, is taken for alive."""
+    """Any message resets the heartbeat timeout."""
     receive = Session._receive
 
     async def receive_and_believe(self: Session) -> None:
@@ -39,14 +39,14 @@ def watchdog_reset_by_any_message() -> Iterator[None]:
 
 @contextmanager
 def reply_lost_on_reconnect() -> Iterator[None]:
-    """What was being written when the link went down is forgotten."""
+    """The replies being written when the connection is lost are dropped."""
     with patch.object(Write, "texts_taken", lambda self: len(self.texts)):
         yield
 
 
 @contextmanager
 def polite_close_on_a_stale_link() -> Iterator[None]:
-    """A silent peer is told goodbye, and waited for."""
+    """A stale connection is closed by a close frame, and its answer waited for."""
     run = Session.run
 
     async def run_politely(self: Session) -> SessionEnd:
@@ -61,7 +61,7 @@ def polite_close_on_a_stale_link() -> Iterator[None]:
 
 @contextmanager
 def backoff_reset_at_connect() -> Iterator[None]:
-    """A link that opens counts as proof of life."""
+    """Every open resets the back-off."""
     init = Supervisor.__init__
 
     def init_hopefully(
@@ -80,7 +80,7 @@ def backoff_reset_at_connect() -> Iterator[None]:
 
 @contextmanager
 def cut_write_does_not_poison() -> Iterator[None]:
-    """After a write that was cut short the next one goes as if nothing had been."""
+    """Further writes follow one that was cut short."""
     write = LinkStream._write
 
     async def write_and_forget(self: LinkStream, piece: Write) -> None:
@@ -93,7 +93,7 @@ def cut_write_does_not_poison() -> Iterator[None]:
 
 @attrs.frozen
 class InjectedBug:
-    """A bug, and a part of the line that convicts it."""
+    """A bug, and a part of the violation that it causes."""
 
     inject: Callable[[], AbstractContextManager[None]]
     convicts: str

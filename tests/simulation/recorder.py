@@ -1,4 +1,4 @@
-"""The service's own report of itself, into the trace; and watches on its bounds."""
+"""An observer that writes to the trace, and checks of the queues' bounds."""
 
 from collections.abc import Callable, MutableMapping, Sequence
 from datetime import date, datetime
@@ -25,7 +25,7 @@ from .traffic import number_of
 
 
 class Recorder(Journal):
-    """A journal whose log goes into the trace, and which keeps there what is to be judged."""
+    """A journal that writes its log and what the checker needs to the trace."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class Recorder(Journal):
         now = trio.current_time()
         key = message_id.decode()
         self._trace.undelivered.setdefault(key, []).append((now, why))
-        self._trace.faults[f"given up: {why}"] += 1
+        self._trace.faults[f"undelivered: {why}"] += 1
         made = self._trace.made.get(key, ())
         assert self.outbox is not None
         if not (
@@ -118,7 +118,7 @@ class Recorder(Journal):
             or any(reply.kind == "overloaded" for reply in made)
             or any(reply.at <= now - outbox_module.OLDEST_REPLY + 1e-6 for reply in made)
         ):
-            self._trace.complain(f"the reply {key} is given up without need ({why})")
+            self._trace.complain(f"the reply {key} is undelivered without need ({why})")
 
     # The rates.
 
@@ -155,7 +155,7 @@ class Recorder(Journal):
 
 
 def watched_outbox(trace: Trace, recorder: Recorder) -> type[Outbox]:
-    """An outbox that is looked at whenever it grows."""
+    """An outbox whose bounds are checked whenever it grows."""
 
     class WatchedOutbox(Outbox):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -171,7 +171,7 @@ def watched_outbox(trace: Trace, recorder: Recorder) -> type[Outbox]:
 
 
 def watched_bridge(trace: Trace, recorder: Recorder) -> type[Bridge]:
-    """A bridge that is looked at after each frame."""
+    """A bridge whose bounds are checked after each frame."""
 
     class WatchedBridge(Bridge):
         def __init__(self, *args: Any, **kwargs: Any) -> None:

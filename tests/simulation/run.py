@@ -1,4 +1,4 @@
-"""One simulation: the whole service in a hostile world, on a virtual clock, from one seed."""
+"""One simulation: the whole service under faults, on a virtual clock, from one seed."""
 
 import random
 import traceback
@@ -37,9 +37,9 @@ BEFORE_MIDNIGHT: Final = datetime(2025, 6, 13, 23, 59, 45, tzinfo=UTC)
 
 @attrs.frozen
 class Report:
-    """What came of a seed. `seconds` are simulated; no violations means that all is well.
+    """The result of a seed. `seconds` are simulated.
 
-    `received` are the requests that were read whole, if only by a link on its way out.
+    `received` counts the requests that were read whole, also on a closing connection.
     """
 
     seed: int
@@ -59,7 +59,7 @@ def simulate(
     inject: str | None = None,
     log: Callable[[str], None] | None = None,
 ) -> Report:
-    """Run and judge the simulation of a seed; the same seed brings the same run.
+    """Run and check the simulation of a seed; the same seed gives the same run.
 
     `length` is the time in simulated seconds after which it is stopped at the
     latest, `inject` the name of a bug to inject (see `injected_bugs`). `log` gets a line
@@ -77,7 +77,7 @@ def simulate(
 
 @contextmanager
 def _scheduled_by(seed: int) -> Iterator[None]:
-    """Let trio choose among tasks that are ready by the seed, and not by true chance."""
+    """Let trio choose among ready tasks by the seed instead of at random."""
     from trio._core import _run  # it has no public name; pytest-trio and hypothesis do the same
 
     state = _run._r.getstate()
@@ -93,7 +93,7 @@ _tls_context = cache(app.tls_context)  # 70 ms, and nothing here is encrypted
 
 
 class _Simulation:
-    """The parts of a run, drawn from one source of chance."""
+    """The parts of a run, drawn from one random generator."""
 
     def __init__(self, chance: random.Random, length: float | None, trace: Trace) -> None:
         self._chance = chance
@@ -188,7 +188,7 @@ class _Simulation:
             world_nursery.cancel_scope.cancel()
 
     async def _stall(self) -> None:
-        """Our own loop stands still now and then: the clock goes on, no task does."""
+        """Stall our own loop at times: the clock goes on, no task does."""
         chance = self._chance
         mean = chance.choice((5.0, 20.0, 1e6, 1e6))
         while True:

@@ -1,4 +1,4 @@
-"""Rate sources that are up, down, slow, wrong, used up or hung, as their faults has it."""
+"""Rate sources that are up, down, slow, wrong, used up or hung, by their `Faults`."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from .traffic import KNOWN
 MOST_FETCHES: Final = 8  # at a time (traps, "Numbers that work")
 FAILURE_LIFE: Final = 5.0  # s for which a failure is remembered (sources, "What they share")
 
-# What a source does, and how often it is in that mood.
+# The states of a source, and their weights.
 MOODS: Final = {
     "up": 12,
     "down": 2,
@@ -49,7 +49,7 @@ class Given:
 
 
 class ScriptedSource:
-    """A source whose mood changes. It keeps the tables that it gave, for the oracle."""
+    """A source whose state changes. It keeps the tables that it gave, for the oracle."""
 
     quota: Quota | None = None
     budget = Budget(burst=1000, every=1.0)
@@ -69,25 +69,25 @@ class ScriptedSource:
         self._under_way.add(day)
         self._trace.fetches += 1
         try:
-            await self._be_moody()
+            await self._act()
             return self._table(day, now)
         finally:
             self._under_way.discard(day)
             self._trace.fetches -= 1
 
     def remember(self, day: date) -> None:
-        """The service has given up on this table for now."""
+        """The service has seen this table fail."""
         self._rests_until[day] = trio.current_time() + FAILURE_LIFE
 
-    async def _be_moody(self) -> None:
-        """Wait as long as the mood has it; raises for most of them."""
+    async def _act(self) -> None:
+        """Wait as long as the state requires; raises in most states."""
         chance = self._chance
         now = trio.current_time()
-        mood, until = self.faults.at(now)
-        if mood != "up":
-            self._trace.fault(f"source: {mood}")
-        await trio.sleep(chance.uniform(1, 8) if mood == "slow" else chance.uniform(0.01, 0.3))
-        match mood:
+        state, until = self.faults.at(now)
+        if state != "up":
+            self._trace.fault(f"source: {state}")
+        await trio.sleep(chance.uniform(1, 8) if state == "slow" else chance.uniform(0.01, 0.3))
+        match state:
             case "down":
                 raise SourceFailed("unreachable", "could not be reached", again=True)
             case "error 500":

@@ -1,4 +1,4 @@
-"""What happened in one simulation: written while it runs, judged when it is over."""
+"""The trace of one simulation: written while it runs, checked when it is over."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from .wire import Wire
 
 @attrs.define(eq=False)
 class Attempt:
-    """One try at a link, from the dial to its end. Times are trio's; None: it never came so far."""
+    """One attempt, from the dial to the end. Times are trio's; None: not reached."""
 
     began: float
     wire: Wire | None = None

@@ -1,4 +1,4 @@
-"""What the feed asks, and what may be answered: an oracle that shares no code with the service."""
+"""The feed's requests and the allowed replies: an oracle that shares no code with the service."""
 
 import json
 import random
@@ -78,7 +78,7 @@ class Traffic:
         return ask
 
     def junk(self) -> tuple[bytes, str]:
-        """A text that nobody can be answered for, and the name that the service gives its fault."""
+        """A text that cannot be answered, and the service's word for the reason."""
         return self._chance.choice(
             (
                 (b"not json", "not-json"),

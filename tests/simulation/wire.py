@@ -1,9 +1,9 @@
-"""A connection in memory: TCP as far as it matters here, and a script for a peer at its far end.
+"""A connection in memory: a simple TCP with a scripted peer.
 
-The peer is no task of the loop. What it sends is a series of segments, each with
-the time of its arrival; what it takes goes into a buffer that drains at a given
-rate. So the peer lives on while our own loop stands still, as a peer on another
-machine does, and its heartbeats lie in the buffer when we wake.
+The peer is not a task of the loop. It sends a series of segments, each with the time
+of its arrival, and reads through a buffer that drains at a given rate. So the peer
+goes on while our own loop is stalled, like a peer on another machine, and its
+heartbeats are in the buffer afterwards.
 """
 
 import errno
@@ -34,7 +34,7 @@ MarkKind = Literal["beat", "ask", "junk", "ping", "fatal"]
 
 @attrs.frozen
 class Mark:
-    """What has come in whole once a certain byte has: a heartbeat, a request, a fatal error."""
+    """What is complete with a certain byte: a heartbeat, a request, a fatal error."""
 
     kind: MarkKind
     what: Any = None
@@ -74,11 +74,11 @@ class Peer(Protocol):
     uplink: Uplink
 
     def begin(self, now: float, request: bytes) -> Iterator[Segment]:
-        """All that the peer sends of its own, from the upgrade request on."""
+        """Begin to send, on the upgrade request."""
         ...
 
     def hear_close(self, now: float) -> Iterable[Segment]:
-        """What it sends when it is told goodbye."""
+        """Answer a close frame."""
         ...
 
 
@@ -301,7 +301,7 @@ class Wire(trio.socket.SocketType):
         return data
 
     def _meet_the_end(self) -> None:
-        """Nothing more will be read: what lies unread is lost, but for the news of the end."""
+        """Discard unread data; only the end itself is left to read."""
         now = trio.current_time()
         self.read.extend((now, mark) for _, mark in self._unread if mark.kind == "fatal")
         self._unread.clear()
@@ -385,11 +385,11 @@ class Wire(trio.socket.SocketType):
         if uplink.rate == 0:
             return uplink.turns_at
         excess = self._level + max(1, uplink.capacity // 3) - uplink.capacity
-        # A little later, or a rounding error would have us look in vain.
+        # A little later, because of rounding errors.
         return min(self._level_at + excess / uplink.rate + 1e-6, uplink.turns_at)
 
     def _react(self, write: Write) -> None:
-        """What the peer does about a write that has come to it."""
+        """Let the peer react to a write that has reached it."""
         now = trio.current_time()
         if not self._upgraded:
             self._upgraded = True
@@ -401,7 +401,7 @@ class Wire(trio.socket.SocketType):
             if self._peer.uplink.rate > 0:
                 self._insert(self._peer.hear_close(now))
         elif self._fin:
-            self._insert([Segment(now, end="reset")])  # nobody is there any more
+            self._insert([Segment(now, end="reset")])  # the peer has gone
 
 
 class Sealed(trio.abc.Stream):
@@ -439,7 +439,7 @@ def _as_a_stream() -> Iterator[None]:
         raise trio.BrokenResourceError from None
 
 
-# The seam: what stands between the service and a socket.
+# The replacement of sockets.
 
 
 class Kernel:
