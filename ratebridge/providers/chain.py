@@ -136,8 +136,8 @@ class RateChain:
         """
         today = self._utc_now().date()
         now = trio.current_time()
-        if at_hand := fixed_rate(currency, day) or self._pinned_rate(currency, day, today, now):
-            return at_hand
+        if cached := fixed_rate(currency, day) or self._pinned_rate(currency, day, today, now):
+            return cached
         due: list[Source] = []
         unaware: list[str] = []
         refusals: list[tuple[str, SourceFailed]] = []
