@@ -7,7 +7,6 @@ link is up by then.
 
 from collections.abc import Callable
 from datetime import date, datetime
-from decimal import Decimal
 from typing import Final
 
 import msgspec
@@ -17,7 +16,7 @@ from .conversion import plain, rounded, to_euro
 from .dates import BadDate, rate_day, wire_time
 from .errors import NoRate, Refused, Unreadable
 from .messages import Heartbeat, Request, decode, encode_error, encode_reply
-from .observer import Observer
+from .observer import Conversion, Observer
 from .outbox import Reply
 from .providers.chain import RateChain
 from .rates import Rate
@@ -56,10 +55,10 @@ class Bridge:
         self._waiting_bytes = 0
         self.stopping = False  # set: new requests are refused
         self._settled = trio.Event()
-        self._made: list[tuple[Request, Decimal, Rate | None, datetime, float]] = []
+        self._made: list[Conversion] = []  # and not reported yet
 
     def moment(self) -> Moment:
-        """Now. One for all the frames that were read together: it takes 2 µs."""
+        """Now, for all the frames that were read together."""
         utc = self._utc_now()
         return Moment(trio.current_time(), utc, utc.date(), wire_time(utc))
 
@@ -83,11 +82,14 @@ class Bridge:
         except NoRate as problem:
             return self._refuse(message.id, problem, moment.mono)
 
-    def report(self) -> None:
-        """Tell the observer of the conversions made: the peer need not wait for that."""
-        made, self._made = self._made, []
-        for conversion in made:
-            self._observer.converted(*conversion)
+    def report(self, came: float) -> None:
+        """Tell the observer of the conversions made, whose requests came at `came` (trio time).
+
+        The peer need not wait for that.
+        """
+        if self._made:
+            made, self._made = self._made, []
+            self._observer.converted(made, trio.current_time() - came)
 
     def _answer_now(self, request: Request, moment: Moment) -> Reply | None:
         """The reply, or None when a task was started that waits for the rate. Raises `NoRate`."""
@@ -97,23 +99,22 @@ class Bridge:
             raise NoRate("bad-date", f"date {wire_time(request.instant)} {flaw}") from None
         if self.stopping:
             raise NoRate("stopping", "the service is stopping")
-        came = moment.mono
         if request.currency == "EUR":
-            return self._convert(request, None, came, moment)
-        rate = self._chain.cached_rate(request.currency, day, moment.today, came)
+            return self._convert(request, None, moment)
+        rate = self._chain.cached_rate(request.currency, day, moment.today, moment.mono)
         if rate is not None:
-            return self._convert(request, rate, came, moment)
+            return self._convert(request, rate, moment)
         if self.waiting >= MOST_WAITING or self._waiting_bytes > MOST_WAITING_BYTES:
             raise NoRate("overloaded", "overloaded, too many requests wait for rates")
         self.waiting += 1
-        self._waiting_bytes += len(request.reply)
-        self._nursery.start_soon(self._answer_later, request, day, came, name="request")
+        self._waiting_bytes += _size(request)
+        self._nursery.start_soon(self._answer_later, request, day, moment.mono, name="request")
         return None
 
     async def _answer_later(self, request: Request, day: date, came: float) -> None:
         try:
             rate = await self._chain.rate(request.currency, day)
-            reply = self._convert(request, rate, came, self.moment())
+            reply = self._convert(request, rate, self.moment())
         except NoRate as problem:
             reply = self._refuse(request.id, problem, came)
         except trio.Cancelled:
@@ -124,9 +125,9 @@ class Bridge:
             crash = NoRate("internal-error", "an internal error, see the service's log")
             reply = self._refuse(request.id, crash, came)
         self._deliver(reply)
-        self.report()
+        self.report(came)
         self.waiting -= 1
-        self._waiting_bytes -= len(request.reply)
+        self._waiting_bytes -= _size(request)
         if not self.waiting:
             self._settled.set()
 
@@ -136,15 +137,13 @@ class Bridge:
             self._settled = trio.Event()
             await self._settled.wait()
 
-    def _convert(self, request: Request, rate: Rate | None, came: float, at: Moment) -> Reply:
+    def _convert(self, request: Request, rate: Rate | None, at: Moment) -> Reply:
         if rate is None:
             euro = rounded(request.stake)
         else:
             euro = to_euro(request.stake, rate.units, rate.euro)
-        frame = encode_reply(request, plain(euro), at.wire)
-        now = trio.current_time()
-        self._made.append((request, euro, rate, at.utc, now - came))
-        return Reply(request.id, frame, now)
+        self._made.append((request, euro, rate, at.utc))
+        return Reply(request.id, encode_reply(request, plain(euro), at.wire), at.mono)
 
     def _refuse(self, message_id: bytes, problem: Refused | NoRate, came: float) -> Reply:
         now = trio.current_time()
@@ -152,3 +151,8 @@ class Bridge:
         # "Overloaded" describes this moment; after a reconnect it is no longer true.
         keep = problem.kind != "overloaded"
         return Reply(message_id, encode_error(message_id, problem.text), now, keep)
+
+
+def _size(request: Request) -> int:
+    """The bytes of its reply, roughly."""
+    return sum(map(len, request.reply))

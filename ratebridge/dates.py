@@ -12,6 +12,8 @@ import re
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
+import msgspec
+
 EARLIEST: Final = date(1999, 1, 4)  # the first day for which the ECB published rates
 CLOCK_SKEW: Final = timedelta(minutes=5)  # how far a peer's clock may be ahead of ours
 
@@ -21,6 +23,8 @@ _DATE: Final = re.compile(
     r"([Zz]|[+-](?:[01]\d|2[0-3])(?::?[0-5]\d)?)?)?",
     re.ASCII,
 )
+
+_encode = msgspec.json.Encoder().encode
 
 
 class BadDate(ValueError):
@@ -71,5 +75,6 @@ def rate_day(instant: datetime, now: datetime) -> date:
 
 def wire_time(instant: datetime) -> str:
     """An aware UTC datetime as the wire has it: `2021-05-18T21:32:42.412Z`."""
-    text = instant.isoformat()  # years have four digits; a whole second has no fraction
-    return f"{text[:23]}Z" if instant.microsecond else f"{text[:19]}.000Z"
+    # A whole second has no fraction. `isoformat` takes ten times as long.
+    text = _encode(instant).decode()
+    return f"{text[1:24]}Z" if instant.microsecond else f"{text[1:20]}.000Z"

@@ -43,7 +43,8 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     """A stake to convert. One is made per message, so it is a Struct: attrs costs 2 µs more.
 
     `id` is raw JSON, and so is `date`, whose meaning is `instant` (aware UTC). `reply`
-    is the reply, but for two holes where the new stake and the new date will stand.
+    is what stands in the reply before, between and behind the new stake and the new date;
+    `date_first` tells that the date comes first.
     """
 
     id: bytes
@@ -51,7 +52,8 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     currency: str
     instant: datetime
     date: bytes
-    reply: bytes
+    reply: tuple[bytes, bytes, bytes]
+    date_first: bool = False
 
 
 class _Head(msgspec.Struct):
@@ -68,9 +70,10 @@ _string = msgspec.json.Decoder(str).decode
 _instant = msgspec.json.Decoder(datetime).decode
 _encode = msgspec.json.Encoder().encode
 
-# The bytes of the holes are nowhere in UTF-8, and so in nothing that was echoed.
+# What stands for the new values is nowhere in UTF-8, and so in nothing that was echoed.
 _STAKE: Final = b"\xfe"
 _DATE: Final = b"\xff"
+_NEW_VALUE: Final = re.compile(b"[\xfe\xff]")
 _CHANGED: Final = {"stake": Raw(_STAKE), "currency": Raw(b'"EUR"'), "date": Raw(b'"%b"' % _DATE)}
 
 _MESSAGE: Final = Raw(b'"message"')
@@ -88,9 +91,16 @@ def decode(frame: bytes) -> Heartbeat | Request:
         return THE_HEARTBEAT
     if len(frame) > MAX_TEXT:
         raise Unreadable("too-long")
-    usual = _USUAL.fullmatch(frame)
-    if usual is not None and (request := _usual_request(*usual.groups())) is not None:
-        return request
+    if (usual := _usual(frame)) is not None:
+        begin, message_id, stake, currency, date = usual.groups()
+        try:
+            instant = _instant(date)
+        except msgspec.DecodeError:
+            pass  # such as February 30
+        else:
+            amount = Decimal(stake.decode()) or _ZERO
+            reply = (begin, _USUAL_BETWEEN, _USUAL_END)
+            return Request(message_id, amount, currency.decode(), instant, date, reply)
     members, flaw = _read(frame)
     kind = members.get("type", _NOTHING)
     if not kind:
@@ -111,26 +121,16 @@ def decode(frame: bytes) -> Heartbeat | Request:
 
 # A request as the feed writes it, with nothing in it that could be wrong but the date. It is
 # read in half the time that the JSON parser takes for any other, and to the same effect.
-_INT: Final = rb"(?:0|[1-9]\d*)"
-_USUAL: Final = re.compile(
+# No repetition in it is ever taken back (`++`).
+_INT: Final = rb"(?!0\d)\d++"
+_usual = re.compile(
     rb'(\{"type":"message","id":(%b),"payload":'
-    rb'\{"marketId":%b,"selectionId":%b,"odds":%b(?:\.\d+)?,"stake":)'
-    rb'(-?(?:0|[1-9]\d{0,8})(?:\.\d{1,5})?),"currency":"([A-Z]{3})",'
-    rb'"date":("\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?Z")\}\}' % (_INT, _INT, _INT, _INT)
-)
-_USUAL_REPLY: Final = b"%b" + _STAKE + b',"currency":"EUR","date":"' + _DATE + b'"}}'
-
-
-def _usual_request(
-    begin: bytes, message_id: bytes, stake: bytes, currency: bytes, date: bytes
-) -> Request | None:
-    """The request of these parts; None for a date that is none, such as February 30."""
-    try:
-        instant = _instant(date)
-    except msgspec.DecodeError:
-        return None
-    amount = Decimal(stake.decode()) or _ZERO
-    return Request(message_id, amount, currency.decode(), instant, date, _USUAL_REPLY % begin)
+    rb'\{"marketId":%b,"selectionId":%b,"odds":%b(?:\.\d++)?+,"stake":)'
+    rb'(-?+(?!0\d)\d{1,9}+(?:\.\d{1,5}+)?+),"currency":"([A-Z]{3})",'
+    rb'"date":("[-0-9T:.]{19,26}+Z")\}\}' % (_INT, _INT, _INT, _INT)
+).fullmatch
+_USUAL_BETWEEN: Final = b',"currency":"EUR","date":"'
+_USUAL_END: Final = b'"}}'
 
 
 def _read(frame: bytes) -> tuple[dict[str, Raw], str | None]:
@@ -239,7 +239,10 @@ def _request(message_id: bytes, members: dict[str, Raw]) -> Request:
     except _Flaw as flaw:
         raise Refused(message_id, flaw.kind, flaw.text) from None
     reply = _encode(members | {"payload": payload | _CHANGED})
-    return Request(message_id, stake, currency, instant, bytes(date), reply)
+    begin, between, end = _NEW_VALUE.split(reply)
+    date_first = reply[len(begin) : len(begin) + 1] == _DATE
+    parts = (begin, between, end)
+    return Request(message_id, stake, currency, instant, bytes(date), parts, date_first)
 
 
 class _Flaw(Exception):
@@ -339,8 +342,10 @@ def _read_date(raw: Raw) -> datetime:
 
 
 def encode_reply(request: Request, stake: str, date: str) -> bytes:
-    """The reply, with `stake` (JSON number text) and `date` in its holes; all else is there."""
-    return request.reply.replace(_STAKE, stake.encode()).replace(_DATE, date.encode())
+    """The reply, with `stake` (JSON number text) and `date` in it; all else is there."""
+    begin, between, end = request.reply
+    first, second = (date, stake) if request.date_first else (stake, date)
+    return b"".join((begin, first.encode(), between, second.encode(), end))
 
 
 def encode_error(message_id: bytes, text: str) -> bytes:

@@ -5,16 +5,19 @@ The other modules call these and stay free of logs, metrics and files;
 from the event loop, returns at once and does not raise.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from .errors import LinkFailed, NoRate, Refused, SourceFailed
 from .rates import Rate, RateTable
 
 if TYPE_CHECKING:
     from .messages import Request
+
+Conversion: TypeAlias = "tuple[Request, Decimal, Rate | None, datetime]"
+"""The request, its stake in euro, the rate (None if it was in euro already), the reply's date."""
 
 
 class Observer:
@@ -42,10 +45,8 @@ class Observer:
     def dropped(self, reason: str, frame: bytes) -> None:
         """A frame came that cannot be answered."""
 
-    def converted(
-        self, request: "Request", eur: Decimal, rate: Rate | None, at: datetime, seconds: float
-    ) -> None:
-        """A stake was converted; `rate` is None if it was in euro already."""
+    def converted(self, conversions: Sequence[Conversion], seconds: float) -> None:
+        """Stakes were converted, `seconds` after their requests came."""
 
     def refused(self, problem: Refused | NoRate, message_id: bytes, seconds: float) -> None:
         """A request was answered with an error."""

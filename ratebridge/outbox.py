@@ -37,30 +37,32 @@ class Reply(msgspec.Struct, eq=False, gc=False):
 class Outbox:
     """A bounded queue, emptied into the present link: one write at a time.
 
-    A reply stays in the queue until the system has taken it whole.
+    A reply is kept until the system has taken it whole.
     """
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
-        self._replies: deque[Reply] = deque()
-        self._bytes = 0  # of their frames
+        self._queue: deque[Reply] = deque()
+        self._bytes = 0  # of the frames in the queue
         self._put: Put | None = None  # of the present link
         self._write: Write | None = None  # that the link has not finished
-        self._writing = 0  # replies in it, the first of the queue
-        self._lessened = trio.Event()
+        self._writing: Sequence[Reply] = ()  # the replies in it, which have left the queue
+        self._lessened: trio.Event | None = None  # if somebody waits for it
 
     def __len__(self) -> int:
         """The replies that have not left, those being written among them."""
-        return len(self._replies)
+        return len(self._queue) + len(self._writing)
 
     def add(self, *replies: Reply) -> None:
         """Queue replies; when there are too many the oldest are dropped."""
-        self._replies += replies
-        self._bytes += sum([len(reply.frame) for reply in replies])
+        size = 0
+        for reply in replies:
+            size += len(reply.frame)
+        self._queue += replies
+        self._bytes += size
         self._fill()
-        why = "too many replies wait for a link"
-        while self._is_too_full() and self._drop_oldest(why):
-            pass
+        while self._queue and (len(self) > MOST_REPLIES or self._bytes > MOST_BYTES):
+            self._drop_oldest("too many replies wait for a link")
 
     def attach(self, put: Put) -> None:
         """A link is there, which sends by `put` (see `Link`)."""
@@ -71,79 +73,74 @@ class Outbox:
     def lose_link(self) -> None:
         """The link is gone: what has not left it whole goes first on the next."""
         if self._write is not None:
-            self._remove(self._write.texts_taken())
-        self._put = self._write = None
-        self._writing = 0
-        kept = deque(reply for reply in self._replies if reply.keep)
-        for reply in self._replies:
-            if not reply.keep:
-                self._bytes -= len(reply.frame)
-                self._undelivered(reply, "it was for the link that is gone")
-        self._replies = kept
+            left = self._write.texts_taken()
+            for reply in reversed(self._writing[left:]):
+                self._queue.appendleft(reply)
+                self._bytes += len(reply.frame)
+            self._write, self._writing = None, ()
+        self._put = None
+        queue, self._queue = self._queue, deque()
+        for reply in queue:
+            if reply.keep:
+                self._queue.append(reply)
+            else:
+                self._drop(reply, "it was for the link that is gone")
 
     def discard_all(self, why: str) -> None:
         """Nothing more will be sent."""
         self.lose_link()
-        while self._drop_oldest(why):
-            pass
+        while self._queue:
+            self._drop_oldest(why)
 
     async def wait_empty(self) -> None:
         """Returns when every reply has left, or was dropped."""
-        while self._replies:
+        while len(self):
             self._lessened = trio.Event()
             await self._lessened.wait()
 
     def _fill(self) -> None:
         """Give the link what it takes."""
-        while self._put is not None and self._write is None and self._replies:
-            frames = self._batch()
-            self._writing = len(frames)
-            self._write = self._put(frames, self._on_whole)
+        while self._queue and self._put is not None and self._write is None:
+            self._writing = batch = self._next_batch()
+            self._write = self._put([reply.frame for reply in batch], self._on_whole)
             if self._write is None:
-                self._remove(self._writing)
+                self._have_left()
+
+    def _next_batch(self) -> list[Reply]:
+        """The replies of the next write, taken from the queue."""
+        queue = self._queue
+        batch = [queue.popleft()]
+        size = len(batch[0].frame)
+        while queue and (size_with := size + len(queue[0].frame)) <= WRITE_SIZE:
+            batch.append(queue.popleft())
+            size = size_with
+        self._bytes -= size
+        return batch
 
     def _on_whole(self) -> None:
         self._write = None
-        self._remove(self._writing)
+        self._have_left()
         self._expire()
         self._fill()
 
-    def _remove(self, count: int) -> None:
-        """The first replies have left."""
-        for _ in range(count):
-            self._bytes -= len(self._replies.popleft().frame)
-        self._writing = 0
-        self._lessened.set()
-
-    def _batch(self) -> list[bytes]:
-        """The frames of the next write."""
-        frames: list[bytes] = []
-        size = 0
-        for reply in self._replies:
-            size += len(reply.frame)
-            if size > WRITE_SIZE and frames:
-                break
-            frames.append(reply.frame)
-        return frames
-
-    def _is_too_full(self) -> bool:
-        return len(self._replies) > MOST_REPLIES or self._bytes > MOST_BYTES
+    def _have_left(self) -> None:
+        """The replies that were being written have left."""
+        self._writing = ()
+        if self._lessened is not None:
+            self._lessened.set()
 
     def _expire(self) -> None:
         oldest = trio.current_time() - OLDEST_REPLY
-        while self._replies and self._replies[0].made_at <= oldest:
+        while self._queue and self._queue[0].made_at <= oldest:
             self._drop_oldest("it was too old")
 
-    def _drop_oldest(self, why: str) -> bool:
-        """Drop the oldest reply that is not being written; False when there is none."""
-        if len(self._replies) <= self._writing:
-            return False
-        reply = self._replies[self._writing]
-        del self._replies[self._writing]
-        self._bytes -= len(reply.frame)
-        self._undelivered(reply, why)
-        return True
+    def _drop_oldest(self, why: str) -> None:
+        """Drop the oldest reply that is not being written."""
+        self._drop(self._queue.popleft(), why)
 
-    def _undelivered(self, reply: Reply, why: str) -> None:
-        self._lessened.set()
+    def _drop(self, reply: Reply, why: str) -> None:
+        """A reply that was taken from the queue will not be sent."""
+        self._bytes -= len(reply.frame)
+        if self._lessened is not None:
+            self._lessened.set()
         self._observer.undelivered(reply.id, why)

@@ -12,7 +12,7 @@ import trio
 from .bridge import Bridge, Moment
 from .errors import LinkFailed
 from .link import Link
-from .messages import HEARTBEAT, Heartbeat
+from .messages import HEARTBEAT
 from .observer import Observer
 from .outbox import Outbox, Reply
 
@@ -101,23 +101,24 @@ class Session:
     def _answer(self, frames: Sequence[bytes]) -> None:
         """Answer a batch, in one write, or in two if it is large."""
         moment = self._bridge.moment()
-        half = len(frames) // 2 if len(frames) >= LARGE else 0
-        if half:
+        if len(frames) >= LARGE:
+            half = len(frames) // 2
             self._answer_at(moment, frames[:half])
-        self._answer_at(moment, frames[half:])
+            frames = frames[half:]
+        self._answer_at(moment, frames)
 
     def _answer_at(self, moment: Moment, frames: Sequence[bytes]) -> None:
         replies: list[Reply] = []
         try:
             for frame in frames:
                 answer = self._bridge.answer(frame, moment)
-                if isinstance(answer, Heartbeat):
-                    self._hear_heartbeat()
-                elif answer is not None:
+                if isinstance(answer, Reply):
                     replies.append(answer)
+                elif answer is not None:
+                    self._hear_heartbeat()
         finally:
             self._outbox.add(*replies)
-            self._bridge.report()
+            self._bridge.report(moment.mono)
 
     def _hear_heartbeat(self) -> None:
         now = trio.current_time()

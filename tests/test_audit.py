@@ -865,7 +865,7 @@ async def test_the_service_keeps_a_line_per_conversion_and_its_log_proves_them(t
 async def test_a_service_without_an_audit_file_keeps_none(tmp_path, autojump_clock, monkeypatch):
     monkeypatch.chdir(tmp_path)
     journal = Journal(Stats())
-    journal.converted(request(), EUROS, DOLLAR, NOW, 0.001)
+    journal.converted([(request(), EUROS, DOLLAR, NOW)], 0.001)
     assert journal.audit is None
 
 

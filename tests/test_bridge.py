@@ -33,8 +33,10 @@ class Log(Notes):
         self.lost = []
         self.bugs = []
 
-    def converted(self, request, eur, rate, at, seconds):
-        self.conversions.append((request.id, eur, rate, seconds))
+    def converted(self, conversions, seconds):
+        self.conversions += [
+            (asked.id, euro, rate, seconds) for asked, euro, rate, _ in conversions
+        ]
 
     def refused(self, problem, message_id, seconds):
         self.refusals.append((message_id, problem.kind, seconds))
@@ -60,8 +62,9 @@ class Desk:
     nursery: trio.Nursery
 
     def ask(self, *wish, **more):
-        reply = self.bridge.answer(request_text(*wish, **more).encode(), self.bridge.moment())
-        self.bridge.report()
+        moment = self.bridge.moment()
+        reply = self.bridge.answer(request_text(*wish, **more).encode(), moment)
+        self.bridge.report(moment.mono)
         return reply
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import Recorder, virtual_clock, within
 
-from ratebridge.link.framing import KeyPool, client_frames
+from ratebridge.link.framing import client_frames, masking_keys
 from ratebridge.link.stream import Write
 from ratebridge.outbox import MOST_BYTES, MOST_REPLIES, OLDEST_REPLY, WRITE_SIZE, Outbox, Reply
 
@@ -34,7 +34,7 @@ class Line:
         assert self.write is None, "one write at a time"
         self.sent.append(list(texts))
         if self.slow:
-            self.write = Write(client_frames(texts, KeyPool()), texts, on_whole)
+            self.write = Write(client_frames(texts, masking_keys()), texts, on_whole)
         return self.write
 
     def take(self, size: int | None = None) -> None:
@@ -114,7 +114,7 @@ async def test_replies_that_left_whole_in_a_cut_write_are_not_sent_again(
     outbox.attach(line.put)
     outbox.add(*map(reply, range(3)))
     outbox.add(reply(9))
-    line.take(max(0, len(client_frames(frames(*range(written)), KeyPool())) + more))
+    line.take(max(0, len(client_frames(frames(*range(written)), masking_keys())) + more))
     left = max(0, written - 1) if more < 0 else written
     assert next_link(outbox) == frames(*range(left, 3), 9)
     assert recorder.lost == []
@@ -238,7 +238,7 @@ def test_every_reply_leaves_once_or_is_undelivered_once_and_in_its_order(steps, 
             else:  # the link is gone, in the middle of a write if there is one
                 if step == "c" and line.write is not None:
                     taken = data.draw(st.integers(0, len(line.sent[-1])))
-                    line.take(len(client_frames(line.sent[-1][:taken], KeyPool())))
+                    line.take(len(client_frames(line.sent[-1][:taken], masking_keys())))
                     left += [number for number, _ in waiting[:taken]]
                     del waiting[:taken]
                 outbox.lose_link()

@@ -11,7 +11,7 @@ from support import listen, open_on_a_socket, server_frame, socket_pair, take, w
 from ratebridge.errors import LinkFailed
 from ratebridge.fakes.feed import FeedPeer
 from ratebridge.link import stream as stream_module
-from ratebridge.link.framing import KeyPool, client_frames
+from ratebridge.link.framing import client_frames, masking_keys
 from ratebridge.link.stream import LinkStream
 
 LARGE = [b"%d " % number + b"x" * 10_000 for number in range(300)]  # more than a socket takes
@@ -104,7 +104,7 @@ async def stream():
 
 
 TEXTS = [b"one", b"x" * 200, b"three"]
-FRAMES = client_frames(TEXTS, KeyPool())
+FRAMES = client_frames(TEXTS, masking_keys())
 ENDS = [9, 9 + 208, 9 + 208 + 11]
 
 

@@ -6,7 +6,8 @@ top of it, decide on all that is unusual.
 """
 
 import os
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from typing import Final
@@ -42,7 +43,7 @@ class FrameCutter:
 
     def feed(self, data: bytes) -> None:
         """Take the next piece of the stream."""
-        if self._at == len(self._buffer):  # as it is nearly always
+        if self._at == len(self._buffer):
             self._buffer = data
         else:
             if isinstance(self._buffer, bytes):
@@ -58,10 +59,18 @@ class FrameCutter:
         on that one before anything behind it is cut. It can be a part of a frame.
         Both are empty when more has to be fed.
         """
+        texts: list[bytes] = []
+        end = self._cut_usual(texts)
+        if end == len(self._buffer):  # as it is nearly always
+            self._at = end
+            return texts, b""
+        return texts, self._cut_others(texts, end)
+
+    def _cut_others(self, texts: list[bytes], end: int) -> bytes:
+        """Cut whatever begins at `end` and is not usual: further texts, and the rest."""
         buffer = self._buffer
         have = len(buffer)
-        texts: list[bytes] = []
-        at = end = self._cut_usual(texts)
+        at = end
         while not self._over and not self._passing:
             at = end
             if have - at < 2:
@@ -99,7 +108,7 @@ class FrameCutter:
         self._at = have if self._over else min(have, at + self._passing)
         rest = bytes(buffer[at : self._at])
         self._passing = max(0, self._passing - len(rest))
-        return texts, rest
+        return rest
 
     def _cut_usual(self, texts: list[bytes]) -> int:
         """Cut the first whole texts, in ASCII and below 64 KiB, and tell where they end.
@@ -115,17 +124,18 @@ class FrameCutter:
             begin = end + 2
             size = data[end + 1]
             if size == 126:
-                begin += 2
+                begin = end + 4
                 size = data[end + 2] << 8 | data[end + 3]
                 if size < 126:
                     break
             elif size > 126:
                 break
-            text = bytes(data[begin : begin + size])
-            if begin + size > have or not text.isascii():
+            after = begin + size
+            text = bytes(data[begin:after])
+            if after > have or not text.isascii():
                 break
             texts.append(text)
-            end = begin + size
+            end = after
         return end
 
     def _is_lawful(self, first: int, length: int) -> bool:
@@ -151,45 +161,29 @@ def _is_utf8(text: bytes) -> bool:
     return True
 
 
-class KeyPool:
-    """Masking keys from the system's entropy (section 5.3), drawn for many frames at a time."""
-
-    def __init__(self) -> None:
-        self._keys = b""
-
-    def take(self, count: int) -> bytes:
-        """`count` fresh keys of four bytes each."""
-        size = 4 * count
-        if len(self._keys) < size:
-            self._keys = os.urandom(max(size, _KEYS_AT_A_TIME))
-        keys, self._keys = self._keys[:size], self._keys[size:]
-        return keys
+def masking_keys() -> Iterator[int]:
+    """Masking keys of 32 bits from the system's entropy (section 5.3), many drawn at a time."""
+    while True:
+        yield from array("I", os.urandom(_KEYS_AT_A_TIME * 4))
 
 
-_KEYS_AT_A_TIME: Final = 4096  # bytes
+_KEYS_AT_A_TIME: Final = 1024
+_from_bytes: Final = int.from_bytes
 
 
-def client_frames(texts: Sequence[bytes], pool: KeyPool) -> bytes:
-    """The texts as masked frames of one write.
+def client_frames(texts: Sequence[bytes], keys: Iterator[int]) -> bytes:
+    """The texts as masked frames of one write, each with the next of the keys.
 
-    Each has a fresh key; one integer XOR masks them all, the headers being
-    covered by zeros.
+    One integer XOR masks a frame: the multiple of a key is the key again and again.
     """
-    keys = pool.take(len(texts))
-    at = 0
-    parts: list[bytes] = []
-    masks: list[bytes] = []
+    frames: list[bytes] = []
     for text in texts:
-        key = keys[at : at + 4]
-        at += 4
-        size = len(text)
-        header, zeros = _header(size)
-        parts += (header, key, text)
-        masks += (zeros, (key * (size // 4 + 1))[:size])
-    plain = b"".join(parts)
-    # Little-endian, as the machine is: that takes a quarter less.
-    masked = int.from_bytes(plain, "little") ^ int.from_bytes(b"".join(masks), "little")
-    return masked.to_bytes(len(plain), "little")
+        header, ones = _layout(len(text))
+        # Little-endian, as the machine is: that takes a quarter less.
+        plain = _from_bytes(header + text, "little")
+        size = len(header) + len(text)
+        frames.append((plain ^ next(keys) * ones).to_bytes(size + 3, "little")[:size])
+    return b"".join(frames)
 
 
 def client_close(code: int) -> bytes:
@@ -201,17 +195,22 @@ def client_close(code: int) -> bytes:
 
 def whole_frames(texts: Sequence[bytes], size: int) -> int:
     """How many of the texts have their frame within the first `size` bytes of `client_frames`."""
-    ends = accumulate(len(_header(len(text))[1]) + len(text) for text in texts)
+    ends = accumulate(len(_layout(len(text))[0]) + len(text) for text in texts)
     return sum(end <= size for end in ends)
 
 
-@lru_cache(maxsize=1024)
-def _header(size: int) -> tuple[bytes, bytes]:
-    """The header of a text of so many bytes, and zeros to cover it and the key behind it."""
+@lru_cache(maxsize=64)  # of 64 KiB each at most, where the lengths of the messages vary widely
+def _layout(size: int) -> tuple[bytes, int]:
+    """The header of a text of so many bytes, with zeros for the key, and what masks the frame.
+
+    That is a number with a one wherever the key has to stand: in the header, and at
+    every fourth byte of the text. The last one reaches up to three bytes beyond it.
+    """
     if size < 126:
         header = bytes((_WHOLE_TEXT, _MASKED | size))
     elif size < 65536:
         header = bytes((_WHOLE_TEXT, _MASKED | 126)) + size.to_bytes(2)
     else:
         header = bytes((_WHOLE_TEXT, _MASKED | 127)) + size.to_bytes(8)
-    return header, bytes(len(header) + 4)
+    ones = bytes(len(header)) + b"\1\0\0\0" * ((size + 3) // 4 + 1)
+    return header + bytes(4), int.from_bytes(ones, "little")

@@ -18,7 +18,7 @@ import wsproto
 from ..errors import LinkFailed
 from .address import Address
 from .dial import Dial
-from .framing import MAX_FRAME, KeyPool, client_close, client_frames
+from .framing import MAX_FRAME, client_close, client_frames, masking_keys
 from .stream import Handler, LinkStream, Write
 
 OPEN_WITHIN: Final = 5.0  # s for DNS, TCP, TLS and upgrade together
@@ -34,7 +34,7 @@ class Link:
     def __init__(self, stream: LinkStream, websocket: trio_websocket.WebSocketConnection) -> None:
         self._stream = stream
         self._websocket = websocket
-        self._keys = KeyPool()
+        self._keys = masking_keys()
         self._handler: Handler = _discard
         self._failure: Exception | None = None
         self._ended = trio.Event()
@@ -173,8 +173,7 @@ async def _run_link(address: Address, dial: Dial, *, task_status: trio.TaskStatu
     """The life of a link: trio-websocket's task, and ours beside it."""
     link: Link | None = None
     failure = LinkFailed("reset", "the peer broke off")
-    network = await dial()
-    stream = LinkStream(network)
+    stream = LinkStream(await dial())
     try:
         async with trio.open_nursery() as websocket_nursery:
             websocket = await trio_websocket.wrap_client_stream(
@@ -195,7 +194,7 @@ async def _run_link(address: Address, dial: Dial, *, task_status: trio.TaskStatu
         # Garbage in place of an upgrade; or, on an open link, a ping while it closed.
         failure = LinkFailed("protocol-error", "the peer does not speak websocket")
     finally:
-        await trio.aclose_forcefully(network)
+        await stream.close_network()
     if link is None:
         raise failure
     link.end(failure)

@@ -59,9 +59,9 @@ class LinkStream(trio.abc.Stream):
         self._network = network
         # A socket is read and written without a task switch; another stream by its own methods.
         self._tls = network if isinstance(network, TlsStream) else None
-        self._socket: trio.socket.SocketType | None = None
+        self._fd: int | None = None
         if isinstance(network, trio.SocketStream | TlsStream):
-            self._socket = network.socket
+            self._fd = network.socket.fileno()
         self._response: UpgradeResponse | None = UpgradeResponse()  # until it is read
         self._cutter = FrameCutter()  # for what comes behind the upgrade
         self._handler: Handler | None = None
@@ -100,7 +100,9 @@ class LinkStream(trio.abc.Stream):
 
         Errors are left for `write_queued` to meet. Nothing follows a close.
         """
-        if self._tls is not None and not self.sent_close:
+        if self.sent_close:
+            return Write(data, texts, on_whole)
+        if self._tls is not None:
             try:
                 data, texts = self._tls.seal(data), ()  # where a record ends is not known
             except trio.BrokenResourceError:
@@ -113,15 +115,17 @@ class LinkStream(trio.abc.Stream):
         self, data: bytes, texts: Sequence[bytes] = (), on_whole: Callable[[], None] | None = None
     ) -> Write | None:
         taken = 0
-        if self._socket is not None and not self._queue and not self.sent_close:
-            with suppress(OSError):
-                taken = os.write(self._socket.fileno(), data)
-            if taken == len(data):
-                return None
+        if self._fd is not None and not self._queue:
+            try:
+                taken = os.write(self._fd, data)
+            except OSError:
+                pass
+            else:
+                if taken == len(data):
+                    return None
         write = Write(data, texts, on_whole, taken)
-        if not self.sent_close:
-            self._queue.append(write)
-            self._queue_lot.unpark_all()
+        self._queue.append(write)
+        self._queue_lot.unpark_all()
         return write
 
     async def write_queued(self) -> None:
@@ -142,15 +146,15 @@ class LinkStream(trio.abc.Stream):
             self._queue_lot.unpark_all()
 
     async def _write(self, write: Write) -> None:
-        if self._socket is None:
+        if self._fd is None:
             await self._network.send_all(write.data)
             write.taken = len(write.data)
             return
         while write.taken < len(write.data):
             try:
-                write.taken += os.write(self._socket.fileno(), write.data[write.taken :])
+                write.taken += os.write(self._fd, write.data[write.taken :])
             except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._socket)
+                await trio.lowlevel.wait_writable(self._fd)
 
     async def wait_written(self) -> None:
         """Returns when the queue is empty. Raises `trio.BrokenResourceError` if it cannot be."""
@@ -173,10 +177,16 @@ class LinkStream(trio.abc.Stream):
                 self._handler(texts)
             if rest:
                 return rest
-            data = await self._read()
-            if not data:
+            if self._fd is None:
+                data: bytes | None = bytes(await self._network.receive_some(READ_SIZE))
+            else:
+                # Without the first attempt of `receive_some`, which would find nothing.
+                await trio.lowlevel.wait_readable(self._fd)
+                data = self._read(self._fd)
+            if data:
+                self._cutter.feed(data)
+            elif data is not None:
                 return b""
-            self._cutter.feed(data)
 
     async def _receive_response(self, response: UpgradeResponse) -> bytes:
         """A piece of the response to the upgrade, and no byte of the frames behind it.
@@ -197,25 +207,20 @@ class LinkStream(trio.abc.Stream):
         self._cutter.feed(behind)
         return data[: len(data) - len(behind)]
 
-    async def _read(self) -> bytes:
-        """`receive_some`, on a socket without the first attempt, which would find nothing."""
-        if self._socket is None:
-            return bytes(await self._network.receive_some(READ_SIZE))
-        while True:
-            await trio.lowlevel.wait_readable(self._socket)
-            try:
-                data = os.read(self._socket.fileno(), READ_SIZE)
-            except BlockingIOError:
-                continue
-            except OSError:
-                raise trio.BrokenResourceError("the peer broke off") from None
-            if self._tls is None:
-                return data
-            plain = self._tls.unseal(data)
-            if owed := self._tls.owed():
-                self._put_sealed(owed)
-            if plain is not None:
-                return plain
+    def _read(self, fd: int) -> bytes | None:
+        """What has come: None if it is nothing yet, empty at the end."""
+        try:
+            data = os.read(fd, READ_SIZE)
+        except BlockingIOError:
+            return None
+        except OSError:
+            raise trio.BrokenResourceError("the peer broke off") from None
+        if self._tls is None:
+            return data
+        plain = self._tls.unseal(data)
+        if owed := self._tls.owed():
+            self._put_sealed(owed)
+        return plain
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Write the upgrade and the close to the end, and queue the rest, which is pongs."""
@@ -244,6 +249,12 @@ class LinkStream(trio.abc.Stream):
     async def wait_send_all_might_not_block(self) -> None:
         await self.wait_written()
 
+    async def close_network(self) -> None:
+        """Close the network, by force. A write from now on fails."""
+        if self._fd is not None:
+            self._fd = -1  # the next file may get the number
+        await trio.aclose_forcefully(self._network)
+
     async def aclose(self) -> None:
-        """Does nothing: the network is closed by who opened it, in any case and by force."""
+        """Does nothing: `close_network` closes it, in any case."""
         await trio.lowlevel.checkpoint()

@@ -13,7 +13,7 @@ Events have stable names: `connection.up`, `connection.lost`, `connection.failed
 `service.stopped`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -23,7 +23,7 @@ import trio
 
 from ..errors import LinkFailed, NoRate, Refused, SourceFailed
 from ..messages import Request, clipped
-from ..observer import Observer
+from ..observer import Conversion, Observer
 from ..rates import Rate, RateTable
 from .audit import Audit
 from .logs import OFTEN, LineLimit, library_limit
@@ -105,36 +105,42 @@ class Journal(Observer):
         fields = {"reason": reason, "size": len(frame), "begins": clipped(frame)}
         self._report("message.dropped", reason, f"message dropped: {reason}", **fields)
 
-    def converted(
-        self, request: Request, eur: Decimal, rate: Rate | None, at: datetime, seconds: float
-    ) -> None:
+    def converted(self, conversions: Sequence[Conversion], seconds: float) -> None:
         stats = self.stats
-        stats.converted += 1
-        stats.latency.add(seconds)
-        if rate is not None and rate.cached:
-            stats.from_cache += 1
+        stats.converted += len(conversions)
+        stats.latency.add(seconds, len(conversions))
+        for _, _, rate, _ in conversions:
+            if rate is not None and rate.cached:
+                stats.from_cache += 1
         if self.audit is not None:
-            self.audit.add(request, eur, rate, at)
+            for conversion in conversions:
+                self.audit.add(*conversion)
         if self._debug:
-            fields: dict[str, Any] = {
-                "id": clipped(request.id),
-                "stake": str(request.stake),
-                "currency": request.currency,
-                "eur": str(eur),
-                "ms": round(seconds * 1000, 3),
+            for request, euro, rate, _ in conversions:
+                self._log_conversion(request, euro, rate, seconds)
+
+    def _log_conversion(
+        self, request: Request, euro: Decimal, rate: Rate | None, seconds: float
+    ) -> None:
+        fields: dict[str, Any] = {
+            "id": clipped(request.id),
+            "stake": str(request.stake),
+            "currency": request.currency,
+            "eur": str(euro),
+            "ms": round(seconds * 1000, 3),
+        }
+        if rate is not None:
+            fields |= {
+                "rate": rate.text,
+                "rate_date": str(rate.day),
+                "asked": str(rate.asked),
+                "provider": rate.provider,
+                "fetched": f"{rate.fetched:%Y-%m-%dT%H:%M:%SZ}",
+                "cached": rate.cached,
             }
-            if rate is not None:
-                fields |= {
-                    "rate": rate.text,
-                    "rate_date": str(rate.day),
-                    "asked": str(rate.asked),
-                    "provider": rate.provider,
-                    "fetched": f"{rate.fetched:%Y-%m-%dT%H:%M:%SZ}",
-                    "cached": rate.cached,
-                }
-                if rate.note:
-                    fields["note"] = rate.note
-            self._log.debug("conversion.done", **fields)
+            if rate.note:
+                fields["note"] = rate.note
+        self._log.debug("conversion.done", **fields)
 
     def refused(self, problem: Refused | NoRate, message_id: bytes, seconds: float) -> None:
         self.stats.refused[problem.kind] += 1

@@ -22,9 +22,9 @@ class Histogram:
     total: float = 0.0
     slowest: float = 0.0
 
-    def add(self, seconds: float) -> None:
-        self.counts[bisect_left(LATENCY_BOUNDS, seconds)] += 1
-        self.total += seconds
+    def add(self, seconds: float, count: int = 1) -> None:
+        self.counts[bisect_left(LATENCY_BOUNDS, seconds)] += count
+        self.total += seconds * count
         if seconds > self.slowest:
             self.slowest = seconds
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, MutableMapping, Sequence
 from datetime import date, datetime
-from decimal import Decimal
 from typing import Any
 
 import structlog
@@ -12,11 +11,11 @@ from ratebridge import bridge as bridge_module
 from ratebridge import outbox as outbox_module
 from ratebridge.bridge import Bridge, Moment
 from ratebridge.errors import LinkFailed, NoRate, Refused, SourceFailed
-from ratebridge.messages import Heartbeat, Request
+from ratebridge.messages import Heartbeat
+from ratebridge.observer import Conversion
 from ratebridge.operating.journal import Journal
 from ratebridge.operating.stats import Stats
 from ratebridge.outbox import Outbox, Reply
-from ratebridge.rates import Rate
 from ratebridge.session import SessionEnd
 
 from .sources import ScriptedSource
@@ -83,14 +82,13 @@ class Recorder(Journal):
         super().dropped(reason, frame)
         self._trace.dropped[reason] += 1
 
-    def converted(
-        self, request: Request, eur: Decimal, rate: Rate | None, at: datetime, seconds: float
-    ) -> None:
-        super().converted(request, eur, rate, at, seconds)
-        number = number_of(request.reply.decode("latin-1"))
-        assert number is not None
-        self._trace.converted.append((trio.current_time(), number))
-        self._make(request.id, "converted", seconds)
+    def converted(self, conversions: Sequence[Conversion], seconds: float) -> None:
+        super().converted(conversions, seconds)
+        for request, *_ in conversions:
+            number = number_of(b"".join(request.reply).decode("latin-1"))
+            assert number is not None
+            self._trace.converted.append((trio.current_time(), number))
+            self._make(request.id, "converted", seconds)
 
     def refused(self, problem: Refused | NoRate, message_id: bytes, seconds: float) -> None:
         super().refused(problem, message_id, seconds)

@@ -457,10 +457,17 @@ class Kernel:
     def write(self, number: int, data: "Buffer") -> int:
         return self._wire(number).write_now(data)
 
+    async def wait_readable(self, number: int) -> None:
+        await self._wire(number).wait_readable()
+
+    async def wait_writable(self, number: int) -> None:
+        await self._wire(number).wait_writable()
+
     def _wire(self, number: int) -> Wire:
         wire = self._wires.get(number)
         if wire is None:
             raise OSError(errno.EBADF, "closed")
+        assert wire.closed is None, "by now the number can be another file's"
         return wire
 
     @contextmanager
@@ -468,8 +475,8 @@ class Kernel:
         """Let the link's system calls come here, and its waiting for sockets go to the wires."""
         with ExitStack() as stack:
             stack.enter_context(patch.object(stream_module, "os", self))
-            stack.enter_context(patch.object(trio.lowlevel, "wait_readable", Wire.wait_readable))
-            stack.enter_context(patch.object(trio.lowlevel, "wait_writable", Wire.wait_writable))
+            stack.enter_context(patch.object(trio.lowlevel, "wait_readable", self.wait_readable))
+            stack.enter_context(patch.object(trio.lowlevel, "wait_writable", self.wait_writable))
             yield
 
 
