@@ -39,9 +39,8 @@ T = TypeVar("T")
 SUMMARY_EVERY: Final = 60.0  # s
 
 
-def utc_now() -> datetime:
-    """The wall clock."""
-    return datetime.now(UTC)
+utc_now: Final = partial(datetime.now, UTC)
+"""The wall clock."""
 
 
 def tls_context(verify: bool) -> ssl.SSLContext:

@@ -1,5 +1,6 @@
 """The bytes of a link on a real socket: what the system takes at once, and what it does not."""
 
+import socket
 from types import SimpleNamespace
 from typing import Any
 
@@ -106,6 +107,24 @@ async def stream():
 TEXTS = [b"one", b"x" * 200, b"three"]
 FRAMES = client_frames(TEXTS, masking_keys())
 ENDS = [9, 9 + 208, 9 + 208 + 11]
+
+
+async def test_a_late_write_reaches_no_other_file_that_got_the_sockets_number():
+    ours, theirs = socket_pair()
+    number = ours.socket.fileno()
+    stream = LinkStream(ours)
+    await stream.close_network()
+    others: list[socket.socket] = []
+    while number not in [other.fileno() for other in others]:
+        others += socket.socketpair()
+    assert stream.put(FRAMES) is not None
+    for other in others:
+        other.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            other.recv(1)
+    for other in others:
+        other.close()
+    await theirs.aclose()
 
 
 @pytest.mark.parametrize("texts", [1, 2])
