@@ -50,6 +50,7 @@ class Bridge:
         self._nursery = nursery
         self._deliver = deliver
         self._utc_now = utc_now
+        self._trio_now = trio.lowlevel.current_clock().current_time  # without two calls each time
         self._observer = observer
         self.waiting = 0  # requests whose rate is being fetched
         self._waiting_bytes = 0
@@ -60,7 +61,7 @@ class Bridge:
     def moment(self) -> Moment:
         """Now, for all the frames that were read together."""
         utc = self._utc_now()
-        return Moment(trio.current_time(), utc, utc.date(), wire_time(utc))
+        return Moment(self._trio_now(), utc, utc.date(), wire_time(utc))
 
     def answer(self, frame: bytes, moment: Moment) -> Heartbeat | Reply | None:
         """Take one text frame, which came at `moment`.
@@ -89,7 +90,7 @@ class Bridge:
         """
         if self._made:
             made, self._made = self._made, []
-            self._observer.converted(made, trio.current_time() - came)
+            self._observer.converted(made, self._trio_now() - came)
 
     def _answer_now(self, request: Request, moment: Moment) -> Reply | None:
         """The reply, or None when a task was started that waits for the rate. Raises `NoRate`."""

@@ -95,25 +95,23 @@ class LinkStream(trio.abc.Stream):
         data: bytes,
         texts: Sequence[bytes] = (),
         on_whole: Callable[[], None] | None = None,
+        *,
+        sealed: bool = False,
     ) -> Write | None:
         """Write what the system takes at once, and queue the rest: the write if there is some.
 
-        Errors are left for `write_queued` to meet. Nothing follows a close.
+        Errors are left for `write_queued` to meet. Nothing follows a close. `sealed`
+        bytes are records of TLS already.
         """
         if self.sent_close:
             return Write(data, texts, on_whole)
-        if self._tls is not None:
+        if self._tls is not None and not sealed:
             try:
                 data, texts = self._tls.seal(data), ()  # where a record ends is not known
             except trio.BrokenResourceError:
                 self._broken = True
                 self._queue_lot.unpark_all()
                 return Write(data)
-        return self._put_sealed(data, texts, on_whole)
-
-    def _put_sealed(
-        self, data: bytes, texts: Sequence[bytes] = (), on_whole: Callable[[], None] | None = None
-    ) -> Write | None:
         taken = 0
         if self._fd is not None and not self._queue:
             try:
@@ -219,7 +217,7 @@ class LinkStream(trio.abc.Stream):
             return data
         plain = self._tls.unseal(data)
         if owed := self._tls.owed():
-            self._put_sealed(owed)
+            self.put(owed, sealed=True)
         return plain
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
