@@ -63,12 +63,10 @@ class TlsStream(trio.abc.Stream):
         self._feed(data)
         chunks: list[bytes] = []
         try:
-            # It has ended, with a goodbye or without: as after an empty chunk.
-            with suppress(ssl.SSLZeroReturnError, ssl.SSLEOFError):
-                while not chunks or (
-                    chunks[-1] and (self._incoming.pending or self._tls.pending())
-                ):
-                    chunks.append(self._tls.read(READ_SIZE))
+            while not chunks or (chunks[-1] and (self._incoming.pending or self._tls.pending())):
+                chunks.append(self._tls.read(READ_SIZE))
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            pass  # it has ended, with a goodbye or without: as after an empty chunk
         except ssl.SSLWantReadError:
             if not chunks:
                 return None
