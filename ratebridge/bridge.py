@@ -16,7 +16,7 @@ from .conversion import plain, rounded, to_euro
 from .dates import BadDate, rate_day, wire_time
 from .errors import NoRate, Refused, Unreadable
 from .messages import Heartbeat, Request, decode, encode_error, encode_reply
-from .observer import Conversion, Observer
+from .observer import Converted, Observer
 from .outbox import Reply
 from .providers.chain import RateChain
 from .rates import Rate
@@ -56,7 +56,7 @@ class Bridge:
         self._waiting_bytes = 0
         self.stopping = False  # set: new requests are refused
         self._settled = trio.Event()
-        self._made: list[Conversion] = []  # and not reported yet
+        self._made: list[Converted] = []  # and not reported yet
 
     def moment(self) -> Moment:
         """Now, for all the frames that were read together."""
@@ -143,8 +143,9 @@ class Bridge:
             euro = rounded(request.stake)
         else:
             euro = to_euro(request.stake, rate.units, rate.euro)
-        self._made.append((request, euro, rate, at.utc))
-        return Reply(request.id, encode_reply(request, plain(euro), at.wire), at.mono)
+        text = plain(euro)
+        self._made.append((request, text, rate, at.utc))
+        return Reply(request.id, encode_reply(request, text, at.wire), at.mono)
 
     def _refuse(self, message_id: bytes, problem: Refused | NoRate, came: float) -> Reply:
         now = trio.current_time()

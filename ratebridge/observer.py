@@ -7,7 +7,6 @@ from the event loop, returns at once and does not raise.
 
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
-from decimal import Decimal
 from typing import TYPE_CHECKING, TypeAlias
 
 from .errors import LinkFailed, NoRate, Refused, SourceFailed
@@ -16,8 +15,8 @@ from .rates import Rate, RateTable
 if TYPE_CHECKING:
     from .messages import Request
 
-Conversion: TypeAlias = "tuple[Request, Decimal, Rate | None, datetime]"
-"""The request, its stake in euro, the rate (None if it was in euro already), the reply's date."""
+Converted: TypeAlias = "tuple[Request, str, Rate | None, datetime]"
+"""A request, its euros and date as the reply has them, and between these the rate (None: euro)."""
 
 
 class Observer:
@@ -45,7 +44,7 @@ class Observer:
     def dropped(self, reason: str, frame: bytes) -> None:
         """A frame came that cannot be answered."""
 
-    def converted(self, conversions: Sequence[Conversion], seconds: float) -> None:
+    def converted(self, conversions: Sequence[Converted], seconds: float) -> None:
         """Stakes were converted, `seconds` after their requests came."""
 
     def refused(self, problem: Refused | NoRate, message_id: bytes, seconds: float) -> None:

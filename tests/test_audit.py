@@ -27,6 +27,7 @@ from msgspec.structs import replace
 
 from ratebridge.app import Dependencies, serve
 from ratebridge.commands.verify import judge, run_verify
+from ratebridge.conversion import plain
 from ratebridge.errors import BadSettings
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, request_text
 from ratebridge.link.address import Address
@@ -34,7 +35,7 @@ from ratebridge.messages import Request, decode
 from ratebridge.observer import Observer
 from ratebridge.operating import audit as audit_module
 from ratebridge.operating import trail as trail_module
-from ratebridge.operating.audit import BATCH, FLUSH_EVERY, LAST_WITHIN, MOST_BLOCKS, SLOW, Audit
+from ratebridge.operating.audit import FLUSH_EVERY, LAST_WITHIN, MOST_BLOCKS, SLOW, Audit
 from ratebridge.operating.journal import Journal
 from ratebridge.operating.stats import Stats
 from ratebridge.operating.trail import START, Chain, Head
@@ -44,7 +45,7 @@ from ratebridge.settings import Settings
 NOW = datetime(2021, 5, 20, 8, 0, 0, 412_000, tzinfo=UTC)
 MAY_18 = date(2021, 5, 18)
 DOLLAR = Rate("USD", Decimal("1.2222"), Decimal(1), MAY_18, MAY_18, "ecb", NOW, cached=True)
-EUROS = Decimal("207.55196")
+EUROS = "207.55196"
 
 
 @attrs.define
@@ -74,7 +75,7 @@ def request(message_id: int | str = 456, **fields: Any) -> Request:
 
 def add(audit: Audit, *ids: int) -> None:
     for message_id in ids:
-        audit.add(request(message_id), EUROS, DOLLAR, NOW)
+        audit.add([(request(message_id), EUROS, DOLLAR, NOW)])
 
 
 def lines(path: Path) -> list[Any]:
@@ -120,16 +121,12 @@ async def running(audit: Audit):
 
 
 def line(asked: Request, eur: str = "207.55196", rate: Rate | None = DOLLAR) -> bytes:
-    record = (NOW, asked.id, asked.date, asked.instant, asked.stake, Decimal(eur), rate)
-    return Chain().conversions([record])
+    return Chain().conversions([(asked, plain(Decimal(eur)), rate, NOW)])
 
 
 def test_lines_are_the_nine_facts_in_a_chain_of_sha_256():
     chain = Chain()
-    records = [
-        (NOW, b"%d" % i, asked.date, asked.instant, asked.stake, EUROS, DOLLAR)
-        for i, asked in enumerate([request()] * 3, 456)
-    ]
+    records = [(request(message_id), EUROS, DOLLAR, NOW) for message_id in (456, 457, 458)]
     # In two pieces: the chain goes on from one call to the next.
     written = chain.conversions(records[:1]) + chain.conversions(records[1:])
     prev = "0" * 64
@@ -201,8 +198,7 @@ def test_rates_beyond_number_are_told_as_the_first_ones_are(monkeypatch):
     asked = request()
     for units in range(1, 10):
         rate = replace(DOLLAR, units=Decimal(units))
-        record = (NOW, asked.id, asked.date, asked.instant, asked.stake, EUROS, rate)
-        assert json.loads(chain.conversions([record]))["rate"] == str(units)
+        assert json.loads(chain.conversions([(asked, EUROS, rate, NOW)]))["rate"] == str(units)
     assert len(chain._prices) <= 3
 
 
@@ -237,12 +233,12 @@ async def test_a_backlog_of_many_batches_keeps_its_order(tmp_path, autojump_cloc
     path = tmp_path / "audit.jsonl"
     audit = Audit(path, Listener(), Here())
     async with running(audit):
-        add(audit, *range(3 * BATCH + 5))
-        assert audit.waiting == 3 * BATCH + 5
+        add(audit, *range(200))
+        assert audit.waiting == 200
         await trio.sleep(FLUSH_EVERY)
         await trio.testing.wait_all_tasks_blocked()
         assert audit.waiting == 0
-        assert ids(path) == list(range(3 * BATCH + 5))
+        assert ids(path) == list(range(200))
 
 
 async def test_nothing_to_write_costs_no_thread(tmp_path, autojump_clock):
@@ -634,7 +630,6 @@ async def test_a_line_that_lacks_its_end_only_is_whole_again(tmp_path, autojump_
 async def test_lines_beyond_the_queue_are_lost_and_the_trail_says_so(
     tmp_path, autojump_clock, monkeypatch
 ):
-    monkeypatch.setattr(audit_module, "BATCH", 1)
     monkeypatch.setattr(audit_module, "BLOCK", 1)
     monkeypatch.setattr(audit_module, "MOST_BLOCKS", 3)
     path = tmp_path / "audit.jsonl"
@@ -662,7 +657,7 @@ async def test_ids_of_any_length_cannot_fill_the_memory(tmp_path, autojump_clock
     async with running(audit):
         for _ in range(2):  # what was written makes room
             for _ in range(100):  # six times as long in the file
-                audit.add(request("\x7f" * 2000), EUROS, DOLLAR, NOW)
+                audit.add([(request("\x7f" * 2000), EUROS, DOLLAR, NOW)])
             assert audit.waiting == 4
             await write(audit)
     assert audit.lost == 2 * 96
@@ -709,8 +704,7 @@ async def test_a_bug_while_a_line_is_made_costs_lines_and_nothing_else(tmp_path,
     listener = Listener()
     audit = Audit(tmp_path / "audit.jsonl", listener, Here())
     async with running(audit):
-        for _ in range(3):
-            audit.add(request(), EUROS, "no rate", NOW)  # type: ignore[arg-type]  # on purpose
+        audit.add([(request(), EUROS, "no rate", NOW)] * 3)  # type: ignore[list-item]  # on purpose
         await write(audit)
         await write(audit, 2)
     assert listener.told == [
@@ -921,7 +915,7 @@ async def main():
         await nursery.start(audit.run)
         for message_id in range(10**9):
             frame = sys.argv[2].replace("456", str(message_id)).encode()
-            audit.add(decode(frame), Decimal("253.67000"), None, datetime.now(UTC))
+            audit.add([(decode(frame), "253.67", None, datetime.now(UTC))])
             print(message_id, flush=True)
             await trio.sleep(0.002)
 

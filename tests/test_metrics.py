@@ -127,7 +127,7 @@ async def make_busy(nursery: trio.Nursery) -> Service:
     )
     no_table = SourceFailed("http-503", "answered HTTP 503"), SourceFailed("timeout", "is slow")
     for times, tell, *what in (
-        (1, journal.converted, [(request, request.stake, None, NOW)] * 2, 0.34375),
+        (1, journal.converted, [(request, "1", None, NOW)] * 2, 0.34375),
         (3, journal.refused, Refused(b"1", "bad-stake", "no stake"), b"1", 0.001953125),
         (1, journal.refused, NoRate("unavailable", "no rate"), b"2", 0.056640625),
         (4, journal.dropped, "not-json", b"what"),

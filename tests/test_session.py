@@ -31,7 +31,7 @@ from ratebridge.bridge import Bridge, Moment
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script
 from ratebridge.link.link import open_link
 from ratebridge.messages import Heartbeat
-from ratebridge.observer import Conversion, Observer
+from ratebridge.observer import Converted, Observer
 from ratebridge.outbox import Outbox, Reply
 from ratebridge.session import LARGE, HeartbeatSettings, Session, SessionEnd
 
@@ -513,7 +513,7 @@ async def test_a_reply_is_handed_to_the_link_before_its_conversion_is_reported(a
     order: list[str] = []
 
     class Ordered(Observer):
-        def converted(self, conversions: Sequence[Conversion], _seconds: float) -> None:
+        def converted(self, conversions: Sequence[Converted], _seconds: float) -> None:
             order.extend("reported" for _ in conversions)
 
     def put(texts: Sequence[bytes], _on_whole: Callable[[], None]) -> None:

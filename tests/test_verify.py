@@ -22,9 +22,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ratebridge.commands.verify import Trail, judge, lines_of, run_verify, verify
-from ratebridge.conversion import QUOTE_MAX, QUOTE_MIN, is_quote, rounded, to_euro
+from ratebridge.conversion import QUOTE_MAX, QUOTE_MIN, is_quote, plain, rounded, to_euro
 from ratebridge.errors import BadSettings
-from ratebridge.operating.trail import MOST_LINE, NO_PROVIDER, Chain, Head, Record
+from ratebridge.messages import Request
+from ratebridge.observer import Converted
+from ratebridge.operating.trail import MOST_LINE, NO_PROVIDER, Chain, Head
 from ratebridge.rates import Rate
 
 AT = datetime(2021, 6, 1, 12, 0, 0, 412_000, tzinfo=UTC)
@@ -35,13 +37,17 @@ ZEROS = "0" * 64
 
 def record(
     message_id: int = 456, stake: str = "253.67", units: str = "1.2222", euro: str = "1"
-) -> Record:
+) -> Converted:
     """A conversion as the service keeps it."""
     quotes = Decimal(units), Decimal(euro)
     rate = Rate("USD", *quotes, MAY_18, MAY_18, "ecb", AT, cached=True)
-    eur = to_euro(Decimal(stake), *quotes)
-    came = b'"2021-05-18T21:32:42.324Z"'
-    return AT, b"%d" % message_id, came, ASKED, Decimal(stake), eur, rate
+    asked = request(b"%d" % message_id, Decimal(stake))
+    return asked, plain(to_euro(asked.stake, *quotes)), rate, AT
+
+
+def request(raw_id: bytes, stake: Decimal, currency: str = "USD") -> Request:
+    date = b'"2021-05-18T21:32:42.324Z"'
+    return Request(raw_id, stake, currency, ASKED, date, (b"", b"", b""))
 
 
 def many_lines(count: int) -> bytes:
@@ -223,7 +229,7 @@ def test_a_rate_may_be_a_day_older_where_the_clocks_differed_about_midnight():
 
 def test_euro_to_euro_is_true():
     stake = Decimal("7.123455")
-    record = AT, b"1", b'"2021-05-18"', ASKED, stake, rounded(stake), None
+    record = request(b"1", stake, "EUR"), plain(rounded(stake)), None, AT
     line = Chain().conversions([record]).rstrip()
     assert json.loads(line)["provider"] == NO_PROVIDER
     assert judge(line).kind == "true"
@@ -231,7 +237,7 @@ def test_euro_to_euro_is_true():
 
 def test_the_longest_id_makes_a_line_that_is_read():
     raw_id = b'"' + b"\x7f" * (64 * 1024 - 200) + b'"'
-    line = Chain().conversions([(AT, raw_id, *record()[2:])]).rstrip()
+    line = Chain().conversions([(request(raw_id, Decimal("253.67")), *record()[1:])]).rstrip()
     assert judge(line).kind == "true"
 
 

@@ -66,13 +66,14 @@ class TlsStream(trio.abc.Stream):
             while not chunks or (chunks[-1] and (self._incoming.pending or self._tls.pending())):
                 chunks.append(self._tls.read(READ_SIZE))
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-            pass  # it has ended, with a goodbye or without: as after an empty chunk
+            # It has ended, with a goodbye or without, and says so again at the next call.
+            return b"".join(chunks)
         except ssl.SSLWantReadError:
             if not chunks:
                 return None
         except ssl.SSLError:
             raise trio.BrokenResourceError("a record of TLS that is none") from None
-        return b"".join(chunks)  # an end is found again at the next call
+        return b"".join(chunks)
 
     def owed(self) -> bytes:
         """What TLS has to say to the peer of its own."""

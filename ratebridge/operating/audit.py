@@ -24,9 +24,8 @@ import signal
 import stat
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime
-from decimal import Decimal
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -35,19 +34,15 @@ from typing import Final, NamedTuple
 import trio
 
 from ..errors import BadSettings
-from ..messages import Request
-from ..observer import Observer
-from ..rates import Rate
-from .trail import MOST_LINE, START, Chain, Head, Record, head_of
+from ..observer import Converted, Observer
+from .trail import MOST_LINE, START, Chain, Head, head_of
 
 FLUSH_EVERY: Final = 0.25  # s; a second is promised, which leaves room for a slow disk
 POLL_EVERY: Final = 1.0  # s between polls for a moved file
 SLOW: Final = 5.0  # s: a write that takes longer is reported as failed
 LAST_WITHIN: Final = 1.0  # s for the last write at the stop; a container gets 10 s for all
 POLLS: Final = 10  # parts of a timeout
-BATCH: Final = 64  # records made into lines together, at half the cost
-LONG_ID: Final = 1024  # bytes; a record with a longer id is not batched
-BLOCK: Final = 1024 * 1024  # bytes of lines that are written together, plus at most one line
+BLOCK: Final = 1024 * 1024  # bytes of lines that are written together, plus at most one batch
 MOST_BLOCKS: Final = 16  # in the queue: 50,000 lines, a quarter of an hour at 50 a second
 TAIL: Final = 2 * MOST_LINE  # bytes: the last whole line, and one cut short after it
 
@@ -225,7 +220,6 @@ class Audit:
                 f"({error.strerror})"
             ) from None
         self._chain = Chain(self._file.head)
-        self._records: list[Record] = []
         self._text = bytearray()  # lines of the next block
         self._lines = 0  # of them
         self._blocks: deque[Block] = deque()
@@ -241,18 +235,10 @@ class Audit:
     def waiting(self) -> int:
         """The lines that are not written yet."""
         in_blocks = sum(block.lines for block in tuple(self._blocks))
-        return len(self._records) + self._lines + in_blocks + self._file.unfinished
+        return self._lines + in_blocks + self._file.unfinished
 
-    def add(self, request: Request, eur: Decimal, rate: Rate | None, at: datetime) -> None:
-        """Queue the line of a conversion; `rate` is None if the stake was in euro already."""
-        self._records.append(
-            (at, request.id, request.date, request.instant, request.stake, eur, rate)
-        )
-        if len(self._records) >= BATCH or len(request.id) > LONG_ID:
-            self._make_lines()
-
-    def _make_lines(self) -> None:
-        records, self._records = self._records, []
+    def add(self, records: Sequence[Converted]) -> None:
+        """Queue the lines of conversions: many together cost a third less than one by one."""
         if len(self._blocks) >= MOST_BLOCKS:
             self._lose(records, "too many lines wait to be written")
             return
@@ -274,10 +260,10 @@ class Audit:
             self._text = bytearray()
             self._lines = 0
 
-    def _lose(self, records: list[Record], why: str) -> None:
+    def _lose(self, records: Sequence[Converted], why: str) -> None:
         if self.lost == self._lost_reported:  # the first; `audit_recovered` reports how many
             self._observer.audit_lost(len(records), why)
-        first, before = self._unmarked or (records[0][0], 0)
+        first, before = self._unmarked or (records[0][3], 0)
         self._unmarked = first, before + len(records)
         self.lost += len(records)
 
@@ -313,8 +299,6 @@ class Audit:
             self._wake.set()
 
     async def _flush(self, *, last: bool = False) -> None:
-        if self._records:
-            self._make_lines()
         if last or len(self._blocks) < MOST_BLOCKS:
             self._mark_lost()
         if last or not self._blocks:  # while blocks are queued, only full ones are added

@@ -15,7 +15,6 @@ Events have stable names: `connection.up`, `connection.lost`, `connection.failed
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
-from decimal import Decimal
 from typing import Any, Final
 
 import structlog
@@ -23,7 +22,7 @@ import trio
 
 from ..errors import LinkFailed, NoRate, Refused, SourceFailed
 from ..messages import Request, clipped
-from ..observer import Conversion, Observer
+from ..observer import Converted, Observer
 from ..rates import Rate, RateTable
 from .audit import Audit
 from .logs import OFTEN, LineLimit, library_limit
@@ -105,7 +104,7 @@ class Journal(Observer):
         fields = {"reason": reason, "size": len(frame), "begins": clipped(frame)}
         self._report("message.dropped", reason, f"message dropped: {reason}", **fields)
 
-    def converted(self, conversions: Sequence[Conversion], seconds: float) -> None:
+    def converted(self, conversions: Sequence[Converted], seconds: float) -> None:
         stats = self.stats
         stats.converted += len(conversions)
         stats.latency.add(seconds, len(conversions))
@@ -113,20 +112,19 @@ class Journal(Observer):
             if rate is not None and rate.cached:
                 stats.from_cache += 1
         if self.audit is not None:
-            for conversion in conversions:
-                self.audit.add(*conversion)
+            self.audit.add(conversions)
         if self._debug:
             for request, euro, rate, _ in conversions:
                 self._log_conversion(request, euro, rate, seconds)
 
     def _log_conversion(
-        self, request: Request, euro: Decimal, rate: Rate | None, seconds: float
+        self, request: Request, euro: str, rate: Rate | None, seconds: float
     ) -> None:
         fields: dict[str, Any] = {
             "id": clipped(request.id),
             "stake": str(request.stake),
             "currency": request.currency,
-            "eur": str(euro),
+            "eur": euro,
             "ms": round(seconds * 1000, 3),
         }
         if rate is not None:

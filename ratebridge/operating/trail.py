@@ -29,23 +29,18 @@ the same number.
 
 import re
 from collections.abc import Iterable
-from datetime import datetime
-from decimal import Decimal
+from datetime import date, datetime
 from hashlib import sha256
 from typing import Final, NamedTuple
 
-from ..conversion import plain
 from ..dates import wire_time
-from ..messages import MAX_TEXT
+from ..messages import MAX_TEXT, Request
+from ..observer import Converted
 from ..rates import Rate
 
 NO_PROVIDER: Final = "none"  # of the rate 1 of euro to euro
 MOST_LINE: Final = 6 * MAX_TEXT + 4096  # bytes; an escape in an id takes six for one
 MOST_PRICES: Final = 4096  # cached texts of rates, about 1 MB
-
-# The reply's date; the request's id and date as raw JSON; the latter as an instant; stake; euros;
-# the rate, None if the stake was in euro already.
-Record = tuple[datetime, bytes, bytes, datetime, Decimal, Decimal, Rate | None]
 
 
 class Head(NamedTuple):
@@ -68,40 +63,45 @@ class Chain:
         self.head = head
         self._prices: dict[int, tuple[str, Rate]] = {}  # by the identity of the rate
 
-    def conversions(self, records: Iterable[Record]) -> bytes:
-        """A line for each record. One loop, because it runs for every request: 1.7 µs each."""
+    def conversions(self, records: Iterable[Converted]) -> bytes:
+        """A line for each record. One loop, because it runs for every request: 1.2 µs each."""
         number, digest = self.head
         prices = self._prices
-        if len(prices) > MOST_PRICES:
-            prices.clear()
         lines = []
         at = None
-        for replied, raw_id, raw_date, instant, stake, eur, rate in records:
+        for request, eur, rate, replied in records:
             if replied is not at:  # one batch has one time
                 at, when = replied, wire_time(replied)
             kept = prices.get(id(rate))
-            if kept is not None:
-                price = kept[0]
-            elif rate is None:
-                price = _price("EUR", "1", instant.date().isoformat(), NO_PROVIDER)
-            else:
-                price = _price(rate.currency, rate.text, rate.day.isoformat(), rate.provider)
-                # The entry holds the rate, so that its identity is not reused.
-                prices[id(rate)] = price, rate
-            amount = str(stake)
-            if "E" in amount:
-                amount = format(stake, "f")
+            price = kept[0] if kept is not None else self._price(request, rate)
+            raw_id = request.id
+            stake = str(request.stake)
+            if "E" in stake:
+                stake = format(request.stake, "f")
             number += 1
             line = (
                 f'{{"n":{number},"prev":"{digest}","at":"{when}",'
                 f'"id":{raw_id.decode() if raw_id.isdigit() else printable(raw_id)},'
                 # A valid date is printable ASCII.
-                f'"date":{raw_date.decode()},"stake":"{amount}",{price},"eur":"{plain(eur)}"'
+                f'"date":{request.date.decode()},"stake":"{stake}{price}{eur}"'
             )
-            digest = sha256(line.encode()).hexdigest()
+            hashed = _new_hash()
+            hashed.update(line.encode())
+            digest = hashed.hexdigest()
             lines.append(f'{line},"hash":"{digest}"}}\n')
         self.head = Head(number, digest)
         return "".join(lines).encode()
+
+    def _price(self, request: Request, rate: Rate | None) -> str:
+        """What stands between the stake and its euros: it depends on the rate alone."""
+        if rate is None:
+            return _price("EUR", "1", request.instant.date(), NO_PROVIDER)
+        price = _price(rate.currency, rate.text, rate.day, rate.provider)
+        if len(self._prices) >= MOST_PRICES:
+            self._prices.clear()
+        # The entry holds the rate, so that its identity is not reused.
+        self._prices[id(rate)] = price, rate
+        return price
 
     def loss(self, at: datetime, lines: int) -> bytes:
         """The line in place of `lines` lost ones, the first of them at `at`."""
@@ -113,11 +113,14 @@ class Chain:
         return f'{line},"hash":"{digest}"}}\n'.encode()
 
 
-def _price(currency: str, rate: str, rate_date: str, provider: str) -> str:
-    """The members of a line that depend on the rate alone."""
+def _price(currency: str, rate: str, day: date, provider: str) -> str:
     return (
-        f'"currency":"{currency}","rate":"{rate}","rate_date":"{rate_date}","provider":"{provider}"'
+        f'","currency":"{currency}","rate":"{rate}","rate_date":"{day}","provider":"{provider}",'
+        '"eur":"'
     )
+
+
+_new_hash: Final = sha256().copy  # at three quarters of the constructor's cost
 
 
 _CHAINED: Final = re.compile(rb'(\{"n":([1-9]\d{0,17}),[ -~]*),"hash":"([0-9a-f]{64})"\}')

@@ -12,7 +12,7 @@ from ratebridge import outbox as outbox_module
 from ratebridge.bridge import Bridge, Moment
 from ratebridge.errors import LinkFailed, NoRate, Refused, SourceFailed
 from ratebridge.messages import Heartbeat
-from ratebridge.observer import Conversion
+from ratebridge.observer import Converted
 from ratebridge.operating.journal import Journal
 from ratebridge.operating.stats import Stats
 from ratebridge.outbox import Outbox, Reply
@@ -82,7 +82,7 @@ class Recorder(Journal):
         super().dropped(reason, frame)
         self._trace.dropped[reason] += 1
 
-    def converted(self, conversions: Sequence[Conversion], seconds: float) -> None:
+    def converted(self, conversions: Sequence[Converted], seconds: float) -> None:
         super().converted(conversions, seconds)
         for request, *_ in conversions:
             number = number_of(b"".join(request.reply).decode("latin-1"))
