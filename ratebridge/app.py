@@ -19,10 +19,8 @@ from .errors import BadSettings
 from .link import Link, open_link
 from .link.dial import Dial, network_dial
 from .observer import Observer
-from .operating.audit import Audit
 from .operating.journal import Journal
 from .operating.logs import configure_logs
-from .operating.overview import Service
 from .operating.stats import Stats
 from .outbox import Outbox
 from .providers.chain import RateChain
@@ -126,7 +124,10 @@ async def serve(
     tls = tls_context(settings.verify_ssl) if feed.secure else None
     dial = dependencies.dial or network_dial(feed, tls)
 
+    # What not every service has is imported by those that have it: it takes 5 ms.
     if settings.audit_file is not None:
+        from .operating.audit import Audit
+
         journal.audit = Audit(settings.audit_file, journal)
 
     status = None
@@ -178,6 +179,8 @@ async def serve(
         service_nursery.start_soon(chain.run, name="rates ahead")
         service_nursery.start_soon(_summarize, journal, bridge, outbox, chain, name="summary")
         if status is not None:
+            from .operating.overview import Service
+
             # In this nursery it still answers while the service drains.
             view = Service(
                 settings,

@@ -16,7 +16,7 @@ Events have stable names: `connection.up`, `connection.lost`, `connection.failed
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 import trio
@@ -25,9 +25,11 @@ from ..errors import LinkFailed, NoRate, Refused, SourceFailed
 from ..messages import Request, clipped
 from ..observer import Observer
 from ..rates import Rate, RateTable
-from .audit import Audit
 from .logs import OFTEN, LineLimit, library_limit
 from .stats import RecentError, Stats, outcome_class
+
+if TYPE_CHECKING:
+    from .audit import Audit
 
 LONG_LIMIT: Final = 3600.0  # s
 
@@ -42,7 +44,7 @@ class Journal(Observer):
         self, stats: Stats, utc_now: Callable[[], datetime] = lambda: datetime.now(UTC)
     ) -> None:
         self.stats = stats
-        self.audit: Audit | None = None
+        self.audit: "Audit | None" = None
         self._utc_now = utc_now
         self._log = structlog.get_logger()
         self._debug = self._log.is_enabled_for(10)
