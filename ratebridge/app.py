@@ -6,7 +6,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from typing import Final, TypeVar
 
 import attrs
@@ -19,10 +19,8 @@ from .errors import BadSettings
 from .link import Link, open_link
 from .link.dial import Dial, network_dial
 from .observer import Observer
-from .operating.audit import Audit
 from .operating.journal import Journal
 from .operating.logs import configure_logs
-from .operating.overview import Service
 from .operating.stats import Stats
 from .outbox import Outbox
 from .providers.chain import RateChain
@@ -45,10 +43,13 @@ utc_now: Final = partial(datetime.now, UTC)
 
 def tls_context(verify: bool) -> ssl.SSLContext:
     """The TLS context for the feed and the sources."""
-    context = ssl.create_default_context()
-    if not verify:
+    if verify:
+        context = ssl.create_default_context()
+    else:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # without the system's certificates
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["http/1.1"])  # for the upgrade too; httpcore sets it anyway
     return context
 
 
@@ -58,13 +59,16 @@ async def open_chain(
     nursery: trio.Nursery,
     observer: Observer,
     *,
+    make_tls: Callable[[], ssl.SSLContext] | None = None,
     sources: Sequence[Source] | None = None,
     clock: Callable[[], datetime] = utc_now,
     jitter: Callable[[], float] = random.random,
 ) -> AsyncIterator[RateChain]:
-    """The chain of the settings' rate sources (or of `sources`); its fetches run in `nursery`."""
+    """The chain of the settings' rate sources (or of `sources`); its fetches run in `nursery`.
 
-    http = HttpClient(partial(tls_context, settings.verify_ssl))
+    `make_tls` replaces the TLS context of the settings; it may be called in a thread.
+    """
+    http = HttpClient(make_tls or partial(tls_context, settings.verify_ssl))
     try:
         yield RateChain(
             sources or [provider(name).make(http, settings.sources) for name in settings.providers],
@@ -122,10 +126,14 @@ async def serve(
     if settings.feed is None:
         raise BadSettings(f"{FEED}: is required but not set")
     feed = settings.feed
-    tls = tls_context(settings.verify_ssl) if feed.secure else None
-    dial = dependencies.dial or network_dial(feed, tls)
+    # One for the feed and the sources: the system's certificates take 20 ms and over 1 MiB.
+    make_tls = cache(partial(tls_context, settings.verify_ssl))
+    dial = dependencies.dial or network_dial(feed, make_tls() if feed.secure else None)
 
+    # What not every service has is imported by those that have it: it takes 5 ms.
     if settings.audit_file is not None:
+        from .operating.audit import Audit
+
         journal.audit = Audit(settings.audit_file, journal)
 
     status = None
@@ -156,6 +164,7 @@ async def serve(
             settings,
             service_nursery,
             journal,
+            make_tls=make_tls,
             sources=dependencies.sources,
             clock=dependencies.clock,
             jitter=dependencies.jitter,
@@ -177,6 +186,8 @@ async def serve(
         service_nursery.start_soon(chain.run, name="rates ahead")
         service_nursery.start_soon(_summarize, journal, bridge, outbox, chain, name="summary")
         if status is not None:
+            from .operating.overview import Service
+
             # In this nursery it still answers while the service drains.
             view = Service(
                 settings,

@@ -35,6 +35,7 @@ LAYERS = [
     ["fakes.feed", "fakes.rates"],
     ["fakes.*"],
     ["commands.live", "commands.demo", "commands.check", "commands.convert", "commands.verify"],
+    ["command_line"],
     ["cli"],
 ]
 

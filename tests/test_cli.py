@@ -26,11 +26,11 @@ def exit_code(*arguments: str) -> object:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_before_the_receiver_is_open_ends_the_process(number, monkeypatch):
-    def run(_options: object) -> int:
+    def run() -> int:
         signal.raise_signal(number)
         raise AssertionError
 
-    monkeypatch.setattr("ratebridge.cli._run", run)
+    monkeypatch.setattr("ratebridge.cli._run_service", run)
     assert exit_code() == 0
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ratebridge.cli import command_line
+from ratebridge.command_line import command_line
 from ratebridge.settings import rows
 
 ROOT = Path(__file__).parent.parent

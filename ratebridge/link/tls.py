@@ -65,14 +65,13 @@ class TlsStream(trio.abc.Stream):
         try:
             while not chunks or (chunks[-1] and (self._incoming.pending or self._tls.pending())):
                 chunks.append(self._tls.read(READ_SIZE))
-        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+        except ssl.SSLError as stop:
             # It has ended, with a goodbye or without, and says so again at the next call.
-            return b"".join(chunks)
-        except ssl.SSLWantReadError:
-            if not chunks:
+            ended = isinstance(stop, ssl.SSLZeroReturnError | ssl.SSLEOFError)
+            if not ended and not isinstance(stop, ssl.SSLWantReadError):
+                raise trio.BrokenResourceError("a record of TLS that is none") from None
+            if not ended and not chunks:
                 return None
-        except ssl.SSLError:
-            raise trio.BrokenResourceError("a record of TLS that is none") from None
         return b"".join(chunks)
 
     def owed(self) -> bytes:

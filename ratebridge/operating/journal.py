@@ -15,7 +15,7 @@ Events have stable names: `connection.up`, `connection.lost`, `connection.failed
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 import trio
@@ -24,9 +24,11 @@ from ..errors import LinkFailed, NoRate, Refused, SourceFailed
 from ..messages import Request, clipped
 from ..observer import Converted, Observer
 from ..rates import Rate, RateTable
-from .audit import Audit
 from .logs import OFTEN, LineLimit, library_limit
 from .stats import RecentError, Stats, outcome_class
+
+if TYPE_CHECKING:
+    from .audit import Audit
 
 LONG_LIMIT: Final = 3600.0  # s
 
