@@ -113,7 +113,8 @@ async def test_a_late_write_reaches_no_other_file_that_got_the_sockets_number():
     ours, theirs = socket_pair()
     number = ours.socket.fileno()
     stream = LinkStream(ours)
-    await stream.close_network()
+    stream.forget_socket()
+    await ours.aclose()
     others: list[socket.socket] = []
     while number not in [other.fileno() for other in others]:
         others += socket.socketpair()

@@ -173,7 +173,8 @@ async def _run_link(address: Address, dial: Dial, *, task_status: trio.TaskStatu
     """The life of a link: trio-websocket's task, and ours beside it."""
     link: Link | None = None
     failure = LinkFailed("reset", "the peer broke off")
-    stream = LinkStream(await dial())
+    network = await dial()
+    stream = LinkStream(network)
     try:
         async with trio.open_nursery() as websocket_nursery:
             websocket = await trio_websocket.wrap_client_stream(
@@ -194,7 +195,8 @@ async def _run_link(address: Address, dial: Dial, *, task_status: trio.TaskStatu
         # Garbage in place of an upgrade; or, on an open link, a ping while it closed.
         failure = LinkFailed("protocol-error", "the peer does not speak websocket")
     finally:
-        await stream.close_network()
+        stream.forget_socket()
+        await trio.aclose_forcefully(network)
     if link is None:
         raise failure
     link.end(failure)

@@ -247,12 +247,11 @@ class LinkStream(trio.abc.Stream):
     async def wait_send_all_might_not_block(self) -> None:
         await self.wait_written()
 
-    async def close_network(self) -> None:
-        """Close the network, by force. A write from now on fails."""
+    def forget_socket(self) -> None:
+        """The network is being closed: a write from now on fails."""
         if self._fd is not None:
             self._fd = -1  # the next file may get the number
-        await trio.aclose_forcefully(self._network)
 
     async def aclose(self) -> None:
-        """Does nothing: `close_network` closes it, in any case."""
+        """Does nothing: the network is closed by who opened it, in any case and by force."""
         await trio.lowlevel.checkpoint()
