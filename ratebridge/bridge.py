@@ -108,7 +108,7 @@ class Bridge:
         if self.waiting >= MOST_WAITING or self._waiting_bytes > MOST_WAITING_BYTES:
             raise NoRate("overloaded", "overloaded, too many requests wait for rates")
         self.waiting += 1
-        self._waiting_bytes += _size(request)
+        self._waiting_bytes += len(request.reply)
         self._nursery.start_soon(self._answer_later, request, day, moment.mono, name="request")
         return None
 
@@ -128,7 +128,7 @@ class Bridge:
         self._deliver(reply)
         self.report(came)
         self.waiting -= 1
-        self._waiting_bytes -= _size(request)
+        self._waiting_bytes -= len(request.reply)
         if not self.waiting:
             self._settled.set()
 
@@ -153,8 +153,3 @@ class Bridge:
         # "Overloaded" describes this moment; after a reconnect it is no longer true.
         keep = problem.kind != "overloaded"
         return Reply(message_id, encode_error(message_id, problem.text), now, keep)
-
-
-def _size(request: Request) -> int:
-    """The bytes of its reply, roughly."""
-    return sum(map(len, request.reply))

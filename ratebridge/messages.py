@@ -43,8 +43,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     """A stake to convert. One is made per message, so it is a Struct: attrs costs 2 µs more.
 
     `id` is raw JSON, and so is `date`, whose meaning is `instant` (aware UTC). `reply`
-    is what stands in the reply before, between and behind the new stake and the new date;
-    `date_first` tells that the date comes first.
+    is the reply, but for two holes where the new stake and the new date will stand.
     """
 
     id: bytes
@@ -52,8 +51,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     currency: str
     instant: datetime
     date: bytes
-    reply: tuple[bytes, bytes, bytes]
-    date_first: bool = False
+    reply: bytes
 
 
 class _Head(msgspec.Struct):
@@ -70,10 +68,9 @@ _string = msgspec.json.Decoder(str).decode
 _instant = msgspec.json.Decoder(datetime).decode
 _encode = msgspec.json.Encoder().encode
 
-# What stands for the new values is nowhere in UTF-8, and so in nothing that was echoed.
+# The bytes of the holes are nowhere in UTF-8, and so in nothing that was echoed.
 _STAKE: Final = b"\xfe"
 _DATE: Final = b"\xff"
-_NEW_VALUE: Final = re.compile(b"[\xfe\xff]")
 _CHANGED: Final = {"stake": Raw(_STAKE), "currency": Raw(b'"EUR"'), "date": Raw(b'"%b"' % _DATE)}
 
 _MESSAGE: Final = Raw(b'"message"')
@@ -99,7 +96,7 @@ def decode(frame: bytes) -> Heartbeat | Request:
             pass  # such as February 30
         else:
             amount = Decimal(stake.decode()) or _ZERO
-            reply = (begin, _USUAL_BETWEEN, _USUAL_END)
+            reply = begin + _USUAL_END
             return Request(message_id, amount, currency.decode(), instant, date, reply)
     members, flaw = _read(frame)
     kind = members.get("type", _NOTHING)
@@ -129,8 +126,7 @@ _usual = re.compile(
     rb'(-?+(?!0\d)\d{1,9}+(?:\.\d{1,5}+)?+),"currency":"([A-Z]{3})",'
     rb'"date":("[-0-9T:.]{19,26}+Z")\}\}' % (_INT, _INT, _INT, _INT)
 ).fullmatch
-_USUAL_BETWEEN: Final = b',"currency":"EUR","date":"'
-_USUAL_END: Final = b'"}}'
+_USUAL_END: Final = _STAKE + b',"currency":"EUR","date":"' + _DATE + b'"}}'
 
 
 def _read(frame: bytes) -> tuple[dict[str, Raw], str | None]:
@@ -239,10 +235,7 @@ def _request(message_id: bytes, members: dict[str, Raw]) -> Request:
     except _Flaw as flaw:
         raise Refused(message_id, flaw.kind, flaw.text) from None
     reply = _encode(members | {"payload": payload | _CHANGED})
-    begin, between, end = _NEW_VALUE.split(reply)
-    date_first = reply[len(begin) : len(begin) + 1] == _DATE
-    parts = (begin, between, end)
-    return Request(message_id, stake, currency, instant, bytes(date), parts, date_first)
+    return Request(message_id, stake, currency, instant, bytes(date), reply)
 
 
 class _Flaw(Exception):
@@ -342,10 +335,8 @@ def _read_date(raw: Raw) -> datetime:
 
 
 def encode_reply(request: Request, stake: str, date: str) -> bytes:
-    """The reply, with `stake` (JSON number text) and `date` in it; all else is there."""
-    begin, between, end = request.reply
-    first, second = (date, stake) if request.date_first else (stake, date)
-    return b"".join((begin, first.encode(), between, second.encode(), end))
+    """The reply, with `stake` (JSON number text) and `date` in its holes; all else is there."""
+    return request.reply.replace(_STAKE, stake.encode()).replace(_DATE, date.encode())
 
 
 def encode_error(message_id: bytes, text: str) -> bytes:
