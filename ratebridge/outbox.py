@@ -72,13 +72,11 @@ class Outbox:
 
     def lose_link(self) -> None:
         """The link is gone: what has not left it whole goes first on the next."""
-        if self._write is not None:
-            left = self._write.texts_taken()
-            for reply in reversed(self._writing[left:]):
-                self._queue.appendleft(reply)
-                self._bytes += len(reply.frame)
-            self._write, self._writing = None, ()
-        self._put = None
+        left = 0 if self._write is None else self._write.texts_taken()
+        for reply in reversed(self._writing[left:]):
+            self._queue.appendleft(reply)
+            self._bytes += len(reply.frame)
+        self._put, self._write, self._writing = None, None, ()
         queue, self._queue = self._queue, deque()
         for reply in queue:
             if reply.keep:

@@ -104,6 +104,17 @@ async def test_a_lost_link_is_given_nothing(outbox, autojump_clock):
     assert line.sent == []
 
 
+async def test_a_bug_in_the_link_loses_no_reply(outbox, autojump_clock):
+    def broken(texts: Sequence[bytes], on_whole: Callable[[], None]) -> Write | None:
+        raise ZeroDivisionError
+
+    outbox.attach(broken)
+    with pytest.raises(ZeroDivisionError):
+        outbox.add(reply(1), reply(2))
+    assert next_link(outbox) == frames(1, 2)
+    assert len(outbox) == 0
+
+
 @pytest.mark.parametrize("written", [0, 1, 2])
 @pytest.mark.parametrize("more", [-1, 0, 1])
 async def test_replies_that_left_whole_in_a_cut_write_are_not_sent_again(
