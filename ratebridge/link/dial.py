@@ -3,7 +3,7 @@
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 
 import trio
 
@@ -41,15 +41,14 @@ async def open_tcp(address: Address) -> trio.SocketStream:
 
 async def add_tls(stream: trio.SocketStream, address: Address, tls: ssl.SSLContext) -> TlsStream:
     """Put TLS on a connection; on failure that is closed. Raises `LinkFailed`."""
-    try:
-        secured = TlsStream(stream, tls, address.host)
-        await secured.handshake()
-    except (trio.BrokenResourceError, ssl.SSLError) as error:
-        await trio.aclose_forcefully(stream)
-        raise _tls_failure(error) from None
-    except BaseException:
-        await trio.aclose_forcefully(stream)
-        raise
+    async with AsyncExitStack() as on_failure:
+        on_failure.push_async_callback(trio.aclose_forcefully, stream)
+        try:
+            secured = TlsStream(stream, tls, address.host)
+            await secured.handshake()
+        except (trio.BrokenResourceError, ssl.SSLError) as error:
+            raise _tls_failure(error) from None
+        on_failure.pop_all()
     return secured
 
 
