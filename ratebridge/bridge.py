@@ -148,7 +148,7 @@ class Bridge:
         return Reply(request.id, encode_reply(request, text, at.wire), at.mono)
 
     def _refuse(self, message_id: bytes, problem: Refused | NoRate, came: float) -> Reply:
-        now = trio.current_time()
+        now = self._trio_now()
         self._observer.refused(problem, message_id, now - came)
         # "Overloaded" describes this moment; after a reconnect it is no longer true.
         keep = problem.kind != "overloaded"

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from .messages import Request
 
 Converted: TypeAlias = "tuple[Request, str, Rate | None, datetime]"
-"""A request, its euros and date as the reply has them, and between these the rate (None: euro)."""
+"""A request, its stake in euro as the reply has it, the rate (None if it was in euro already),
+and the reply's date."""
 
 
 class Observer:

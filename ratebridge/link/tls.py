@@ -65,13 +65,12 @@ class TlsStream(trio.abc.Stream):
         try:
             while not chunks or (chunks[-1] and (self._incoming.pending or self._tls.pending())):
                 chunks.append(self._tls.read(READ_SIZE))
-        except ssl.SSLError as stop:
-            # It has ended, with a goodbye or without, and says so again at the next call.
-            ended = isinstance(stop, ssl.SSLZeroReturnError | ssl.SSLEOFError)
-            if not ended and not isinstance(stop, ssl.SSLWantReadError):
-                raise trio.BrokenResourceError("a record of TLS that is none") from None
-            if not ended and not chunks:
+        except (ssl.SSLWantReadError, ssl.SSLZeroReturnError, ssl.SSLEOFError) as stop:
+            # The last two are its end, with a goodbye or without, found again at the next call.
+            if isinstance(stop, ssl.SSLWantReadError) and not chunks:
                 return None
+        except ssl.SSLError:
+            raise trio.BrokenResourceError("a record of TLS that is none") from None
         return b"".join(chunks)
 
     def owed(self) -> bytes:

@@ -73,7 +73,7 @@ class Chain:
             if replied is not at:  # one batch has one time
                 at, when = replied, wire_time(replied)
             kept = prices.get(id(rate))
-            price = kept[0] if kept is not None else self._price(request, rate)
+            price = kept[0] if kept is not None else self._make_price(request, rate)
             raw_id = request.id
             stake = str(request.stake)
             if "E" in stake:
@@ -92,7 +92,7 @@ class Chain:
         self.head = Head(number, digest)
         return "".join(lines).encode()
 
-    def _price(self, request: Request, rate: Rate | None) -> str:
+    def _make_price(self, request: Request, rate: Rate | None) -> str:
         """What stands between the stake and its euros: it depends on the rate alone."""
         if rate is None:
             return _price("EUR", "1", request.instant.date(), NO_PROVIDER)
@@ -121,7 +121,6 @@ def _price(currency: str, rate: str, day: date, provider: str) -> str:
 
 
 _new_hash: Final = sha256().copy  # at three quarters of the constructor's cost
-
 
 _CHAINED: Final = re.compile(rb'(\{"n":([1-9]\d{0,17}),[ -~]*),"hash":"([0-9a-f]{64})"\}')
 
