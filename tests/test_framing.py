@@ -91,9 +91,10 @@ def by_cutter(pieces: Iterable[bytes]) -> list[Happening]:
     peer = Peer()
     cutter = FrameCutter()
     for piece in pieces:
-        cutter.feed(piece)
+        unread: bytes | None = piece
         while not peer.over:
-            texts, rest = cutter.cut()
+            texts, rest = cutter.cut(unread)
+            unread = None
             peer.happened += [("text", text.decode()) for text in texts]
             if not rest:
                 break
@@ -251,13 +252,12 @@ def test_hostile_streams_end_as_with_plain_wsproto(stream: bytes):
 def all_texts(stream: bytes) -> list[bytes]:
     """What is cut out of a stream, if nobody heeds the rest."""
     cutter = FrameCutter()
-    cutter.feed(stream)
-    found: list[bytes] = []
-    while True:
+    texts, rest = cutter.cut(stream)
+    found = texts
+    while texts or rest:
         texts, rest = cutter.cut()
-        found += texts
-        if not texts and not rest:
-            return found
+        found = found + texts
+    return found
 
 
 @pytest.mark.parametrize("stream", LAWFUL.values(), ids=LAWFUL)
@@ -277,50 +277,42 @@ def test_the_longest_text_is_cut_out_and_a_longer_one_is_not():
 
 def test_whole_texts_are_cut_out_together_and_leave_no_rest():
     cutter = FrameCutter()
-    cutter.feed(frame(TEXT, b"a") + frame(TEXT, "\u20ac".encode()) + frame(TEXT) + b"\x81\x05hel")
-    assert cutter.cut() == ([b"a", "\u20ac".encode(), b""], b"")
+    whole = (b"a", "\u20ac".encode(), b"")
+    stream = b"".join(frame(TEXT, text) for text in whole) + b"\x81\x05hel"
+    assert cutter.cut(stream) == ([*whole], b"")
     assert cutter.cut() == ([], b"")
-    cutter.feed(b"lo")
-    assert cutter.cut() == ([b"hello"], b"")
+    assert cutter.cut(b"lo") == ([b"hello"], b"")
 
 
 def test_an_unusual_frame_is_handed_on_before_what_is_behind_it_is_cut():
     cutter = FrameCutter()
     ping = frame(PING, b"p")
-    cutter.feed(frame(TEXT, b"a") + ping + frame(TEXT, b"b") + ping[:2])
-    assert cutter.cut() == ([b"a"], ping)
+    assert cutter.cut(frame(TEXT, b"a") + ping + frame(TEXT, b"b") + ping[:2]) == ([b"a"], ping)
     assert cutter.cut() == ([b"b"], b"")
-    cutter.feed(ping[2:] + frame(TEXT, b"c"))
-    assert cutter.cut() == ([], ping)
+    assert cutter.cut(ping[2:] + frame(TEXT, b"c")) == ([], ping)
     assert cutter.cut() == ([b"c"], b"")
 
 
 def test_nothing_is_cut_behind_a_close():
     cutter = FrameCutter()
-    cutter.feed(frame(CLOSE) + frame(TEXT, b"a"))
-    assert cutter.cut() == ([], frame(CLOSE) + frame(TEXT, b"a"))
-    cutter.feed(frame(TEXT, b"b"))
-    assert cutter.cut() == ([], frame(TEXT, b"b"))
+    assert cutter.cut(frame(CLOSE) + frame(TEXT, b"a")) == ([], frame(CLOSE) + frame(TEXT, b"a"))
+    assert cutter.cut(frame(TEXT, b"b")) == ([], frame(TEXT, b"b"))
 
 
 def test_a_frame_that_is_too_long_is_not_kept():
     cutter = FrameCutter()
     header = bytes((FIN | TEXT, 127)) + (1 << 40).to_bytes(8)
-    cutter.feed(header)
-    assert cutter.cut() == ([], header)
+    assert cutter.cut(header) == ([], header)
     for _ in range(3):
-        cutter.feed(bytes(100_000))
-        assert cutter.cut() == ([], bytes(100_000))
+        assert cutter.cut(bytes(100_000)) == ([], bytes(100_000))
 
 
 def test_a_header_in_pieces_is_waited_for():
     cutter = FrameCutter()
     whole = frame(TEXT, bytes(70_000))
     for i in range(10):
-        cutter.feed(whole[i : i + 1])
-        assert cutter.cut() == ([], b"")
-    cutter.feed(whole[10:])
-    assert cutter.cut() == ([bytes(70_000)], b"")
+        assert cutter.cut(whole[i : i + 1]) == ([], b"")
+    assert cutter.cut(whole[10:]) == ([bytes(70_000)], b"")
 
 
 # Our own frames.
@@ -370,7 +362,7 @@ def test_many_small_unusual_frames_cost_time_that_grows_with_their_number():
 
     pings = frame(PING, b"") * 10_000
     cutter = FrameCutter()
-    cutter.feed(Counted(pings))
+    cutter.cut(Counted(pings))
     while cutter.cut()[1]:
         pass
     assert len(pings) <= Counted.copied < 3 * len(pings)
@@ -381,7 +373,6 @@ def test_pings_are_dropped_when_asked_for_and_whole():
     cutter.drops_pings = True
     ping = frame(PING, b"are you there")
     for byte in ping + frame(TEXT, b"text") + ping:
-        cutter.feed(bytes((byte,)))
-        texts, rest = cutter.cut()
+        texts, rest = cutter.cut(bytes((byte,)))
         assert rest == b""
         assert texts in ([], [b"text"])

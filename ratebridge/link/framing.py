@@ -28,12 +28,12 @@ _PING_AND_PONG: Final = frozenset((0x89, 0x8A))
 class FrameCutter:
     """Cuts a server's byte stream into whole texts and the rest.
 
-    Fed with the stream from the first byte after the HTTP upgrade, in pieces of
-    any size. Put together, the rest is what came without the whole texts.
+    The stream begins with the first byte after the HTTP upgrade, and comes in pieces
+    of any size. Put together, the rest is what came without the whole texts.
     """
 
     def __init__(self) -> None:
-        self._buffer: bytes | bytearray = b""
+        self._buffer = b""
         self._at = 0  # how far it is cut
         self._passing = 0  # bytes of an unusual frame that are still to be handed on
         self._fragmented = False  # between the first and the last frame of a message
@@ -41,24 +41,18 @@ class FrameCutter:
         self.saw_close = False  # it was a close
         self.drops_pings = False  # set: wsproto, once it has sent a close, cannot answer them
 
-    def feed(self, data: bytes) -> None:
-        """Take the next piece of the stream."""
-        if self._at == len(self._buffer):
-            self._buffer = data
-        else:
-            if isinstance(self._buffer, bytes):
-                self._buffer = bytearray(self._buffer)
-            del self._buffer[: self._at]
-            self._buffer += data
-        self._at = 0
-
-    def cut(self) -> tuple[list[bytes], bytes]:
-        """The next whole texts (UTF-8), and the rest behind them.
+    def cut(self, data: bytes | None = None) -> tuple[list[bytes], bytes]:
+        """The next whole texts (UTF-8), and the rest behind them, after one more piece if given.
 
         The rest reaches to the end of an unusual frame at most: wsproto decides
         on that one before anything behind it is cut. It can be a part of a frame.
-        Both are empty when more has to be fed.
+        Both are empty when another piece is needed.
         """
+        if data:
+            # A frame in pieces is copied for each of them, `MAX_FRAME` bytes at most.
+            left = self._buffer[self._at :]
+            self._buffer = left + data if left else data
+            self._at = 0
         texts: list[bytes] = []
         end = self._cut_usual(texts)
         if end == len(self._buffer):  # as it is nearly always
@@ -88,7 +82,7 @@ class FrameCutter:
             if first == _WHOLE_TEXT and usual and size <= MAX_FRAME and not self._fragmented:
                 if have < end:
                     break
-                text = bytes(buffer[begin:end])
+                text = buffer[begin:end]
                 if _is_utf8(text):
                     texts.append(text)
                     continue
@@ -106,7 +100,7 @@ class FrameCutter:
                 self._over = True
                 self.saw_close = first == _CLOSE
         self._at = have if self._over else min(have, at + self._passing)
-        rest = bytes(buffer[at : self._at])
+        rest = buffer[at : self._at]
         self._passing = max(0, self._passing - len(rest))
         return rest
 
@@ -131,7 +125,7 @@ class FrameCutter:
             elif size > 126:
                 break
             after = begin + size
-            text = bytes(data[begin:after])
+            text = data[begin:after]
             if after > have or not text.isascii():
                 break
             texts.append(text)

@@ -63,7 +63,8 @@ class LinkStream(trio.abc.Stream):
         if isinstance(network, trio.SocketStream | TlsStream):
             self._fd = network.socket.fileno()
         self._response: UpgradeResponse | None = UpgradeResponse()  # until it is read
-        self._cutter = FrameCutter()  # for what comes behind the upgrade
+        self._behind_response: bytes | None = None  # the first of the frames, came with it
+        self._cutter = FrameCutter()
         self._handler: Handler | None = None
         self._handler_set = trio.Event()
         self._queue: deque[Write] = deque()
@@ -169,22 +170,20 @@ class LinkStream(trio.abc.Stream):
             return await self._receive_response(self._response)
         await self._handler_set.wait()  # a checkpoint, too: thousands of frames come with one read
         assert self._handler is not None, "it is set and never taken back"
-        while True:
-            texts, rest = self._cutter.cut()
+        data, self._behind_response = self._behind_response, None
+        while data != b"":
+            texts, rest = self._cutter.cut(data)
             if texts:
                 self._handler(texts)
             if rest:
                 return rest
             if self._fd is None:
-                data: bytes | None = bytes(await self._network.receive_some(READ_SIZE))
+                data = bytes(await self._network.receive_some(READ_SIZE))
             else:
                 # Without the first attempt of `receive_some`, which would find nothing.
                 await trio.lowlevel.wait_readable(self._fd)
                 data = self._read(self._fd)
-            if data:
-                self._cutter.feed(data)
-            elif data is not None:
-                return b""
+        return data
 
     async def _receive_response(self, response: UpgradeResponse) -> bytes:
         """A piece of the response to the upgrade, and no byte of the frames behind it.
@@ -202,7 +201,7 @@ class LinkStream(trio.abc.Stream):
         if behind is None:
             return data
         self._response = None
-        self._cutter.feed(behind)
+        self._behind_response = behind or None
         return data[: len(data) - len(behind)]
 
     def _read(self, fd: int) -> bytes | None:
