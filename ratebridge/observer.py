@@ -87,6 +87,9 @@ class Observer:
     def audit_recovered(self, lost: int) -> None:
         """The audit file is written again; `lost` lines were lost meanwhile."""
 
+    def audit_reopened(self) -> None:
+        """The audit file was opened anew, as it was moved or a SIGHUP came."""
+
     # The service.
 
     def internal_error(self, where: str, error: BaseException) -> None:

@@ -63,6 +63,9 @@ class Listener(Observer):
     def audit_recovered(self, lost):
         self.told.append(("mended", lost))
 
+    def audit_reopened(self):
+        self.told.append(("reopened",))
+
     def internal_error(self, where, error):
         self.told.append(("crashed", type(error)))
 
@@ -431,7 +434,8 @@ async def test_a_file_in_the_place_of_ours_is_written_to(tmp_path, autojump_cloc
 async def test_a_hangup_opens_the_file_anew_at_once(tmp_path, autojump_clock):
     path, rotated = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
     here = Here()
-    audit = Audit(path, Listener(), here)
+    listener = Listener()
+    audit = Audit(path, listener, here)
     async with running(audit):
         await write(audit, 1)
         path.rename(rotated)
@@ -440,6 +444,7 @@ async def test_a_hangup_opens_the_file_anew_at_once(tmp_path, autojump_clock):
         os.kill(os.getpid(), signal.SIGHUP)
         await flushed.wait()
         assert (ids(rotated), ids(path)) == ([1], [2])
+    assert listener.told == [("reopened",)]
 
 
 async def test_a_hangup_makes_an_empty_file_when_there_is_nothing_to_write(
@@ -471,7 +476,7 @@ async def test_a_missing_directory_is_a_failure_until_it_is_back(tmp_path, autoj
         assert listener.told == [("failed", "No such file or directory", 1)]
         path.parent.mkdir()
         await write(audit, 2)
-        assert listener.told[1:] == [("mended", 0)]
+        assert listener.told[1:] == [("mended", 0), ("reopened",)]
         assert ids(path) == [1, 2]
 
 
@@ -493,7 +498,7 @@ async def test_an_unreachable_path_is_reported_once(tmp_path, autojump_clock):
         path.parent.unlink()
         path.parent.mkdir()
         await write(audit, 10)
-        assert listener.told[1:] == [("mended", 0)]
+        assert listener.told[1:] == [("mended", 0), ("reopened",)]
         assert ids(path) == list(range(2, 11))
 
 
@@ -519,7 +524,7 @@ async def test_a_file_whose_end_cannot_be_read_is_not_written_to(
             await write(audit, 2)
             assert ids(path) == [1]
         await write(audit, 3)
-        assert listener.told == [("failed", "Input/output error", 0), ("mended", 0)]
+        assert listener.told == [("failed", "Input/output error", 0), ("mended", 0), ("reopened",)]
     assert ids(path) == [1, 2, 3]
 
 
@@ -861,41 +866,6 @@ async def test_a_service_without_an_audit_file_keeps_none(tmp_path, autojump_clo
     journal = Journal(Stats())
     journal.converted([(request(), EUROS, DOLLAR, NOW)], 0.001)
     assert journal.audit is None
-
-
-async def test_the_journal_logs_the_trails_failures(autojump_clock):
-    with structlog.testing.capture_logs() as logs:
-        journal = Journal(Stats(), lambda: NOW)
-        journal.audit_failed("No space left on device", 12)
-        journal.audit_lost(1, "too many lines wait to be written")
-        journal.audit_recovered(7)
-        journal.internal_error("audit", ValueError("x"))
-    crash = logs.pop()
-    assert (crash["event"], crash["where"], crash["log_level"]) == (
-        "internal_error",
-        "audit",
-        "error",
-    )
-    assert logs == [
-        {
-            "event": "audit.failed",
-            "log_level": "error",
-            "detail": "No space left on device",
-            "waiting": 12,
-        },
-        {
-            "event": "audit.lost",
-            "log_level": "error",
-            "lines": 1,
-            "why": "too many lines wait to be written",
-        },
-        {"event": "audit.recovered", "log_level": "warning", "lost": 7},
-    ]
-    assert set(journal.stats.recent_errors) == {
-        "audit.failed",
-        "audit.lost",
-        "internal_error audit",
-    }
 
 
 # A real process.

@@ -345,10 +345,11 @@ async def test_a_bug_is_logged_with_its_trace(journal, log):
     }
 
 
-async def test_the_audit_trail_s_failures_are_logged(journal, log):
+async def test_the_audit_trail_s_events_are_logged(journal, log):
     journal.audit_failed("No space left on device", 12)
     journal.audit_lost(3, "too many wait")
     journal.audit_recovered(3)
+    journal.audit_reopened()
     assert log == [
         {
             "event": "audit.failed",
@@ -358,7 +359,9 @@ async def test_the_audit_trail_s_failures_are_logged(journal, log):
         },
         {"event": "audit.lost", "log_level": "error", "lines": 3, "why": "too many wait"},
         {"event": "audit.recovered", "log_level": "warning", "lost": 3},
+        {"event": "audit.reopened", "log_level": "info"},
     ]
+    assert set(journal.stats.recent_errors) == {"audit.failed", "audit.lost"}
 
 
 # No peer can fill the log.
@@ -388,6 +391,7 @@ def every_line(journal, number):
     journal.audit_failed("No space left on device", number)
     journal.audit_lost(number, "too many lines wait to be written")
     journal.audit_recovered(number)
+    journal.audit_reopened()
     journal.internal_error("session", RuntimeError(number))
     journal.note("service.started", number=number)
     journal.warn("settings.unknown", name=f"RATEBRIDGE_{number}")
@@ -403,7 +407,7 @@ async def test_no_kind_of_line_comes_more_than_ten_times_in_any_minute(
         log.clear()
         await trio.sleep(1.75)
     events = {event for event, _ in written}
-    assert len(events) == 17
+    assert len(events) == 18
     for event in events:
         times = [at for other, at in written if other == event]
         assert [

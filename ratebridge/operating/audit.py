@@ -65,6 +65,7 @@ class AuditFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd = -1
+        self.opened = 0  # times
         self._polled = -inf
         self._busy = threading.Lock()  # a write abandoned at the stop may still run
         self.head = find_head(path)
@@ -119,6 +120,7 @@ class AuditFile:
         self._block = Block((b"\n" if half else b"") + text[begun:], lines, head)
         self._written = 0
         self._fd = fd
+        self.opened += 1
 
     def _close(self) -> None:
         if self._fd >= 0:
@@ -219,6 +221,7 @@ class Audit:
                 "RATEBRIDGE_AUDIT_FILE: expected a file that can be read and written "
                 f"({error.strerror})"
             ) from None
+        self._opened_reported = self._file.opened
         self._chain = Chain(self._file.head)
         self._text = bytearray()  # lines of the next block
         self._lines = 0  # of them
@@ -321,6 +324,9 @@ class Audit:
                 failure = error.strerror or "the write failed"
             limit.cancel()
         self._set_failing(failure)
+        if self._file.opened > self._opened_reported:
+            self._opened_reported = self._file.opened
+            self._observer.audit_reopened()
 
     async def _report_if_slow(self) -> None:
         await _sleep_while_running(SLOW)

@@ -8,8 +8,8 @@ Events have stable names: `connection.up`, `connection.lost`, `connection.failed
 `connection.down`, `loop.stalled`, `rates.fetched`, `rates.failed`, `rates.limited`,
 `rates.implausible`, `clock.jumped`, `clock.differs`, `message.dropped`,
 `conversion.done`, `conversion.failed`, `reply.undelivered`, `internal_error`, `summary`,
-`audit.failed`, `audit.lost`, `audit.recovered`, `log.limited`, `status.listening`,
-`tls.unverified`, `settings.unknown`, `service.started`, `service.stopping`,
+`audit.failed`, `audit.lost`, `audit.recovered`, `audit.reopened`, `log.limited`,
+`status.listening`, `tls.unverified`, `settings.unknown`, `service.started`, `service.stopping`,
 `service.stopped`.
 """
 
@@ -241,6 +241,9 @@ class Journal(Observer):
     def audit_recovered(self, lost: int) -> None:
         self.stats.audit_failing = False
         self._write_line("warning", "audit.recovered", lost=lost)
+
+    def audit_reopened(self) -> None:
+        self._write_line("info", "audit.reopened", **self.audit_head())
 
     def audit_head(self) -> dict[str, str]:
         """The head of the audit trail, if there is one, as a field of an event."""
