@@ -4,6 +4,7 @@ import io
 import json
 import random
 import ssl
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
@@ -550,6 +551,17 @@ async def test_the_pinned_rates_are_bounded(autojump_clock, monkeypatch):
             "freecurrencyapi",
             *["instant"] * 10,
         ]
+
+
+async def test_a_pinned_rate_keeps_no_table_in_memory(autojump_clock):
+    async with open_bench(most=1) as bench:
+        bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(status=404))
+        for day in days(3):
+            assert (await bench.ask("USD", day)).provider == "frankfurter"
+        tables = [weakref.ref(table) for table in bench.notes.tables]
+        bench.notes.tables.clear()
+        assert [table() is None for table in tables] == [True, True, False]
+        assert all(bench.cached("USD", day) for day in days(3))
 
 
 async def test_a_failed_source_is_asked_again_first_where_the_next_has_nothing(autojump_clock):

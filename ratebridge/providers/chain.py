@@ -43,11 +43,18 @@ _STOPPED: Final = Failing(SourceFailed("stopped", "was not asked to the end"))
 
 @attrs.frozen
 class _Pinned:
-    """A rate used because an earlier source failed, and the trio time until which it stays."""
+    """A rate used because an earlier source failed, and the trio time until which it stays.
+
+    It does not hold its table, which may be dropped meanwhile. `running` is as in
+    `RateTable`.
+    """
 
     rate: Rate
-    table: RateTable
+    running: bool
     until: float
+
+    def lives(self, today: date, now: float) -> bool:
+        return now < self.until and not (self.running and self.rate.asked < today)
 
 
 @attrs.define(eq=False)
@@ -182,13 +189,10 @@ class RateChain:
     def _pinned_rate(self, currency: str, day: date, today: date, now: float) -> Rate | None:
         """The pinned rate, while its table lives."""
         pinned = self._pinned.get((currency, day))
-        if pinned is None or not self._is_pinned(pinned, today, now):
+        if pinned is None or not pinned.lives(today, now):
             return None
-        self.tables.use(pinned.table.provider, day, now)
+        self.tables.use(pinned.rate.provider, day, now)
         return pinned.rate
-
-    def _is_pinned(self, pinned: _Pinned, today: date, now: float) -> bool:
-        return now < pinned.until and not (pinned.table.running and pinned.table.day < today)
 
     def _pin(self, rate: Rate, table: RateTable, failed: list[str], now: float) -> Rate:
         """The rate, pinned if sources before its own have failed."""
@@ -199,7 +203,7 @@ class RateChain:
         until = self.tables.end_of(table)
         if until is not None and until > now:
             key = (rate.currency, rate.asked)
-            self._pinned[key] = _Pinned(replace(rate, cached=True), table, until)
+            self._pinned[key] = _Pinned(replace(rate, cached=True), table.running, until)
             self._pinned.move_to_end(key)
             if len(self._pinned) > MOST_PINNED:
                 self._pinned.popitem(last=False)
@@ -291,7 +295,7 @@ class RateChain:
         """Put the pinned rates into the first source's table, which is looked at first."""
         today = self._utc_now().date()
         for (_, pinned_day), pinned in self._pinned.items():
-            if pinned_day == day and self._is_pinned(pinned, today, now):
+            if pinned_day == day and pinned.lives(today, now):
                 self.tables.pin(pinned.rate, pinned.until, self._first)
 
     def _plausible(self, table: RateTable) -> RateTable:
