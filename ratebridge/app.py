@@ -53,35 +53,29 @@ def tls_context(verify: bool) -> ssl.SSLContext:
     return context
 
 
-@asynccontextmanager
-async def open_chain(
+def make_sources(settings: Settings, http: HttpClient) -> list[Source]:
+    """The rate sources of the settings, in their order."""
+    return [provider(name).make(http, settings.sources) for name in settings.providers]
+
+
+def make_chain(
     settings: Settings,
+    sources: Sequence[Source],
     nursery: trio.Nursery,
     observer: Observer,
-    *,
-    make_tls: Callable[[], ssl.SSLContext] | None = None,
-    sources: Sequence[Source] | None = None,
-    clock: Callable[[], datetime] = utc_now,
+    clock: Callable[[], datetime],
     jitter: Callable[[], float] = random.random,
-) -> AsyncIterator[RateChain]:
-    """The chain of the settings' rate sources (or of `sources`); its fetches run in `nursery`.
-
-    `make_tls` replaces the TLS context of the settings; it may be called in a thread.
-    """
-    http = HttpClient(make_tls or partial(tls_context, settings.verify_ssl))
-    try:
-        yield RateChain(
-            sources or [provider(name).make(http, settings.sources) for name in settings.providers],
-            Tables(settings.cache_ttl),
-            nursery,
-            deadline=settings.rate_deadline,
-            utc_now=clock,
-            observer=observer,
-            jitter=jitter,
-        )
-    finally:
-        with trio.CancelScope(shield=True):
-            await http.aclose()
+) -> RateChain:
+    """The chain of these sources; its fetches run in `nursery`."""
+    return RateChain(
+        sources,
+        Tables(settings.cache_ttl),
+        nursery,
+        deadline=settings.rate_deadline,
+        utc_now=clock,
+        observer=observer,
+        jitter=jitter,
+    )
 
 
 @asynccontextmanager
@@ -129,6 +123,7 @@ async def serve(
     # One for the feed and the sources: the system's certificates take 20 ms and over 1 MiB.
     make_tls = cache(partial(tls_context, settings.verify_ssl))
     dial = dependencies.dial or network_dial(feed, make_tls() if feed.secure else None)
+    http = HttpClient(make_tls)
 
     # What not every service has is imported by those that have it: it takes 5 ms.
     if settings.audit_file is not None:
@@ -158,18 +153,18 @@ async def serve(
     )
     async with (
         aclosing(journal),
+        aclosing(http),
         open_outbox(journal) as outbox,
         trio.open_nursery() as service_nursery,
-        open_chain(
+    ):
+        chain = make_chain(
             settings,
+            dependencies.sources or make_sources(settings, http),
             service_nursery,
             journal,
-            make_tls=make_tls,
-            sources=dependencies.sources,
-            clock=dependencies.clock,
-            jitter=dependencies.jitter,
-        ) as chain,
-    ):
+            dependencies.clock,
+            dependencies.jitter,
+        )
         if journal.audit is not None:
             await service_nursery.start(journal.audit.run)
         bridge = Bridge(

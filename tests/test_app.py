@@ -15,7 +15,7 @@ import trio
 
 from ratebridge import app
 from ratebridge.app import Dependencies, open_outbox, serve, tls_context
-from ratebridge.errors import SourceFailed
+from ratebridge.errors import BadSettings, SourceFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, request_text
 from ratebridge.link.address import Address
 from ratebridge.operating.journal import Journal
@@ -342,6 +342,12 @@ async def test_a_summary_is_logged_each_minute(autojump_clock, log):
     async with running(quiet):
         await trio.sleep(121)
     assert [event["connection"] for event in log if event["event"] == "summary"] == ["up", "up"]
+
+
+async def test_a_proxy_of_no_use_is_a_bad_setting_and_leaves_no_port_open(monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:1")
+    with pytest.raises(BadSettings, match="HTTPS_PROXY"):
+        await serve(Settings(FEED, status_address=("127.0.0.1", 0)))
 
 
 def test_certificates_are_checked_unless_told_otherwise():

@@ -93,8 +93,10 @@ class HttpClient:
             return self._client
 
     async def aclose(self) -> None:
+        """Close the connections, even if cancelled."""
         if self._client is not None:
-            await self._client.aclose()
+            with trio.CancelScope(shield=True):
+                await self._client.aclose()
 
     async def get(
         self, url: str, params: Mapping[str, str], headers: Mapping[str, str] | None = None
