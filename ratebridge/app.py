@@ -204,7 +204,6 @@ async def serve(
                 await _drain(bridge, outbox)
             supervisor.stop()
         service_nursery.cancel_scope.cancel()
-    journal.note("service.stopped", answered=journal.stats.answered, **journal.audit_head())
 
 
 async def _drain(bridge: Bridge, outbox: Outbox) -> None:

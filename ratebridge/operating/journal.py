@@ -285,8 +285,9 @@ class Journal(Observer):
         self._write_limited()
 
     async def aclose(self) -> None:
-        """Log what is not logged yet."""
+        """Log what is not logged yet, and the end: stopped, cancelled, or failed by a bug."""
         self._write_limited()
+        self.note("service.stopped", answered=self.stats.answered, **self.audit_head())
 
     # Writing lines.
 
