@@ -23,6 +23,7 @@ from .operating.journal import Journal
 from .operating.logs import configure_logs
 from .operating.stats import Stats
 from .outbox import Outbox
+from .providers.ahead import fetch_ahead
 from .providers.chain import RateChain
 from .providers.http import HttpClient
 from .providers.registry import provider
@@ -178,7 +179,7 @@ async def serve(
             backoff=Backoff(settings.reconnect_min, settings.reconnect_max, dependencies.jitter),
             observer=journal,
         )
-        service_nursery.start_soon(chain.run, name="rates ahead")
+        service_nursery.start_soon(fetch_ahead, chain, dependencies.clock, name="rates ahead")
         service_nursery.start_soon(_summarize, journal, bridge, outbox, chain, name="summary")
         if status is not None:
             from .operating.overview import Service

@@ -105,7 +105,7 @@ class Nothing:
     """A source without rates."""
 
     name = "nothing"
-    quota = None
+    quota = budget = None
 
     async def fetch(self, day, now):
         raise SourceFailed("no-table", "has nothing")

@@ -36,6 +36,7 @@ class Bank:
 
     name: str = "bank"
     quota: None = None
+    budget: None = None
     calls: list[date] = attrs.Factory(list)
     before: Callable[[date], Awaitable[None]] = trio.lowlevel.checkpoint  # type: ignore[assignment]
 

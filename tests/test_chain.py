@@ -242,7 +242,7 @@ class Instant:
     """A source that needs no time; a day's rate is its number, in millions."""
 
     name = "instant"
-    quota = None
+    quota = budget = None
 
     def __init__(self):
         self.fetches = 0
@@ -683,7 +683,7 @@ async def test_no_more_than_eight_fetches_run_at_a_time(autojump_clock, others):
 async def test_a_source_that_will_not_be_cancelled_is_the_last_to_be_waited_for(autojump_clock):
     class Stubborn:
         name = "stubborn"
-        quota = None
+        quota = budget = None
 
         async def fetch(self, day, now):
             with trio.CancelScope(shield=True):
@@ -755,7 +755,7 @@ async def test_a_used_up_month_limits_the_source_and_is_reported_once(autojump_c
 
 async def test_refusals_of_the_same_moment_are_one_and_that_of_a_second_is_none(autojump_clock):
     async with open_bench("frankfurter") as bench:
-        for wait, told in (("1", 0), ("40", 1)):
+        for wait, told in (("1", 0), ("40", 1), ("1", 1)):
             bench.fake.disturb = down(
                 "frankfurter", fault=Fault(status=429, headers={"retry-after": wait})
             )
@@ -803,7 +803,7 @@ async def test_cached_tables_are_used_while_their_source_is_rate_limited(autojum
 async def test_a_bug_in_a_source_fails_that_source_only(autojump_clock):
     class Broken:
         name = "broken"
-        quota = None
+        quota = budget = None
 
         async def fetch(self, day, now):
             raise ZeroDivisionError
@@ -1009,7 +1009,7 @@ async def test_the_key_is_in_no_log_at_debug_and_in_no_error(autojump_clock, cap
 
     class Broken:
         name = "broken"
-        quota = None
+        quota = budget = None
 
         async def fetch(self, day, now):
             await source.fetch(day, now)

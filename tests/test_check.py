@@ -73,6 +73,7 @@ class Bank:
 
     name: str = "bank"
     quota: None = None
+    budget: None = None
     asked: list[date] = attrs.Factory(list)
 
     async def fetch(self, day: date, now: datetime) -> RateTable:

@@ -178,7 +178,7 @@ def test_the_named_source_takes_the_place_of_those_in_the_settings(monkeypatch, 
 def test_a_signal_ends_the_wait(capsys):
     class Slow:
         name = "slow"
-        quota = None
+        quota = budget = None
 
         async def fetch(self, day, now):
             os.kill(os.getpid(), signal.SIGINT)

@@ -328,7 +328,7 @@ async def test_a_service_shows_its_state_until_its_very_end(nursery):
 
     class Slow:
         name = "slow"
-        quota = None
+        quota = budget = None
 
         async def fetch(self, _day, _now):
             asked.set()
