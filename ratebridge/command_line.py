@@ -1,7 +1,6 @@
 """The commands and their options. Each command imports what it needs when it runs."""
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -220,13 +219,10 @@ def _mock_server(options: argparse.Namespace) -> int:
 
 
 def _check(_options: argparse.Namespace) -> int:
-    from .settings import load_settings, read_environment
-
-    settings = load_settings(read_environment(os.environ))
-
     from .commands.check import run_check
+    from .settings import load_settings
 
-    return run_check(settings)
+    return run_check(load_settings())
 
 
 def _verify(options: argparse.Namespace) -> int:
