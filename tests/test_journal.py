@@ -256,7 +256,26 @@ async def test_a_failed_fetch_is_shown_until_the_source_answers_again(journal, l
     assert journal.stats.fetches == {("bank", "timeout"): 1}
     assert journal.stats.sources["bank"].failure == "did not answer within 5 s"
     journal.fetched(TABLE, 0.1)
+    assert log[1:] == [
+        {
+            "event": "rates.recovered",
+            "log_level": "warning",
+            "provider": "bank",
+            "day": "2021-05-18",
+            "currencies": 2,
+            "seconds": 0.1,
+            "after": "did not answer within 5 s",
+        }
+    ]
     assert journal.stats.sources["bank"].failure == ""
+    journal.fetched(TABLE, 0.1)
+    assert log[-1]["event"] == "rates.fetched"
+
+
+async def test_a_day_that_a_source_lacked_is_nothing_to_recover_from(journal, log, autojump_clock):
+    journal.fetch_failed("bank", DAY, SourceFailed("no-table", "has no rates for that day"))
+    journal.fetched(TABLE, 0.1)
+    assert log[-1]["event"] == "rates.fetched"
 
 
 @pytest.mark.parametrize(
@@ -383,6 +402,7 @@ def every_line(journal, number):
     journal.refused(NoRate("unavailable", f"no rate {number}"), b"%d" % number, 0.001)
     journal.undelivered(b"%d" % number, "it was too old")
     journal.fetched(TABLE, 0.1)
+    journal.fetched(TABLE, 0.1)
     journal.fetch_failed("bank", DAY, SourceFailed(f"http-{400 + number % 100}", "bad"))
     journal.rate_limited("bank", SourceFailed("quota-minute", "no", limited_for=number))
     journal.audit_failed("No space left on device", number)
@@ -403,7 +423,7 @@ async def test_no_kind_of_line_comes_more_than_ten_times_in_any_minute(
         log.clear()
         await trio.sleep(1.75)
     events = {event for event, _ in written}
-    assert len(events) == 17
+    assert len(events) == 18
     for event in events:
         times = [at for other, at in written if other == event]
         assert [

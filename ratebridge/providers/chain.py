@@ -327,10 +327,14 @@ class RateChain:
         if failure.limited_for is not None:
             self._limit_rate(provider, failure, now, now + failure.limited_for)
         self.tables.store_failure(provider, day, failure, now)
-        self._observer.fetch_failed(provider, day, failure)
         today = self._utc_now().date()
         known = self.tables.find(provider, day, today=today, now=now, limit=failure)
         assert known is not None, "with a limit the source need not be asked"
+        table = known.table if isinstance(known, Failing) else known
+        if table is not None:
+            used = f"its table of {table.fetched:%Y-%m-%d %H:%M} UTC is used meanwhile"
+            failure = attrs.evolve(failure, text=f"{failure.text}; {used}")
+        self._observer.fetch_failed(provider, day, failure)
         return known
 
     def _limit_rate(self, provider: str, failure: SourceFailed, now: float, until: float) -> None:
