@@ -9,8 +9,8 @@ Events have stable names: `connection.up`, `connection.lost`, `connection.failed
 `rates.limited`, `rates.implausible`, `clock.jumped`, `clock.differs`, `message.dropped`,
 `conversion.done`, `conversion.failed`, `reply.undelivered`, `internal_error`, `summary`,
 `audit.failed`, `audit.lost`, `audit.recovered`, `log.limited`, `status.listening`,
-`tls.unverified`, `settings.unknown`, `service.started`, `service.stopping`,
-`service.stopped`.
+`status.failed`, `tls.unverified`, `settings.unknown`, `service.started`,
+`service.stopping`, `service.stopped`.
 """
 
 from collections.abc import Callable, Mapping, Sequence

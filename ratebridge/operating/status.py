@@ -193,7 +193,8 @@ class StatusServer:
                     continue
                 try:
                     stream = await listener.accept()
-                except OSError:  # there is no file descriptor left
+                except OSError as error:  # there is no file descriptor left
+                    self._journal.warn("status.failed", detail=_why(error))
                     await trio.sleep(NO_DESCRIPTOR_REST)
                     continue
                 client_scope = trio.CancelScope(deadline=trio.current_time() + SERVED_WITHIN)
