@@ -131,9 +131,10 @@ def command_line() -> argparse.ArgumentParser:
     verify.description = (
         "Recomputes every line of an audit trail and its hash chain. Reports each line that is\n"
         "altered, missing, duplicated, moved or without its hash, and where.\n\n"
-        "Exit codes: 0 every line is true and in its place, and every head was found; 1 anything\n"
-        "else, such as an empty trail, or one that begins late or ends in a line cut short;\n"
-        "2 bad usage, or a file that cannot be opened.\n\n"
+        "Exit codes: 0 every line is true and in its place, and every head was found, or a signal\n"
+        "stopped it, as its last line then says; 1 anything else, such as an empty trail, or one\n"
+        "that begins late or ends in a line cut short; 2 bad usage, or a file that cannot be\n"
+        "opened.\n\n"
         "Only a head shows that the last lines are missing, or that the whole trail was written\n"
         "anew. A head is the number and hash of a line; the log has one as audit_head each minute."
     )

@@ -185,7 +185,10 @@ def test_a_signal_ends_the_wait(capsys):
             await trio.sleep_forever()
 
     assert convert(sources=[Slow()]) == 0
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == (
+        "",
+        "stopped before there was a rate: nothing is converted\n",
+    )
 
 
 def test_a_mock_server_can_stand_in_for_the_sources_too(monkeypatch, capsys):

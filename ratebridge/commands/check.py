@@ -364,4 +364,6 @@ def run_check(settings: Settings) -> int:
     """Run the command; 1 if a step failed, else 0, also after a signal."""
     configure_logs("error", "auto")
     passed = run_unless_stopped(partial(check, settings, sys.stdout))
+    if passed is None:
+        print("stopped before every step was tried", file=sys.stderr)
     return 1 if passed is False else 0
