@@ -15,7 +15,7 @@ import trio
 from . import __version__
 from .backoff import Backoff
 from .bridge import Bridge
-from .errors import BadSettings
+from .errors import BadSettings, RatebridgeError
 from .link import Link, open_link
 from .link.dial import Dial, network_dial
 from .observer import Observer
@@ -240,10 +240,18 @@ async def run_until_signal(run: Callable[[trio.Event], Awaitable[None]]) -> None
             await anext(signals)
             scope.cancel()
 
+        problem = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(obey, nursery.cancel_scope, name="signals")
-            await run(stop)
+            try:
+                await run(stop)
+            except (
+                RatebridgeError
+            ) as error:  # raised outside, so that no nursery wraps it in a group
+                problem = error
             nursery.cancel_scope.cancel()
+        if problem is not None:
+            raise problem
 
 
 def run_unless_stopped(work: Callable[[], Awaitable[T]]) -> T | None:

@@ -351,6 +351,14 @@ async def test_a_proxy_of_no_use_is_a_bad_setting_and_leaves_no_port_open(monkey
         await serve(Settings(FEED, status_address=("127.0.0.1", 0)))
 
 
+def test_bad_settings_of_a_run_are_no_group_of_errors():
+    async def run(_stop: trio.Event) -> None:
+        await serve(Settings())
+
+    with pytest.raises(BadSettings, match="is required but not set"):
+        trio.run(app.run_until_signal, run)
+
+
 def test_certificates_are_checked_unless_told_otherwise():
     assert tls_context(verify=True).verify_mode.name == "CERT_REQUIRED"
     unchecked = tls_context(verify=False)
