@@ -519,6 +519,19 @@ async def test_at_midnight_pins_of_the_ended_day_are_released(autojump_clock):
         assert (await bench.ask("USD", today)).provider == "freecurrencyapi"
 
 
+async def test_a_pinned_rate_ends_with_its_table_over_a_jump_of_the_clock(autojump_clock):
+    async with open_bench() as bench:
+        bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(status=404))
+        assert (await bench.ask("USD")).provider == "frankfurter"
+        bench.fake.disturb = well
+        bench.wall.jump(timedelta(hours=1))
+        bench.chain.watch_clock()
+        await trio.sleep(3599)
+        assert (await bench.ask("USD")).provider == "frankfurter"
+        await trio.sleep(1)
+        assert (await bench.ask("USD")).provider == "freecurrencyapi"
+
+
 async def test_a_currency_that_the_first_source_lacks_is_not_pinned(autojump_clock):
     async with open_bench() as bench:
         assert (await bench.ask("UAH")).note == ""

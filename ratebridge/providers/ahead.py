@@ -46,13 +46,12 @@ def _refresh(chain: RateChain, today: date, now: float) -> None:
             continue
         refreshed.add(table.provider)
         chain.tables.postpone(table, now)
-        for source in chain.sources:
-            # An earlier one may have recovered; it is used when this table ends.
-            own = source.name == table.provider
-            if own or not chain.tables.has_live(source.name, table.day, today, now):
+        place = [source.name for source in chain.sources].index(table.provider)
+        for source in chain.sources[:place]:
+            # It may have recovered; it is used when this table ends.
+            if not chain.tables.has_live(source.name, table.day, today, now):
                 chain.fetch_ahead(source, table.day)
-            if own:
-                break
+        chain.fetch_ahead(chain.sources[place], table.day)
 
 
 def _fetch_new_day(chain: RateChain, today: date, now: float) -> None:

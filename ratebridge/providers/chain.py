@@ -38,7 +38,7 @@ _NOTHING: Final[Mapping[str, Outcome]] = MappingProxyType({})
 _STOPPED: Final = Failing(SourceFailed("stopped", "was not asked to the end"))
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class _Pinned:
     """A rate used because an earlier source failed, and the trio time until which it stays.
 
@@ -49,9 +49,6 @@ class _Pinned:
     rate: Rate
     running: bool
     until: float
-
-    def lives(self, today: date, now: float) -> bool:
-        return now < self.until and not (self.running and self.rate.asked < today)
 
 
 @attrs.define(eq=False)
@@ -120,6 +117,8 @@ class RateChain:
         `today` is the UTC day, `now` trio's time. Raises `NoRate` if the tables show
         that there is none.
         """
+        if self._pinned and (pinned := self._pinned_rate(currency, day, today, now)):
+            return pinned
         # Nearly every request ends here: the first source's table is fresh, and has it.
         table = self.tables.fresh(self._first, day, today=today, now=now)
         if table is not None and (rate := table.cached_rate(currency)) is not None:
@@ -196,9 +195,13 @@ class RateChain:
     def _pinned_rate(self, currency: str, day: date, today: date, now: float) -> Rate | None:
         """The pinned rate, while its table lives."""
         pinned = self._pinned.get((currency, day))
-        if pinned is None or not pinned.lives(today, now):
+        if pinned is None:
             return None
-        self.tables.use(pinned.rate.provider, day, now)
+        if now >= pinned.until or (pinned.running and day < today):
+            del self._pinned[currency, day]
+            return None
+        for provider in (pinned.rate.provider, self._first):  # which follows it
+            self.tables.use(provider, day, now)
         return pinned.rate
 
     def _pin(self, rate: Rate, table: RateTable, failed: list[str], now: float) -> Rate:
@@ -272,8 +275,6 @@ class RateChain:
                 table = self._plausible(table)
                 now = trio.current_time()
                 self.tables.store(table, now, self._jitter())
-                if source.name == self._first:
-                    self._apply_pins(day, now)
                 self._observer.fetched(table, now - began)
                 return table
         except SourceFailed as error:
@@ -297,13 +298,6 @@ class RateChain:
                 if trio.current_time() + rest >= deadline:
                     raise
             await trio.sleep(rest)
-
-    def _apply_pins(self, day: date, now: float) -> None:
-        """Put the pinned rates into the first source's table, which is looked at first."""
-        today = self._utc_now().date()
-        for (_, pinned_day), pinned in self._pinned.items():
-            if pinned_day == day and pinned.lives(today, now):
-                self.tables.pin(pinned.rate, pinned.until, self._first)
 
     def _plausible(self, table: RateTable) -> RateTable:
         """The table without implausible quotes. Raises `SourceFailed` if all is."""
@@ -372,6 +366,8 @@ class RateChain:
         self._clock_offset = offset
         if abs(jump) >= CLOCK_JUMP:
             self.tables.clock_moved(jump, self._utc_now())
+            for pinned in self._pinned.values():  # it ends with its table
+                pinned.until -= max(0.0, jump)
             self._observer.clock_jumped(jump)
 
     def _read_clock_offset(self) -> float:
