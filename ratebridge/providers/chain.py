@@ -19,7 +19,7 @@ import attrs
 import trio
 from msgspec.structs import replace
 
-from ..budget import Allowance
+from ..budget import RESERVE, Allowance
 from ..errors import NoRate, SourceFailed
 from ..observer import Observer
 from ..plausibility import implausible, without
@@ -237,7 +237,7 @@ class RateChain:
             # The table stays in use, and is refreshed when there are calls to spare.
             keep = allowance.budget.burst * 3 // 4
         else:
-            keep = allowance.budget.reserve
+            keep = RESERVE
         wait = allowance.wait(now, keep)
         if wait <= 0:
             return None
