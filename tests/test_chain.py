@@ -834,6 +834,17 @@ async def test_a_bug_in_a_source_fails_that_source_only(autojump_clock):
         assert str(await bench.ask("USD")).endswith("2026-11-03: broken could not be read")
 
 
+@pytest.mark.parametrize("wrong", [{"provider": "frankfurter"}, {"day": OTHER_DAY}])
+async def test_a_table_of_another_source_or_day_is_a_bug_of_its_source(autojump_clock, wrong):
+    class Broken(Instant):
+        async def fetch(self, day, now):
+            return attrs.evolve(await super().fetch(day, now), **wrong)
+
+    async with open_bench(Broken(), "frankfurter") as bench:
+        assert (await bench.ask("USD")).provider == "frankfurter"
+        assert len(bench.notes.crashes) == 1
+
+
 async def test_a_failure_that_is_remembered_holds_no_answer(autojump_clock):
     """Its traceback would: a body of 1 MiB, and the headers that were sent."""
     async with open_bench("freecurrencyapi") as bench:

@@ -691,7 +691,7 @@ def test_a_signal_ends_it_at_once(monkeypatch, capsys):
 
     monkeypatch.setattr("ratebridge.commands.check.check", check)
     assert run_check(Settings(FEED)) == 0
-    assert capsys.readouterr().err == "stopped before every step was tried\n"
+    assert capsys.readouterr().err == "stopped before all steps were done\n"
 
 
 def test_bad_settings_are_reported_together(tmp_path):

@@ -84,9 +84,7 @@ def test_a_verification_that_a_signal_stops_says_that_it_shows_nothing(monkeypat
 
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(Endless()))
     assert exit_code("verify", "-") == 0
-    assert capsys.readouterr().out == (
-        "Stopped before the end of the trail, which shows nothing of it.\n"
-    )
+    assert capsys.readouterr().out == "Stopped before the end of the trail: it is not verified.\n"
 
 
 def test_the_help_names_every_setting(capsys):

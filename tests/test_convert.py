@@ -187,7 +187,7 @@ def test_a_signal_ends_the_wait(capsys):
     assert convert(sources=[Slow()]) == 0
     assert capsys.readouterr() == (
         "",
-        "stopped before there was a rate: nothing is converted\n",
+        "stopped before there was a rate: nothing was converted\n",
     )
 
 

@@ -365,5 +365,5 @@ def run_check(settings: Settings) -> int:
     configure_logs("error", "auto")
     passed = run_unless_stopped(partial(check, settings, sys.stdout))
     if passed is None:
-        print("stopped before every step was tried", file=sys.stderr)
+        print("stopped before all steps were done", file=sys.stderr)
     return 1 if passed is False else 0

@@ -58,7 +58,7 @@ def run_convert(
         print(done, file=sys.stderr)
         return 1
     if done is None:
-        print("stopped before there was a rate: nothing is converted", file=sys.stderr)
+        print("stopped before there was a rate: nothing was converted", file=sys.stderr)
     else:
         _show(done, stake)
     return 0

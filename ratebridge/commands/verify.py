@@ -455,7 +455,7 @@ def verify(
                 progress.advance(taken)
         except SystemExit:  # by a signal, see `cli`
             progress.clear()
-            print("Stopped before the end of the trail, which shows nothing of it.", file=out)
+            print("Stopped before the end of the trail: it is not verified.", file=out)
             raise
         except (OSError, EOFError, zlib.error) as error:
             why = (isinstance(error, OSError) and error.strerror) or "it is damaged"

@@ -270,6 +270,7 @@ class RateChain:
             with trio.move_on_at(began + self._share):
                 self.watch_clock()
                 table = await self._fetch(source, day, began + self._share)
+                assert (table.provider, table.day) == (source.name, day), "it is what was asked for"
                 self.watch_clock()
                 self._compare_clocks(table)
                 table = self._plausible(table)
