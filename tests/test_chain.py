@@ -616,9 +616,9 @@ async def test_an_expired_final_table_is_used_while_its_source_is_down(autojump_
         await trio.sleep(1)
         assert bench.fake.count() == calls + 3  # asked again behind the request's back
         assert [failure.text for _, _, failure in bench.notes.failures] == [
-            "answered HTTP 503; its table of 2026-11-20 12:00 UTC is used meanwhile",
+            "answered HTTP 503; meanwhile in use: its table of 2026-11-20 12:00 UTC",
             "answered HTTP 503",
-            "answered HTTP 503; its table of 2026-11-20 12:00 UTC is used meanwhile",
+            "answered HTTP 503; meanwhile in use: its table of 2026-11-20 12:00 UTC",
         ]
         bench.fake.disturb = well
         await trio.sleep(FAILURE_LIFE)

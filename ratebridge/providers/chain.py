@@ -327,7 +327,7 @@ class RateChain:
         assert known is not None, "with a limit the source need not be asked"
         table = known.table if isinstance(known, Failing) else known
         if table is not None:
-            used = f"its table of {table.fetched:%Y-%m-%d %H:%M} UTC is used meanwhile"
+            used = f"meanwhile in use: its table of {table.fetched:%Y-%m-%d %H:%M} UTC"
             failure = attrs.evolve(failure, text=f"{failure.text}; {used}")
         self._observer.fetch_failed(provider, day, failure)
         return known
