@@ -4,7 +4,7 @@ import random
 import signal
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from functools import cache, partial
 from typing import Final, TypeVar
@@ -127,16 +127,18 @@ async def serve(
     http = HttpClient(make_tls)
 
     # What not every service has is imported by those that have it: it takes 5 ms.
-    if settings.audit_file is not None:
-        from .operating.audit import Audit
-
-        journal.audit = Audit(settings.audit_file, journal)
-
     status = None
-    if settings.status_address is not None:
-        from .operating.status import StatusServer
+    with ExitStack() as opened:
+        if settings.status_address is not None:
+            from .operating.status import StatusServer
 
-        status = StatusServer(settings.status_address, journal)
+            status = StatusServer(settings.status_address, journal)
+            opened.callback(status.close)
+        if settings.audit_file is not None:
+            from .operating.audit import Audit
+
+            journal.audit = Audit(settings.audit_file, journal)
+        opened.pop_all()
 
     async def open_feed(nursery: trio.Nursery) -> Link:
         return await open_link(nursery, feed, dial)

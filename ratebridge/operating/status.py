@@ -175,6 +175,10 @@ class StatusServer:
         # The oldest first; True while its request is being answered.
         self._clients: dict[trio.CancelScope, bool] = {}
 
+    def close(self) -> None:
+        """Listen no more, without a `run`."""
+        self._socket.close()
+
     async def run(
         self, service: Service, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
