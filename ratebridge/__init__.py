@@ -2,7 +2,8 @@
 
 For those who embed it:
 
-- `Settings`, or `load_settings(values)` for settings by their names in the environment
+- `Settings`, or `load_settings(values)` for settings by their names in the environment;
+  `load_settings()` reads them there, and from `.env`
 - `serve(settings)`, the service as an async function, to run in a nursery of yours
 - `run(settings)`, the same until SIGTERM or SIGINT, for a program that does nothing else
 - `Dependencies`, what a service touches beyond its settings, to be replaced in tests

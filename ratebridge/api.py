@@ -1,18 +1,21 @@
 """One conversion, for programs that embed ratebridge."""
 
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from functools import partial
 
 import attrs
 import trio
 
-from .app import open_chain, utc_now
+from .app import make_chain, make_sources, tls_context, utc_now
 from .conversion import rounded, to_euro
 from .dates import BadDate, rate_day, wire_time
 from .errors import BadRequest, NoRate
 from .messages import clipped, is_currency, parse_stake, quoted
 from .observer import Observer
+from .providers.http import HttpClient
 from .providers.source import Source
 from .rates import Rate
 from .settings import Settings
@@ -46,7 +49,7 @@ async def convert(
     service's bounds (below 10^15, at most 19 decimals), a currency that is not
     three capital letters, and an instant without a time zone. Raises `NoRate` if
     there is no rate for that currency or day (before 1999, or in the future), or
-    none at present.
+    none at present; and `BadSettings` if the environment has a proxy of no use.
     """
     try:
         amount = parse_stake(str(stake))
@@ -58,15 +61,18 @@ async def convert(
     day = _day(now if instant is None else instant, now)
     if currency == "EUR":
         return Conversion(stake, currency, rounded(amount), None)
+    settings = settings or Settings()
     problem = None
-    async with trio.open_nursery() as fetch_nursery:
-        async with open_chain(
-            settings or Settings(), fetch_nursery, Observer(), sources=sources, clock=clock
-        ) as chain:
-            try:
-                rate = await chain.rate(currency, day)
-            except NoRate as error:  # raised outside, so that no nursery wraps it in a group
-                problem = error
+    async with (
+        aclosing(HttpClient(partial(tls_context, settings.verify_ssl))) as http,
+        trio.open_nursery() as fetch_nursery,
+    ):
+        sources = sources or make_sources(settings, http)
+        chain = make_chain(settings, sources, fetch_nursery, Observer(), clock)
+        try:
+            rate = await chain.rate(currency, day)
+        except NoRate as error:  # raised outside, so that no nursery wraps it in a group
+            problem = error
         fetch_nursery.cancel_scope.cancel()
     if problem is not None:
         raise problem

@@ -4,7 +4,7 @@ import random
 import signal
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from functools import cache, partial
 from typing import Final, TypeVar
@@ -15,7 +15,7 @@ import trio
 from . import __version__
 from .backoff import Backoff
 from .bridge import Bridge
-from .errors import BadSettings
+from .errors import BadSettings, RatebridgeError
 from .link import Link, open_link
 from .link.dial import Dial, network_dial
 from .observer import Observer
@@ -23,6 +23,7 @@ from .operating.journal import Journal
 from .operating.logs import configure_logs
 from .operating.stats import Stats
 from .outbox import Outbox
+from .providers.ahead import fetch_ahead
 from .providers.chain import RateChain
 from .providers.http import HttpClient
 from .providers.registry import provider
@@ -53,35 +54,29 @@ def tls_context(verify: bool) -> ssl.SSLContext:
     return context
 
 
-@asynccontextmanager
-async def open_chain(
+def make_sources(settings: Settings, http: HttpClient) -> list[Source]:
+    """The rate sources of the settings, in their order."""
+    return [provider(name).make(http, settings.sources) for name in settings.providers]
+
+
+def make_chain(
     settings: Settings,
+    sources: Sequence[Source],
     nursery: trio.Nursery,
     observer: Observer,
-    *,
-    make_tls: Callable[[], ssl.SSLContext] | None = None,
-    sources: Sequence[Source] | None = None,
-    clock: Callable[[], datetime] = utc_now,
+    clock: Callable[[], datetime],
     jitter: Callable[[], float] = random.random,
-) -> AsyncIterator[RateChain]:
-    """The chain of the settings' rate sources (or of `sources`); its fetches run in `nursery`.
-
-    `make_tls` replaces the TLS context of the settings; it may be called in a thread.
-    """
-    http = HttpClient(make_tls or partial(tls_context, settings.verify_ssl))
-    try:
-        yield RateChain(
-            sources or [provider(name).make(http, settings.sources) for name in settings.providers],
-            Tables(settings.cache_ttl),
-            nursery,
-            deadline=settings.rate_deadline,
-            utc_now=clock,
-            observer=observer,
-            jitter=jitter,
-        )
-    finally:
-        with trio.CancelScope(shield=True):
-            await http.aclose()
+) -> RateChain:
+    """The chain of these sources; its fetches run in `nursery`."""
+    return RateChain(
+        sources,
+        Tables(settings.cache_ttl),
+        nursery,
+        deadline=settings.rate_deadline,
+        utc_now=clock,
+        observer=observer,
+        jitter=jitter,
+    )
 
 
 @asynccontextmanager
@@ -129,18 +124,21 @@ async def serve(
     # One for the feed and the sources: the system's certificates take 20 ms and over 1 MiB.
     make_tls = cache(partial(tls_context, settings.verify_ssl))
     dial = dependencies.dial or network_dial(feed, make_tls() if feed.secure else None)
+    http = HttpClient(make_tls)
 
     # What not every service has is imported by those that have it: it takes 5 ms.
-    if settings.audit_file is not None:
-        from .operating.audit import Audit
-
-        journal.audit = Audit(settings.audit_file, journal)
-
     status = None
-    if settings.status_address is not None:
-        from .operating.status import StatusServer
+    with ExitStack() as opened:
+        if settings.status_address is not None:
+            from .operating.status import StatusServer
 
-        status = StatusServer(settings.status_address, journal)
+            status = StatusServer(settings.status_address, journal)
+            opened.callback(status.close)
+        if settings.audit_file is not None:
+            from .operating.audit import Audit
+
+            journal.audit = Audit(settings.audit_file, journal)
+        opened.pop_all()
 
     async def open_feed(nursery: trio.Nursery) -> Link:
         return await open_link(nursery, feed, dial)
@@ -158,18 +156,18 @@ async def serve(
     )
     async with (
         aclosing(journal),
+        aclosing(http),
         open_outbox(journal) as outbox,
         trio.open_nursery() as service_nursery,
-        open_chain(
+    ):
+        chain = make_chain(
             settings,
+            dependencies.sources or make_sources(settings, http),
             service_nursery,
             journal,
-            make_tls=make_tls,
-            sources=dependencies.sources,
-            clock=dependencies.clock,
-            jitter=dependencies.jitter,
-        ) as chain,
-    ):
+            dependencies.clock,
+            dependencies.jitter,
+        )
         if journal.audit is not None:
             await service_nursery.start(journal.audit.run)
         bridge = Bridge(
@@ -183,7 +181,7 @@ async def serve(
             backoff=Backoff(settings.reconnect_min, settings.reconnect_max, dependencies.jitter),
             observer=journal,
         )
-        service_nursery.start_soon(chain.run, name="rates ahead")
+        service_nursery.start_soon(fetch_ahead, chain, dependencies.clock, name="rates ahead")
         service_nursery.start_soon(_summarize, journal, bridge, outbox, chain, name="summary")
         if status is not None:
             from .operating.overview import Service
@@ -209,7 +207,6 @@ async def serve(
                 await _drain(bridge, outbox)
             supervisor.stop()
         service_nursery.cancel_scope.cancel()
-    journal.note("service.stopped", answered=journal.stats.answered, **journal.audit_head())
 
 
 async def _drain(bridge: Bridge, outbox: Outbox) -> None:
@@ -245,10 +242,18 @@ async def run_until_signal(run: Callable[[trio.Event], Awaitable[None]]) -> None
             await anext(signals)
             scope.cancel()
 
+        problem = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(obey, nursery.cancel_scope, name="signals")
-            await run(stop)
+            try:
+                await run(stop)
+            except (
+                RatebridgeError
+            ) as error:  # raised outside, so that no nursery wraps it in a group
+                problem = error
             nursery.cancel_scope.cancel()
+        if problem is not None:
+            raise problem
 
 
 def run_unless_stopped(work: Callable[[], Awaitable[T]]) -> T | None:

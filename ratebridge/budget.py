@@ -8,20 +8,17 @@ from typing import Final
 import attrs
 
 BURST: Final = 62  # the days of two months
+RESERVE: Final = 5  # the last answers of a burst: they are for today's table
 MONTH: Final = 30 * 86400.0  # s
 ATTEMPT_EVERY: Final = 1.0  # s for another attempt; an attempt without an answer costs no more
 
 
 @attrs.frozen
 class Budget:
-    """What a source may be asked for: `burst` answers at once, then one every `every` seconds.
-
-    The last `reserve` of them are for today's table.
-    """
+    """What a source may be asked for: `burst` answers at once, then one every `every` seconds."""
 
     burst: int
     every: float
-    reserve: int = 5
 
     @classmethod
     def of_month(cls, calls: int) -> "Budget":

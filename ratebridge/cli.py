@@ -68,9 +68,9 @@ def _leave(_number: int, _frame: object) -> NoReturn:
 
 
 def _run_service() -> int:
-    from .settings import load_settings, read_environment
+    from .settings import load_settings
 
-    settings = load_settings(read_environment(os.environ))
+    settings = load_settings()
 
     from .app import run
 

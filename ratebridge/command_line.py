@@ -1,7 +1,6 @@
 """The commands and their options. Each command imports what it needs when it runs."""
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -132,9 +131,10 @@ def command_line() -> argparse.ArgumentParser:
     verify.description = (
         "Recomputes every line of an audit trail and its hash chain. Reports each line that is\n"
         "altered, missing, duplicated, moved or without its hash, and where.\n\n"
-        "Exit codes: 0 every line is true and in its place, and every head was found; 1 anything\n"
-        "else, such as an empty trail, or one that begins late or ends in a line cut short;\n"
-        "2 bad usage, or a file that cannot be opened.\n\n"
+        "Exit codes: 0 every line is true and in its place, and every head was found, or a signal\n"
+        "stopped it, as its last line then says; 1 anything else, such as an empty trail, or one\n"
+        "that begins late or ends in a line cut short; 2 bad usage, or a file that cannot be\n"
+        "opened.\n\n"
         "Only a head shows that the last lines are missing, or that the whole trail was written\n"
         "anew. A head is the number and hash of a line; the log has one as audit_head each minute."
     )
@@ -220,13 +220,10 @@ def _mock_server(options: argparse.Namespace) -> int:
 
 
 def _check(_options: argparse.Namespace) -> int:
-    from .settings import load_settings, read_environment
-
-    settings = load_settings(read_environment(os.environ))
-
     from .commands.check import run_check
+    from .settings import load_settings
 
-    return run_check(settings)
+    return run_check(load_settings())
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -91,13 +91,6 @@ class RateTable:
                 self._cached_rates[currency] = rate
         return rate
 
-    def pin(self, rate: "Rate") -> None:
-        """Let `cached_rate` return this rate for its currency, until `release`."""
-        self._cached_rates[rate.currency] = rate
-
-    def release(self, currency: str) -> None:
-        self._cached_rates.pop(currency, None)
-
 
 class Rate(msgspec.Struct, frozen=True, gc=False):
     """One currency's rate with its provenance. A Struct, because each message makes one.
@@ -175,9 +168,7 @@ _Key = tuple[str, date]
 class _Held:
     """A table, and the monotonic times at which it came, was last used, and ends.
 
-    `pinned` are the times until which currencies use another table's rate; `until` is
-    when the first of them, or the table, ends. From `ahead` on the table is refreshed
-    if it is in use.
+    From `ahead` on it is refreshed if it is in use.
     """
 
     table: RateTable
@@ -185,16 +176,6 @@ class _Held:
     used: float
     ends: float
     ahead: float
-    until: float
-    pinned: dict[str, float] = attrs.Factory(dict)
-
-    def drop_expired_pins(self, now: float) -> bool:
-        """Release the pinned rates that have expired; returns whether the table is still live."""
-        for currency in [code for code, end in self.pinned.items() if now >= end]:
-            del self.pinned[currency]
-            self.table.release(currency)
-        self.until = min([self.ends, *self.pinned.values()])
-        return now < self.until
 
 
 class Tables:
@@ -219,7 +200,7 @@ class Tables:
     def fresh(self, provider: str, day: date, *, today: date, now: float) -> RateTable | None:
         """The live table at monotonic time `now`, if there is one."""
         held = self._tables.get((provider, day))
-        if held is None or (now >= held.until and not held.drop_expired_pins(now)):
+        if held is None or now >= held.ends:
             return None
         table = held.table
         if table.running and day < today:
@@ -272,7 +253,7 @@ class Tables:
         life = min(self.life, PROVISIONAL_LIFE) if provisional else self.life
         ends = now + life
         early = min(life * MOST_AHEAD, max(life * AHEAD, LEAST_AHEAD)) * (0.75 + 0.25 * jitter)
-        self._tables[key] = _Held(table, now, now, ends, ends - early, ends)
+        self._tables[key] = _Held(table, now, now, ends, ends - early)
         self._quotes += len(table.quotes)
         while len(self._tables) > self._most or (
             self._quotes > MAX_QUOTES and len(self._tables) > 1
@@ -286,14 +267,6 @@ class Tables:
         self._failures.move_to_end(key)
         if len(self._failures) > self._most:
             self._failures.popitem(last=False)
-
-    def pin(self, rate: Rate, until: float, provider: str) -> None:
-        """Let the table of `provider` for the rate's day, if any, return this rate until then."""
-        held = self._tables.get((provider, rate.asked))
-        if held is not None and until < held.ends:
-            held.table.pin(rate)
-            held.pinned[rate.currency] = until
-            held.until = min(held.until, until)
 
     def end_of(self, table: RateTable) -> float | None:
         """The monotonic time at which the life of a table ends; None if it is not held."""
@@ -360,12 +333,10 @@ class Tables:
                 held.came -= jump
                 held.ends -= jump
                 held.ahead -= jump
-                held.until = min(held.until, held.ends)
             elif held.table.fetched > utc + CLOCK_SLACK:
                 held.table = attrs.evolve(held.table, made=utc)
                 if not held.table.final:
                     held.ends = min(held.ends, held.came + PROVISIONAL_LIFE)
-                    held.until = min(held.until, held.ends)
 
     def tables(self) -> list[tuple[RateTable, float]]:
         """Each table held and the monotonic time it came at, least recently used first."""

@@ -115,8 +115,12 @@ def _read_dotenv(path: Path) -> str:
         raise BadSettings(f"{path.name}: expected a text file in UTF-8") from None
 
 
-def load_settings(values: Mapping[str, str], *, need_feed: bool = True) -> Settings:
-    """Make settings from names and values. Raises `BadSettings` with every problem."""
+def load_settings(values: Mapping[str, str] | None = None, *, need_feed: bool = True) -> Settings:
+    """Make settings from names and values (None: those of the environment and `.env`).
+
+    Raises `BadSettings` with every problem.
+    """
+    values = read_environment(os.environ) if values is None else values
     read: dict[str, Any] = {}
     problems: list[str] = []
     if need_feed and FEED not in values:

@@ -28,6 +28,7 @@ class Shop:
 
     name: str = "shop"
     quota: Quota | None = None
+    budget: None = None
 
     async def fetch(self, day: date, now: datetime) -> RateTable:
         await trio.lowlevel.checkpoint()

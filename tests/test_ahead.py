@@ -13,7 +13,7 @@ from support import elapsed
 from ratebridge.fakes.frankfurter import FRANKFURTER
 from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI
 from ratebridge.fakes.rates import FakeRates, Fault
-from ratebridge.providers.chain import START_PAUSE
+from ratebridge.providers.ahead import START_PAUSE, fetch_ahead
 from ratebridge.rates import Quote, RateTable
 
 TODAY = START.date()
@@ -25,7 +25,7 @@ async def running(*sources, **how):
     """A bench whose sources take half a second, with what keeps its tables fresh."""
     async with open_bench(*sources, **how) as bench:
         bench.fake.latency = LATENCY
-        bench.nursery.start_soon(bench.chain.run)
+        bench.nursery.start_soon(fetch_ahead, bench.chain, bench.wall)
         await trio.sleep(START_PAUSE + LATENCY + 0.1)
         yield bench
 
@@ -65,7 +65,7 @@ async def test_todays_table_is_fetched_at_the_start_from_the_first_source_only(a
 async def test_a_source_that_asks_no_network_is_asked_when_it_is_wanted(autojump_clock):
     class Local:
         name = "local"
-        quota = None
+        quota = budget = None
         fetches = 0
 
         async def fetch(self, day, now):
@@ -154,7 +154,7 @@ async def test_a_fetch_ahead_that_fails_is_tried_again_before_the_end(autojump_c
 
 async def test_what_has_just_failed_is_not_asked_for_ahead(autojump_clock):
     async with open_bench("frankfurter") as bench:
-        bench.nursery.start_soon(bench.chain.run)
+        bench.nursery.start_soon(fetch_ahead, bench.chain, bench.wall)
         await trio.sleep(START_PAUSE - 1)
         bench.fake.disturb = lambda _call: Fault(status=404)
         await bench.ask("USD", TODAY)

@@ -1,6 +1,7 @@
 """The whole service over memory streams, on a virtual clock."""
 
 import signal
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
@@ -15,7 +16,7 @@ import trio
 
 from ratebridge import app
 from ratebridge.app import Dependencies, open_outbox, serve, tls_context
-from ratebridge.errors import SourceFailed
+from ratebridge.errors import BadSettings, CannotStart, SourceFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, request_text
 from ratebridge.link.address import Address
 from ratebridge.operating.journal import Journal
@@ -36,6 +37,7 @@ class Bank:
 
     name: str = "bank"
     quota: None = None
+    budget: None = None
     calls: list[date] = attrs.Factory(list)
     before: Callable[[date], Awaitable[None]] = trio.lowlevel.checkpoint  # type: ignore[assignment]
 
@@ -342,6 +344,29 @@ async def test_a_summary_is_logged_each_minute(autojump_clock, log):
     async with running(quiet):
         await trio.sleep(121)
     assert [event["connection"] for event in log if event["event"] == "summary"] == ["up", "up"]
+
+
+async def test_a_proxy_of_no_use_is_a_bad_setting_and_leaves_no_port_open(monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:1")
+    with pytest.raises(BadSettings, match="HTTPS_PROXY"):
+        await serve(Settings(FEED, status_address=("127.0.0.1", 0)))
+
+
+async def test_a_start_that_fails_leaves_no_file_locked_and_no_port_open(tmp_path):
+    audit = tmp_path / "audit.jsonl"
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(CannotStart):
+        await serve(Settings(FEED, status_address=taken.getsockname(), audit_file=audit))
+    assert not audit.exists()
+    with pytest.raises(BadSettings, match="RATEBRIDGE_AUDIT_FILE"):
+        await serve(Settings(FEED, status_address=("127.0.0.1", 0), audit_file=tmp_path))
+
+
+def test_bad_settings_of_a_run_are_no_group_of_errors():
+    async def run(_stop: trio.Event) -> None:
+        await serve(Settings())
+
+    with pytest.raises(BadSettings, match="is required but not set"):
+        trio.run(app.run_until_signal, run)
 
 
 def test_certificates_are_checked_unless_told_otherwise():

@@ -20,7 +20,7 @@ LAYERS = [
     ["levels", "plausibility"],
     ["setting", "observer"],
     ["link.tls", "link.dial", "link.upgrade", "link.stream", "link.link", "outbox"],
-    ["providers.source", "providers.http", "providers.chain"],
+    ["providers.source", "providers.http", "providers.chain", "providers.ahead"],
     ["providers.*"],
     ["providers.registry"],
     ["settings"],

@@ -808,6 +808,7 @@ class Bank:
     let: trio.Event
     name: str = "bank"
     quota: None = None
+    budget: None = None
 
     async def fetch(self, day: date, now: datetime) -> RateTable:
         await self.let.wait()

@@ -27,7 +27,7 @@ class NoSource:
     """A source for requests that need none."""
 
     name = "nobody"
-    quota = None
+    quota = budget = None
 
     async def fetch(self, day: date, now: datetime) -> RateTable:
         raise SourceFailed("asked", "was asked")

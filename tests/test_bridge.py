@@ -265,7 +265,7 @@ class Fragile:
     """A source with a bug for one day."""
 
     name = "fragile"
-    quota = None
+    quota = budget = None
 
     async def fetch(self, day, now):
         if day == DAY:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rate_bench import DAY, START, open_bench
 from support import elapsed
 
-from ratebridge.budget import Allowance, Budget, TokenBucket
+from ratebridge.budget import RESERVE, Allowance, Budget, TokenBucket
 from ratebridge.errors import NoRate
 from ratebridge.fakes.frankfurter import FRANKFURTER
 from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI
@@ -75,7 +75,7 @@ def test_the_budget_of_a_source_is_what_its_setting_says():
     for name, calls in (("freecurrencyapi", 5000), ("frankfurter", 8640)):
         source: Any = provider(name).make(NO_HTTP, settings.sources)
         budget: Budget = source.budget
-        assert budget.burst - budget.reserve > 31, "a month of days, and today's table, at once"
+        assert budget.burst - RESERVE > 31, "a month of days, and today's table, at once"
         assert 30 * 86400 / budget.every == pytest.approx(calls)
 
 

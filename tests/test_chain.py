@@ -4,6 +4,7 @@ import io
 import json
 import random
 import ssl
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
@@ -241,7 +242,7 @@ class Instant:
     """A source that needs no time; a day's rate is its number, in millions."""
 
     name = "instant"
-    quota = None
+    quota = budget = None
 
     def __init__(self):
         self.fetches = 0
@@ -518,6 +519,19 @@ async def test_at_midnight_pins_of_the_ended_day_are_released(autojump_clock):
         assert (await bench.ask("USD", today)).provider == "freecurrencyapi"
 
 
+async def test_a_pinned_rate_ends_with_its_table_over_a_jump_of_the_clock(autojump_clock):
+    async with open_bench() as bench:
+        bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(status=404))
+        assert (await bench.ask("USD")).provider == "frankfurter"
+        bench.fake.disturb = well
+        bench.wall.jump(timedelta(hours=1))
+        bench.chain.watch_clock()
+        await trio.sleep(3599)
+        assert (await bench.ask("USD")).provider == "frankfurter"
+        await trio.sleep(1)
+        assert (await bench.ask("USD")).provider == "freecurrencyapi"
+
+
 async def test_a_currency_that_the_first_source_lacks_is_not_pinned(autojump_clock):
     async with open_bench() as bench:
         assert (await bench.ask("UAH")).note == ""
@@ -550,6 +564,17 @@ async def test_the_pinned_rates_are_bounded(autojump_clock, monkeypatch):
             "freecurrencyapi",
             *["instant"] * 10,
         ]
+
+
+async def test_a_pinned_rate_keeps_no_table_in_memory(autojump_clock):
+    async with open_bench(most=1) as bench:
+        bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(status=404))
+        for day in days(3):
+            assert (await bench.ask("USD", day)).provider == "frankfurter"
+        tables = [weakref.ref(table) for table in bench.notes.tables]
+        bench.notes.tables.clear()
+        assert [table() is None for table in tables] == [True, True, False]
+        assert all(bench.cached("USD", day) for day in days(3))
 
 
 async def test_a_failed_source_is_asked_again_first_where_the_next_has_nothing(autojump_clock):
@@ -590,6 +615,11 @@ async def test_an_expired_final_table_is_used_while_its_source_is_down(autojump_
         assert bench.cached("USD", DAY) == replace(final, cached=True)
         await trio.sleep(1)
         assert bench.fake.count() == calls + 3  # asked again behind the request's back
+        assert [failure.text for _, _, failure in bench.notes.failures] == [
+            "answered HTTP 503; meanwhile in use: its table of 2026-11-20 12:00 UTC",
+            "answered HTTP 503",
+            "answered HTTP 503; meanwhile in use: its table of 2026-11-20 12:00 UTC",
+        ]
         bench.fake.disturb = well
         await trio.sleep(FAILURE_LIFE)
         bench.cached("USD", DAY)
@@ -671,7 +701,7 @@ async def test_no_more_than_eight_fetches_run_at_a_time(autojump_clock, others):
 async def test_a_source_that_will_not_be_cancelled_is_the_last_to_be_waited_for(autojump_clock):
     class Stubborn:
         name = "stubborn"
-        quota = None
+        quota = budget = None
 
         async def fetch(self, day, now):
             with trio.CancelScope(shield=True):
@@ -743,7 +773,7 @@ async def test_a_used_up_month_limits_the_source_and_is_reported_once(autojump_c
 
 async def test_refusals_of_the_same_moment_are_one_and_that_of_a_second_is_none(autojump_clock):
     async with open_bench("frankfurter") as bench:
-        for wait, told in (("1", 0), ("40", 1)):
+        for wait, told in (("1", 0), ("40", 1), ("1", 1)):
             bench.fake.disturb = down(
                 "frankfurter", fault=Fault(status=429, headers={"retry-after": wait})
             )
@@ -791,7 +821,7 @@ async def test_cached_tables_are_used_while_their_source_is_rate_limited(autojum
 async def test_a_bug_in_a_source_fails_that_source_only(autojump_clock):
     class Broken:
         name = "broken"
-        quota = None
+        quota = budget = None
 
         async def fetch(self, day, now):
             raise ZeroDivisionError
@@ -802,6 +832,17 @@ async def test_a_bug_in_a_source_fails_that_source_only(autojump_clock):
         assert (provider, type(error)) == ("broken", ZeroDivisionError)
     async with open_bench(Broken()) as bench:
         assert str(await bench.ask("USD")).endswith("2026-11-03: broken could not be read")
+
+
+@pytest.mark.parametrize("wrong", [{"provider": "frankfurter"}, {"day": OTHER_DAY}])
+async def test_a_table_of_another_source_or_day_is_a_bug_of_its_source(autojump_clock, wrong):
+    class Broken(Instant):
+        async def fetch(self, day, now):
+            return attrs.evolve(await super().fetch(day, now), **wrong)
+
+    async with open_bench(Broken(), "frankfurter") as bench:
+        assert (await bench.ask("USD")).provider == "frankfurter"
+        assert len(bench.notes.crashes) == 1
 
 
 async def test_a_failure_that_is_remembered_holds_no_answer(autojump_clock):
@@ -997,7 +1038,7 @@ async def test_the_key_is_in_no_log_at_debug_and_in_no_error(autojump_clock, cap
 
     class Broken:
         name = "broken"
-        quota = None
+        quota = budget = None
 
         async def fetch(self, day, now):
             await source.fetch(day, now)

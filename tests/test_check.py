@@ -73,6 +73,7 @@ class Bank:
 
     name: str = "bank"
     quota: None = None
+    budget: None = None
     asked: list[date] = attrs.Factory(list)
 
     async def fetch(self, day: date, now: datetime) -> RateTable:
@@ -682,7 +683,7 @@ def test_the_exit_code(monkeypatch, passed, code):
 
 
 @pytest.mark.usefixtures("quiet_logs")
-def test_a_signal_ends_it_at_once(monkeypatch):
+def test_a_signal_ends_it_at_once(monkeypatch, capsys):
     async def check(settings: Settings, out: Any) -> bool:
         os.kill(os.getpid(), signal.SIGTERM)
         await trio.sleep_forever()
@@ -690,6 +691,7 @@ def test_a_signal_ends_it_at_once(monkeypatch):
 
     monkeypatch.setattr("ratebridge.commands.check.check", check)
     assert run_check(Settings(FEED)) == 0
+    assert capsys.readouterr().err == "stopped before all steps were done\n"
 
 
 def test_bad_settings_are_reported_together(tmp_path):

@@ -1,5 +1,6 @@
 """The command line. What the commands do is tested by their own modules, and `test_process`."""
 
+import io
 import signal
 import socket
 
@@ -73,6 +74,17 @@ def test_a_bad_option_is_reported_with_what_was_expected(arguments, expected, ca
 def test_bad_usage_is_exit_code_2_with_how_to_use_it(arguments, capsys):
     assert exit_code(*arguments) == 2
     assert capsys.readouterr().err.startswith("usage: ratebridge")
+
+
+def test_a_verification_that_a_signal_stops_says_that_it_shows_nothing(monkeypatch, capsys):
+    class Endless(io.BytesIO):
+        def readline(self, _size: int | None = -1) -> bytes:
+            signal.raise_signal(signal.SIGTERM)
+            raise AssertionError
+
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(Endless()))
+    assert exit_code("verify", "-") == 0
+    assert capsys.readouterr().out == "Stopped before the end of the trail: it is not verified.\n"
 
 
 def test_the_help_names_every_setting(capsys):

@@ -178,14 +178,17 @@ def test_the_named_source_takes_the_place_of_those_in_the_settings(monkeypatch, 
 def test_a_signal_ends_the_wait(capsys):
     class Slow:
         name = "slow"
-        quota = None
+        quota = budget = None
 
         async def fetch(self, day, now):
             os.kill(os.getpid(), signal.SIGINT)
             await trio.sleep_forever()
 
     assert convert(sources=[Slow()]) == 0
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == (
+        "",
+        "stopped before there was a rate: nothing was converted\n",
+    )
 
 
 def test_a_mock_server_can_stand_in_for_the_sources_too(monkeypatch, capsys):

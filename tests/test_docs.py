@@ -58,7 +58,7 @@ def test_the_alerts_of_the_readme_are_rules():
 
 
 def test_the_events_of_the_readme_are_there():
-    tellers = ("operating/journal.py", "operating/logs.py", "app.py")
+    tellers = ("operating/journal.py", "operating/logs.py", "operating/status.py", "app.py")
     code = "".join((ROOT / "ratebridge" / name).read_text(encoding="utf-8") for name in tellers)
     [table] = re.findall(r"\| event \| means .*?\n\n", README, re.DOTALL)
     named = set(re.findall(r"`([a-z]+\.[a-z_]+)`", table))

@@ -352,8 +352,14 @@ async def test_an_unused_client_is_not_made_to_be_closed():
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "ftp://127.0.0.1:1", "http://[::1"])
 def test_an_unusable_proxy_is_reported_at_the_start(monkeypatch, name, proxy):
     monkeypatch.setenv(name, proxy)
-    with pytest.raises(BadSettings, match="ALL_PROXY: expected"):
+    with pytest.raises(BadSettings, match="ALL_PROXY, NO_PROXY: expected"):
         HttpClient(lambda: TLS)
+
+
+async def test_without_a_proxy_no_list_of_exceptions_is_read(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "http://[::1")
+    client = HttpClient(lambda: TLS, memory_transport(FakeRates()))
+    assert (await client.get("http://rates.test/v2/rates", {})).status == 200
 
 
 # Surroundings.

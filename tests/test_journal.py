@@ -256,7 +256,26 @@ async def test_a_failed_fetch_is_shown_until_the_source_answers_again(journal, l
     assert journal.stats.fetches == {("bank", "timeout"): 1}
     assert journal.stats.sources["bank"].failure == "did not answer within 5 s"
     journal.fetched(TABLE, 0.1)
+    assert log[1:] == [
+        {
+            "event": "rates.recovered",
+            "log_level": "warning",
+            "provider": "bank",
+            "day": "2021-05-18",
+            "currencies": 2,
+            "seconds": 0.1,
+            "after": "did not answer within 5 s",
+        }
+    ]
     assert journal.stats.sources["bank"].failure == ""
+    journal.fetched(TABLE, 0.1)
+    assert log[-1]["event"] == "rates.fetched"
+
+
+async def test_a_day_that_a_source_lacked_is_nothing_to_recover_from(journal, log, autojump_clock):
+    journal.fetch_failed("bank", DAY, SourceFailed("no-table", "has no rates for that day"))
+    journal.fetched(TABLE, 0.1)
+    assert log[-1]["event"] == "rates.fetched"
 
 
 @pytest.mark.parametrize(
@@ -386,6 +405,7 @@ def every_line(journal, number):
     journal.refused(NoRate("unavailable", f"no rate {number}"), b"%d" % number, 0.001)
     journal.undelivered(b"%d" % number, "it was too old")
     journal.fetched(TABLE, 0.1)
+    journal.fetched(TABLE, 0.1)
     journal.fetch_failed("bank", DAY, SourceFailed(f"http-{400 + number % 100}", "bad"))
     journal.rate_limited("bank", SourceFailed("quota-minute", "no", limited_for=number))
     journal.audit_failed("No space left on device", number)
@@ -457,13 +477,14 @@ async def test_what_the_libraries_say_too_often_is_counted_too(at_info, log, mon
     for _ in range(OFTEN + 3):
         library_limit.admit("library h11", 0.0)
     await at_info.aclose()
-    assert [event["lines"] for event in log] == [{"library h11": 3}]
+    assert log[0]["lines"] == {"library h11": 3}
 
 
 async def test_at_debug_every_line_is_written(journal, log, autojump_clock):
     for number in range(OFTEN + 5):
         journal.undelivered(b"%d" % number, "it was too old")
     await journal.aclose()
+    assert log.pop()["event"] == "service.stopped"
     assert [event["id"] for event in log] == [str(number) for number in range(OFTEN + 5)]
     assert [event["log_level"] for event in log] == ["warning"] * OFTEN + ["debug"] * 5
 

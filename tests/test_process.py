@@ -243,6 +243,7 @@ def test_a_second_signal_ends_a_stop_that_still_waits(tmp_path):
     assert ended.code == 0
     assert ended.event("service.stopping")["waiting"] == 1
     assert ended.event("reply.undelivered")["id"] == "8305"
+    assert ended.events[-1]["event"] == "service.stopped"
 
 
 @pytest.mark.parametrize("reader_is", ["gone", "stuck"])

@@ -157,26 +157,6 @@ def test_sources_and_days_are_kept_apart():
     assert tables.find("fake", NEXT, today=NEXT, now=0.0) is None
 
 
-KEPT = rate_from(table(provider="other", usd="1.3"), "USD", cached=True)
-
-
-@pytest.mark.parametrize("until", [LIFE, LIFE + 1])
-def test_a_table_gives_another_ones_rate_for_less_than_its_own_life(until):
-    assert KEPT is not None
-    tables = Tables(LIFE)
-    tables.pin(KEPT, until, "fake")  # it has none of that day
-    one = table()
-    tables.store(one, 0.0)
-    tables.pin(KEPT, until, "fake")
-    assert one.cached_rate("USD").units == Decimal("1.2")
-    tables.pin(KEPT, LIFE - 1, "fake")
-    assert one.cached_rate("USD") is KEPT
-    for now, rate in ((LIFE - 1.1, KEPT), (LIFE - 1, rate_from(one, "USD", cached=True))):
-        found = tables.fresh("fake", DAY, today=NEXT, now=now)
-        assert found is not None
-        assert found.cached_rate("USD") == rate
-
-
 def test_a_use_counts_where_there_is_a_table():
     tables = Tables(LIFE)
     tables.use("fake", DAY, 1.0)

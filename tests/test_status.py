@@ -328,7 +328,7 @@ async def test_a_service_shows_its_state_until_its_very_end(nursery):
 
     class Slow:
         name = "slow"
-        quota = None
+        quota = budget = None
 
         async def fetch(self, _day, _now):
             asked.set()
@@ -540,9 +540,13 @@ async def test_where_no_descriptor_is_left_the_next_one_is_waited_for(monkeypatc
         return await accept(listener)
 
     monkeypatch.setattr(trio.SocketListener, "accept", accept_later)
-    async with listening() as (address, _):
-        assert await is_healthy(address)
+    with capture_logs() as log:
+        async with listening() as (address, _):
+            assert await is_healthy(address)
     assert not full
+    assert [event["detail"] for event in log if event["event"] == "status.failed"] == [
+        "Too many open files"
+    ]
 
 
 async def test_a_client_waiting_for_its_turn_is_not_idle(monkeypatch):

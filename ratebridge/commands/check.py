@@ -12,6 +12,7 @@ import os
 import ssl
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from itertools import pairwise
@@ -22,7 +23,7 @@ from typing import Any, ClassVar, Final, TextIO
 import attrs
 import trio
 
-from ..app import Dependencies, run_unless_stopped, tls_context
+from ..app import Dependencies, make_sources, run_unless_stopped, tls_context
 from ..errors import LinkFailed, Refused, SourceFailed, Unreadable
 from ..link.address import Address
 from ..link.dial import add_tls, open_tcp
@@ -342,18 +343,12 @@ async def check(settings: Settings, out: TextIO, dependencies: Dependencies | No
     tls = tls_context(settings.verify_ssl)
     heartbeat = HeartbeatSettings(settings.heartbeat_interval, settings.heartbeat_timeout)
     await check_feed(report, settings.feed, tls, heartbeat)
-    http = HttpClient(lambda: tls)
-    try:
-        sources = dependencies.sources or [
-            provider(name).make(http, settings.sources) for name in settings.providers
-        ]
+    async with aclosing(HttpClient(lambda: tls)) as http:
+        sources = dependencies.sources or make_sources(settings, http)
         for source in sources:
             # The service gives a source the same share of the deadline.
             within = settings.rate_deadline / len(sources)
             await check_source(report, source, dependencies.clock(), within)
-    finally:
-        with trio.CancelScope(shield=True):
-            await http.aclose()
     report.summarize()
     return not report.counts["FAIL"]
 
@@ -369,4 +364,6 @@ def run_check(settings: Settings) -> int:
     """Run the command; 1 if a step failed, else 0, also after a signal."""
     configure_logs("error", "auto")
     passed = run_unless_stopped(partial(check, settings, sys.stdout))
+    if passed is None:
+        print("stopped before all steps were done", file=sys.stderr)
     return 1 if passed is False else 0

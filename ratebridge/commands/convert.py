@@ -35,8 +35,8 @@ def run_convert(
     """Convert a stake on a day (None: today) by the sources of the settings, or by one source.
 
     Prints the result with its provenance and returns 0, or prints the reason to
-    standard error and returns 1. Raises `BadSettings` with every problem, bad usage
-    included. `sources` and `clock` replace the real ones in tests.
+    standard error and returns 1 (after a signal: 0). Raises `BadSettings` with every
+    problem, bad usage included. `sources` and `clock` replace the real ones in tests.
     """
     problems: list[str] = []
     now = clock()
@@ -57,7 +57,9 @@ def run_convert(
     if isinstance(done, NoRate):
         print(done, file=sys.stderr)
         return 1
-    if done is not None:
+    if done is None:
+        print("stopped before there was a rate: nothing was converted", file=sys.stderr)
+    else:
         _show(done, stake)
     return 0
 

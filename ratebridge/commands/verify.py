@@ -453,6 +453,10 @@ def verify(
                 if lack:
                     tell(name, number, "place", lack)
                 progress.advance(taken)
+        except SystemExit:  # by a signal, see `cli`
+            progress.clear()
+            print("Stopped before the end of the trail: it is not verified.", file=out)
+            raise
         except (OSError, EOFError, zlib.error) as error:
             why = (isinstance(error, OSError) and error.strerror) or "it is damaged"
             failures += f"{name or 'The file'} could not be read to its end: {why}.\n"

@@ -5,12 +5,12 @@ counts the others, once a minute and at the end, with the first and the last id 
 replies. At the level debug every line is written; those beyond the ten have that level.
 
 Events have stable names: `connection.up`, `connection.lost`, `connection.failed`,
-`connection.down`, `loop.stalled`, `rates.fetched`, `rates.failed`, `rates.limited`,
-`rates.implausible`, `clock.jumped`, `clock.differs`, `message.dropped`,
+`connection.down`, `loop.stalled`, `rates.fetched`, `rates.failed`, `rates.recovered`,
+`rates.limited`, `rates.implausible`, `clock.jumped`, `clock.differs`, `message.dropped`,
 `conversion.done`, `conversion.failed`, `reply.undelivered`, `internal_error`, `summary`,
 `audit.failed`, `audit.lost`, `audit.recovered`, `audit.reopened`, `log.limited`,
-`status.listening`, `tls.unverified`, `settings.unknown`, `service.started`, `service.stopping`,
-`service.stopped`.
+`status.listening`, `status.failed`, `tls.unverified`, `settings.unknown`,
+`service.started`, `service.stopping`, `service.stopped`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ from ..messages import Request, clipped
 from ..observer import Converted, Observer
 from ..rates import Rate, RateTable
 from .logs import OFTEN, LineLimit, library_limit
-from .stats import RecentError, Stats, outcome_class
+from .stats import LACKING, RecentError, Stats, outcome_class
 
 if TYPE_CHECKING:
     from .audit import Audit
@@ -164,15 +164,17 @@ class Journal(Observer):
         source = self.stats.sources[table.provider]
         source.fetched_at = source.answered_at = trio.current_time()
         source.seconds = seconds
+        fields: dict[str, Any] = {
+            "provider": table.provider,
+            "day": str(table.day),
+            "currencies": len(table.quotes),
+            "seconds": round(seconds, 3),
+        }
+        if source.failure and source.outcome not in LACKING:
+            self._write_line("warning", "rates.recovered", **fields, after=source.failure)
+        else:
+            self._write_line("info", "rates.fetched", **fields)
         source.outcome, source.failure = "ok", ""
-        self._write_line(
-            "info",
-            "rates.fetched",
-            provider=table.provider,
-            day=str(table.day),
-            currencies=len(table.quotes),
-            seconds=round(seconds, 3),
-        )
 
     def fetch_failed(self, provider: str, day: date, failure: SourceFailed) -> None:
         outcome = outcome_class(failure.outcome)
@@ -288,8 +290,9 @@ class Journal(Observer):
         self._write_limited()
 
     async def aclose(self) -> None:
-        """Log what is not logged yet."""
+        """Log what is not logged yet, and the end: stopped, cancelled, or failed by a bug."""
         self._write_limited()
+        self.note("service.stopped", answered=self.stats.answered, **self.audit_head())
 
     # Writing lines.
 

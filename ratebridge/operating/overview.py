@@ -21,10 +21,9 @@ from ..providers.chain import RateChain
 from ..providers.source import Quota, Source
 from ..settings import Settings
 from .audit import Audit
-from .stats import SourceStats, Stats
+from .stats import LACKING, SourceStats, Stats
 
 SAMPLES: Final = 600  # a second each: the ten minutes that the page shows
-LACKING: Final = ("no-table", "bad-table")  # failures of one day, not of the source
 MOST_SHOWN: Final = 60  # tables in an overview, the newest days: two months of one source
 
 

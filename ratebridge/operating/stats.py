@@ -13,6 +13,8 @@ LATENCY_BOUNDS: Final = (
     *(0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
 )
 
+LACKING: Final = ("no-table", "bad-table")  # failures of one day, not of the source
+
 
 @attrs.define
 class Histogram:

@@ -175,6 +175,10 @@ class StatusServer:
         # The oldest first; True while its request is being answered.
         self._clients: dict[trio.CancelScope, bool] = {}
 
+    def close(self) -> None:
+        """Listen no more, without a `run`."""
+        self._socket.close()
+
     async def run(
         self, service: Service, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
@@ -193,7 +197,8 @@ class StatusServer:
                     continue
                 try:
                     stream = await listener.accept()
-                except OSError:  # there is no file descriptor left
+                except OSError as error:  # there is no file descriptor left
+                    self._journal.warn("status.failed", detail=_why(error))
                     await trio.sleep(NO_DESCRIPTOR_REST)
                     continue
                 client_scope = trio.CancelScope(deadline=trio.current_time() + SERVED_WITHIN)

@@ -10,7 +10,7 @@ another table can answer meanwhile.
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, datetime
 from math import inf
 from types import MappingProxyType
 from typing import Final
@@ -19,16 +19,13 @@ import attrs
 import trio
 from msgspec.structs import replace
 
-from ..budget import Allowance
+from ..budget import RESERVE, Allowance
 from ..errors import NoRate, SourceFailed
 from ..observer import Observer
 from ..plausibility import implausible, without
 from ..rates import Failing, Rate, RateTable, Tables, fixed_rate, rate_from
 from .source import Source
 
-START_PAUSE: Final = 2.0  # s before today's table is fetched, so that connecting comes first
-LONGEST_TICK: Final = 15.0  # s between polls for tables to refresh: at most four calls a minute
-TICKS: Final = 100  # polls in the life of a short-lived table
 MOST_PINNED: Final = 4096  # rates, about 1 MB
 ANSWERED: Final = frozenset({"bad-body", "bad-table", "implausible"})  # failures within a quota
 MOST_FETCHES: Final = 8  # at a time: far below the HTTP client's pool, see `http`
@@ -41,13 +38,29 @@ _NOTHING: Final[Mapping[str, Outcome]] = MappingProxyType({})
 _STOPPED: Final = Failing(SourceFailed("stopped", "was not asked to the end"))
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class _Pinned:
-    """A rate used because an earlier source failed, and the trio time until which it stays."""
+    """A rate used because an earlier source failed, and the trio time until which it stays.
+
+    It does not hold its table, which may be dropped meanwhile. `running` is as in
+    `RateTable`.
+    """
 
     rate: Rate
-    table: RateTable
+    running: bool
     until: float
+
+
+@attrs.define(eq=False)
+class _Access:
+    """How a source may be asked. Times are trio's."""
+
+    limiter: trio.CapacityLimiter
+    allowance: Allowance | None  # None: it has no budget
+    limited_until: float = -inf
+    limit: SourceFailed | None = None  # why it is not asked until then
+    budget_reported_until: float = -inf  # when it may be reported again
+    clock_difference: float = 0.0  # s, as last reported
 
 
 @attrs.define(eq=False)
@@ -87,18 +100,16 @@ class RateChain:
         self._observer = observer
         self._jitter = jitter
         at_a_time = max(1, MOST_FETCHES // len(sources))
-        self._limiters = {source.name: trio.CapacityLimiter(at_a_time) for source in sources}
-        self._fetches: dict[tuple[str, date, bool], _Fetch] = {}
-        self._limits: dict[str, tuple[float, SourceFailed]] = {}  # until when (trio time), and why
-        self._allowances = {
-            source.name: Allowance(budget)
+        self._access = {
+            source.name: _Access(
+                trio.CapacityLimiter(at_a_time),
+                None if source.budget is None else Allowance(source.budget),
+            )
             for source in sources
-            if (budget := getattr(source, "budget", None)) is not None
         }
-        self._budget_reported: dict[str, float] = {}  # until when (trio time) not again
+        self._fetches: dict[tuple[str, date, bool], _Fetch] = {}
         self._pinned: OrderedDict[tuple[str, date], _Pinned] = OrderedDict()
         self._clock_offset = self._read_clock_offset()
-        self._clock_differences: dict[str, float] = {}  # s, as last reported, by source
 
     def cached_rate(self, currency: str, day: date, today: date, now: float) -> Rate | None:
         """The rate from the tables held; None if a source has to be asked.
@@ -106,6 +117,8 @@ class RateChain:
         `today` is the UTC day, `now` trio's time. Raises `NoRate` if the tables show
         that there is none.
         """
+        if self._pinned and (pinned := self._pinned_rate(currency, day, today, now)):
+            return pinned
         # Nearly every request ends here: the first source's table is fresh, and has it.
         table = self.tables.fresh(self._first, day, today=today, now=now)
         if table is not None and (rate := table.cached_rate(currency)) is not None:
@@ -182,13 +195,14 @@ class RateChain:
     def _pinned_rate(self, currency: str, day: date, today: date, now: float) -> Rate | None:
         """The pinned rate, while its table lives."""
         pinned = self._pinned.get((currency, day))
-        if pinned is None or not self._is_pinned(pinned, today, now):
+        if pinned is None:
             return None
-        self.tables.use(pinned.table.provider, day, now)
+        if now >= pinned.until or (pinned.running and day < today):
+            del self._pinned[currency, day]
+            return None
+        for provider in (pinned.rate.provider, self._first):  # which follows it
+            self.tables.use(provider, day, now)
         return pinned.rate
-
-    def _is_pinned(self, pinned: _Pinned, today: date, now: float) -> bool:
-        return now < pinned.until and not (pinned.table.running and pinned.table.day < today)
 
     def _pin(self, rate: Rate, table: RateTable, failed: list[str], now: float) -> Rate:
         """The rate, pinned if sources before its own have failed."""
@@ -199,7 +213,7 @@ class RateChain:
         until = self.tables.end_of(table)
         if until is not None and until > now:
             key = (rate.currency, rate.asked)
-            self._pinned[key] = _Pinned(replace(rate, cached=True), table, until)
+            self._pinned[key] = _Pinned(replace(rate, cached=True), table.running, until)
             self._pinned.move_to_end(key)
             if len(self._pinned) > MOST_PINNED:
                 self._pinned.popitem(last=False)
@@ -209,10 +223,10 @@ class RateChain:
         self, name: str, day: date, today: date, now: float, *, ahead: bool = False
     ) -> SourceFailed | None:
         """Why a source must not be asked for a day's table at present, if so."""
-        until, failure = self._limits.get(name, (-inf, None))
-        if now < until:
-            return failure
-        allowance = self._allowances.get(name)
+        access = self._access[name]
+        if now < access.limited_until:
+            return access.limit
+        allowance = access.allowance
         if allowance is None:
             return None
         if day >= today:
@@ -223,7 +237,7 @@ class RateChain:
             # The table stays in use, and is refreshed when there are calls to spare.
             keep = allowance.budget.burst * 3 // 4
         else:
-            keep = allowance.budget.reserve
+            keep = RESERVE
         wait = allowance.wait(now, keep)
         if wait <= 0:
             return None
@@ -235,8 +249,8 @@ class RateChain:
         key = (source.name, day, day < self._utc_now().date())
         fetch = self._fetches.get(key)
         if fetch is None:
-            if source.name in self._allowances:
-                self._allowances[source.name].ask(trio.current_time())
+            if allowance := self._access[source.name].allowance:
+                allowance.ask(trio.current_time())
             fetch = self._fetches[key] = _Fetch()
             name = f"fetch {source.name} {day}"
             self._nursery.start_soon(self._run_fetch, source, day, key, name=name)
@@ -256,13 +270,12 @@ class RateChain:
             with trio.move_on_at(began + self._share):
                 self.watch_clock()
                 table = await self._fetch(source, day, began + self._share)
+                assert (table.provider, table.day) == (source.name, day), "it is what was asked for"
                 self.watch_clock()
                 self._compare_clocks(table)
                 table = self._plausible(table)
                 now = trio.current_time()
                 self.tables.store(table, now, self._jitter())
-                if source.name == self._first:
-                    self._apply_pins(day, now)
                 self._observer.fetched(table, now - began)
                 return table
         except SourceFailed as error:
@@ -276,7 +289,7 @@ class RateChain:
         pauses = iter(PAUSES)
         while True:
             try:
-                async with self._limiters[source.name]:
+                async with self._access[source.name].limiter:
                     return await source.fetch(day, self._utc_now())
             except SourceFailed as failure:
                 pause = next(pauses, None)
@@ -286,13 +299,6 @@ class RateChain:
                 if trio.current_time() + rest >= deadline:
                     raise
             await trio.sleep(rest)
-
-    def _apply_pins(self, day: date, now: float) -> None:
-        """Put the pinned rates into the first source's table, which is looked at first."""
-        today = self._utc_now().date()
-        for (_, pinned_day), pinned in self._pinned.items():
-            if pinned_day == day and self._is_pinned(pinned, today, now):
-                self.tables.pin(pinned.rate, pinned.until, self._first)
 
     def _plausible(self, table: RateTable) -> RateTable:
         """The table without implausible quotes. Raises `SourceFailed` if all is."""
@@ -310,87 +316,44 @@ class RateChain:
     def _note_failure(self, provider: str, day: date, failure: SourceFailed) -> Outcome:
         """Remember a failure; returns what is known from the source now."""
         now = trio.current_time()
-        if provider in self._allowances and failure.outcome not in ANSWERED:
-            self._allowances[provider].unanswered(now)
+        allowance = self._access[provider].allowance
+        if allowance is not None and failure.outcome not in ANSWERED:
+            allowance.unanswered(now)
         if failure.limited_for is not None:
-            self._limit_rate(failure.limited_for, provider, failure)
+            self._limit_rate(provider, failure, now, now + failure.limited_for)
         self.tables.store_failure(provider, day, failure, now)
-        self._observer.fetch_failed(provider, day, failure)
         today = self._utc_now().date()
         known = self.tables.find(provider, day, today=today, now=now, limit=failure)
         assert known is not None, "with a limit the source need not be asked"
+        table = known.table if isinstance(known, Failing) else known
+        if table is not None:
+            used = f"meanwhile in use: its table of {table.fetched:%Y-%m-%d %H:%M} UTC"
+            failure = attrs.evolve(failure, text=f"{failure.text}; {used}")
+        self._observer.fetch_failed(provider, day, failure)
         return known
 
-    def _limit_rate(self, seconds: float, provider: str, failure: SourceFailed) -> None:
+    def _limit_rate(self, provider: str, failure: SourceFailed, now: float, until: float) -> None:
         """Rate-limit the source, and report it unless it is known already."""
-        now = trio.current_time()
-        known_until, _ = self._limits.get(provider, (now, None))
-        if now + seconds > known_until + 1.0:  # concurrent fetches are refused alike
-            self._limits[provider] = (now + seconds, failure)
+        access = self._access[provider]
+        # Concurrent fetches are refused alike, and a limit of a second is none.
+        if until > max(now, access.limited_until) + 1.0:
+            access.limited_until, access.limit = until, failure
             self._observer.rate_limited(provider, failure)
 
     def _report_budget(self, provider: str, failure: SourceFailed, now: float) -> None:
         """Report that a budget is used up, once a minute at most."""
-        if failure.outcome == "budget" and now >= self._budget_reported.get(provider, -inf):
-            self._budget_reported[provider] = now + max(60.0, failure.limited_for or 0.0)
+        access = self._access[provider]
+        if failure.outcome == "budget" and now >= access.budget_reported_until:
+            access.budget_reported_until = now + max(60.0, failure.limited_for or 0.0)
             self._observer.rate_limited(provider, failure)
 
-    # Prefetch.
+    def fetch_ahead(self, source: Source, day: date) -> None:
+        """Fetch a table in the background, if the source has calls to spare.
 
-    async def run(self) -> None:
-        """Refresh the tables in use before they expire, until cancelled.
-
-        Fetches today's table of the first source at the start. At midnight it fetches
-        the new day's, and that of the day before if it was in use. Sources without a
-        budget are left out: asking them on demand costs nothing.
+        A source without a budget is left out: to ask it on demand costs nothing.
         """
-        await trio.sleep(START_PAUSE)
-        today = self._utc_now().date()
-        self._fetch_ahead(self.sources[0], today)
-        tick = min(LONGEST_TICK, max(self.tables.life / TICKS, 0.01))
-        while True:
-            await trio.sleep(min(tick, self._to_midnight() + 0.001))
-            self.watch_clock()
-            self._refresh(trio.current_time())
-            if (date_now := self._utc_now().date()) != today:
-                today = date_now
-                self._fetch_new_day(today)
-
-    def _to_midnight(self) -> float:
-        now = self._utc_now()
-        midnight = datetime.combine(now.date() + timedelta(days=1), time(), UTC)
-        return (midnight - now).total_seconds()
-
-    def _fetch_new_day(self, today: date) -> None:
-        ended = today - timedelta(days=1)
-        lately = trio.current_time() - self.tables.life
-        for source in self.sources:
-            used = self.tables.used_since(source.name, ended, lately)
-            if used or source is self.sources[0]:
-                self._fetch_ahead(source, today)
-            if used:
-                self._fetch_ahead(source, ended)
-
-    def _refresh(self, now: float) -> None:
-        """Refresh one table of each source at a time, to avoid bursts."""
-        today = self._utc_now().date()
-        asked: set[str] = set()
-        for table in self.tables.due_ahead(today, now):
-            if table.provider in asked:
-                continue
-            asked.add(table.provider)
-            self.tables.postpone(table, now)
-            place = [source.name for source in self.sources].index(table.provider)
-            for source in self.sources[:place]:
-                # It may have recovered; it is used when this table ends.
-                if not self.tables.has_live(source.name, table.day, today, now):
-                    self._fetch_ahead(source, table.day)
-            self._fetch_ahead(self.sources[place], table.day)
-
-    def _fetch_ahead(self, source: Source, day: date) -> None:
-        """Fetch a table in the background, if the source has calls to spare."""
         name, now = source.name, trio.current_time()
-        if name not in self._allowances or self.tables.has_failed(name, day, now):
+        if self._access[name].allowance is None or self.tables.has_failed(name, day, now):
             return
         if self._limit(name, day, self._utc_now().date(), now, ahead=True) is None:
             self._start(source, day)
@@ -404,6 +367,8 @@ class RateChain:
         self._clock_offset = offset
         if abs(jump) >= CLOCK_JUMP:
             self.tables.clock_moved(jump, self._utc_now())
+            for pinned in self._pinned.values():  # it ends with its table
+                pinned.until -= max(0.0, jump)
             self._observer.clock_jumped(jump)
 
     def _read_clock_offset(self) -> float:
@@ -414,9 +379,9 @@ class RateChain:
         if table.source_clock is None:
             return
         ahead = (table.fetched - table.source_clock).total_seconds()
-        reported = self._clock_differences.get(table.provider, 0.0)
-        if abs(ahead - reported) >= CLOCK_DIFFERENCE:
-            self._clock_differences[table.provider] = ahead
+        access = self._access[table.provider]
+        if abs(ahead - access.clock_difference) >= CLOCK_DIFFERENCE:
+            access.clock_difference = ahead
             self._observer.clock_differs(table.provider, ahead)
 
 

@@ -125,7 +125,7 @@ class Ecb:
     """
 
     name = "ecb"
-    quota = None
+    quota = budget = None
 
     def __init__(self, http: Http | None = None, url: str = "") -> None:
         self._http = http

@@ -79,13 +79,9 @@ class FreeCurrencyApi:
         self._headers = {"apikey": key}
         self._url = url
         self._base: dict[str, str] = {"base_currency": "EUR"}
-        self._quota = Quota()
+        self.quota: Final = Quota()
         self._limited_until = 0.0  # trio time
         self._limit = SourceFailed("quota-minute", "")
-
-    @property
-    def quota(self) -> Quota:
-        return self._quota
 
     async def fetch(self, day: date, now: datetime) -> RateTable:
         """See `Source`. Today is `/latest`, any other day `/historical`."""
@@ -121,8 +117,8 @@ class FreeCurrencyApi:
         answer = await self._http.get(f"{self._url}/status", {}, self._headers)
         _check_key(answer)
         month = read_body(_status, answer).quotas.month
-        self._quota.month_left = month.remaining
-        self._quota.month_total = month.total
+        self.quota.month_left = month.remaining
+        self.quota.month_total = month.total
         if month.remaining is None:
             return "accepted"
         total = "" if month.total is None else f" of {month.total:,}"
@@ -154,7 +150,7 @@ class FreeCurrencyApi:
         minute = count("remaining-quota-minute")
         month = count("remaining-quota-month")
         total = count("limit-quota-month")
-        quota = self._quota
+        quota = self.quota
         quota.minute_left = quota.minute_left if minute is None else minute
         quota.month_left = quota.month_left if month is None else month
         quota.month_total = quota.month_total if total is None else total

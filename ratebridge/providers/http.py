@@ -60,8 +60,8 @@ class HttpClient:
         self._make_tls = make_tls
         self._transport = transport
         self._making = trio.Lock()
-        proxied = any(name.lower() in _PROXIES for name in os.environ)
-        self._client = self._make() if proxied or transport is not None else None
+        self._proxied = any(name.lower() in _PROXIES for name in os.environ)
+        self._client = self._make() if self._proxied or transport is not None else None
 
     def _make(self) -> "httpx.AsyncClient":
         from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -72,6 +72,7 @@ class HttpClient:
             return httpx.AsyncClient(
                 verify=self._make_tls(),
                 transport=self._transport,
+                trust_env=self._proxied,  # a bad NO_PROXY matters to nobody else
                 timeout=None,  # noqa: S113 - the caller has a deadline for the whole request
                 cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
                 headers={
@@ -83,7 +84,8 @@ class HttpClient:
             )
         except (ImportError, ValueError, httpx.InvalidURL):  # SOCKS, or not a URL
             raise BadSettings(
-                "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY: expected http:// or https:// proxies"
+                "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY: expected http:// or https:// "
+                "proxies, and hosts that need none"
             ) from None
 
     async def _made(self) -> "httpx.AsyncClient":
@@ -93,8 +95,10 @@ class HttpClient:
             return self._client
 
     async def aclose(self) -> None:
+        """Close the connections, even if cancelled."""
         if self._client is not None:
-            await self._client.aclose()
+            with trio.CancelScope(shield=True):
+                await self._client.aclose()
 
     async def get(
         self, url: str, params: Mapping[str, str], headers: Mapping[str, str] | None = None

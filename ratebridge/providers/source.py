@@ -14,6 +14,7 @@ import attrs
 import msgspec
 from msgspec import Raw
 
+from ..budget import Budget
 from ..conversion import is_quote
 from ..errors import SourceFailed
 from ..rates import MAX_DAYS_BACK, Quote, RateTable
@@ -64,10 +65,7 @@ class Quota:
 
 
 class Source(Protocol):
-    """A source of day-tables. `name` is what the settings call it.
-
-    A source on the network also has a `budget` (`Budget`), which the chain obeys.
-    """
+    """A source of day-tables. `name` is what the settings call it."""
 
     @property
     def name(self) -> str: ...
@@ -83,6 +81,11 @@ class Source(Protocol):
     @property
     def quota(self) -> Quota | None:
         """The quota as last reported; None for a source without one."""
+        ...
+
+    @property
+    def budget(self) -> Budget | None:
+        """How often it may be asked; None for a source that may always be asked."""
         ...
 
 
