@@ -247,10 +247,8 @@ async def run_until_signal(run: Callable[[trio.Event], Awaitable[None]]) -> None
             nursery.start_soon(obey, nursery.cancel_scope, name="signals")
             try:
                 await run(stop)
-            except (
-                RatebridgeError
-            ) as error:  # raised outside, so that no nursery wraps it in a group
-                problem = error
+            except RatebridgeError as error:
+                problem = error  # raised outside, so that no nursery wraps it in a group
             nursery.cancel_scope.cancel()
         if problem is not None:
             raise problem
