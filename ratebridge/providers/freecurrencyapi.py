@@ -20,6 +20,7 @@ from .source import (
     Http,
     Provider,
     Quota,
+    json_decoder,
     make_table,
     read_body,
     read_count,
@@ -60,9 +61,9 @@ class _Status(msgspec.Struct):
     quotas: _Quotas
 
 
-_latest = msgspec.json.Decoder(_Latest).decode
-_historical = msgspec.json.Decoder(_Historical).decode
-_status = msgspec.json.Decoder(_Status).decode
+_latest = json_decoder(_Latest)
+_historical = json_decoder(_Historical)
+_status = json_decoder(_Status)
 
 
 class FreeCurrencyApi:
