@@ -346,7 +346,7 @@ class RateChain:
         """
         await trio.sleep(START_PAUSE)
         today = self._utc_now().date()
-        self._fetch_ahead(self.sources[0], today)
+        self._fetch_missing(self.sources[0], today)
         tick = min(LONGEST_TICK, max(self.tables.life / TICKS, 0.01))
         while True:
             await trio.sleep(min(tick, self._to_midnight() + 0.001))
@@ -367,9 +367,9 @@ class RateChain:
         for source in self.sources:
             used = self.tables.used_since(source.name, ended, lately)
             if used or source is self.sources[0]:
-                self._fetch_ahead(source, today)
+                self._fetch_missing(source, today)
             if used:
-                self._fetch_ahead(source, ended)
+                self._fetch_missing(source, ended)
 
     def _refresh(self, now: float) -> None:
         """Refresh one table of each source at a time, to avoid bursts."""
@@ -383,9 +383,14 @@ class RateChain:
             place = [source.name for source in self.sources].index(table.provider)
             for source in self.sources[:place]:
                 # It may have recovered; it is used when this table ends.
-                if not self.tables.has_live(source.name, table.day, today, now):
-                    self._fetch_ahead(source, table.day)
+                self._fetch_missing(source, table.day)
             self._fetch_ahead(self.sources[place], table.day)
+
+    def _fetch_missing(self, source: Source, day: date) -> None:
+        """Fetch a table ahead, unless a request has brought it already."""
+        today, now = self._utc_now().date(), trio.current_time()
+        if not self.tables.has_live(source.name, day, today, now):
+            self._fetch_ahead(source, day)
 
     def _fetch_ahead(self, source: Source, day: date) -> None:
         """Fetch a table in the background, if the source has calls to spare."""
