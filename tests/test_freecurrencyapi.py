@@ -146,6 +146,13 @@ def historical(*days):
     return Fault(body=json.dumps({"meta": 1, "data": data}).encode())
 
 
+async def test_two_tables_for_one_day_are_none():
+    fake, source, _ = open_source()
+    table = b'"2021-05-18" : {"EUR":1,"USD":1.%d}'
+    fake.order(FREECURRENCYAPI, Fault(body=b'{"data":{%b,%b}}' % (table % 2, table % 3)))
+    assert str(await failure_of(source)) == "has two tables for one day"
+
+
 async def test_a_table_of_some_days_before_is_taken_for_what_it_is():
     fake, source, _ = open_source()
     sunday, friday = date(2021, 5, 16), date(2021, 5, 14)
