@@ -88,15 +88,25 @@ def read_environment(
 ) -> dict[str, str]:
     """The environment on top of a `.env` file, if there is one. Empty values count as unset.
 
-    Raises `BadSettings` if `dotenv` is not a text file of at most `MAX_DOTENV` bytes.
+    Raises `BadSettings` if `dotenv` is not a text file of at most `MAX_DOTENV` bytes, or
+    has lines that hold no setting: one left out would be another setting than was meant.
     """
     found: dict[str, str] = {}
     if dotenv is not None and os.path.lexists(dotenv):
-        from dotenv import dotenv_values  # this import takes as long as the rest of the module
+        # This import takes as long as the rest of the module.
+        from dotenv.parser import parse_stream
 
-        values = dotenv_values(stream=StringIO(_read_dotenv(dotenv)), interpolate=False)
-        found = {name: value for name, value in values.items() if value is not None}
+        lines = list(parse_stream(StringIO(_read_dotenv(dotenv), newline=None)))
+        if wrong := [_number(line.original) for line in lines if line.error]:
+            raise BadSettings(*(f"{dotenv.name}: line {n}: expected NAME=value" for n in wrong))
+        found = {line.key: line.value for line in lines if line.key and line.value is not None}
     return {name: value for name, value in {**found, **environ}.items() if value.strip()}
+
+
+def _number(line: Any) -> int:
+    """The number of a line in the file; dotenv counts from the blank lines before it."""
+    blank, _, _ = line.string.partition(line.string.strip())
+    return int(line.line + blank.count("\n"))
 
 
 def _read_dotenv(path: Path) -> str:

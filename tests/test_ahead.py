@@ -62,6 +62,14 @@ async def test_todays_table_is_fetched_at_the_start_from_the_first_source_only(a
         assert bench.fake.count() == 1  # nobody has used it
 
 
+async def test_todays_table_is_not_fetched_at_the_start_once_more(autojump_clock):
+    async with open_bench() as bench:
+        bench.nursery.start_soon(fetch_ahead, bench.chain, bench.wall)
+        await bench.ask("USD", TODAY)
+        await trio.sleep(START_PAUSE + 1)
+        assert bench.fake.count() == 1
+
+
 async def test_a_source_that_asks_no_network_is_asked_when_it_is_wanted(autojump_clock):
     class Local:
         name = "local"

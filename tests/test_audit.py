@@ -623,6 +623,19 @@ async def test_after_a_half_line_of_the_last_run_a_line_begins_its_own(tmp_path,
     assert kinds(path) == ["true", "cut", "true"]
 
 
+async def test_a_half_line_of_the_last_run_that_is_moved_leaves_no_mark_in_the_next_file(
+    tmp_path, autojump_clock
+):
+    path, rotated = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
+    path.write_bytes(line(request(1)) + line(request(2))[:50])
+    audit = Audit(path, Listener(), Here())
+    path.rename(rotated)
+    async with running(audit):
+        add(audit, 2)
+    assert (kinds(rotated), kinds(path)) == (["true", "cut"], ["true"])
+    assert is_true(rotated, path)
+
+
 async def test_a_line_that_lacks_its_end_only_is_whole_again(tmp_path, autojump_clock):
     path = tmp_path / "audit.jsonl"
     path.write_bytes(line(request(1)).rstrip())

@@ -914,7 +914,6 @@ ROWS = [
     Row("redirect", REDIRECT, "answered with a redirect, which is not followed"),
     Row("HTML", HTML, BAD_BODY),
     Row("cut JSON", CUT, BAD_BODY),
-    Row("NaN", Fault(quotes={"USD": "NaN"}), BAD_BODY),
     Row("zeros", Fault(quotes={"USD": "0", "EUR": "0"}, body=b'{"data":{}}'), "", FREE_ONLY),
     Row("empty", EMPTY, "has no usable table for 2026-11-03"),
     Row("gzip", GZIP, "answered with a compressed body"),

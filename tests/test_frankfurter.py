@@ -83,11 +83,10 @@ ROW = {"date": "2021-05-18", "base": "EUR", "quote": "USD", "rate": 1.2}
     [
         b'{"amount":1.0,"base":"EUR","date":"2021-05-18","rates":{"USD":1.2}}',
         json.dumps([ROW]).encode()[:-3],
-        json.dumps([{**ROW, "rate": float("nan")}]).encode(),
         json.dumps([{**ROW, "date": "18.05.2021"}]).encode(),
         json.dumps([{**ROW, "quote": 1}]).encode(),
     ],
-    ids=range(5),
+    ids=range(4),
 )
 async def test_a_body_of_another_shape(fake, source, body):
     fake.order(FRANKFURTER, Fault(body=body))

@@ -333,6 +333,19 @@ def test_a_bad_dotenv_file_is_reported(make, problem, tmp_path):
     assert caught.value.args == (f".env: {problem}",)
 
 
+def test_each_line_of_a_dotenv_file_that_holds_no_setting_is_reported(tmp_path, caplog):
+    """Such as a quote without its end: the key would be missing, and another source asked."""
+    file = tmp_path / ".env"
+    file.write_bytes(f"VERIFY_SSL=true\r\n{SECRET} is here\r\n\r\nKEY='{SECRET}\r\nA=b\n".encode())
+    with pytest.raises(BadSettings) as caught:
+        read_environment({}, file)
+    assert caught.value.args == (
+        ".env: line 2: expected NAME=value",
+        ".env: line 4: expected NAME=value",
+    )
+    assert not caplog.records
+
+
 def test_a_dotenv_of_a_mebibyte_with_a_mark_of_byte_order_is_read(tmp_path):
     file = tmp_path / ".env"
     file.write_bytes(b"\xef\xbb\xbfA=b\n".ljust(2**20, b"#"))

@@ -14,8 +14,11 @@ from ratebridge.errors import SourceFailed
 from ratebridge.providers.source import (
     LONGEST_WAIT,
     MAX_ROWS,
+    Answer,
     is_coarse,
+    json_decoder,
     make_table,
+    read_body,
     read_count,
     read_members,
     read_quote,
@@ -65,6 +68,21 @@ def test_a_quote_keeps_its_digits():
 )
 def test_anything_else_is_none(text):
     assert read_quote(Raw(text.encode())) is None
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("body", ["[1,%s]", "[ %s ,2]", "[{},%s]", "[%s,%s]"])
+def test_a_number_that_json_does_not_know_costs_that_number(text, body):
+    decode = json_decoder(list[Raw])
+    pair = read_body(decode, Answer(200, {}, body.replace("%s", text).encode()))
+    assert b"null" in map(bytes, pair)
+    assert len(pair) == 2
+
+
+@pytest.mark.parametrize("body", ["[NaN1]", "[nan]", "[1,+NaN]", "[Infinity.0]", "NaN"])
+def test_what_only_looks_like_one_spoils_the_body(body):
+    with pytest.raises(SourceFailed, match="something else than rates"):
+        read_body(json_decoder(list[Raw]), Answer(200, {}, body.encode()))
 
 
 def test_a_table_holds_each_quote_with_its_day():

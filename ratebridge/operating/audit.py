@@ -117,7 +117,9 @@ class AuditFile:
         text, lines, head = self._block
         begun = text.rfind(b"\n", 0, self._written) + 1
         lines -= text.count(b"}\n", 0, begun)
-        self._block = Block((b"\n" if half else b"") + text[begun:], lines, head)
+        # A line end for a half line of the file before belongs to no other file.
+        text = text[begun:].lstrip(b"\n")
+        self._block = Block((b"\n" if half else b"") + text, lines, head)
         self._written = 0
         self._fd = fd
         self.opened += 1

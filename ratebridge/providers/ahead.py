@@ -12,6 +12,7 @@ from typing import Final
 import trio
 
 from .chain import RateChain
+from .source import Source
 
 START_PAUSE: Final = 2.0  # s before today's table is fetched, so that connecting comes first
 LONGEST_TICK: Final = 15.0  # s between polls for tables to refresh: at most four calls a minute
@@ -22,7 +23,7 @@ async def fetch_ahead(chain: RateChain, utc_now: Callable[[], datetime]) -> None
     """Fetch what will be asked for, until cancelled; and watch the wall clock."""
     await trio.sleep(START_PAUSE)
     today = utc_now().date()
-    chain.fetch_ahead(chain.sources[0], today)
+    _fetch_missing(chain, chain.sources[0], today, today, trio.current_time())
     tick = min(LONGEST_TICK, max(chain.tables.life / TICKS, 0.01))
     while True:
         await trio.sleep(min(tick, _to_midnight(utc_now()) + 0.001))
@@ -49,8 +50,7 @@ def _refresh(chain: RateChain, today: date, now: float) -> None:
         place = [source.name for source in chain.sources].index(table.provider)
         for source in chain.sources[:place]:
             # It may have recovered; it is used when this table ends.
-            if not chain.tables.has_live(source.name, table.day, today, now):
-                chain.fetch_ahead(source, table.day)
+            _fetch_missing(chain, source, table.day, today, now)
         chain.fetch_ahead(chain.sources[place], table.day)
 
 
@@ -59,6 +59,12 @@ def _fetch_new_day(chain: RateChain, today: date, now: float) -> None:
     for source in chain.sources:
         used = chain.tables.used_since(source.name, ended, now - chain.tables.life)
         if used or source is chain.sources[0]:
-            chain.fetch_ahead(source, today)
+            _fetch_missing(chain, source, today, today, now)
         if used:
-            chain.fetch_ahead(source, ended)
+            _fetch_missing(chain, source, ended, today, now)
+
+
+def _fetch_missing(chain: RateChain, source: Source, day: date, today: date, now: float) -> None:
+    """Fetch a table, unless a request has brought it already."""
+    if not chain.tables.has_live(source.name, day, today, now):
+        chain.fetch_ahead(source, day)

@@ -13,7 +13,7 @@ from ..budget import Budget
 from ..errors import SourceFailed
 from ..rates import RateTable
 from ..setting import Setting, base_url, count
-from .source import Http, Provider, make_table, read_body
+from .source import Http, Provider, json_decoder, make_table, read_body
 
 MONTH_OF_CALLS: Final = 250_000  # one in 10 s: it has no quota, but blocks abuse
 
@@ -28,7 +28,7 @@ class _Row(msgspec.Struct):
     rate: Raw
 
 
-_rows = msgspec.json.Decoder(list[_Row]).decode
+_rows = json_decoder(list[_Row])
 _EURO_ROW: Final = Raw(b"1")
 
 

@@ -3,6 +3,7 @@
 Its rates are not the ECB's. A weekend has rates of its own.
 """
 
+import re
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
@@ -20,6 +21,7 @@ from .source import (
     Http,
     Provider,
     Quota,
+    json_decoder,
     make_table,
     read_body,
     read_count,
@@ -37,6 +39,7 @@ LATE: Final = timedelta(hours=1)  # yesterday's table may be missing for so long
 
 _BASES: Final = ("EUR", "USD")  # the one requested, and the only one of some plans
 _NOTHING: Final = Raw(b"{}")
+_DAY_NAME: Final = re.compile(rb'"(\d{4}-\d\d-\d\d)"\s*:')
 
 
 class _Latest(msgspec.Struct):
@@ -60,9 +63,9 @@ class _Status(msgspec.Struct):
     quotas: _Quotas
 
 
-_latest = msgspec.json.Decoder(_Latest).decode
-_historical = msgspec.json.Decoder(_Historical).decode
-_status = msgspec.json.Decoder(_Status).decode
+_latest = json_decoder(_Latest)
+_historical = json_decoder(_Historical)
+_status = json_decoder(_Status)
 
 
 class FreeCurrencyApi:
@@ -92,6 +95,9 @@ class FreeCurrencyApi:
             midnight = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
             if answer.status != 422 or now - midnight > LATE:
                 days = read_body(_historical, answer).data
+                names = _DAY_NAME.findall(answer.body)  # the decoder keeps the last of two
+                if len(set(names)) < len(names):
+                    raise SourceFailed("bad-table", "has two tables for one day")
                 quoted_on = max((known for known in days if known <= day), default=day)
                 return self._table(day, now, answer, days.get(quoted_on, _NOTHING), quoted_on)
         answer = await self._get("latest", {}, now)

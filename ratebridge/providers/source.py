@@ -34,6 +34,7 @@ _DATE_TEXT: Final = 40  # characters; an HTTP date has 29
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 _QUOTE_TEXT: Final = 80  # characters: enough for 34 digits, too few for a number bomb
 _COUNT: Final = re.compile(r"-?\d{1,12}", re.ASCII)
+_NOT_JSON: Final = re.compile(rb"(?<=[:,\[\s])-?(?:NaN|Infinity)(?=[\s,\]}])")
 
 
 @attrs.frozen
@@ -126,6 +127,15 @@ def read_body(decode: Callable[[bytes], T], answer: Answer) -> T:
         return decode(answer.body)
     except (msgspec.DecodeError, ValueError, RecursionError):
         raise SourceFailed("bad-body", "answered with something else than rates") from None
+
+
+def json_decoder(kind: type[T]) -> Callable[[bytes], T]:
+    """A decoder for `read_body`: JSON, and null for the NaN and Infinity that some writers emit.
+
+    So that such a quote costs its currency alone, like any other bad quote.
+    """
+    decode = msgspec.json.Decoder(kind).decode
+    return lambda body: decode(_NOT_JSON.sub(b"null", body))
 
 
 def read_quote(raw: Raw) -> Decimal | None:
