@@ -59,7 +59,6 @@ class Session:
         self._opened = trio.current_time()
         self._heard = self._opened  # when the last heartbeat came; the opening stands for the first
         self._proved = False  # a heartbeat has come
-        self._watchdog = trio.CancelScope()
         self._ended = trio.Event()
         self._cause: LinkFailed | None = None
 
@@ -125,14 +124,13 @@ class Session:
         self._observer.heartbeat_received(now - self._heard)
         self._heard = now
         self._proved = True
-        self._watchdog.deadline = now + self._heartbeat.timeout
 
     async def _watch(self) -> None:
         """End the session when no heartbeat has been received for the timeout."""
         timeout = self._heartbeat.timeout
         while True:
-            with trio.CancelScope(deadline=self._heard + timeout) as self._watchdog:
-                await trio.sleep_forever()
+            while trio.current_time() < self._heard + timeout:
+                await trio.sleep_until(self._heard + timeout)
             heard = self._heard
             late = trio.current_time() - heard - timeout
             grace = GRACE
@@ -147,7 +145,7 @@ class Session:
                 await trio.sleep(poll)
             if trio.current_time() - began > poll + STALL:
                 await trio.sleep(poll)  # what came during a stall is still unread
-            silence = trio.current_time() - self._heard
-            if self._heard == heard and silence > timeout:
+            if self._heard == heard:
+                silence = trio.current_time() - heard
                 self._fail(LinkFailed("stale", f"no heartbeat for {silence:.1f} s"))
                 return
