@@ -314,17 +314,19 @@ async def test_nothing_is_cut_before_there_is_a_handler_and_then_all_of_it(autoj
 
 
 async def test_what_a_handler_raises_ends_the_link_and_is_raised_by_receive(autojump_clock):
-    async def script(peer: FeedPeer) -> None:
-        await peer.accept()
-        await peer.send("a text")
-        await listen(peer)
+    calls = 0
 
     def handler(_texts: object) -> None:
+        nonlocal calls
+        calls += 1
         raise ZeroDivisionError
 
-    async with open_to(script) as (link, _):
+    in_fragments = server_frame(b"and", 0x01) + server_frame(b"more", 0x80)
+    async with open_to(sending(server_frame(b"a text") + in_fragments)) as (link, _):
         with pytest.raises(ZeroDivisionError):
             await link.receive(handler)
+        await trio.testing.wait_all_tasks_blocked()
+    assert calls == 1
 
 
 # Open: what leaves.
@@ -600,12 +602,18 @@ async def test_others_run_while_unusual_frames_are_read(autojump_clock):
 
 @pytest.mark.parametrize("stream", [b"", b"\x81", b"\x81\x7eab", b"\x81\x05hal", b"\x01\x04text"])
 async def test_a_stream_that_breaks_off_is_a_reset_wherever_it_is_cut(stream, autojump_clock):
+    told: list[bytes] = []
+
     async def script(peer: FeedPeer) -> None:
         await peer.accept()
         await peer.send_raw(server_frame(b"before") + stream)
+        await peer.stream.send_eof()
+        told.append(await peer.stream.receive_some(1000))
 
     async with open_to(script) as (link, _):
         texts, failure = await take_until_the_end(link)
+        await trio.testing.wait_all_tasks_blocked()
+        assert told == [], "1006 is never sent (RFC 6455, 7.4.1)"
     assert texts == [b"before"]
     assert (failure.reason, failure.code) == ("reset", 1006)
 

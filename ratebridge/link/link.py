@@ -39,7 +39,6 @@ class Link:
         self._failure: Exception | None = None
         self._ended = trio.Event()
         self._is_closing = False
-        self._closing = trio.CancelScope()
 
     async def receive(self, handler: Handler) -> NoReturn:
         """Hand each batch of whole text messages (UTF-8) to `handler`, in the task that reads it.
@@ -72,8 +71,7 @@ class Link:
         """
         self._is_closing = True
         self._stream.ignore_pings()
-        self._closing.deadline = trio.current_time() + CLOSE_WITHIN
-        with self._closing:
+        with trio.move_on_after(CLOSE_WITHIN):
             await self._websocket.aclose(code)
 
     def end(self, failure: Exception) -> None:
@@ -82,7 +80,6 @@ class Link:
             self._failure = failure
             self._handler = _discard
             self._ended.set()
-            self._closing.cancel()
 
     def _handle(self, texts: Sequence[bytes]) -> None:
         try:
@@ -120,7 +117,7 @@ class Link:
 
     async def _fail(self, failure: LinkFailed) -> None:
         """End the link; where the peer is at fault it is told so by a close (RFC 6455, 7.1.7)."""
-        if failure.code != 1006 and failure.code is not None and not self._stream.sent_close:
+        if failure.code != 1006 and failure.code is not None:
             self._handler = _discard
             with trio.move_on_after(CLOSE_WITHIN), suppress(trio.BrokenResourceError):
                 await self._stream.send_close(client_close(failure.code))
