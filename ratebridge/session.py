@@ -129,9 +129,10 @@ class Session:
         """End the session when no heartbeat has been received for the timeout."""
         timeout = self._heartbeat.timeout
         while True:
-            while trio.current_time() < self._heard + timeout:
-                await trio.sleep_until(self._heard + timeout)
             heard = self._heard
+            await trio.sleep_until(heard + timeout)
+            if self._heard != heard:
+                continue
             late = trio.current_time() - heard - timeout
             grace = GRACE
             if late > STALL:

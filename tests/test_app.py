@@ -1,6 +1,7 @@
 """The whole service over memory streams, on a virtual clock."""
 
 import signal
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
@@ -18,9 +19,11 @@ from ratebridge.app import Dependencies, open_outbox, serve, tls_context
 from ratebridge.errors import SourceFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, request_text
 from ratebridge.link.address import Address
+from ratebridge.link.dial import Dial
 from ratebridge.operating.journal import Journal
 from ratebridge.operating.stats import Stats
 from ratebridge.outbox import Reply
+from ratebridge.providers.http import HttpClient
 from ratebridge.rates import Quote, RateTable
 from ratebridge.settings import Settings
 
@@ -349,6 +352,35 @@ def test_certificates_are_checked_unless_told_otherwise():
     unchecked = tls_context(verify=False)
     assert unchecked.verify_mode.name == "CERT_NONE"
     assert not unchecked.check_hostname
+
+
+@pytest.mark.parametrize("secure", [True, False])
+async def test_the_feed_and_the_sources_have_one_tls_context(secure, monkeypatch, autojump_clock):
+    """It is made at the start only for a feed that has TLS: it takes time and memory."""
+    made: list[ssl.SSLContext] = []
+    dialled: list[ssl.SSLContext | None] = []
+    asked: list[Callable[[], ssl.SSLContext]] = []
+
+    def make(verify: bool) -> ssl.SSLContext:
+        made.append(tls_context(verify=False))
+        return made[-1]
+
+    def dial_with(_address: Address, tls: ssl.SSLContext | None) -> Dial:
+        dialled.append(tls)
+        return trio.sleep_forever
+
+    def client_with(make_tls: Callable[[], ssl.SSLContext]) -> HttpClient:
+        asked.append(make_tls)
+        return HttpClient(make_tls)
+
+    monkeypatch.setattr(app, "tls_context", make)
+    monkeypatch.setattr(app, "network_dial", dial_with)
+    monkeypatch.setattr(app, "HttpClient", client_with)
+    with trio.move_on_after(1):
+        await serve(Settings(attrs.evolve(FEED, secure=secure), providers=("ecb",)))
+    assert len(made) == secure
+    assert asked[0]() is made[0]
+    assert dialled == (made if secure else [None])
 
 
 @pytest.fixture

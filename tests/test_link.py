@@ -607,8 +607,9 @@ async def test_a_stream_that_breaks_off_is_a_reset_wherever_it_is_cut(stream, au
     async def script(peer: FeedPeer) -> None:
         await peer.accept()
         await peer.send_raw(server_frame(b"before") + stream)
-        await peer.stream.send_eof()
-        told.append(await peer.stream.receive_some(1000))
+        theirs: Any = peer.stream
+        await theirs.send_eof()
+        told.append(await theirs.receive_some(1000))
 
     async with open_to(script) as (link, _):
         texts, failure = await take_until_the_end(link)
