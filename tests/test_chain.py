@@ -378,6 +378,9 @@ async def test_a_table_made_before_midnight_by_its_sources_clock_is_not_final(au
         bench.fake.disturb = well
         await bench.ask("USD", OTHER_DAY)
         assert len(bench.notes.clock_differences) == 1
+        bench.fake.disturb = lambda _call: Fault(headers={"date": "Fri, 20 Nov 2026 00:31:00 GMT"})
+        await bench.ask("USD", date(2026, 11, 5))
+        assert bench.notes.clock_differences[1:] == [("frankfurter", pytest.approx(-60, abs=1))]
 
 
 async def test_a_clock_that_jumps_is_noticed_when_a_table_is_asked_for(autojump_clock):
@@ -514,8 +517,27 @@ async def test_at_midnight_pins_of_the_ended_day_are_released(autojump_clock):
         bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(status=404))
         assert (await bench.ask("USD", today)).provider == "frankfurter"
         bench.fake.disturb = well
+        await trio.sleep(FAILURE_LIFE)
+        bench.cached("GBP", today)
+        await trio.sleep(0.1)
+        providers = [(await bench.ask(code, today)).provider for code in ("CZK", "USD")]
+        assert providers == ["freecurrencyapi", "frankfurter"]
         await trio.sleep(61)
-        assert (await bench.ask("USD", today)).provider == "freecurrencyapi"
+        for _ in range(2):  # as it comes, and from the table
+            assert (await bench.ask("USD", today)).provider == "freecurrencyapi"
+
+
+async def test_a_pinned_currency_stays_though_another_source_before_its_own_is_back(
+    autojump_clock,
+):
+    async with open_bench("freecurrencyapi", "frankfurter", Instant()) as bench:
+        bench.fake.disturb = down(FREECURRENCYAPI, FRANKFURTER, fault=Fault(status=404))
+        first = await bench.ask("USD")
+        assert first.provider == "instant"
+        bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(status=404))
+        await trio.sleep(FAILURE_LIFE)
+        assert (await bench.ask("CZK")).provider == "frankfurter"
+        assert bench.cached("USD", DAY) == replace(first, cached=True)
 
 
 async def test_a_currency_that_the_first_source_lacks_is_not_pinned(autojump_clock):
