@@ -368,11 +368,11 @@ async def test_a_transport_takes_the_networks_place(autojump_clock):
     assert fake.calls[0].key == KEY
 
 
-async def test_the_request_headers():
-    seen = {}
+async def test_what_is_requested_and_that_the_caller_limits_the_time():
+    seen: dict[str, object] = {}
 
     async def look(request):
-        seen.update(request.headers)
+        seen.update(request.headers, timeouts=set(request.extensions["timeout"].values()))
         raise httpx.ConnectError("")
 
     with pytest.raises(SourceFailed):
@@ -381,7 +381,8 @@ async def test_the_request_headers():
         )
     assert seen["accept-encoding"] == "identity"
     assert seen["accept"] == "application/json"
-    assert seen["user-agent"].startswith("ratebridge/")
+    assert str(seen["user-agent"]).startswith("ratebridge/")
+    assert seen["timeouts"] == {None}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from decimal import Decimal
 
 import attrs
 import pytest
+from msgspec.structs import replace
 
 from ratebridge.errors import SourceFailed
 from ratebridge.rates import FAILURE_LIFE, MAX_QUOTES, Failing, Quote, RateTable, Tables, rate_from
@@ -76,12 +77,39 @@ def test_what_is_found(case):
     assert found == case.found
 
 
-def test_what_stands_in_for_an_ended_days_table_lives_two_hours_whatever_is_set():
-    tables = Tables(10 * LIFE)
-    for day in (LATEST, FINAL):
-        tables.store(day, 0.0)
-        fresh = [tables.fresh("fake", DAY, today=NEXT, now=now) for now in (LIFE - 1, LIFE)]
-        assert fresh == [day, day if day.final else None]
+@pytest.mark.parametrize("life", [60.0, 10 * LIFE])
+def test_what_stands_in_for_an_ended_days_table_lives_two_hours_at_most(life):
+    tables = Tables(life)
+    for held, today, ends in (
+        (PROVISIONAL, DAY, life),
+        (LATEST, NEXT, min(life, LIFE)),
+        (FINAL, NEXT, life),
+    ):
+        tables.store(held, 0.0)
+        fresh = [tables.fresh("fake", DAY, today=today, now=now) for now in (ends - 1, ends)]
+        assert fresh == [held, None]
+
+
+@pytest.mark.parametrize(("life", "early"), [(LIFE, 1440.0), (60.0, 15.0), (20.0, 8.0)])
+@pytest.mark.parametrize(("jitter", "share"), [(0.0, 0.75), (1.0, 1.0)])
+def test_a_table_in_use_is_due_a_while_before_its_end(life, early, jitter, share):
+    tables = Tables(life)
+    tables.store(FINAL, 0.0, jitter)
+    tables.use("fake", DAY, life / 2)
+    due = life - early * share
+    assert [tables.due_ahead(NEXT, at) for at in (due - 0.01, due + 0.01)] == [[], [FINAL]]
+
+
+def test_whether_a_table_lives_and_is_final():
+    tables = Tables(LIFE)
+    for held, final, today in ((PROVISIONAL, False, DAY), (FINAL, True, NEXT)):
+        assert not tables.has_live("fake", DAY, today, 0.0)
+        tables.store(held, 0.0)
+        live = [tables.has_live("fake", DAY, today, now) for now in (LIFE - 1, LIFE)]
+        assert live == [True, False]
+        assert tables.has_live("fake", DAY, NEXT, 0.0) is final
+        assert tables.has_final("fake", DAY) is final
+        tables = Tables(LIFE)
 
 
 def test_what_a_table_is_stands_in_its_rates():
@@ -177,6 +205,22 @@ def test_a_table_gives_another_ones_rate_for_less_than_its_own_life(until):
         assert found.cached_rate("USD") == rate
 
 
+def test_the_rates_that_a_table_gives_of_others_end_one_by_one():
+    assert KEPT is not None
+    tables = Tables(LIFE)
+    one = table()
+    tables.store(attrs.evolve(one, quotes={**one.quotes, "GBP": one.quotes["USD"]}), 0.0)
+    tables.pin(KEPT, 1.0, "fake")
+    tables.pin(replace(KEPT, currency="GBP"), 2.0, "fake")
+    providers = []
+    for now in (0.9, 1.0, 1.9, 2.0):
+        found = tables.fresh("fake", DAY, today=NEXT, now=now)
+        assert found is not None
+        rates = [found.cached_rate(code) for code in ("USD", "GBP")]
+        providers.append([rate and rate.provider for rate in rates])
+    assert providers == [["other", "other"], ["fake", "other"], ["fake", "other"], ["fake", "fake"]]
+
+
 def test_a_use_counts_where_there_is_a_table():
     tables = Tables(LIFE)
     tables.use("fake", DAY, 1.0)
@@ -185,6 +229,8 @@ def test_a_use_counts_where_there_is_a_table():
     tables.use("fake", DAY, 2.0)
     assert tables.used_since("fake", DAY, 2.0)
     assert not tables.used_since("fake", DAY, 2.1)
+    tables.find("fake", DAY, today=NEXT, now=LIFE + 2, limit=SILENT)  # its life is over
+    assert tables.used_since("fake", DAY, LIFE + 2)
 
 
 def test_the_table_unused_for_longest_is_forgotten():

@@ -317,8 +317,8 @@ class RateChain:
         self.tables.store_failure(provider, day, failure, now)
         self._observer.fetch_failed(provider, day, failure)
         today = self._utc_now().date()
-        known = self.tables.find(provider, day, today=today, now=now, limit=failure)
-        assert known is not None, "with a limit the source need not be asked"
+        known = self.tables.find(provider, day, today=today, now=now)
+        assert known is not None, "the failure is remembered"
         return known
 
     def _limit_rate(self, seconds: float, provider: str, failure: SourceFailed) -> None:
