@@ -100,6 +100,26 @@ def test_a_table_in_use_is_due_a_while_before_its_end(life, early, jitter, share
     assert [tables.due_ahead(NEXT, at) for at in (due - 0.01, due + 0.01)] == [[], [FINAL]]
 
 
+@pytest.mark.parametrize(
+    ("held", "today", "used", "now", "due"),
+    [
+        (FINAL, NEXT, 0.5, 0.95, True),
+        (FINAL, NEXT, 0.4, 0.95, False),
+        (FINAL, NEXT, 1.5, 2.0, True),  # as a final one serves on
+        (FINAL, NEXT, 1.4, 2.0, False),
+        (PROVISIONAL, DAY, 0.9, 0.95, True),
+        (PROVISIONAL, DAY, 0.9, 1.0, False),
+        (PROVISIONAL, NEXT, 0.9, 0.95, False),
+    ],
+)
+def test_a_table_is_due_if_it_was_used_in_the_last_half_of_a_life(held, today, used, now, due):
+    """Times are in lives."""
+    tables = Tables(LIFE)
+    tables.store(held, 0.0)
+    tables.use("fake", DAY, used * LIFE)
+    assert tables.due_ahead(today, now * LIFE) == ([held] if due else [])
+
+
 def test_whether_a_table_lives_and_is_final():
     tables = Tables(LIFE)
     for held, final, today in ((PROVISIONAL, False, DAY), (FINAL, True, NEXT)):
@@ -109,6 +129,7 @@ def test_whether_a_table_lives_and_is_final():
         assert live == [True, False]
         assert tables.has_live("fake", DAY, NEXT, 0.0) is final
         assert tables.has_final("fake", DAY) is final
+        assert [tables.end_of(one) for one in (held, attrs.evolve(held))] == [LIFE, None]
         tables = Tables(LIFE)
 
 
