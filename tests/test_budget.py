@@ -49,6 +49,14 @@ def test_a_token_comes_after_the_wait_and_not_before():
     assert bucket.left(1e9) == 2
 
 
+def test_a_token_given_back_is_one_and_comes_at_that_time():
+    bucket = TokenBucket(5, 10.0)
+    for _ in range(4):
+        bucket.take(100.0)
+    bucket.give_back(110.0)
+    assert [bucket.left(at) for at in (110.0, 120.0)] == [3.0, 4.0]
+
+
 def test_after_the_wait_there_is_a_token_though_the_clock_is_a_float():
     for every in (7.7, 518.4):
         bucket = TokenBucket(1, every)
