@@ -574,6 +574,13 @@ async def test_the_pinned_rates_are_bounded(autojump_clock, monkeypatch):
         ]
 
 
+async def test_a_rate_whose_table_had_to_make_room_is_a_rate(autojump_clock):
+    async with open_bench("freecurrencyapi", Instant(), most=1) as bench:
+        bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(status=404))
+        rates = await ask_all(bench, [("USD", day) for day in days(5)])
+        assert [rate.provider for rate in rates] == ["instant"] * 5
+
+
 async def test_a_failed_source_is_asked_again_first_where_the_next_has_nothing(autojump_clock):
     async with open_bench() as bench:
         bench.fake.disturb = down(FREECURRENCYAPI, FRANKFURTER, fault=Fault(status=404))
