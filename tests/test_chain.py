@@ -103,6 +103,7 @@ async def test_a_rate_is_that_of_the_day_with_its_provenance(autojump_clock):
         assert await bench.ask("USD") == replace(fresh, cached=True)
         assert bench.cached("USD", DAY) == replace(fresh, cached=True)
         assert bench.cached("USD", OTHER_DAY) is None
+        assert bench.notes.fetches == [("freecurrencyapi", DAY, 0.25)]
 
 
 async def test_three_hundred_requests_for_a_cold_day_are_one_call(autojump_clock):
