@@ -148,13 +148,15 @@ MORNING = datetime(2026, 11, 4, 9, tzinfo=UTC)
     [(MORNING - timedelta(hours=10), False), (MORNING - timedelta(hours=8), True)],
     ids=["before the day's end", "after it"],
 )
-def test_a_clock_set_back_takes_finality_from_what_was_fetched_in_the_future(utc, final):
-    tables = Tables(10 * LIFE)
+@pytest.mark.parametrize("life", [60.0, 10 * LIFE])
+def test_a_clock_set_back_takes_finality_from_what_was_fetched_in_the_future(utc, final, life):
+    tables = Tables(life)
     tables.store(attrs.evolve(FINAL, fetched=MORNING), 0.0)
     tables.clock_moved((utc - MORNING).total_seconds(), utc)
     [(held, _)] = tables.tables()
     assert held.final is final
-    for now, there in ((LIFE - 1, True), (LIFE, final)):
+    ends = life if final else min(life, LIFE)
+    for now, there in ((ends - 1, True), (ends, False)):
         assert (tables.fresh("fake", DAY, today=utc.date(), now=now) is not None) is there
 
 
