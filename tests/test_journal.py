@@ -323,13 +323,16 @@ async def test_implausible_quotes_are_counted_and_the_first_is_logged(journal, l
 async def test_clocks_that_jump_or_differ_are_logged(journal, log):
     journal.clock_jumped(-3600.04)
     journal.clock_differs("bank", 90.0)
+    journal.clock_differs("fund", -90.0)
     assert [(line["event"], line.get("provider"), line["seconds"]) for line in log] == [
         ("clock.jumped", None, -3600.0),
         ("clock.differs", "bank", 90.0),
+        ("clock.differs", "fund", -90.0),
     ]
     assert [kept.words for kept in journal.stats.recent_errors.values()] == [
         "the wall clock moved by -3600 s",
         "our clock is 90 s ahead of bank's",
+        "our clock is 90 s behind fund's",
     ]
 
 
@@ -421,6 +424,7 @@ async def test_what_is_held_back_is_counted_and_the_ids_have_their_ends(
 ):
     for number in range(1000):
         at_info.undelivered(b"%d" % number, "it was too old")
+    assert len(at_info._unlogged_ids) == 2, "however many there are"
     for _ in range(OFTEN + 2):
         at_info.dropped("not-json", b"what")
     at_info.dropped("no-id", b"another kind")

@@ -110,22 +110,18 @@ ENDS = [9, 9 + 208, 9 + 208 + 11]
 
 
 async def test_a_late_write_reaches_no_other_file_that_got_the_sockets_number():
-    ours, theirs = socket_pair()
-    number = ours.socket.fileno()
-    stream = LinkStream(ours)
-    stream.forget_socket()
-    await ours.aclose()
+    async with open_on_a_socket(ReadLate()) as (link, _):
+        number = link._stream._fd
     others: list[socket.socket] = []
     while number not in [other.fileno() for other in others]:
         others += socket.socketpair()
-    assert stream.put(FRAMES) is not None
+    assert link.put(TEXTS) is not None
     for other in others:
         other.setblocking(False)
         with pytest.raises(BlockingIOError):
             other.recv(1)
     for other in others:
         other.close()
-    await theirs.aclose()
 
 
 @pytest.mark.parametrize("texts", [1, 2])
@@ -197,6 +193,7 @@ async def test_once_tls_has_failed_nothing_is_sealed_and_the_writer_ends_the_lin
     script = ReadLate()
     async with open_on_a_socket(script, secure=True) as (link, _):
         tls: Any = link._stream._tls
+        await trio.testing.wait_all_tasks_blocked()  # the writer waits, too
         with pytest.raises(trio.BrokenResourceError):
             tls.unseal(b"\x17\x03\x03\x00\x05never")  # a record that is none
         write = link.put([b"too late"])
