@@ -21,11 +21,11 @@ from wsproto.events import AcceptConnection
 
 from ratebridge.errors import LinkFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script
-from ratebridge.link.framing import MAX_FRAME
 from ratebridge.link.link import CLOSE_WITHIN, Link, open_link
 from ratebridge.link.stream import LinkStream
 
 MALFORMED = "the peer does not speak websocket"
+MAX_FRAME = 1024 * 1024  # bytes, as the contract has it
 
 
 async def fail_to_open(script: Script) -> LinkFailed:
