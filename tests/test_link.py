@@ -21,7 +21,7 @@ from wsproto.events import AcceptConnection
 
 from ratebridge.errors import LinkFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script
-from ratebridge.link.link import CLOSE_WITHIN, Link, open_link
+from ratebridge.link.link import CLOSE_WITHIN, WRITE_WITHIN, Link, open_link
 from ratebridge.link.stream import LinkStream
 
 MALFORMED = "the peer does not speak websocket"
@@ -887,6 +887,19 @@ async def test_a_close_behind_a_write_that_is_not_taken_is_over_within_its_secon
         link.put([b"text"])
         await trio.testing.wait_all_tasks_blocked()
         assert await close_while_receiving(link) == CLOSE_WITHIN
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_close_is_over_when_the_write_before_it_has_stalled(autojump_clock):
+    async with within(60), trio.open_nursery() as nursery:
+        dial = Dialled(MemoryFeed(nursery, accept_and_listen))
+        link = await open_link(nursery, ADDRESS, dial)
+        stop_taking(dial.streams[0])
+        link.put([b"text"])
+        await trio.sleep(WRITE_WITHIN - 0.25)
+        began = trio.current_time()
+        await link.close(1001)
+        assert trio.current_time() - began == 0.5  # one poll is under way at the put
         nursery.cancel_scope.cancel()
 
 

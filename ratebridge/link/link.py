@@ -39,6 +39,7 @@ class Link:
         self._failure: Exception | None = None
         self._ended = trio.Event()
         self._is_closing = False
+        self._closing = trio.CancelScope()
 
     async def receive(self, handler: Handler) -> NoReturn:
         """Hand each batch of whole text messages (UTF-8) to `handler`, in the task that reads it.
@@ -71,7 +72,8 @@ class Link:
         """
         self._is_closing = True
         self._stream.ignore_pings()
-        with trio.move_on_after(CLOSE_WITHIN):
+        self._closing.deadline = trio.current_time() + CLOSE_WITHIN
+        with self._closing:
             await self._websocket.aclose(code)
 
     def end(self, failure: Exception) -> None:
@@ -80,6 +82,7 @@ class Link:
             self._failure = failure
             self._handler = _discard
             self._ended.set()
+            self._closing.cancel()
 
     def _handle(self, texts: Sequence[bytes]) -> None:
         try:
