@@ -300,21 +300,19 @@ class Tables:
         return held is not None and held.used >= since
 
     def due_ahead(self, today: date, now: float) -> list[RateTable]:
-        """The tables that are due for a refresh, the first to end first.
+        """The tables that are due for a refresh, the first that came first.
 
         A live table is due near its end if it was used in the second half of its life;
         a final one that has expired, if it was used within the last half of a life.
         """
-        due = [
-            held
+        return [
+            held.table
             for held in self._tables.values()
             if now >= held.ahead
             and (now < held.ends or held.table.final)
             and held.used >= max(held.came, now - self.life) + (held.ends - held.came) / 2
             and not (held.table.running and held.table.day < today)
         ]
-        due.sort(key=lambda held: held.ends)
-        return [held.table for held in due]
 
     def postpone(self, table: RateTable, now: float) -> None:
         """Note that a table is being refreshed: not again for a quarter of its remaining life."""

@@ -45,7 +45,7 @@ class Notes(Observer):
     """An observer that keeps what the chain tells it."""
 
     def __init__(self) -> None:
-        self.tables: list[RateTable] = []
+        self.fetches: list[tuple[RateTable, float]] = []  # and the seconds
         self.failures: list[tuple[str, date, SourceFailed]] = []
         self.silences: list[tuple[str, SourceFailed]] = []
         self.crashes: list[tuple[str, BaseException]] = []
@@ -54,7 +54,7 @@ class Notes(Observer):
         self.clock_differences: list[tuple[str, float]] = []
 
     def fetched(self, table: RateTable, seconds: float) -> None:
-        self.tables.append(table)
+        self.fetches.append((table, seconds))
 
     def fetch_failed(self, provider: str, day: date, failure: SourceFailed) -> None:
         self.failures.append((provider, day, failure))

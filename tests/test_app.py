@@ -2,6 +2,7 @@
 
 import signal
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
@@ -14,14 +15,17 @@ import pytest
 import structlog
 import trio
 
-from ratebridge import app
+from ratebridge import __version__, app
 from ratebridge.app import Dependencies, open_outbox, serve, tls_context
+from ratebridge.budget import Budget
 from ratebridge.errors import BadSettings, CannotStart, SourceFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, request_text
 from ratebridge.link.address import Address
+from ratebridge.link.dial import Dial
 from ratebridge.operating.journal import Journal
 from ratebridge.operating.stats import Stats
 from ratebridge.outbox import Reply
+from ratebridge.providers.http import HttpClient
 from ratebridge.rates import Quote, RateTable
 from ratebridge.settings import Settings
 
@@ -37,7 +41,7 @@ class Bank:
 
     name: str = "bank"
     quota: None = None
-    budget: None = None
+    budget: Budget | None = None
     calls: list[date] = attrs.Factory(list)
     before: Callable[[date], Awaitable[None]] = trio.lowlevel.checkpoint  # type: ignore[assignment]
 
@@ -312,6 +316,27 @@ async def test_a_stop_waits_no_longer_than_the_drain_timeout(autojump_clock):
     assert service.stats.undelivered == 1
 
 
+async def test_a_stop_waits_for_the_link_that_takes_what_is_answered(autojump_clock):
+    async def slow(_day: date) -> None:
+        await trio.sleep(1)
+
+    async def script(peer: FeedPeer) -> None:
+        if len(service.feed.peers) == 1:
+            await peer.accept()
+            await peer.send(request_text("early", "100"))
+            await trio.sleep(0.1)
+        else:
+            await trio.sleep(3)
+            await quiet(peer)
+
+    async with running(script, Bank(before=slow)) as service:
+        await trio.sleep(2)  # the reply is made, and the next link is being opened
+        service.stop.set()
+        await service.ended.wait()
+    replies = [got.message["id"] for got in service.feed.peers[1].received if "id" in got.message]
+    assert replies == ["early"]
+
+
 async def test_undelivered_replies_at_the_stop_are_logged_by_id_and_count(autojump_clock, log):
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("info"))
 
@@ -340,10 +365,20 @@ async def test_what_is_left_in_the_outbox_is_undelivered_whichever_way_the_servi
     assert journal.stats.undelivered == 1
 
 
-async def test_a_summary_is_logged_each_minute(autojump_clock, log):
-    async with running(quiet):
+async def test_a_service_fetches_todays_table_and_logs_its_start_each_minute_and_its_end(
+    autojump_clock, log
+):
+    bank = Bank(budget=Budget.of_month(5000), before=at_once)
+    async with running(quiet, bank, providers=("bank",)):
         await trio.sleep(121)
+    assert bank.calls == [TODAY]
     assert [event["connection"] for event in log if event["event"] == "summary"] == ["up", "up"]
+    about = {"version": __version__, "feed": FEED.authority, "sources": ["bank"]}
+    assert [log[0], log[-3], log[-1]] == [  # between the last two the connection goes down
+        {"event": "service.started", "log_level": "info", **about},
+        {"event": "service.stopping", "log_level": "info", "waiting": 0, "outbox": 0},
+        {"event": "service.stopped", "log_level": "info", "answered": 0},
+    ]
 
 
 async def test_a_proxy_of_no_use_is_a_bad_setting_and_leaves_no_port_open(monkeypatch):
@@ -374,6 +409,35 @@ def test_certificates_are_checked_unless_told_otherwise():
     unchecked = tls_context(verify=False)
     assert unchecked.verify_mode.name == "CERT_NONE"
     assert not unchecked.check_hostname
+
+
+@pytest.mark.parametrize("secure", [True, False])
+async def test_the_feed_and_the_sources_have_one_tls_context(secure, monkeypatch, autojump_clock):
+    """It is made at the start only for a feed that has TLS: it takes time and memory."""
+    made: list[ssl.SSLContext] = []
+    dialled: list[ssl.SSLContext | None] = []
+    asked: list[Callable[[], ssl.SSLContext]] = []
+
+    def make(verify: bool) -> ssl.SSLContext:
+        made.append(tls_context(verify=False))
+        return made[-1]
+
+    def dial_with(_address: Address, tls: ssl.SSLContext | None) -> Dial:
+        dialled.append(tls)
+        return trio.sleep_forever
+
+    def client_with(make_tls: Callable[[], ssl.SSLContext]) -> HttpClient:
+        asked.append(make_tls)
+        return HttpClient(make_tls)
+
+    monkeypatch.setattr(app, "tls_context", make)
+    monkeypatch.setattr(app, "network_dial", dial_with)
+    monkeypatch.setattr(app, "HttpClient", client_with)
+    with trio.move_on_after(1):
+        await serve(Settings(attrs.evolve(FEED, secure=secure), providers=("ecb",)))
+    assert len(made) == secure
+    assert asked[0]() is made[0]
+    assert dialled == (made if secure else [None])
 
 
 @pytest.fixture

@@ -294,7 +294,8 @@ async def keep(path: Path, *message_ids: int) -> Audit:
     return audit
 
 
-async def test_the_chain_goes_on_after_a_restart(tmp_path, autojump_clock):
+async def test_the_chain_goes_on_after_a_restart(tmp_path, autojump_clock, monkeypatch):
+    monkeypatch.setattr(audit_module, "TAIL", 500)  # the first line is not in it
     path = tmp_path / "audit.jsonl"
     await keep(path, 1, 2)
     audit = await keep(path, 3)
@@ -574,6 +575,7 @@ async def test_a_full_device_is_a_failure_and_nothing_else(autojump_clock):
     async with running(audit):
         await write(audit, 1, 2)
         assert listener.told == [("failed", "No space left on device", 2)]
+        Audit(Path("/dev/full"), Listener())  # as it has no chain, another may write it, too
     assert listener.told[1:] == [("lost", 2, "the service stopped")]
 
 
@@ -662,9 +664,35 @@ async def test_lines_beyond_the_queue_are_lost_and_the_trail_says_so(
         assert listener.told[1:] == [("mended", 2)]
         add(audit, 7, 8, 9, 10)  # another time, told again
         assert listener.told[2:] == [("lost", 1, "too many lines wait to be written")]
+    assert listener.told[3:] == [("mended", 1)]
     assert ids(path) == [1, 2, 3, "2 lost", 6, 7, 8, 9, "1 lost"]
     assert audit.lost == 3
     assert is_true(path)
+
+
+async def test_what_is_lost_while_the_disk_is_full_is_one_line(
+    tmp_path, autojump_clock, monkeypatch
+):
+    monkeypatch.setattr(audit_module, "BLOCK", 1)
+    monkeypatch.setattr(audit_module, "MOST_BLOCKS", 3)
+    path = tmp_path / "audit.jsonl"
+    audit = Audit(path, Listener(), Here())
+    async with running(audit):
+        with disk_full_at(0):
+            for message_id in range(10):
+                await write(audit, message_id)
+    assert ids(path) == [0, 1, 2, 3, "6 lost"]
+
+
+async def test_a_full_block_is_written_at_once(tmp_path, autojump_clock, monkeypatch):
+    monkeypatch.setattr(audit_module, "BLOCK", 1)
+    monkeypatch.setattr(audit_module, "MOST_BLOCKS", 3)
+    audit = Audit(tmp_path / "audit.jsonl", Listener(), Here())
+    async with running(audit):
+        for message_id in range(10):
+            add(audit, message_id)
+            await trio.testing.wait_all_tasks_blocked()
+    assert audit.lost == 0
 
 
 async def test_ids_of_any_length_cannot_fill_the_memory(tmp_path, autojump_clock, monkeypatch):
@@ -723,8 +751,10 @@ async def test_a_bug_while_a_line_is_made_costs_lines_and_nothing_else(tmp_path,
     audit = Audit(tmp_path / "audit.jsonl", listener, Here())
     async with running(audit):
         audit.add([(request(), EUROS, "no rate", NOW)] * 3)  # type: ignore[list-item]  # on purpose
+        assert audit.waiting == 0
+        add(audit, 2)
+        assert audit.waiting == 2, "with that for the lost ones"
         await write(audit)
-        await write(audit, 2)
     assert listener.told == [
         ("crashed", AttributeError),
         ("lost", 3, "an internal error"),

@@ -49,6 +49,14 @@ def test_a_token_comes_after_the_wait_and_not_before():
     assert bucket.left(1e9) == 2
 
 
+def test_a_token_given_back_is_one_and_comes_at_that_time():
+    bucket = TokenBucket(5, 10.0)
+    for _ in range(4):
+        bucket.take(100.0)
+    bucket.give_back(110.0)
+    assert [bucket.left(at) for at in (110.0, 120.0)] == [3.0, 4.0]
+
+
 def test_after_the_wait_there_is_a_token_though_the_clock_is_a_float():
     for every in (7.7, 518.4):
         bucket = TokenBucket(1, every)
@@ -93,11 +101,18 @@ async def test_a_feed_that_asks_for_thousands_of_days_costs_no_more_than_the_bud
             "may be, frankfurter has been asked as often as it may be"
         )
         assert bench.fake.count() == 2 * 57
-        # Told once for each source, and not with each request.
+        # Told for each source until its next call is due, or once a minute, and not with each
+        # request.
+        for day in DAYS[300:340]:
+            await trio.sleep(2)
+            await bench.ask("USD", day)
         assert [(name, failure.outcome) for name, failure in bench.notes.silences] == [
             (FREECURRENCYAPI, "budget"),
             (FRANKFURTER, "budget"),
+            (FRANKFURTER, "budget"),
         ]
+        waits = [failure.limited_for for _, failure in bench.notes.silences[:2]]
+        assert waits == pytest.approx([30 * 86400 / 5_000, 30 * 86400 / 250_000])
         await trio.sleep(600)
         assert (await bench.ask("USD", DAYS[-1])).provider == FREECURRENCYAPI
 

@@ -104,6 +104,8 @@ async def test_a_rate_is_that_of_the_day_with_its_provenance(autojump_clock):
         assert await bench.ask("USD") == replace(fresh, cached=True)
         assert bench.cached("USD", DAY) == replace(fresh, cached=True)
         assert bench.cached("USD", OTHER_DAY) is None
+        [(table, seconds)] = bench.notes.fetches
+        assert (table.provider, table.day, seconds) == ("freecurrencyapi", DAY, 0.25)
 
 
 async def test_three_hundred_requests_for_a_cold_day_are_one_call(autojump_clock):
@@ -379,6 +381,9 @@ async def test_a_table_made_before_midnight_by_its_sources_clock_is_not_final(au
         bench.fake.disturb = well
         await bench.ask("USD", OTHER_DAY)
         assert len(bench.notes.clock_differences) == 1
+        bench.fake.disturb = lambda _call: Fault(headers={"date": "Fri, 20 Nov 2026 00:31:00 GMT"})
+        await bench.ask("USD", date(2026, 11, 5))
+        assert [round(seconds) for _, seconds in bench.notes.clock_differences[1:]] == [-60]
 
 
 async def test_a_clock_that_jumps_is_noticed_when_a_table_is_asked_for(autojump_clock):
@@ -515,8 +520,27 @@ async def test_at_midnight_pins_of_the_ended_day_are_released(autojump_clock):
         bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(status=404))
         assert (await bench.ask("USD", today)).provider == "frankfurter"
         bench.fake.disturb = well
+        await trio.sleep(FAILURE_LIFE)
+        bench.cached("GBP", today)
+        await trio.sleep(0.1)
+        providers = [(await bench.ask(code, today)).provider for code in ("CZK", "USD")]
+        assert providers == ["freecurrencyapi", "frankfurter"]
         await trio.sleep(61)
-        assert (await bench.ask("USD", today)).provider == "freecurrencyapi"
+        for _ in range(2):  # as it comes, and from the table
+            assert (await bench.ask("USD", today)).provider == "freecurrencyapi"
+
+
+async def test_a_pinned_currency_stays_though_another_source_before_its_own_is_back(
+    autojump_clock,
+):
+    async with open_bench("freecurrencyapi", "frankfurter", Instant()) as bench:
+        bench.fake.disturb = down(FREECURRENCYAPI, FRANKFURTER, fault=Fault(status=404))
+        first = await bench.ask("USD")
+        assert first.provider == "instant"
+        bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(status=404))
+        await trio.sleep(FAILURE_LIFE)
+        assert (await bench.ask("CZK")).provider == "frankfurter"
+        assert bench.cached("USD", DAY) == replace(first, cached=True)
 
 
 async def test_a_pinned_rate_ends_with_its_table_over_a_jump_of_the_clock(autojump_clock):
@@ -571,10 +595,17 @@ async def test_a_pinned_rate_keeps_no_table_in_memory(autojump_clock):
         bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(status=404))
         for day in days(3):
             assert (await bench.ask("USD", day)).provider == "frankfurter"
-        tables = [weakref.ref(table) for table in bench.notes.tables]
-        bench.notes.tables.clear()
+        tables = [weakref.ref(table) for table, _ in bench.notes.fetches]
+        bench.notes.fetches.clear()
         assert [table() is None for table in tables] == [True, True, False]
         assert all(bench.cached("USD", day) for day in days(3))
+
+
+async def test_a_rate_whose_table_had_to_make_room_is_a_rate(autojump_clock):
+    async with open_bench("freecurrencyapi", Instant(), most=1) as bench:
+        bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(status=404))
+        rates = await ask_all(bench, [("USD", day) for day in days(5)])
+        assert [rate.provider for rate in rates] == ["instant"] * 5
 
 
 async def test_a_failed_source_is_asked_again_first_where_the_next_has_nothing(autojump_clock):

@@ -12,10 +12,11 @@ from wsproto import ConnectionType
 from wsproto.connection import Connection
 from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessage
 
-from ratebridge.link.framing import MAX_FRAME, FrameCutter, client_frames, masking_keys
+from ratebridge.link.framing import FrameCutter, client_frames, masking_keys
 
 TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 0x1, 0x2, 0x0, 0x8, 0x9, 0xA
 FIN = 0x80
+MAX_FRAME = 1024 * 1024  # bytes, as the contract has it
 
 Happening = tuple[str, object]
 

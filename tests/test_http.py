@@ -28,9 +28,10 @@ from ratebridge.fakes.rates import (
     memory_transport,
     serve_rates,
 )
-from ratebridge.providers.http import MAX_BODY, MAX_HEAD, MAX_PIECES, HttpClient
+from ratebridge.providers.http import MAX_HEAD, MAX_PIECES, HttpClient
 
 KEY = "fca_live_s3cr3t"
+MAX_BODY = 1024 * 1024  # bytes, as it stands in the error
 HEADERS = {"apikey": KEY}
 DAY = {"date": "2021-05-18"}
 TLS = ssl.create_default_context()
@@ -374,11 +375,11 @@ async def test_a_transport_takes_the_networks_place(autojump_clock):
     assert fake.calls[0].key == KEY
 
 
-async def test_the_request_headers():
-    seen = {}
+async def test_what_is_requested_and_that_the_caller_limits_the_time():
+    seen: dict[str, object] = {}
 
     async def look(request):
-        seen.update(request.headers)
+        seen.update(request.headers, timeouts=set(request.extensions["timeout"].values()))
         raise httpx.ConnectError("")
 
     with pytest.raises(SourceFailed):
@@ -387,7 +388,8 @@ async def test_the_request_headers():
         )
     assert seen["accept-encoding"] == "identity"
     assert seen["accept"] == "application/json"
-    assert seen["user-agent"].startswith("ratebridge/")
+    assert str(seen["user-agent"]).startswith("ratebridge/")
+    assert seen["timeouts"] == {None}
 
 
 @pytest.mark.parametrize(

@@ -137,10 +137,11 @@ async def test_a_dropped_message_is_quoted_cut_short_and_harmless(journal, log):
 async def test_above_debug_a_conversion_is_counted_and_silent(log):
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("info"))
     journal = Journal(Stats())
-    journal.converted([(request(), "207.55", RATE, NOW)], 0.0003)
+    rates = (RATE, replace(RATE, cached=False))
+    journal.converted([(request(), "207.55", rate, NOW) for rate in rates], 0.0003)
     assert log == []
-    assert (journal.stats.converted, journal.stats.from_cache) == (1, 1)
-    assert sum(journal.stats.latency.counts) == 1
+    assert (journal.stats.converted, journal.stats.from_cache) == (2, 1)
+    assert sum(journal.stats.latency.counts) == 2
 
 
 async def test_at_debug_a_conversion_is_logged_with_its_rates_provenance(journal, log):
@@ -331,20 +332,26 @@ async def test_implausible_quotes_are_counted_and_the_first_is_logged(journal, l
         }
     ]
     assert journal.stats.implausible == {"bank": 2}
-    [kept] = journal.stats.recent_errors.values()
-    assert kept.words == f"bank gives it at 9: CZK on {TABLE.day}, and 1 more"
+    journal.implausible_quotes("another", TABLE.day, {"USD": wrong["USD"]})
+    assert [kept.words for kept in journal.stats.recent_errors.values()] == [
+        f"bank gives it at 9: CZK on {TABLE.day}, and 1 more",
+        f"another gives it at 9: USD on {TABLE.day}",
+    ]
 
 
 async def test_clocks_that_jump_or_differ_are_logged(journal, log):
     journal.clock_jumped(-3600.04)
     journal.clock_differs("bank", 90.0)
-    assert [(line["event"], line["seconds"]) for line in log] == [
-        ("clock.jumped", -3600.0),
-        ("clock.differs", 90.0),
+    journal.clock_differs("fund", -90.0)
+    assert [(line["event"], line.get("provider"), line["seconds"]) for line in log] == [
+        ("clock.jumped", None, -3600.0),
+        ("clock.differs", "bank", 90.0),
+        ("clock.differs", "fund", -90.0),
     ]
     assert [kept.words for kept in journal.stats.recent_errors.values()] == [
         "the wall clock moved by -3600 s",
         "our clock is 90 s ahead of bank's",
+        "our clock is 90 s behind fund's",
     ]
 
 
@@ -441,6 +448,7 @@ async def test_what_is_held_back_is_counted_and_the_ids_have_their_ends(
 ):
     for number in range(1000):
         at_info.undelivered(b"%d" % number, "it was too old")
+    assert len(at_info._unlogged_ids) == 2, "however many there are"
     for _ in range(OFTEN + 2):
         at_info.dropped("not-json", b"what")
     at_info.dropped("no-id", b"another kind")

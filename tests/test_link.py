@@ -21,11 +21,11 @@ from wsproto.events import AcceptConnection
 
 from ratebridge.errors import LinkFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script
-from ratebridge.link.framing import MAX_FRAME
-from ratebridge.link.link import CLOSE_WITHIN, Link, open_link
+from ratebridge.link.link import CLOSE_WITHIN, WRITE_WITHIN, Link, open_link
 from ratebridge.link.stream import LinkStream
 
 MALFORMED = "the peer does not speak websocket"
+MAX_FRAME = 1024 * 1024  # bytes, as the contract has it
 
 
 async def fail_to_open(script: Script) -> LinkFailed:
@@ -314,17 +314,19 @@ async def test_nothing_is_cut_before_there_is_a_handler_and_then_all_of_it(autoj
 
 
 async def test_what_a_handler_raises_ends_the_link_and_is_raised_by_receive(autojump_clock):
-    async def script(peer: FeedPeer) -> None:
-        await peer.accept()
-        await peer.send("a text")
-        await listen(peer)
+    calls = 0
 
     def handler(_texts: object) -> None:
+        nonlocal calls
+        calls += 1
         raise ZeroDivisionError
 
-    async with open_to(script) as (link, _):
+    in_fragments = server_frame(b"and", 0x01) + server_frame(b"more", 0x80)
+    async with open_to(sending(server_frame(b"a text") + in_fragments)) as (link, _):
         with pytest.raises(ZeroDivisionError):
             await link.receive(handler)
+        await trio.testing.wait_all_tasks_blocked()
+    assert calls == 1
 
 
 # Open: what leaves.
@@ -600,12 +602,19 @@ async def test_others_run_while_unusual_frames_are_read(autojump_clock):
 
 @pytest.mark.parametrize("stream", [b"", b"\x81", b"\x81\x7eab", b"\x81\x05hal", b"\x01\x04text"])
 async def test_a_stream_that_breaks_off_is_a_reset_wherever_it_is_cut(stream, autojump_clock):
+    told: list[bytes] = []
+
     async def script(peer: FeedPeer) -> None:
         await peer.accept()
         await peer.send_raw(server_frame(b"before") + stream)
+        theirs: Any = peer.stream
+        await theirs.send_eof()
+        told.append(await theirs.receive_some(1000))
 
     async with open_to(script) as (link, _):
         texts, failure = await take_until_the_end(link)
+        await trio.testing.wait_all_tasks_blocked()
+        assert told == [], "1006 is never sent (RFC 6455, 7.4.1)"
     assert texts == [b"before"]
     assert (failure.reason, failure.code) == ("reset", 1006)
 
@@ -878,6 +887,19 @@ async def test_a_close_behind_a_write_that_is_not_taken_is_over_within_its_secon
         link.put([b"text"])
         await trio.testing.wait_all_tasks_blocked()
         assert await close_while_receiving(link) == CLOSE_WITHIN
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_close_is_over_when_the_write_before_it_has_stalled(autojump_clock):
+    async with within(60), trio.open_nursery() as nursery:
+        dial = Dialled(MemoryFeed(nursery, accept_and_listen))
+        link = await open_link(nursery, ADDRESS, dial)
+        stop_taking(dial.streams[0])
+        link.put([b"text"])
+        await trio.sleep(WRITE_WITHIN - 0.25)
+        began = trio.current_time()
+        await link.close(1001)
+        assert trio.current_time() - began == 0.5  # one poll is under way at the put
         nursery.cancel_scope.cancel()
 
 

@@ -11,7 +11,11 @@ from support import Recorder, virtual_clock, within
 
 from ratebridge.link.framing import client_frames, masking_keys
 from ratebridge.link.stream import Write
-from ratebridge.outbox import MOST_BYTES, MOST_REPLIES, OLDEST_REPLY, WRITE_SIZE, Outbox, Reply
+from ratebridge.outbox import MOST_BYTES, WRITE_SIZE, Outbox, Reply
+
+# As the contract has them.
+MOST_REPLIES = 10_000
+OLDEST_REPLY = 60.0  # s
 
 
 def reply(number: int, *, keep: bool = True, size: int = 0) -> Reply:
@@ -151,6 +155,9 @@ async def test_number_and_bytes_are_bounded_and_the_oldest_are_dropped(
     most = 128 if size else MOST_REPLIES
     for number in range(100, most + 102):
         outbox.add(reply(number, size=size))
+        if number < 103:  # what comes back from a lost link counts as before
+            outbox.attach(Line(slow=True).put)
+            outbox.lose_link()
     assert len(outbox) == most
     why = "too many replies wait for a link"
     assert recorder.lost == [(b"100", why), (b"101", why)]
@@ -194,6 +201,20 @@ async def test_a_reply_of_a_minute_is_undelivered(outbox, recorder, autojump_clo
     await trio.sleep(OLDEST_REPLY - 0.5)
     assert next_link(outbox) == frames(2)
     assert recorder.lost == [(b"1", "it was too old")]
+
+
+async def test_a_reply_that_waited_a_minute_for_a_write_is_undelivered(
+    outbox, recorder, autojump_clock
+):
+    line = Line(slow=True)
+    outbox.attach(line.put)
+    outbox.add(reply(1))
+    outbox.add(reply(2))
+    await trio.sleep(OLDEST_REPLY)
+    outbox.add(reply(3))
+    line.take()
+    assert line.sent == [frames(1), frames(3)]
+    assert recorder.lost == [(b"2", "it was too old")]
 
 
 @pytest.mark.parametrize("go", [leave, lose, outlive])

@@ -271,3 +271,10 @@ def test_without_a_standard_error_the_service_runs(tmp_path):
     ended = run_service(feed, lambda _: feed.done.is_set(), tmp_path, command=closing)
     assert ended.code == 0
     assert feed.replies == 4
+
+
+def test_without_standard_streams_a_command_ends_by_its_rules():
+    closing = ["sh", "-c", 'exec "$0" "$@" <&- >&-', *COMMAND, "verify", "-"]
+    ended = subprocess.run(closing, stderr=subprocess.PIPE, text=True, timeout=20)
+    assert ended.returncode == 1, "an empty trail is not true"
+    assert "Traceback" not in ended.stderr

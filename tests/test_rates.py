@@ -76,12 +76,60 @@ def test_what_is_found(case):
     assert found == case.found
 
 
-def test_what_stands_in_for_an_ended_days_table_lives_two_hours_whatever_is_set():
-    tables = Tables(10 * LIFE)
-    for day in (LATEST, FINAL):
-        tables.store(day, 0.0)
-        fresh = [tables.fresh("fake", DAY, today=NEXT, now=now) for now in (LIFE - 1, LIFE)]
-        assert fresh == [day, day if day.final else None]
+@pytest.mark.parametrize("life", [60.0, 10 * LIFE])
+def test_what_stands_in_for_an_ended_days_table_lives_two_hours_at_most(life):
+    tables = Tables(life)
+    for held, today, ends in (
+        (PROVISIONAL, DAY, life),
+        (LATEST, NEXT, min(life, LIFE)),
+        (FINAL, NEXT, life),
+    ):
+        tables.store(held, 0.0)
+        fresh = [tables.fresh("fake", DAY, today=today, now=now) for now in (ends - 1, ends)]
+        assert fresh == [held, None]
+
+
+@pytest.mark.parametrize(("life", "early"), [(LIFE, 1440.0), (60.0, 15.0), (20.0, 8.0)])
+@pytest.mark.parametrize(("jitter", "share"), [(0.0, 0.75), (1.0, 1.0)])
+def test_a_table_in_use_is_due_a_while_before_its_end(life, early, jitter, share):
+    tables = Tables(life)
+    tables.store(FINAL, 0.0, jitter)
+    tables.use("fake", DAY, life / 2)
+    due = life - early * share
+    assert [tables.due_ahead(NEXT, at) for at in (due - 0.01, due + 0.01)] == [[], [FINAL]]
+
+
+@pytest.mark.parametrize(
+    ("held", "today", "used", "now", "due"),
+    [
+        (FINAL, NEXT, 0.5, 0.95, True),
+        (FINAL, NEXT, 0.4, 0.95, False),
+        (FINAL, NEXT, 1.5, 2.0, True),  # as a final one serves on
+        (FINAL, NEXT, 1.4, 2.0, False),
+        (PROVISIONAL, DAY, 0.9, 0.95, True),
+        (PROVISIONAL, DAY, 0.9, 1.0, False),
+        (PROVISIONAL, NEXT, 0.9, 0.95, False),
+    ],
+)
+def test_a_table_is_due_if_it_was_used_in_the_last_half_of_a_life(held, today, used, now, due):
+    """Times are in lives."""
+    tables = Tables(LIFE)
+    tables.store(held, 0.0)
+    tables.use("fake", DAY, used * LIFE)
+    assert tables.due_ahead(today, now * LIFE) == ([held] if due else [])
+
+
+def test_whether_a_table_lives_and_is_final():
+    tables = Tables(LIFE)
+    for held, final, today in ((PROVISIONAL, False, DAY), (FINAL, True, NEXT)):
+        assert not tables.has_live("fake", DAY, today, 0.0)
+        tables.store(held, 0.0)
+        live = [tables.has_live("fake", DAY, today, now) for now in (LIFE - 1, LIFE)]
+        assert live == [True, False]
+        assert tables.has_live("fake", DAY, NEXT, 0.0) is final
+        assert tables.has_final("fake", DAY) is final
+        assert [tables.end_of(one) for one in (held, attrs.evolve(held))] == [LIFE, None]
+        tables = Tables(LIFE)
 
 
 def test_what_a_table_is_stands_in_its_rates():
@@ -99,13 +147,15 @@ MORNING = datetime(2026, 11, 4, 9, tzinfo=UTC)
     [(MORNING - timedelta(hours=10), False), (MORNING - timedelta(hours=8), True)],
     ids=["before the day's end", "after it"],
 )
-def test_a_clock_set_back_takes_finality_from_what_was_fetched_in_the_future(utc, final):
-    tables = Tables(10 * LIFE)
+@pytest.mark.parametrize("life", [60.0, 10 * LIFE])
+def test_a_clock_set_back_takes_finality_from_what_was_fetched_in_the_future(utc, final, life):
+    tables = Tables(life)
     tables.store(attrs.evolve(FINAL, fetched=MORNING), 0.0)
     tables.clock_moved((utc - MORNING).total_seconds(), utc)
     [(held, _)] = tables.tables()
     assert held.final is final
-    for now, there in ((LIFE - 1, True), (LIFE, final)):
+    ends = life if final else min(life, LIFE)
+    for now, there in ((ends - 1, True), (ends, False)):
         assert (tables.fresh("fake", DAY, today=utc.date(), now=now) is not None) is there
 
 
@@ -165,6 +215,8 @@ def test_a_use_counts_where_there_is_a_table():
     tables.use("fake", DAY, 2.0)
     assert tables.used_since("fake", DAY, 2.0)
     assert not tables.used_since("fake", DAY, 2.1)
+    tables.find("fake", DAY, today=NEXT, now=LIFE + 2, limit=SILENT)  # its life is over
+    assert tables.used_since("fake", DAY, LIFE + 2)
 
 
 def test_the_table_unused_for_longest_is_forgotten():

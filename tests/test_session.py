@@ -354,7 +354,8 @@ async def test_a_stall_while_replies_are_written_does_not_cut_the_link(turns, mo
 async def test_a_stall_in_the_moment_of_grace_does_not_hide_what_came(moment, mock_clock):
     async with living(beating(0)) as life:
         await go_on(mock_clock, moment)
-        arrive(life, server_frame(BEAT))
+        # In fragments, which take more than one turn of the loop to read.
+        arrive(life, server_frame(BEAT[:5], 0x01) + server_frame(BEAT[5:], 0x80))
         mock_clock.jump(1)
         await go_on(mock_clock, 1.9)
         assert not life.over.is_set()

@@ -110,22 +110,18 @@ ENDS = [9, 9 + 208, 9 + 208 + 11]
 
 
 async def test_a_late_write_reaches_no_other_file_that_got_the_sockets_number():
-    ours, theirs = socket_pair()
-    number = ours.socket.fileno()
-    stream = LinkStream(ours)
-    stream.forget_socket()
-    await ours.aclose()
+    async with open_on_a_socket(ReadLate()) as (link, _):
+        number = link._stream._fd
     others: list[socket.socket] = []
     while number not in [other.fileno() for other in others]:
         others += socket.socketpair()
-    assert stream.put(FRAMES) is not None
+    assert link.put(TEXTS) is not None
     for other in others:
         other.setblocking(False)
         with pytest.raises(BlockingIOError):
             other.recv(1)
     for other in others:
         other.close()
-    await theirs.aclose()
 
 
 @pytest.mark.parametrize("texts", [1, 2])
@@ -192,20 +188,20 @@ async def test_nothing_is_sealed_behind_a_close():
         assert write.texts_taken() == 0
 
 
-async def test_once_tls_has_failed_nothing_is_sealed_and_the_writer_ends():
-    """A record that is none has come: what is put then waits for the next link."""
+async def test_once_tls_has_failed_nothing_is_sealed_and_the_writer_ends_the_link():
+    """What is put then waits for the next one."""
     script = ReadLate()
-    async with open_on_a_socket(script, secure=True) as (link, feed):
-        socket: Any = feed.peers[0].stream
-        await socket.transport_stream.socket.send(b"\x17\x03\x03\x00\x05never")
-        with pytest.raises(LinkFailed, match="reset"):
-            await link.receive(ignore)
+    async with open_on_a_socket(script, secure=True) as (link, _):
+        tls: Any = link._stream._tls
+        await trio.testing.wait_all_tasks_blocked()  # the writer waits, too
+        with pytest.raises(trio.BrokenResourceError):
+            tls.unseal(b"\x17\x03\x03\x00\x05never")  # a record that is none
         write = link.put([b"too late"])
         assert write is not None
         assert write.texts_taken() == 0
         with pytest.raises(trio.BrokenResourceError):
             await link._stream.wait_written()
-        await link._stream.write_queued()
+        await link._ended.wait()  # though nobody reads
 
 
 # What comes.
@@ -281,13 +277,18 @@ async def test_what_tls_owes_the_peer_is_written_though_we_say_nothing():
         stream: Any = peer.stream
         stream._ssl_object.verify_client_post_handshake()
         await peer.send("who are you?")
-        assert await transport(peer).receive_some(1000)
+        stream._incoming.write(await transport(peer).receive_some(1000))
         answered.set()
-        await trio.sleep_forever()
+        await listen(peer)
 
-    async with open_on_a_socket(script, secure=True) as (link, _), trio.open_nursery() as nursery:
+    async with (
+        open_on_a_socket(script, secure=True) as (link, feed),
+        trio.open_nursery() as nursery,
+    ):
         nursery.start_soon(link.receive, ignore)
         await answered.wait()
+        link.put([b"nobody"])  # which the peer cannot read unless it has understood the answer
+        assert await received(feed.peers[0], 1) == [b"nobody"]
         nursery.cancel_scope.cancel()
 
 

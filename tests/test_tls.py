@@ -2,7 +2,7 @@
 
 import os
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
@@ -12,6 +12,7 @@ import trio
 import trustme
 from support import ADDRESS, socket_pair, tls_contexts, within
 
+from ratebridge.app import tls_context
 from ratebridge.errors import LinkFailed
 from ratebridge.link.address import Address
 from ratebridge.link.dial import add_tls
@@ -64,10 +65,18 @@ class Server:
 
 
 @asynccontextmanager
-async def agreed(*, tickets: int = 0) -> AsyncIterator[tuple[TlsStream, Server]]:
-    """Both ends after the handshake, and so many tickets behind it."""
+async def agreed(
+    *, tickets: int = 0, protocols: Sequence[str] = (), client: ssl.SSLContext | None = None
+) -> AsyncIterator[tuple[TlsStream, Server]]:
+    """Both ends after the handshake, and so many tickets behind it.
+
+    `protocols` are those that the server knows by ALPN.
+    """
     server_context, client_context = tls_contexts()
     server_context.num_tickets = tickets
+    if protocols:
+        server_context.set_alpn_protocols(protocols)
+    client_context = client or client_context
     ours, theirs = socket_pair()
     server = Server(theirs, server_context)
     stream = TlsStream(ours, client_context, ADDRESS.host)
@@ -114,6 +123,19 @@ async def test_the_streams_own_methods_do_both_steps_at_once():
         with trio.move_on_after(0.01) as waited:
             await stream.wait_send_all_might_not_block()
         assert waited.cancelled_caught
+
+
+@pytest.mark.parametrize(
+    ("protocols", "chosen"),
+    [([], None), (["http/1.1"], "http/1.1"), (["h2", "http/1.1"], "http/1.1")],
+    ids=["no ALPN", "HTTP/1.1", "HTTP/2 first"],
+)
+async def test_http_1_1_is_offered_for_the_upgrade_and_need_not_be_chosen(protocols, chosen):
+    client = tls_context(verify=False)
+    async with agreed(protocols=protocols, client=client) as (stream, server):
+        assert server.tls.selected_alpn_protocol() == chosen
+        await server.stream.send_all(server.sealed(b"hello"))
+        assert await stream.receive_some() == b"hello"
 
 
 # The end.
@@ -183,7 +205,8 @@ async def leave_after_one_flight(server: Server) -> None:
     server.incoming.write(await server.stream.receive_some(65536))
     with pytest.raises(ssl.SSLWantReadError):
         server.tls.do_handshake()
-    await server.stream.send_all(server.outgoing.read())
+    await server.stream.socket.send(server.outgoing.read())
+    server.stream.socket.close()  # before the flight is read
 
 
 async def leave_when_asked(server: Server) -> None:
@@ -198,6 +221,12 @@ async def leave_with_it_unread(_server: Server) -> None:
 async def answer_in_plain_http(server: Server) -> None:
     await leave_when_asked(server)
     await server.stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+async def refuse_http_1_1(server: Server) -> None:
+    """RFC 7301, 3.2: by this alert. Python's servers never do."""
+    await leave_when_asked(server)
+    await server.stream.send_all(b"\x15\x03\x03\x00\x02\x02\x78")
 
 
 async def fail_to_agree(
@@ -263,6 +292,7 @@ BROKE_OFF = "the peer broke off the TLS handshake"
         (leave_with_it_unread, BROKE_OFF),
         (agree_on_an_old_version, "TLS failed: "),
         (answer_in_plain_http, "TLS failed: "),
+        (refuse_http_1_1, "TLS failed: tlsv1 alert no application protocol"),
     ],
 )
 async def test_a_handshake_that_fails_has_its_reason(serve, detail):

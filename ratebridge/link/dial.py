@@ -70,6 +70,9 @@ def _tls_failure(cause: Exception) -> LinkFailed:
         return LinkFailed("certificate", f"the certificate does not pass: {cause.verify_message}")
     # A peer who goes is one of these two errors, which one depends on the version of Python.
     gone = isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError)
-    if isinstance(cause, ssl.SSLError) and cause.reason and not gone:
-        return LinkFailed("tls", f"TLS failed: {cause.reason.replace('_', ' ').lower()}")
+    if isinstance(cause, ssl.SSLError) and not gone:
+        # "[SSL: NAME] words (_ssl.c:1006)". Not every alert has a name in Python: that of ALPN
+        # has none.
+        words = str(cause).partition("] ")[2].rpartition(" (")[0]
+        return LinkFailed("tls", f"TLS failed: {words}")
     return LinkFailed("tls", "the peer broke off the TLS handshake")

@@ -120,7 +120,7 @@ class Link:
 
     async def _fail(self, failure: LinkFailed) -> None:
         """End the link; where the peer is at fault it is told so by a close (RFC 6455, 7.1.7)."""
-        if failure.code != 1006 and failure.code is not None and not self._stream.sent_close:
+        if failure.code != 1006 and failure.code is not None:
             self._handler = _discard
             with trio.move_on_after(CLOSE_WITHIN), suppress(trio.BrokenResourceError):
                 await self._stream.send_close(client_close(failure.code))

@@ -140,14 +140,13 @@ class LinkStream(trio.abc.Stream):
                 if self._broken:
                     return
                 await self._queue_lot.park()
-        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+        except (trio.BrokenResourceError, OSError):
             self._broken = True
             self._queue_lot.unpark_all()
 
     async def _write(self, write: Write) -> None:
         if self._fd is None:
             await self._network.send_all(write.data)
-            write.taken = len(write.data)
             return
         while write.taken < len(write.data):
             try:

@@ -63,12 +63,13 @@ class TlsStream(trio.abc.Stream):
         self._feed(data)
         chunks: list[bytes] = []
         try:
-            while not chunks or (chunks[-1] and (self._incoming.pending or self._tls.pending())):
+            while not chunks or (chunks[-1] and self._incoming.pending):
                 chunks.append(self._tls.read(READ_SIZE))
-        except (ssl.SSLWantReadError, ssl.SSLZeroReturnError, ssl.SSLEOFError) as stop:
-            # The last two are its end, with a goodbye or without, found again at the next call.
-            if isinstance(stop, ssl.SSLWantReadError) and not chunks:
+        except ssl.SSLWantReadError:
+            if not chunks:
                 return None
+        except ssl.SSLEOFError:
+            pass  # the end without a goodbye, found again at the next call
         except ssl.SSLError:
             raise trio.BrokenResourceError("a record of TLS that is none") from None
         return b"".join(chunks)

@@ -151,10 +151,8 @@ def _lock(fd: int) -> None:
 
 
 def _ends_in_half_a_line(fd: int) -> bool:
-    about = os.fstat(fd)
-    if not stat.S_ISREG(about.st_mode) or not about.st_size:
-        return False
-    return os.pread(fd, 1, about.st_size - 1) != b"\n"
+    size = os.fstat(fd).st_size  # a device or a pipe has none
+    return size > 0 and os.pread(fd, 1, size - 1) != b"\n"
 
 
 def find_head(path: Path) -> Head:
@@ -301,7 +299,6 @@ class Audit:
     async def _obey(self, hangups: AsyncIterator[int]) -> None:
         async for _ in hangups:
             self._reopen = True
-            self._wake.set()
 
     async def _flush(self, *, last: bool = False) -> None:
         if last or len(self._blocks) < MOST_BLOCKS:

@@ -307,7 +307,7 @@ class Journal(Observer):
         return self._write_line(level, event, kind, **fields)
 
     def _write_line(self, level: str, event: str, kind: str = "", /, **fields: Any) -> bool:
-        """Log a line and return True, or count it if its event and `kind` had too many.
+        """Log a line, or count it if its event and `kind` had too many; whether it had not.
 
         An event has few kinds, and none is a peer's text.
         """
@@ -316,7 +316,7 @@ class Journal(Observer):
             fields["further"] = "only counted for a minute, see log.limited"
         if place or self._debug:
             getattr(self._log, level if place else "debug")(event, **fields)
-        return bool(place) or self._debug
+        return bool(place)
 
     def _write_limited(self) -> None:
         """Log how many lines of which kinds were held back since the last time, if any."""

@@ -323,8 +323,8 @@ class RateChain:
             self._limit_rate(provider, failure, now, now + failure.limited_for)
         self.tables.store_failure(provider, day, failure, now)
         today = self._utc_now().date()
-        known = self.tables.find(provider, day, today=today, now=now, limit=failure)
-        assert known is not None, "with a limit the source need not be asked"
+        known = self.tables.find(provider, day, today=today, now=now)
+        assert known is not None, "the failure is remembered"
         table = known.table if isinstance(known, Failing) else known
         if table is not None:
             used = f"meanwhile in use: its table of {table.fetched:%Y-%m-%d %H:%M} UTC"

@@ -107,7 +107,7 @@ class HttpClient:
 
         Raises `SourceFailed`, whose text names neither the URL nor a header.
         """
-        client = self._client or await self._made()
+        client = await self._made()
         import httpx
 
         try:
