@@ -290,16 +290,18 @@ class Checker:
         """Every write with replies, in order."""
         for attempt in self._trace.attempts:
             before: Write | None = None
+            taken = 0.0
             for write in attempt.wire.writes if attempt.wire is not None else ():
-                # It may have waited for the end of another, of pongs.
-                waited = before is not None and before.ended == write.at
-                taken = before.at if before is not None and waited else write.at
+                # It may have waited for others, of heartbeats and pongs, one after another.
+                if before is None or before.ended != write.at:
+                    taken = write.at
                 before = write
                 replies = [f for f in write.frames if f.opcode == TEXT and f.payload != HEARTBEAT]
                 if replies:
                     counted = write.taken if write.done or not attempt.sealed else 0
                     left = sum(frame.end <= counted for frame in replies)
                     yield Batch(taken, write.at, [frame.payload for frame in replies], left)
+                    taken = write.ended or taken
 
     def _check_order_of_what_was_refused(self) -> None:
         owed: deque[bytes] = deque()
