@@ -79,7 +79,7 @@ class RateTable:
         if self.running or self.final:
             return ""
         if self.latest:
-            return "the latest, as the day's own were not out yet"
+            return "the latest rates, because those of the day were not published yet"
         return "of a day that still ran by another clock than ours"
 
     def cached_rate(self, currency: str) -> "Rate | None":

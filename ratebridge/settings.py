@@ -158,7 +158,7 @@ def load_settings(values: Mapping[str, str] | None = None, *, need_feed: bool = 
     settings = Settings(**own, sources=Values(read))
     if settings.reconnect_max < settings.reconnect_min:
         if "reconnect_max" in own:
-            problems.append(f"{_MAX}: expected no less than {_MIN}")
+            problems.append(f"{_MAX}: expected no less than {_MIN} ({settings.reconnect_min:g})")
         settings = attrs.evolve(settings, reconnect_max=settings.reconnect_min)
     names = {row.name for row in rows()}
     strange = sorted(

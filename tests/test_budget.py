@@ -97,8 +97,8 @@ async def test_a_feed_that_asks_for_thousands_of_days_costs_no_more_than_the_bud
             "none": 186,
         }
         assert got[-1].text == (
-            f"no rate for 'USD' on {DAYS[299]}: freecurrencyapi has been asked as often as it "
-            "may be, frankfurter has been asked as often as it may be"
+            f"no rate for 'USD' on {DAYS[299]}: freecurrencyapi has no calls left in its "
+            "budget, frankfurter has no calls left in its budget"
         )
         assert bench.fake.count() == 2 * 57
         # Told for each source until its next call is due, or once a minute, and not with each

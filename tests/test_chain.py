@@ -357,7 +357,7 @@ async def test_the_latest_that_stood_in_for_yesterday_is_not_kept_as_its_table(a
     async with open_bench("freecurrencyapi", start=night) as bench:
         bench.fake.order(FREECURRENCYAPI, Fault(status=422))
         rate = await bench.ask("USD", yesterday)
-        assert rate.note == "the latest, as the day's own were not out yet"
+        assert rate.note == "the latest rates, because those of the day were not published yet"
         assert (await bench.ask("GBP", yesterday)).cached
         assert bench.fake.count() == 2
         await trio.sleep(7201)
@@ -490,7 +490,7 @@ async def test_a_currency_is_pinned_to_the_table_used_first(autojump_clock):
     async with open_bench() as bench:
         bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(status=404))
         first = await bench.ask("USD")
-        note = "in place of freecurrencyapi, kept to while its table lives"
+        note = "in place of freecurrencyapi until this table expires"
         assert (first.provider, first.note) == ("frankfurter", note)
         await trio.sleep(60)
         bench.fake.disturb = well
@@ -568,8 +568,8 @@ async def test_a_pinned_provisional_table_says_what_it_is(autojump_clock):
         bench.fake.order(FRANKFURTER, Fault(status=404))
         bench.fake.order(FREECURRENCYAPI, Fault(status=422))
         assert (await bench.ask("USD", date(2026, 11, 19))).note == (
-            "the latest, as the day's own were not out yet; "
-            "in place of frankfurter, kept to while its table lives"
+            "the latest rates, because those of the day were not published yet; "
+            "in place of frankfurter until this table expires"
         )
 
 
@@ -647,9 +647,9 @@ async def test_an_expired_final_table_is_used_while_its_source_is_down(autojump_
         await trio.sleep(1)
         assert bench.fake.count() == calls + 3  # asked again behind the request's back
         assert [failure.text for _, _, failure in bench.notes.failures] == [
-            "answered HTTP 503; meanwhile in use: its table of 2026-11-20 12:00 UTC",
+            "answered HTTP 503; its table of 2026-11-20 12:00 UTC is used meanwhile",
             "answered HTTP 503",
-            "answered HTTP 503; meanwhile in use: its table of 2026-11-20 12:00 UTC",
+            "answered HTTP 503; its table of 2026-11-20 12:00 UTC is used meanwhile",
         ]
         bench.fake.disturb = well
         await trio.sleep(FAILURE_LIFE)

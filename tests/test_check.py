@@ -147,7 +147,7 @@ async def test_every_step_is_printed_when_all_is_well():
     assert found["settings"] == f"ok feed 127.0.0.1:{port}, sources bank"
     assert found["dns"] == "ok 127.0.0.1"
     assert re.fullmatch(rf"ok connected to port {port} in \d+ ms", found["tcp"])
-    assert found["tls"] == "skip ws:// does without"
+    assert found["tls"] == "skip ws:// has no TLS"
     assert re.fullmatch(r"ok open after \d+ ms", found["upgrade"])
     assert found["heartbeat"].startswith("ok 3 in 0.0 s, gaps from 0.00 to 0.0")
     assert re.fullmatch(r"ok 3 currencies for 2021-06-15 in \d+ ms", found["bank today"])

@@ -131,6 +131,16 @@ def test_a_host_that_is_not_this_machines_is_reported(host, capsys, monkeypatch)
     assert problem.startswith("--host: expected a name or an address of this machine, got '")
 
 
+@pytest.mark.parametrize("command", [("check",), ("verify", "FILE")])
+def test_a_check_whose_reader_leaves_has_not_passed(command, monkeypatch):
+    def leave(*_arguments) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setenv("CURRENCY_ASSIGNMENT_WS_URI", "ws://feed.example")
+    monkeypatch.setattr(f"ratebridge.commands.{command[0]}.run_{command[0]}", leave)
+    assert exit_code(*command) == 1
+
+
 def test_a_check_that_finds_something_wrong_is_exit_code_1(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CURRENCY_ASSIGNMENT_WS_URI", "ws://feed.example")

@@ -84,6 +84,7 @@ def test_what_is_unusual_about_a_rate_is_told(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "7.5345 HRK is 1 EUR"
     assert lines[-1].startswith("note      by Council Regulation")
+    assert not any(line.startswith("fetched") for line in lines), "the law was not fetched"
 
 
 def test_euro_needs_no_rate(capsys):

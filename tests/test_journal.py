@@ -2,6 +2,7 @@
 
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from types import SimpleNamespace
 
 import pytest
 import structlog
@@ -209,6 +210,24 @@ async def test_a_refusal_is_logged_with_the_id_and_the_error(journal, log, probl
     assert sum(journal.stats.latency.counts) == 1
 
 
+async def test_an_unknown_currency_is_ordinary_traffic(log):
+    """A third of the recorded traffic: no warning, and nothing to hold back at that level."""
+    problem = NoRate("unknown-currency", "currency 'BTC' is not known to bank")
+    for level, written in (
+        ("info", ["conversion.failed"] * OFTEN + ["log.limited"]),
+        ("warning", []),
+    ):
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(level))
+        journal = Journal(Stats(), lambda: NOW)
+        for _ in range(OFTEN + 1):
+            journal.refused(problem, b"1", 0.001)
+        await journal.aclose()
+        assert [event["event"] for event in log if event["event"] != "service.stopped"] == written
+        assert {event["log_level"] for event in log} <= {"info"}
+        assert journal.stats.refused == {"unknown-currency": OFTEN + 1}
+        log.clear()
+
+
 async def test_an_undelivered_reply_is_logged_with_its_id(journal, log):
     journal.undelivered(b"7", "it was too old")
     assert log == [
@@ -271,6 +290,11 @@ async def test_a_failed_fetch_is_shown_until_the_source_answers_again(journal, l
     assert journal.stats.sources["bank"].failure == ""
     journal.fetched(TABLE, 0.1)
     assert log[-1]["event"] == "rates.fetched"
+
+
+async def test_a_refused_key_is_an_error(journal, log, autojump_clock):
+    journal.fetch_failed("bank", DAY, SourceFailed("refused-key", "did not accept the key"))
+    assert [(event["event"], event["log_level"]) for event in log] == [("rates.failed", "error")]
 
 
 async def test_a_day_that_a_source_lacked_is_nothing_to_recover_from(journal, log, autojump_clock):
@@ -388,6 +412,9 @@ async def test_the_audit_trail_s_events_are_logged(journal, log):
         {"event": "audit.reopened", "log_level": "info"},
     ]
     assert set(journal.stats.recent_errors) == {"audit.failed", "audit.lost"}
+    journal.audit = SimpleNamespace(waiting=12, head="3:abc")
+    journal.summarize(waiting=0, outbox=0, tables=0)
+    assert (log[-1]["audit_waiting"], log[-1]["audit_head"]) == (12, "3:abc")
 
 
 # No peer can fill the log.
@@ -485,7 +512,7 @@ async def test_what_the_libraries_say_too_often_is_counted_too(at_info, log, mon
     for _ in range(OFTEN + 3):
         library_limit.admit("library h11", 0.0)
     await at_info.aclose()
-    assert log[0]["lines"] == {"library h11": 3}
+    assert (log[0]["lines"], log[0]["log_level"]) == ({"library h11": 3}, "warning")
 
 
 async def test_at_debug_every_line_is_written(journal, log, autojump_clock):
@@ -505,13 +532,14 @@ async def test_a_summary_counts_the_last_minute(journal, log, autojump_clock):
         journal.refused(NoRate("unavailable", "no rate"), b"1", 0.001)
         if minute:
             journal.dropped("not-json", b"what")
+            journal.undelivered(b"7", "it was too old")
             journal.link_lost(LinkFailed("reset"), 1.0, 0.1)
         journal.summarize(waiting=4, outbox=5, tables=6)
     common = {"event": "summary", "log_level": "info", "refused": 1}
     common |= {"waiting": 4, "outbox": 5, "tables": 6, "connections": 1}
     assert [event for event in log if event["event"] == "summary"] == [
-        {**common, "connection": "up", "converted": 3, "dropped": 0},
-        {**common, "connection": "down", "converted": 2, "dropped": 1},
+        {**common, "connection": "up", "converted": 3, "dropped": 0, "undelivered": 0},
+        {**common, "connection": "down", "converted": 2, "dropped": 1, "undelivered": 1},
     ]
 
 

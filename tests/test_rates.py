@@ -134,7 +134,7 @@ def test_whether_a_table_lives_and_is_final():
 
 def test_what_a_table_is_stands_in_its_rates():
     notes = [table.cached_rate("USD").note for table in (FINAL, PROVISIONAL, LATEST)]
-    assert notes == ["", "", "the latest, as the day's own were not out yet"]
+    assert notes == ["", "", "the latest rates, because those of the day were not published yet"]
     rate = CLOCK_AHEAD.cached_rate("USD")
     assert rate.note == "of a day that still ran by another clock than ours"
 

@@ -130,7 +130,7 @@ WRONG = [
     Wrong("RATEBRIDGE_HEARTBEAT_INTERVAL", "-1", "seconds above 0"),
     Wrong("RATEBRIDGE_HEARTBEAT_TIMEOUT", "nan", "seconds above 0"),
     Wrong("RATEBRIDGE_RECONNECT_MIN", "inf", "seconds above 0"),
-    Wrong("RATEBRIDGE_RECONNECT_MAX", "0.1", "no less than RATEBRIDGE_RECONNECT_MIN"),
+    Wrong("RATEBRIDGE_RECONNECT_MAX", "0.1", "no less than RATEBRIDGE_RECONNECT_MIN (0.25)"),
     Wrong("RATEBRIDGE_DRAIN_TIMEOUT", "-0.1", "a number of seconds"),
     Wrong("RATEBRIDGE_LOG_LEVEL", "loud", "one of debug, info"),
     Wrong("RATEBRIDGE_LOG_FORMAT", "xml", "one of auto, console, json"),

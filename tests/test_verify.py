@@ -305,8 +305,8 @@ def test_a_whole_trail_is_true_and_its_limits_are_printed():
     code, out, _ = check(trail)
     assert code == 0
     assert out == (
-        f"{found}It cannot show that lines behind its head are gone, or that all of it was written "
-        "anew: for that, give a head that the log has told (--head).\n"
+        f"{found}The chain cannot show whether later lines are missing or all of it was written "
+        "anew. To find out, give a head from the log (--head).\n"
     )
     code, out, _ = check(trail, head)
     assert code == 0

@@ -216,7 +216,7 @@ async def connect(address: Address, _made: None) -> Found:
 
 async def secure(address: Address, tls: ssl.SSLContext, stream: trio.SocketStream) -> Found:
     if not address.secure:
-        return Found("ws:// does without", stream, "skip")
+        return Found("ws:// has no TLS", stream, "skip")
     secured = await add_tls(stream, address, tls)
     if tls.verify_mode == ssl.CERT_NONE:
         return Found("the certificate is not checked, as VERIFY_SSL is off", secured)

@@ -510,8 +510,8 @@ def _chain(trail: Trail, failed: bool) -> str:
         text += f"By the heads given, it is proven up to number {trail.proven}.\n"
     if trail.proven < last:
         text += (
-            "It cannot show that lines behind its head are gone, or that all of it was written "
-            "anew: for that, give a head that the log has told (--head).\n"
+            "The chain cannot show whether later lines are missing or all of it was written anew. "
+            "To find out, give a head from the log (--head).\n"
         )
     return text
 

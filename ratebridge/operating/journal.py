@@ -2,7 +2,8 @@
 
 No peer can fill the log: at most ten lines of a kind are written in any minute. `log.limited`
 counts the others, once a minute and at the end, with the first and the last id of undelivered
-replies. At the level debug every line is written; those beyond the ten have that level.
+replies. It is a warning if one of them is. At the level debug every line is written; those
+beyond the ten have that level.
 
 Events have stable names: `connection.up`, `connection.lost`, `connection.failed`,
 `connection.down`, `loop.stalled`, `rates.fetched`, `rates.failed`, `rates.recovered`,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from .audit import Audit
 
 LONG_LIMIT: Final = 3600.0  # s
+LEVELS: Final = {"info": 20, "warning": 30, "error": 40}
 
 
 class Journal(Observer):
@@ -49,7 +51,8 @@ class Journal(Observer):
         self._debug = self._log.is_enabled_for(10)
         self._limit = LineLimit()
         self._unlogged_ids: list[str] = []  # the first and the last id of undelivered replies
-        self._at_last_summary = (0, 0, 0)
+        self._limited_level = "info"  # of `log.limited`: a warning if one was held back
+        self._at_last_summary = (0, 0, 0, 0)
 
     # The connection.
 
@@ -148,7 +151,9 @@ class Journal(Observer):
         shown = clipped(message_id)
         words = f"request {shown} refused: {problem.text}"
         fields = {"id": shown, "kind": problem.kind, "error": problem.text}
-        self._report("conversion.failed", problem.kind, words, **fields)
+        # A third of the recorded traffic is in currencies that no source has.
+        level = "info" if problem.kind == "unknown-currency" else "warning"
+        self._report("conversion.failed", problem.kind, words, level, **fields)
 
     def undelivered(self, message_id: bytes, why: str) -> None:
         self.stats.undelivered += 1
@@ -188,6 +193,7 @@ class Journal(Observer):
             "rates.failed",
             f"{provider} {outcome}",
             f"{provider} {failure.text}",
+            "error" if outcome == "refused-key" else "warning",  # a key needs somebody
             kind=failure.outcome,
             provider=provider,
             day=str(day),
@@ -269,8 +275,13 @@ class Journal(Observer):
     def summarize(self, *, waiting: int, outbox: int, tables: int) -> None:
         """Log the counts of the last minute; called once a minute."""
         stats = self.stats
-        counts = (stats.converted, stats.refused.total(), stats.dropped.total())
-        converted, refused, dropped = (
+        counts = (
+            stats.converted,
+            stats.refused.total(),
+            stats.dropped.total(),
+            stats.undelivered,
+        )
+        converted, refused, dropped, undelivered = (
             now - before for now, before in zip(counts, self._at_last_summary, strict=True)
         )
         self._at_last_summary = counts
@@ -281,10 +292,12 @@ class Journal(Observer):
             converted=converted,
             refused=refused,
             dropped=dropped,
+            undelivered=undelivered,
             waiting=waiting,
             outbox=outbox,
             tables=tables,
             connections=stats.links_opened,
+            **({} if self.audit is None else {"audit_waiting": self.audit.waiting}),
             **self.audit_head(),
         )
         self._write_limited()
@@ -311,7 +324,11 @@ class Journal(Observer):
 
         An event has few kinds, and none is a peer's text.
         """
+        if not self._log.is_enabled_for(LEVELS[level]):
+            return True
         place = self._limit.admit(f"{event} {kind}".rstrip(), trio.current_time())
+        if not place and level != "info":
+            self._limited_level = "warning"
         if place == OFTEN:
             fields["further"] = "only counted for a minute, see log.limited"
         if place or self._debug:
@@ -320,10 +337,13 @@ class Journal(Observer):
 
     def _write_limited(self) -> None:
         """Log how many lines of which kinds were held back since the last time, if any."""
-        held = self._limit.take_held() + library_limit.take_held()
+        libraries = library_limit.take_held()
+        held = self._limit.take_held() + libraries
+        level = "warning" if libraries else self._limited_level
+        self._limited_level = "info"
         unlogged, self._unlogged_ids = self._unlogged_ids, []
         if held and not self._debug:
             fields: dict[str, Any] = {"lines": dict(held)}
             if unlogged:
                 fields |= {"first_undelivered": unlogged[0], "last_undelivered": unlogged[-1]}
-            self._log.warning("log.limited", **fields)
+            getattr(self._log, level)("log.limited", **fields)

@@ -208,7 +208,7 @@ class RateChain:
         """The rate, pinned if sources before its own have failed."""
         if not failed:
             return rate
-        note = f"in place of {' and '.join(failed)}, kept to while its table lives"
+        note = f"in place of {' and '.join(failed)} until this table expires"
         rate = replace(rate, note=f"{rate.note}; {note}" if rate.note else note)
         until = self.tables.end_of(table)
         if until is not None and until > now:
@@ -241,7 +241,7 @@ class RateChain:
         wait = allowance.wait(now, keep)
         if wait <= 0:
             return None
-        return SourceFailed("budget", "has been asked as often as it may be", limited_for=wait)
+        return SourceFailed("budget", "has no calls left in its budget", limited_for=wait)
 
     def _start(self, source: Source, day: date) -> _Fetch:
         """The one fetch of this table, started if none is under way."""
@@ -327,7 +327,7 @@ class RateChain:
         assert known is not None, "the failure is remembered"
         table = known.table if isinstance(known, Failing) else known
         if table is not None:
-            used = f"meanwhile in use: its table of {table.fetched:%Y-%m-%d %H:%M} UTC"
+            used = f"its table of {table.fetched:%Y-%m-%d %H:%M} UTC is used meanwhile"
             failure = attrs.evolve(failure, text=f"{failure.text}; {used}")
         self._observer.fetch_failed(provider, day, failure)
         return known
