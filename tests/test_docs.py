@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ratebridge.command_line import command_line
+from ratebridge.operating import journal
 from ratebridge.settings import rows
 
 ROOT = Path(__file__).parent.parent
@@ -55,6 +56,8 @@ def test_the_alerts_of_the_readme_are_rules():
     [_, _, *expressions] = re.findall(r"`(.+?)`", table)
     assert len(expressions) > 5
     assert [text for text in expressions if text not in ALERTS] == []
+    rules = [text.split(" or absent")[0] for text in re.findall(r"expr: (.+)", ALERTS)]
+    assert [text for text in rules if text.split(" < ")[0] not in table] == []
 
 
 def test_the_events_of_the_readme_are_there():
@@ -63,4 +66,6 @@ def test_the_events_of_the_readme_are_there():
     [table] = re.findall(r"\| event \| means .*?\n\n", README, re.DOTALL)
     named = set(re.findall(r"`([a-z]+\.[a-z_]+)`", table))
     assert len(named) > 8
+    listed = set(re.findall(r"`([a-z]+\.[a-z_]+)`", journal.__doc__ or ""))
+    assert listed - named == set(), "events that the README does not explain"
     assert [name for name in named if f'"{name}"' not in code] == []
