@@ -155,6 +155,14 @@ async def test_a_request_gets_its_stake_in_euro_and_all_else_back(autojump_clock
     ]
 
 
+async def test_equal_ids_are_separate_requests(autojump_clock):
+    script, replies = asking(*(request_text(7, stake) for stake in ("100", "50", "100")))
+    async with running(script):
+        await trio.sleep(1)
+    assert [reply["id"] for reply in replies] == ["7"] * 3
+    assert sorted(reply["payload"]["stake"] for reply in replies) == ["40", "80", "80"]
+
+
 @pytest.mark.parametrize(
     ("when", "stake"),
     [
