@@ -1,7 +1,10 @@
 """Readiness, the history, and the data of the status page."""
 
 from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
 
+import attrs
 import msgspec
 import pytest
 import trio
@@ -55,6 +58,14 @@ async def test_it_is_ready_from_the_first_heartbeat_until_one_is_two_seconds_old
         False,
         "the connection is up, but its last heartbeat came 2.0 s ago",
     )
+
+
+async def test_an_audit_file_that_cannot_be_written_is_shown(nursery, autojump_clock):
+    service, journal = make_service(nursery)
+    audit: Any = SimpleNamespace(failing="No space left on device", waiting=12, lost=3)
+    service = attrs.evolve(service, audit=audit)
+    seen = overview(service, History(journal.stats), trio.current_time())
+    assert seen["audit"] == {"failing": "No space left on device", "waiting": 12, "lost": 3}
 
 
 async def test_a_lost_link_says_for_how_long_and_why(nursery, autojump_clock):
@@ -223,6 +234,7 @@ async def test_an_overview_of_a_busy_service(nursery, autojump_clock):
         "cache_hits": 0,
         "internal_errors": 0,
     }
+    assert seen["audit"] is None
     assert seen["recent_errors"] == [
         {"at": "2021-06-01T12:00:00.000Z", "words": "message dropped: not-json", "count": 1},
         {

@@ -194,6 +194,7 @@ def overview(service: Service, history: History, now: float, taken: int = 0) -> 
             "cache_hits": stats.from_cache,
             "internal_errors": stats.internal_errors,
         },
+        "audit": None if (audit := service.audit) is None else _audit(audit),
         "sources": [_source(service, source, now) for source in service.chain.sources],
         "tables": {
             "held": len(tables),
@@ -217,6 +218,10 @@ def overview(service: Service, history: History, now: float, taken: int = 0) -> 
             "samples": [_rounded(sample) for sample in history.since(taken)],
         },
     }
+
+
+def _audit(audit: Audit) -> dict[str, Any]:
+    return {"failing": audit.failing, "waiting": audit.waiting, "lost": audit.lost}
 
 
 def _source(service: Service, source: Source, now: float) -> dict[str, Any]:

@@ -302,7 +302,7 @@ function showConnection({ connection, now }) {
   facts("connection", rows);
 }
 
-function showMessages({ messages }) {
+function showMessages({ messages, audit }) {
   const sum = (kinds) => whole.format(Object.values(kinds).reduce((total, count) => total + count, 0));
   const parts = (kinds) =>
     Object.entries(kinds).map(([kind, count]) => [spaced(kind), whole.format(count), "", "sub"]);
@@ -317,6 +317,8 @@ function showMessages({ messages }) {
     ["Waiting", whole.format(messages.waiting), "for a rate, at present", "amount"],
     ["Outbox", whole.format(messages.outbox), "not written yet, at present", "amount"],
     ...(messages.internal_errors ? [["Internal errors", whole.format(messages.internal_errors), "see the log", "amount"]] : []),
+    ...(audit ? [["Audit lines waiting", whole.format(audit.waiting), audit.failing ? `not written: ${audit.failing}` : "not written yet, at present", "amount"]] : []),
+    ...(audit?.lost ? [["Audit lines lost", whole.format(audit.lost), "see the log", "amount"]] : []),
   ]);
 }
 
