@@ -56,7 +56,7 @@ def command_line() -> argparse.ArgumentParser:
     )
     demo.add_argument("--count", type=_COUNT, default=20, help="how many requests (default: 20)")
     demo.add_argument("--rate", type=_RATE, default=5.0, help="requests a second (default: 5)")
-    demo.add_argument("--forever", action="store_true", help="run on until stopped")
+    demo.add_argument("--forever", action="store_true", help="run until stopped")
 
     mock = _add(
         commands,
@@ -66,7 +66,9 @@ def command_line() -> argparse.ArgumentParser:
         ("ratebridge mock-server --port 8765", "random requests at ws://127.0.0.1:8765"),
         ("ratebridge mock-server --replay traffic.jsonl", "recorded requests, in order"),
     )
-    mock.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    mock.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)"
+    )
     mock.add_argument("--port", type=_PORT, default=8765, help="port to listen on (default: 8765)")
     mock.add_argument(
         "--rates-port",
@@ -81,7 +83,7 @@ def command_line() -> argparse.ArgumentParser:
         metavar="FILE",
         help="send the messages of this file, a JSON line each, and no random ones",
     )
-    mock.add_argument("--loop", action="store_true", help="begin the file again at its end")
+    mock.add_argument("--loop", action="store_true", help="start the file again at its end")
     mock.add_argument(
         "--seed", type=_SEED, help="seed of the random requests, to get the same ones again"
     )
@@ -96,7 +98,7 @@ def command_line() -> argparse.ArgumentParser:
     )
     check.description = (
         "Tries the settings against the real feed and sources, and reports what works.\n"
-        "For a few seconds it is another client of the feed, and answers no request. It takes\n"
+        "For a few seconds it is another client of the feed, which answers no request. It uses\n"
         "two calls of each source's quota."
     )
 
@@ -104,7 +106,7 @@ def command_line() -> argparse.ArgumentParser:
         commands,
         "convert",
         _convert,
-        "one conversion, with its provenance",
+        "one conversion, with the source and day of its rate",
         ("ratebridge convert 253.67 USD --date 2021-05-18", "the sources of the settings"),
         ("ratebridge convert 253.67 USD --source ecb --date 2021-05-18", "no network"),
     )
@@ -131,9 +133,9 @@ def command_line() -> argparse.ArgumentParser:
     verify.description = (
         "Recomputes every line of an audit trail and its hash chain. Reports each line that is\n"
         "altered, missing, duplicated, moved or without its hash, and where.\n\n"
-        "Exit codes: 0 every line is true and in its place, and every head was found, or a signal\n"
-        "stopped it, as its last line then says; 1 anything else, such as an empty trail, or one\n"
-        "that begins late or ends in a line cut short; 2 bad usage, or a file that cannot be\n"
+        "Exit codes: 0 every line is true and in its place and every head was found, or a signal\n"
+        "stopped the command (its last line says so); 1 anything else, such as an empty trail, or\n"
+        "one that begins late or ends in a line cut short; 2 bad usage, or a file that cannot be\n"
         "opened.\n\n"
         "Only a head shows that the last lines are missing, or that the whole trail was written\n"
         "anew. A head is the number and hash of a line; the log has one as audit_head each minute."

@@ -116,7 +116,9 @@ def _read_dotenv(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(MAX_DOTENV + 1)
     except OSError as error:
-        raise BadSettings(f"{path.name}: expected a file to read: {error.strerror}") from None
+        raise BadSettings(
+            f"{path.name}: expected a file that can be read ({error.strerror})"
+        ) from None
     if len(content) > MAX_DOTENV:
         raise BadSettings(f"{path.name}: expected a text file of at most 1 MiB")
     try:

@@ -317,11 +317,11 @@ def test_no_file_is_no_fault(tmp_path):
         (os.mkfifo, "expected a file, got something else"),
         (
             lambda file: file.symlink_to("nowhere"),
-            "expected a file to read: No such file or directory",
+            "expected a file that can be read (No such file or directory)",
         ),
         (
             lambda file: file.symlink_to(".env"),
-            "expected a file to read: Too many levels of symbolic links",
+            "expected a file that can be read (Too many levels of symbolic links)",
         ),
     ],
     ids=["no UTF-8", "too large", "a directory", "a pipe", "a dead link", "a circle"],
