@@ -489,7 +489,7 @@ def test_lines_of_an_older_release_are_checked_by_their_checksum():
         "line 2 was cut short after 99 bytes\n"
         "3 lines checked: 2 true, 1 cut short.\n"
         "2 of the true are of an older release: no chain binds them, "
-        "so that it does not show when others are gone, doubled or moved.\n"
+        "so missing, duplicated and moved ones among them are not found.\n"
     )
     assert check(old + TRAIL)[0] == 0
     assert check(old + joined(TEN[1:]))[0] == 1

@@ -482,7 +482,7 @@ def _summary(counts: Counter[Kind], old: int, lost: int) -> str:
     if old:
         summary += (
             f"{old:,} of the true are of an older release: no chain binds them, "
-            "so that it does not show when others are gone, doubled or moved.\n"
+            "so missing, duplicated and moved ones among them are not found.\n"
         )
     return summary
 
