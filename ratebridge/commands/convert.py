@@ -75,7 +75,7 @@ def _show(done: Conversion, stake: str) -> None:
     print(f"source    {rate.provider}")
     print(f"day asked {rate.asked}")
     print(f"day used  {rate.day}")
-    if rate.provider != FIXED:
+    if rate.provider != FIXED:  # which was never fetched
         print(f"fetched   {rate.fetched:%Y-%m-%d %H:%M:%S} UTC")
     if rate.note:
         print(f"note      {rate.note}")

@@ -220,10 +220,6 @@ def overview(service: Service, history: History, now: float, taken: int = 0) -> 
     }
 
 
-def _audit(audit: Audit) -> dict[str, Any]:
-    return {"failing": audit.failing, "waiting": audit.waiting, "lost": audit.lost}
-
-
 def _source(service: Service, source: Source, now: float) -> dict[str, Any]:
     """How a source's last fetch ended, and how long ago."""
     stats = service.stats
@@ -255,6 +251,10 @@ def _source(service: Service, source: Source, now: float) -> dict[str, Any]:
         "month_left": left.get("month"),
         "month_total": source.quota.month_total if source.quota else None,
     }
+
+
+def _audit(audit: Audit) -> dict[str, Any]:
+    return {"failing": audit.failing, "waiting": audit.waiting, "lost": audit.lost}
 
 
 def _rounded(sample: Sample) -> list[float | None]:
