@@ -763,7 +763,7 @@ async def test_a_slow_write_is_reported_before_it_ends(tmp_path, autojump_clock)
 
 
 @pytest.mark.parametrize(
-    "hung_for, told",
+    ("hung_for", "told"),
     [(1, []), (FLUSH_EVERY + SLOW + 1, [("failed", "a write has taken over 5 s", 2)])],
 )
 async def test_a_disk_that_hangs_does_not_delay_the_stop(tmp_path, hung_for, told, autojump_clock):

@@ -323,6 +323,12 @@ def test_a_bad_quote_is_lost_and_not_replaced_by_an_older_one(bad):
     assert set(units(history, FRIDAY)) == {"ISK"}
 
 
+@pytest.mark.parametrize("name", ["UTF-8", "bogus", "hex", "unicode_escape", "utf-16"])
+def test_an_xml_is_utf_8_whatever_it_says(name):
+    body = f'<?xml version="1.0" encoding="{name}"?>'.encode() + xml([(FRIDAY, [USD])])
+    assert units(read_xml(FRIDAY, body), FRIDAY) == {"USD": ("1.1", FRIDAY)}
+
+
 def test_rows_from_the_future_are_none():
     history = read_xml(THURSDAY, xml([(FRIDAY, [("USD", "9")]), (THURSDAY, [USD])]))
     assert history.newest == THURSDAY

@@ -220,7 +220,7 @@ def read_xml(today: date, body: bytes) -> History:
             # A rate with a comma would become two columns.
             days[-1][1].append((attributes["currency"], rate.replace(",", "?") or "?"))
 
-    parser = expat.ParserCreate()
+    parser = expat.ParserCreate("utf-8")  # the file could name any of Python's codecs
     parser.StartDoctypeDeclHandler = refuse
     parser.StartElementHandler = start
     try:

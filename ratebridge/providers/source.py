@@ -229,7 +229,11 @@ def make_table(
         raise SourceFailed("bad-table", f"has no usable table for {day}")
     made = read_date(headers.get("date"))
     age = timedelta(seconds=max(0, read_count(headers.get("age")) or 0))  # in a cache on the way
-    return RateTable(provider, day, quotes, fetched, refused, latest, made, made and made + age)
+    try:
+        source_clock = made and made + age
+    except OverflowError:
+        source_clock = None
+    return RateTable(provider, day, quotes, fetched, refused, latest, made, source_clock)
 
 
 def read_count(header: str | None) -> int | None:
