@@ -164,9 +164,7 @@ def _audit(service: Service) -> Iterator[str]:
     audit = service.audit
     if audit is None:
         return
-    yield from _gauge(
-        "audit_up", "Whether the audit file can be written.", not service.stats.audit_failing
-    )
+    yield from _gauge("audit_up", "Whether the audit file can be written.", audit.failing is None)
     yield from _gauge("audit_lines_waiting", "Lines not written yet.", audit.waiting)
     yield from _counter("audit_lines_lost", "Lines that will never be written.", audit.lost)
 
