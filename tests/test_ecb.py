@@ -20,7 +20,7 @@ from ratebridge.errors import SourceFailed
 from ratebridge.fakes.ecb import ECB
 from ratebridge.fakes.rates import HANG, RESET, FakeRates, quote, working_day
 from ratebridge.providers.ecb import MAX_CSV, RECHECK, Ecb, read_xml, read_zip
-from ratebridge.rates import Quote, rate_from
+from ratebridge.rates import FAILURE_LIFE, Quote, rate_from
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 FIRST = date(1999, 1, 4)
@@ -207,6 +207,19 @@ async def test_the_network_that_comes_back_is_used_at_once():
     live.fake.order(ECB, RESET)
     with pytest.raises(SourceFailed):
         await live.fetch(THURSDAY)
+    assert "USD" in (await live.fetch(THURSDAY)).quotes
+
+
+async def test_a_failure_of_a_file_is_that_of_all_its_days_for_five_seconds(autojump_clock):
+    live = Live()
+    live.fake.order(ECB, *[RESET] * 4)
+    for calls in (2, 4):
+        for back in (1, 1, 2, 3, 4):  # the chain tries a day again at once
+            with pytest.raises(SourceFailed, match="broke off") as caught:
+                await live.fetch(FRIDAY - timedelta(days=back))
+            assert caught.value.again is (back == 1)
+        assert len(live.files) == calls
+        await trio.sleep(FAILURE_LIFE)
     assert "USD" in (await live.fetch(THURSDAY)).quotes
 
 
