@@ -36,7 +36,7 @@ LOSSES: Final = (
 FETCHES: Final = (
     *("ok", "unreachable", "timeout", "redirect", "http-3xx", "http-4xx", "http-5xx", "http-other"),
     *("refused-key", "quota-minute", "quota-month", "bad-body", "bad-table", "no-table"),
-    *("implausible", "budget", "internal-error"),
+    *("implausible", "internal-error"),
 )
 
 Values = Mapping[tuple[str, ...], float]  # by the label values; () for none
