@@ -81,9 +81,14 @@ def test_without_a_date_it_is_today(capsys):
 
 def test_what_is_unusual_about_a_rate_is_told(capsys):
     assert convert("7.5345", "HRK", sources=[], date_text="2024-01-02") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "7.5345 HRK is 1 EUR"
-    assert lines[-1].startswith("note      by Council Regulation")
+    assert capsys.readouterr().out.splitlines() == [
+        "7.5345 HRK is 1 EUR",
+        "rate      7.53450 HRK for one euro",
+        "source    fixed",
+        "day asked 2024-01-02",
+        "day used  2024-01-02",
+        "note      by Council Regulation (EC) No 2866/98",
+    ]
 
 
 def test_euro_needs_no_rate(capsys):

@@ -16,6 +16,7 @@ from ..errors import BadSettings, NoRate
 from ..messages import parse_stake, quoted
 from ..providers.registry import NAMES
 from ..providers.source import Source
+from ..rates import FIXED
 from ..settings import PROVIDERS, Settings, load_settings, read_environment
 
 T = TypeVar("T")
@@ -74,7 +75,8 @@ def _show(done: Conversion, stake: str) -> None:
     print(f"source    {rate.provider}")
     print(f"day asked {rate.asked}")
     print(f"day used  {rate.day}")
-    print(f"fetched   {rate.fetched:%Y-%m-%d %H:%M:%S} UTC")
+    if rate.provider != FIXED:  # which was never fetched
+        print(f"fetched   {rate.fetched:%Y-%m-%d %H:%M:%S} UTC")
     if rate.note:
         print(f"note      {rate.note}")
 
