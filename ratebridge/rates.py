@@ -46,8 +46,8 @@ class RateTable:
     `day` is the day asked for, `fetched` the UTC instant of the request. `refused`
     says why a currency's quote was not used. `latest` marks the latest quotes, which
     a source gave because it had none of the ended day yet. `made` is when the answer
-    was made by the source's clock, `source_clock` what that clock showed at the time
-    of the request; None where the source does not say.
+    was made, at the earliest, by the source's clock, `source_clock` what that clock
+    showed at the time of the request; None where the answer does not say.
     """
 
     provider: str
