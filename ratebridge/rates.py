@@ -80,7 +80,7 @@ class RateTable:
             return ""
         if self.latest:
             return "the latest, as the day's own were not out yet"
-        return "of a day that still ran by another clock than ours"
+        return "made before its day had ended"
 
     def cached_rate(self, currency: str) -> "Rate | None":
         """`fixed_rate`, or `rate_from` this table, made once for each currency."""

@@ -130,7 +130,7 @@ def _rates(service: Service, now: float) -> Iterator[str]:
         "implausible_quotes",
         "Quotes that were not used because they cannot be true.",
         ("provider",),
-        _from_zero([source.name for source in sources], stats.implausible),
+        _from_zero(names, stats.implausible),
     )
     yield from _counter(
         "cache_hits",

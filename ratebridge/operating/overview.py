@@ -1,7 +1,7 @@
 """The readiness of a running service, its history, and the data of the status page.
 
-Only `History.keep` reads a clock: elsewhere `now` is trio's time in seconds. The results are
-plain data for JSON.
+`now` is trio's time in seconds, which only `History.keep` reads itself. The results are plain
+data for JSON.
 """
 
 from collections import deque
