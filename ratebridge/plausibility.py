@@ -121,18 +121,17 @@ def _units_for_one_euro(table: RateTable) -> dict[str, float]:
 def _nearest(table: RateTable, held: Iterable[RateTable]) -> dict[str, tuple[float, int]]:
     """By currency: the quote of the nearest table within a year, and how many days off it is."""
     year, _ = MOVES[-1]
-    by_gap = sorted(((abs((other.day - table.day).days), other) for other in held), key=_gap)
+
+    def gap(other: RateTable) -> int:
+        return abs((other.day - table.day).days)
+
     known: dict[str, tuple[float, int]] = {}
-    for gap, other in by_gap:
-        if gap > year or known.keys() >= table.quotes.keys() - {"EUR"}:
+    for other in sorted(held, key=gap):
+        if gap(other) > year or known.keys() >= table.quotes.keys() - {"EUR"}:
             break
         for currency, quoted in _units_for_one_euro(other).items():
-            known.setdefault(currency, (quoted, gap))
+            known.setdefault(currency, (quoted, gap(other)))
     return known
-
-
-def _gap(item: tuple[int, RateTable]) -> int:
-    return item[0]
 
 
 def _level(currency: str, day: date) -> _Level | None:

@@ -46,8 +46,8 @@ class RateTable:
     `day` is the day asked for, `fetched` the UTC instant of the request. `refused`
     says why a currency's quote was not used. `latest` marks the latest quotes, which
     a source gave because it had none of the ended day yet. `made` is when the answer
-    was made by the source's clock, `source_clock` what that clock showed at the time
-    of the request; None where the source does not say.
+    was made, at the earliest, by the source's clock, `source_clock` what that clock
+    showed at the time of the request; None where the answer does not say.
     """
 
     provider: str
@@ -80,7 +80,7 @@ class RateTable:
             return ""
         if self.latest:
             return "the latest rates, because those of the day were not published yet"
-        return "of a day that still ran by another clock than ours"
+        return "made before its day had ended"
 
     def cached_rate(self, currency: str) -> "Rate | None":
         """`fixed_rate`, or `rate_from` this table, made once for each currency."""

@@ -143,6 +143,10 @@ def host_names(value: str) -> tuple[str, ...]:
 
 def file(value: str) -> Path:
     path = Path(value)
-    if not path.parent.is_dir() or path.is_dir():
+    try:
+        usable = path.parent.is_dir() and not path.is_dir()
+    except OSError:  # such as a directory that this user may not enter
+        usable = False
+    if not usable:
         raise ValueError("a file in a directory that exists")
     return path

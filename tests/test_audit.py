@@ -321,6 +321,34 @@ async def test_the_chain_goes_on_when_the_file_was_moved_before_the_start(
     assert is_true(older, rotated, path)
 
 
+async def test_the_chain_goes_on_when_the_first_line_after_a_move_was_cut_short(
+    tmp_path, autojump_clock
+):
+    path, rotated = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
+    await keep(path, 1, 2)
+    path.rename(rotated)
+    path.write_bytes(b'{"n":3,"prev":"')
+    await keep(path, 3)
+    assert is_true(rotated, path)
+
+
+async def test_the_chain_goes_on_behind_what_the_last_run_wrote_just_before_it_left_the_file(
+    tmp_path, autojump_clock, monkeypatch
+):
+    path = tmp_path / "audit.jsonl"
+    await keep(path, 1)
+    text = path.read_bytes()
+    await keep(path, 2)
+    last_line = path.read_bytes().removeprefix(text)
+    path.write_bytes(text)
+
+    def other_writes_and_leaves(_fd: int, _how: int) -> None:
+        path.write_bytes(text + last_line)
+
+    monkeypatch.setattr(fcntl, "flock", other_writes_and_leaves)
+    assert Audit(path, Listener()).head.number == 2
+
+
 async def test_a_new_chain_begins_behind_what_was_compressed_or_has_no_chain(
     tmp_path, autojump_clock
 ):
@@ -734,16 +762,20 @@ async def test_a_slow_write_is_reported_before_it_ends(tmp_path, autojump_clock)
     assert ids(tmp_path / "audit.jsonl") == [1]
 
 
-async def test_a_disk_that_hangs_does_not_delay_the_stop(tmp_path, autojump_clock):
+@pytest.mark.parametrize(
+    ("hung_for", "told"),
+    [(1, []), (FLUSH_EVERY + SLOW + 1, [("failed", "a write has taken over 5 s", 2)])],
+)
+async def test_a_disk_that_hangs_does_not_delay_the_stop(tmp_path, hung_for, told, autojump_clock):
     listener = Listener()
     audit = Audit(tmp_path / "audit.jsonl", listener, Stuck(1e9))
     async with running(audit) as nursery:
         add(audit, 1, 2)
-        await trio.sleep(1)
+        await trio.sleep(hung_for)
         began = trio.current_time()
         nursery.cancel_scope.cancel()
     assert trio.current_time() - began == pytest.approx(LAST_WITHIN)
-    assert listener.told == [("lost", 2, "the service stopped")]
+    assert listener.told == [*told, ("lost", 2, "the service stopped")]
 
 
 async def test_a_bug_while_a_line_is_made_costs_lines_and_nothing_else(tmp_path, autojump_clock):

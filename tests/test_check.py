@@ -625,6 +625,7 @@ async def test_an_audit_file_is_tried_without_touching_it(tmp_path, monkeypatch,
 def test_what_is_asked_of_an_audit_file_that_is_not_there_yet(tmp_path):
     assert can_append(tmp_path / "audit.jsonl")
     assert not can_append(tmp_path / "missing" / "audit.jsonl")
+    assert not can_append(tmp_path / ("too long" * 40) / "audit.jsonl")
 
 
 @pytest.mark.parametrize(

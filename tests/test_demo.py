@@ -41,13 +41,24 @@ def test_a_request_and_its_reply_are_a_line():
     assert _row(request, reply) == "2021-05-18          1.50 ZWL             1.2 EUR"
 
 
+def loopback() -> str:
+    """IPv6 where there is any: in a URI it stands in brackets."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return "127.0.0.1"
+    return "::1"
+
+
 def test_recorded_traffic_is_replayed_and_its_end_told(tmp_path):
     recorded = tmp_path / "recorded.jsonl"
     lines = [HEARTBEAT, request_text(1, "1.5", "EUR"), "", request_text(1, "1.5", "ZWL")]
     recorded.write_text("\n".join(lines))
     command = [sys.executable, "-m", "ratebridge", "mock-server", "--port", "0", "--rate", "100"]
     with subprocess.Popen(
-        [*command, "--replay", str(recorded)], stdout=subprocess.PIPE, text=True
+        [*command, "--host", loopback(), "--replay", str(recorded)],
+        stdout=subprocess.PIPE,
+        text=True,
     ) as server:
         assert server.stdout is not None
         log = server.stdout

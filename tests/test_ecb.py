@@ -20,7 +20,7 @@ from ratebridge.errors import SourceFailed
 from ratebridge.fakes.ecb import ECB
 from ratebridge.fakes.rates import HANG, RESET, FakeRates, quote, working_day
 from ratebridge.providers.ecb import MAX_CSV, RECHECK, Ecb, read_xml, read_zip
-from ratebridge.rates import Quote, rate_from
+from ratebridge.rates import FAILURE_LIFE, Quote, rate_from
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 FIRST = date(1999, 1, 4)
@@ -210,6 +210,19 @@ async def test_the_network_that_comes_back_is_used_at_once():
     assert "USD" in (await live.fetch(THURSDAY)).quotes
 
 
+async def test_a_failure_of_a_file_is_that_of_all_its_days_for_five_seconds(autojump_clock):
+    live = Live()
+    live.fake.order(ECB, *[RESET] * 4)
+    for calls in (2, 4):
+        for back in (1, 1, 2, 3, 4):  # the chain tries a day again at once
+            with pytest.raises(SourceFailed, match="broke off") as caught:
+                await live.fetch(FRIDAY - timedelta(days=back))
+            assert caught.value.again is (back == 1)
+        assert len(live.files) == calls
+        await trio.sleep(FAILURE_LIFE)
+    assert "USD" in (await live.fetch(THURSDAY)).quotes
+
+
 async def test_before_the_rates_of_today_appear_it_has_those_of_yesterday(autojump_clock):
     live = Live()
     assert quoted_on(await live.fetch(FRIDAY)) == {THURSDAY}
@@ -321,6 +334,12 @@ def test_a_file_is_read_as_it_stands_and_nothing_is_guessed(kind):
 def test_a_bad_quote_is_lost_and_not_replaced_by_an_older_one(bad):
     history = read_xml(FRIDAY, xml([(FRIDAY, [("USD", bad), ISK]), (THURSDAY, [USD, ISK])]))
     assert set(units(history, FRIDAY)) == {"ISK"}
+
+
+@pytest.mark.parametrize("name", ["UTF-8", "bogus", "hex", "unicode_escape", "utf-16"])
+def test_an_xml_is_utf_8_whatever_it_says(name):
+    body = f'<?xml version="1.0" encoding="{name}"?>'.encode() + xml([(FRIDAY, [USD])])
+    assert units(read_xml(FRIDAY, body), FRIDAY) == {"USD": ("1.1", FRIDAY)}
 
 
 def test_rows_from_the_future_are_none():

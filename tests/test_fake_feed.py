@@ -65,6 +65,8 @@ async def test_the_stand_in_is_done_when_all_it_asked_is_answered_each_once(auto
         assert await client.receive()
         await trio.sleep(1)
         assert feed.sent == 2
+        for noise in ("hello", "[]", '{"type":"message"}', "[" * 100_000):
+            await client.send(TextMessage(noise))
         await reply(7)  # nobody asked
         await reply(1)
         assert not feed.done.is_set()

@@ -151,7 +151,10 @@ def test_rates_are_rows_with_a_day_each(fake):
     assert by_code["EUR"]["rate"] == 1
     assert by_code["USD"]["date"] == "2021-05-18"
     assert by_code["UAH"]["date"] == "2021-05-17"
-    assert all(len(row["rate"].as_tuple().digits) <= 5 for row in rows)
+    assert min(row["rate"].as_tuple().exponent for row in rows) == -5
+    assert len(by_code["UZS"]["rate"].as_tuple().digits) > 5
+    _, rows = ask(fake, "/v2/rates?date=2021-05-18&base=VND&quotes=KWD", {})
+    assert [str(row["rate"]) for row in rows] == ["0.000013"]
 
 
 def test_a_weekend_gets_the_rows_of_the_working_day_before(fake):

@@ -347,5 +347,18 @@ async def test_the_newest_days_are_shown_and_all_tables_counted(nursery, autojum
         "provider": "shop",
         "currencies": 2,
         "age": 90.0,
-        "final": True,
+        "remark": "",
     }
+
+
+async def test_of_a_table_that_may_still_change_it_is_told_why(nursery, autojump_clock):
+    service, _ = make_service(nursery)
+    today, yesterday = NOW.date(), NOW.date() - timedelta(days=1)
+    for held in (
+        table(today),
+        attrs.evolve(table(yesterday), latest=True),
+        attrs.evolve(table(yesterday - timedelta(days=1)), fetched=NOW - timedelta(days=2)),
+    ):
+        service.chain.tables.store(held, trio.current_time())
+    shown = overview(service, History(service.stats), trio.current_time())["tables"]["shown"]
+    assert [held["remark"] for held in shown] == ["today's", "not final", "not final"]

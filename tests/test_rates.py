@@ -136,7 +136,7 @@ def test_what_a_table_is_stands_in_its_rates():
     notes = [table.cached_rate("USD").note for table in (FINAL, PROVISIONAL, LATEST)]
     assert notes == ["", "", "the latest rates, because those of the day were not published yet"]
     rate = CLOCK_AHEAD.cached_rate("USD")
-    assert rate.note == "of a day that still ran by another clock than ours"
+    assert rate.note == "made before its day had ended"
 
 
 MORNING = datetime(2026, 11, 4, 9, tzinfo=UTC)

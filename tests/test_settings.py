@@ -139,6 +139,7 @@ WRONG = [
     Wrong("RATEBRIDGE_STATUS_HOSTS", "status.example:8080", "without ports"),
     Wrong("RATEBRIDGE_STATUS_HOSTS", "one,,two", "separated by commas"),
     Wrong("RATEBRIDGE_AUDIT_FILE", "/no/such/folder/audit.jsonl", "a file in a directory"),
+    Wrong("RATEBRIDGE_AUDIT_FILE", f"{'a' * 300}/audit.jsonl", "a file in a directory"),
 ]
 
 

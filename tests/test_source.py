@@ -13,6 +13,7 @@ from msgspec import Raw
 from ratebridge.errors import SourceFailed
 from ratebridge.providers.source import (
     LONGEST_WAIT,
+    MAX_AGE,
     MAX_ROWS,
     Answer,
     is_coarse,
@@ -261,20 +262,30 @@ def test_anything_else_is_no_count(header):
     assert read_count(header) is None
 
 
+MIDNIGHT = "Fri, 20 Nov 2026 00:00:00 GMT"
+
+
 @pytest.mark.parametrize(
-    ("headers", "made", "age"),
+    ("headers", "made", "clock"),
     [
-        ({"date": "Fri, 20 Nov 2026 00:00:00 GMT"}, NOW, 0),
-        ({"date": "Fri, 20 Nov 2026 00:00:00 GMT", "age": "60"}, NOW, 60),
-        ({"date": "Fri, 20 Nov 2026 02:00:00 +0200", "age": "-1"}, NOW, 0),
-        *(({"date": bad, "age": "60"}, None, 0) for bad in ("", "soon", "0" * 41)),
-        ({}, None, 0),
+        ({"date": MIDNIGHT}, NOW, NOW),
+        ({"date": "Fri, 20 Nov 2026 02:00:00 +0200", "age": "-1"}, NOW, NOW),
+        *(({"date": MIDNIGHT, "age": none}, NOW, NOW) for none in ("0", "old")),
+        # Some caches leave the date as it was, others make it the present one.
+        ({"date": MIDNIGHT, "age": "60"}, NOW - timedelta(seconds=60), None),
+        ({"date": MIDNIGHT, "age": "9" * 12}, NOW - timedelta(seconds=MAX_AGE), None),
+        *(({"date": bad, "age": "60"}, None, None) for bad in ("", "soon", "0" * 41)),
+        ({}, None, None),
     ],
 )
-def test_a_table_tells_the_time_by_its_sources_clock(headers, made, age):
+def test_a_table_tells_the_time_by_its_sources_clock(headers, made, clock):
     table = make_table("fake", DAY, NOW, GOOD, headers=headers)
-    times = [made, made and made + timedelta(seconds=age)]
-    assert [table.made, table.source_clock] == times
+    assert (table.made, table.source_clock) == (made, clock)
+
+
+def test_the_oldest_answer_is_of_a_day_there_is():
+    headers = {"date": "Mon, 01 Jan 100 00:00:00 GMT", "age": "9" * 12}
+    assert make_table("fake", DAY, NOW, GOOD, headers=headers).made is not None
 
 
 @pytest.mark.parametrize(

@@ -355,7 +355,7 @@ async def check(settings: Settings, out: TextIO, dependencies: Dependencies | No
 
 def can_append(path: Path) -> bool:
     """Whether a file can be read and written, or created; it is not opened."""
-    if path.exists():
+    if os.access(path, os.F_OK):
         return os.access(path, os.R_OK | os.W_OK)
     return os.access(path.parent, os.W_OK | os.X_OK)
 

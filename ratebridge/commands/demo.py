@@ -120,12 +120,12 @@ def run_mock_server(
         async with trio.open_nursery() as feed_nursery:
             serve_it = partial(serve_feed, feed, peers)
             bound = await _listen(feed_nursery, serve_it, host, port, "--port")
-            log.info("feed.listening", uri=f"ws://{host}:{bound}")
+            log.info("feed.listening", uri=f"ws://{_authority(host, bound)}")
             if rates_port is not None:
                 rates = FakeRates()
                 serve_them = partial(serve_rates, rates)
                 bound = await _listen(feed_nursery, serve_them, host, rates_port, "--rates-port")
-                log.info("rates.listening", **rates.urls(f"http://{host}:{bound}"))
+                log.info("rates.listening", **rates.urls(f"http://{_authority(host, bound)}"))
             await feed.done.wait()
             log.info("feed.done", **_figures(feed))
 
@@ -147,6 +147,10 @@ async def _listen(
             raise BadSettings(f"--host: {expected}, got {quoted(host)}") from None
         raise BadSettings(f"{option}: {os.strerror(number)}: {port}") from None
     return bound
+
+
+def _authority(host: str, port: int) -> str:
+    return Address(host, port, "/", secure=False).authority
 
 
 def _figures(feed: StandIn) -> dict[str, int]:

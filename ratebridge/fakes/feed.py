@@ -344,16 +344,21 @@ class StandIn:
         self._see_if_done()
 
     def _hear(self, received: Received) -> None:
-        message = received.message
-        if message["type"] == "heartbeat":
-            self.heartbeats += 1
-            return
+        message = None
+        with suppress(ValueError, RecursionError):  # any client may connect to a mock server
+            message = received.message
+        match message:
+            case {"type": "heartbeat"}:
+                self.heartbeats += 1
+            case {"type": "message" | "error" as kind, "id": message_id}:
+                self._take_reply(kind, json.dumps(message_id), received.text)
+
+    def _take_reply(self, kind: str, key: str, text: str) -> None:
         self.replies += 1
-        self.errors += message["type"] == "error"
-        key = json.dumps(message["id"])
+        self.errors += kind == "error"
         requests = self._open.get(key)
         if requests:
-            self.on_reply(requests.pop(0), received.text)
+            self.on_reply(requests.pop(0), text)
             if not requests:
                 del self._open[key]
         self._see_if_done()

@@ -1,7 +1,7 @@
-"""A fake of Frankfurter v2: more currencies, five digits, and a day for each row."""
+"""A fake of Frankfurter v2: more currencies, five decimals, and a day for each row."""
 
 from datetime import date, timedelta
-from decimal import ROUND_HALF_EVEN, Context, Decimal
+from decimal import Decimal
 from typing import Final
 
 import attrs
@@ -9,6 +9,7 @@ import attrs
 from ..providers.frankfurter import URL
 from .rates import (
     COMMON,
+    CONTEXT,
     Call,
     FakeAnswer,
     FakeSource,
@@ -39,7 +40,9 @@ _A_DAY_BEHIND: Final = frozenset({"UAH", "UZS"})  # their banks publish late
 _FORTNIGHTLY: Final = "TMT"  # its bank publishes on the 1st and the 15th
 _AHEAD: Final = frozenset({"AUD", "NZD"})  # their banks publish tomorrow's rates
 
-_FIVE_DIGITS: Final = Context(prec=5, rounding=ROUND_HALF_EVEN)
+_FIVE_PLACES: Final = Decimal("1e-5")
+_SIX_PLACES: Final = Decimal("1e-6")
+_SMALL: Final = Decimal("1e-4")
 
 
 @attrs.define
@@ -52,8 +55,10 @@ class FakeFrankfurter(FakeSource):
 
     @staticmethod
     def text(rate: Decimal) -> str:
-        """Five digits."""
-        return "1.0" if rate == 1 else f"{_FIVE_DIGITS.plus(rate):f}"
+        """Five decimals, six below 0.0001, without trailing zeros."""
+        places = _FIVE_PLACES if rate >= _SMALL else _SIX_PLACES
+        text = f"{rate.quantize(places, context=CONTEXT):f}".rstrip("0")
+        return f"{text}0" if text.endswith(".") else text
 
     def answer(self, call: Call, fault: Fault) -> FakeAnswer:
         """See `FakeSource`."""

@@ -8,8 +8,8 @@ the process loses no more than that. Nothing is synced to the disk: a crash of t
 what the system had not written yet, by its defaults up to half a minute.
 
 The chain continues in a new file and in a new process. After a file is moved, a new file continues
-from its last line. At the start the last whole line of the file gives the head. If the file is
-empty, it is the last line of the newest file that was moved to a name such as `audit.jsonl.1` or
+from its last line. At the start the last whole line of the file gives the head. If the file has
+none, it is the last line of the newest file that was moved to a name such as `audit.jsonl.1` or
 `audit.jsonl-20240101`. Compressed files are not read; without a last line a new chain begins. The
 file is locked while it is open, because two processes would write two chains.
 
@@ -56,10 +56,10 @@ class Block(NamedTuple):
 
 
 class AuditFile:
-    """The file, for use in a worker thread: appends whole lines, and resumes after a failure.
+    """The file, open, for use in a worker thread: appends whole lines, and resumes after a failure.
 
-    Every method may raise OSError; the unwritten rest is written next time. `head` is
-    that of the last block that is completely in the file.
+    Making it and every method may raise OSError; the unwritten rest is written next
+    time. `head` is that of the last block that is completely in the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,9 +68,15 @@ class AuditFile:
         self.opened = 0  # times
         self._polled = -inf
         self._busy = threading.Lock()  # a write abandoned at the stop may still run
-        self.head = find_head(path)
-        self._block = Block(b"", 0, self.head)  # under way
+        self._block = Block(b"", 0, START)  # under way
         self._written = 0  # bytes of it
+        self._open()
+        try:
+            self.head = find_head(path)  # only now, when no other process can write
+        except OSError:
+            self._close()
+            raise
+        self._block = self._block._replace(head=self.head)
 
     @property
     def unfinished(self) -> int:
@@ -90,7 +96,7 @@ class AuditFile:
             if reopen or self._was_moved(now):
                 self._close()
             if self._fd < 0:
-                self.open()
+                self._open()
             while True:
                 text, _, head = self._block
                 while self._written < len(text):
@@ -103,7 +109,7 @@ class AuditFile:
             if last:
                 self._close()
 
-    def open(self) -> None:
+    def _open(self) -> None:
         """Open for appending at the beginning of a line."""
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         fd = os.open(self._path, flags, 0o640)
@@ -160,23 +166,22 @@ def find_head(path: Path) -> Head:
 
     Raises OSError if the file exists and cannot be read.
     """
-    tail = _tail(path)
-    if not tail:
-        moved = _moved_last(path)
-        tail = b"" if moved is None else _tail(moved)
-    # The first of these lines may lack its beginning; then its hash does not match.
-    heads = map(head_of, reversed(tail.splitlines()))
-    return next((head for head in heads if head is not None), START)
+    for file in (path, _moved_last(path)):
+        # The first of these lines may lack its beginning; then its hash does not match.
+        for line in reversed(_tail(file).splitlines()):
+            if head := head_of(line):
+                return head
+    return START
 
 
-def _moved_last(path: Path) -> Path | None:
-    """The newest of the files that were moved from this name."""
+def _moved_last(path: Path) -> Path:
+    """The newest of the files that were moved from this name; the path itself without any."""
     beside = (f"{path.name}.", f"{path.name}-")
     try:
         moved = [file for file in path.parent.iterdir() if file.name.startswith(beside)]
-        return max(moved, key=lambda file: file.stat().st_mtime_ns, default=None)
+        return max(moved, key=lambda file: file.stat().st_mtime_ns, default=path)
     except OSError:
-        return None
+        return path
 
 
 def _tail(path: Path) -> bytes:
@@ -215,7 +220,6 @@ class Audit:
         self.failing: str | None = None  # why the file cannot be written, while it cannot
         try:
             self._file = AuditFile(path)
-            self._file.open()
         except OSError as error:
             raise BadSettings(
                 "RATEBRIDGE_AUDIT_FILE: expected a file that can be read and written "
@@ -306,7 +310,6 @@ class Audit:
         if last or not self._blocks:  # while blocks are queued, only full ones are added
             self._cut_block()
         reopen, self._reopen = self._reopen, False
-        failure = None
         async with trio.open_nursery() as flush_nursery:
             limit = flush_nursery.cancel_scope
             if last:
@@ -319,10 +322,10 @@ class Audit:
                     partial(self._file.write, self._blocks, now, reopen=reopen, last=last),
                     abandon_on_cancel=True,
                 )
+                self._set_failing(None)
             except OSError as error:
-                failure = error.strerror or "the write failed"
+                self._set_failing(error.strerror or "the write failed")
             limit.cancel()
-        self._set_failing(failure)
         if self._file.opened > self._opened_reported:
             self._opened_reported = self._file.opened
             self._observer.audit_reopened()

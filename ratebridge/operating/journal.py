@@ -238,7 +238,6 @@ class Journal(Observer):
     # The audit trail.
 
     def audit_failed(self, why: str, waiting: int) -> None:
-        self.stats.audit_failing = True
         words = f"the audit file cannot be written: {why}"
         self._report("audit.failed", "", words, "error", detail=why, waiting=waiting)
 
@@ -247,7 +246,6 @@ class Journal(Observer):
         self._report("audit.lost", "", words, "error", lines=lines, why=why)
 
     def audit_recovered(self, lost: int) -> None:
-        self.stats.audit_failing = False
         self._write_line("warning", "audit.recovered", lost=lost)
 
     def audit_reopened(self) -> None:

@@ -36,7 +36,7 @@ LOSSES: Final = (
 FETCHES: Final = (
     *("ok", "unreachable", "timeout", "redirect", "http-3xx", "http-4xx", "http-5xx", "http-other"),
     *("refused-key", "quota-minute", "quota-month", "bad-body", "bad-table", "no-table"),
-    *("implausible", "budget", "internal-error"),
+    *("implausible", "internal-error"),
 )
 
 Values = Mapping[tuple[str, ...], float]  # by the label values; () for none
@@ -130,7 +130,7 @@ def _rates(service: Service, now: float) -> Iterator[str]:
         "implausible_quotes",
         "Quotes that were not used because they cannot be true.",
         ("provider",),
-        _from_zero([source.name for source in sources], stats.implausible),
+        _from_zero(names, stats.implausible),
     )
     yield from _counter(
         "cache_hits",
@@ -164,9 +164,7 @@ def _audit(service: Service) -> Iterator[str]:
     audit = service.audit
     if audit is None:
         return
-    yield from _gauge(
-        "audit_up", "Whether the audit file can be written.", not service.stats.audit_failing
-    )
+    yield from _gauge("audit_up", "Whether the audit file can be written.", audit.failing is None)
     yield from _gauge("audit_lines_waiting", "Lines not written yet.", audit.waiting)
     yield from _counter("audit_lines_lost", "Lines that will never be written.", audit.lost)
 

@@ -1,12 +1,12 @@
 """The readiness of a running service, its history, and the data of the status page.
 
-Only `History.keep` reads a clock: elsewhere `now` is trio's time in seconds. The results are
-plain data for JSON.
+`now` is trio's time in seconds, which only `History.keep` reads itself. The results are plain
+data for JSON.
 """
 
 from collections import deque
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from statistics import median
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from ..dates import wire_time
 from ..outbox import Outbox
 from ..providers.chain import RateChain
 from ..providers.source import Quota, Source
+from ..rates import RateTable
 from ..settings import Settings
 from .audit import Audit
 from .stats import LACKING, SourceStats, Stats
@@ -204,7 +205,7 @@ def overview(service: Service, history: History, now: float, taken: int = 0) -> 
                     "provider": table.provider,
                     "currencies": len(table.quotes),
                     "age": now - fetched_at,
-                    "final": table.final,
+                    "remark": _remark(table, today.date()),
                 }
                 for table, fetched_at in tables[:MOST_SHOWN]
             ],
@@ -218,6 +219,13 @@ def overview(service: Service, history: History, now: float, taken: int = 0) -> 
             "samples": [_rounded(sample) for sample in history.since(taken)],
         },
     }
+
+
+def _remark(table: RateTable, today: date) -> str:
+    """Why a table may still change, if so."""
+    if table.final:
+        return ""
+    return "today's" if table.day == today else "not final"
 
 
 def _source(service: Service, source: Source, now: float) -> dict[str, Any]:

@@ -83,7 +83,6 @@ class Stats:
     links_opened: int = 0
     lost: Counter[str] = attrs.Factory(Counter)
     internal_errors: int = 0
-    audit_failing: bool = False
     heartbeats: int = 0
     heartbeat_at: float | None = None  # trio time of the last one, on any connection
     heartbeat_gaps: deque[float] = attrs.Factory(lambda: deque(maxlen=120))

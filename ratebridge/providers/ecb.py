@@ -26,7 +26,7 @@ import trio
 from ..conversion import is_quote
 from ..dates import EARLIEST
 from ..errors import SourceFailed
-from ..rates import MAX_DAYS_BACK, Quote, RateTable
+from ..rates import FAILURE_LIFE, MAX_DAYS_BACK, Quote, RateTable
 from ..setting import Setting, base_url
 from .source import Http, Provider, read_body
 
@@ -96,13 +96,17 @@ class History:
 
 @attrs.define(eq=False)
 class _File:
-    """A file of the site: its reader, and its content when it was last fetched."""
+    """A file of the site: its reader, and its content when it was last fetched.
+
+    `failed` is the last failure since: what it was, for which day, and when in trio time.
+    """
 
     name: str
     read: Callable[[date, bytes], History]
     history: History | None = None
     fetched: datetime | None = None
     fetched_at: float = 0.0  # trio time
+    failed: tuple[SourceFailed, date, float] | None = None
     lock: trio.Lock = attrs.Factory(trio.Lock)
 
     def suffices(self, day: date, now: datetime) -> bool:
@@ -116,6 +120,13 @@ class _File:
         if self.fetched.date() <= day < now.date():
             return False  # the day has ended since, so its rows are complete
         return trio.current_time() - self.fetched_at < RECHECK
+
+    def raise_if_failed(self, day: date) -> None:
+        """Raise a failure of a moment ago for another day: the chain knows only days."""
+        if self.failed is not None:
+            failure, failed_day, failed_at = self.failed
+            if day != failed_day and trio.current_time() - failed_at < FAILURE_LIFE:
+                raise attrs.evolve(failure, again=False)
 
 
 class Ecb:
@@ -165,11 +176,15 @@ class Ecb:
     async def _fetch_file(self, file: _File, http: Http, day: date, now: datetime) -> None:
         if file.suffices(day, now):  # by what was fetched while this waited
             return
-        answer = await http.get(f"{self._url}/{file.name}", {}, {"Accept": "*/*"})
-        read = partial(file.read, now.date())
-        file.history = await trio.to_thread.run_sync(read_body, read, answer)
-        file.fetched = now
-        file.fetched_at = trio.current_time()
+        file.raise_if_failed(day)
+        try:
+            answer = await http.get(f"{self._url}/{file.name}", {}, {"Accept": "*/*"})
+            read = partial(file.read, now.date())
+            file.history = await trio.to_thread.run_sync(read_body, read, answer)
+        except SourceFailed as failure:
+            file.failed = attrs.evolve(failure), day, trio.current_time()
+            raise
+        file.fetched, file.fetched_at, file.failed = now, trio.current_time(), None
 
 
 def _read_embedded() -> History:
@@ -220,7 +235,7 @@ def read_xml(today: date, body: bytes) -> History:
             # A rate with a comma would become two columns.
             days[-1][1].append((attributes["currency"], rate.replace(",", "?") or "?"))
 
-    parser = expat.ParserCreate()
+    parser = expat.ParserCreate("utf-8")  # the file could name any of Python's codecs
     parser.StartDoctypeDeclHandler = refuse
     parser.StartElementHandler = start
     try:

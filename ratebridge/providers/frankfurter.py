@@ -1,6 +1,7 @@
 """Frankfurter v2: some 160 currencies from 80 central banks, no key, self-hostable.
 
-A blend of the banks' rates, rounded to 4 or 5 digits. Each row has its own day.
+A blend of the banks' rates, cut to 5 decimals, so that small ones have few digits. Each row has
+its own day.
 """
 
 from datetime import date, datetime

@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 LONGEST_WAIT: Final = 86400  # s, the longest Retry-After that is obeyed
 
+MAX_AGE: Final = 10**9  # s of an answer in a cache: some thirty years
 MAX_ROWS: Final = 500  # three times what the largest source lists
 SOURCE_DECIMALS: Final = 5  # every source gives so many, though JSON cuts trailing zeros
 
@@ -227,9 +228,11 @@ def make_table(
         raise SourceFailed("bad-table", f"has no quote of 1 for its own base on {day}")
     if "EUR" not in quotes or len(quotes) < 2:
         raise SourceFailed("bad-table", f"has no usable table for {day}")
-    made = read_date(headers.get("date"))
-    age = timedelta(seconds=max(0, read_count(headers.get("age")) or 0))  # in a cache on the way
-    return RateTable(provider, day, quotes, fetched, refused, latest, made, made and made + age)
+    made = source_clock = read_date(headers.get("date"))
+    age = read_count(headers.get("age")) or 0
+    if made is not None and age > 0:  # from a cache on the way, and some date their copies anew
+        made, source_clock = made - timedelta(seconds=min(age, MAX_AGE)), None
+    return RateTable(provider, day, quotes, fetched, refused, latest, made, source_clock)
 
 
 def read_count(header: str | None) -> int | None:

@@ -377,7 +377,7 @@ function showSources({ sources }) {
 function showTables({ tables }) {
   say("tables-count", whole.format(tables.held));
   const items = tables.shown.map((table) => [
-    table.day, table.provider, whole.format(table.currencies), coarse(table.age), table.final,
+    table.day, table.provider, whole.format(table.currencies), coarse(table.age), table.remark,
   ]);
   fill("tables", items.length ? items : [["None yet: the first request fetches one."]], (item) => {
     const row = element("tr", "");
@@ -386,9 +386,9 @@ function showTables({ tables }) {
       cell.colSpan = 4;
       return within(row, cell);
     }
-    const [day, provider, currencies, age, final] = item;
+    const [day, provider, currencies, age, remark] = item;
     return within(row,
-      final ? element("td", "", day) : within(element("td", "", day), " ", element("small", "", "today's")),
+      within(element("td", "", day), " ", element("small", "", remark)),
       element("td", "", provider), element("td", "number", currencies), element("td", "number", age));
   });
   const hidden = tables.held - tables.shown.length;
