@@ -83,5 +83,6 @@ class Supervisor:
                 return await session.run()
             finally:
                 self._session = None
+                link.end(LinkFailed("over"))  # what it has not written by now goes to the next
                 self._outbox.lose_link()
                 link_nursery.cancel_scope.cancel()

@@ -314,6 +314,29 @@ async def test_a_reply_already_written_is_not_sent_twice(autojump_clock):
         assert {got.message["type"] for got in second.received} == {"heartbeat"}
 
 
+async def test_a_link_takes_nothing_once_it_is_known_what_has_left_on_it(autojump_clock):
+    """A write would go on, were its socket writable at that moment, and on the next link again."""
+    links: list[Link] = []
+    late: list[Write | None] = []
+
+    async def open_as(*args: Any) -> Link:
+        links.append(await open_link(*args))
+        return links[-1]
+
+    async with running(silent, open_as=open_as) as it:
+        lose_link = it.outbox.lose_link
+
+        def lose_and_write() -> None:
+            lose_link()
+            late.append(links[-1].put([b"late"]))
+            assert links[-1]._stream.head is None
+
+        it.outbox.lose_link = lose_and_write  # type: ignore[method-assign]
+        await trio.sleep(3)
+        assert it.reasons == ["stale"]
+        assert [write and write.texts_taken() for write in late] == [0]
+
+
 async def test_the_first_message_on_a_new_link_is_a_heartbeat(autojump_clock):
     async with running(in_turn(accept_and_go, accept_and_beat)) as it:
         it.outbox.add(Reply(b"1", ask(1).encode(), trio.current_time()))
