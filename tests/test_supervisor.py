@@ -11,6 +11,8 @@ import pytest
 import trio
 from support import (
     ADDRESS,
+    NO_CHAIN,
+    NOW,
     Recorder,
     accept_and_beat,
     ask,
@@ -27,6 +29,7 @@ from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script
 from ratebridge.link.dial import Dial
 from ratebridge.link.link import Link, open_link
 from ratebridge.link.stream import Write
+from ratebridge.messages import HEARTBEAT, THE_HEARTBEAT
 from ratebridge.outbox import Outbox, Reply
 from ratebridge.session import HeartbeatSettings
 from ratebridge.supervisor import Supervisor
@@ -369,6 +372,29 @@ async def test_a_bug_in_a_session_is_reported_and_the_session_restarted(autojump
         assert it.recorder.waits == [0.1, 0.25, 0.5, 1.0, 2.0, 4.0]
         assert set(it.reasons) == {"internal-error"}
         assert await it.stop() == 0.0
+
+
+async def test_a_link_that_ends_by_a_bug_has_its_uptime_and_may_have_proved_itself(autojump_clock):
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        for _ in range(4):
+            await peer.heartbeat()
+            await trio.sleep(1.25)
+        await peer.send("a text")
+        await listen(peer)
+
+    class Startled(Bridge):
+        def answer(self, frame: bytes, moment: Any) -> Any:
+            if frame != HEARTBEAT:
+                raise ZeroDivisionError(frame)
+            return THE_HEARTBEAT
+
+    bridge: Any = Startled(NO_CHAIN, NO_CHAIN, print, utc_now=lambda: NOW, observer=Recorder())
+    async with running(script, bridge=bridge) as it:
+        await trio.sleep(12)
+        assert it.reasons == ["internal-error"] * 2
+        assert [end.uptime for end in it.recorder.ends] == [5.0, 5.0]
+        assert it.recorder.waits == [0.1, 0.1]
 
 
 async def test_a_bug_in_opening_is_reported_and_the_opening_retried(autojump_clock):
