@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import trio
 
-READ_SIZE: Final = 64 * 1024  # bytes, the most that one batch is made of
+READ_SIZE: Final = 64 * 1024  # bytes, the most that one read gives
 
 
 class TlsStream(trio.abc.Stream):
