@@ -84,6 +84,6 @@ class Supervisor:
             try:
                 return await session.run()
             finally:
-                link.end(LinkFailed("over"))  # what it has not written by now goes to the next
+                link.end(LinkFailed("stopped"))  # what it has not written by now goes to the next
                 self._outbox.lose_link()
                 link_nursery.cancel_scope.cancel()
