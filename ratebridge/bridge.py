@@ -82,6 +82,8 @@ class Bridge:
             return self._answer_now(message, moment)
         except NoRate as problem:
             return self._refuse(message.id, problem, moment.mono)
+        except Exception as bug:  # noqa: BLE001 - a bug costs one request and not the link
+            return self._fail(message.id, bug, moment.mono)
 
     def report(self, came: float) -> None:
         """Tell the observer of the conversions made, whose requests came at `came` (trio time).
@@ -122,9 +124,7 @@ class Bridge:
             self._observer.undelivered(request.id, "the service stopped")
             raise
         except Exception as bug:  # noqa: BLE001 - a bug costs one request and not the service
-            self._observer.internal_error("request", bug)
-            crash = NoRate("internal-error", "an internal error, see the service's log")
-            reply = self._refuse(request.id, crash, came)
+            reply = self._fail(request.id, bug, came)
         self._deliver(reply)
         self.report(came)
         self.waiting -= 1
@@ -146,6 +146,11 @@ class Bridge:
         text = plain(euro)
         self._made.append((request, text, rate, at.utc))
         return Reply(request.id, encode_reply(request, text, at.wire), at.mono)
+
+    def _fail(self, message_id: bytes, bug: Exception, came: float) -> Reply:
+        self._observer.internal_error("request", bug)
+        crash = NoRate("internal-error", "an internal error, see the service's log")
+        return self._refuse(message_id, crash, came)
 
     def _refuse(self, message_id: bytes, problem: Refused | NoRate, came: float) -> Reply:
         now = self._trio_now()

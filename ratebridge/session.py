@@ -75,7 +75,10 @@ class Session:
             if self._cause is None:
                 await self._link.close(GOING_AWAY)
             session_nursery.cancel_scope.cancel()
-        cause = self._cause or LinkFailed("stopped")
+        return self.ended_by(self._cause or LinkFailed("stopped"))
+
+    def ended_by(self, cause: LinkFailed) -> SessionEnd:
+        """The end of this session, now."""
         return SessionEnd(cause, trio.current_time() - self._opened, self._proved)
 
     def stop(self) -> None:

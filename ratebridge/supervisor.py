@@ -35,7 +35,7 @@ class Supervisor:
         self._backoff = backoff
         self._observer = observer
         self._opening = trio.CancelScope()
-        self._session: Session | None = None
+        self._session: Session | None = None  # of the present link, or of the last
         self._stopping = trio.Event()
 
     async def run(self) -> None:
@@ -45,7 +45,8 @@ class Supervisor:
                 end = await self._live()
             except Exception as bug:  # noqa: BLE001 - no bug of a session ends the service
                 self._observer.internal_error("session", bug)
-                end = SessionEnd(LinkFailed("internal-error", "a bug, see the trace"))
+                cause = LinkFailed("internal-error", "a bug, see the trace")
+                end = SessionEnd(cause) if self._session is None else self._session.ended_by(cause)
             if self._stopping.is_set():
                 self._observer.link_lost(end.cause, end.uptime, None)
                 return
@@ -66,6 +67,7 @@ class Supervisor:
 
     async def _live(self) -> SessionEnd:
         """One link, from its opening to its end."""
+        self._session = None
         async with trio.open_nursery() as link_nursery:
             try:
                 with trio.CancelScope() as self._opening:
@@ -82,6 +84,6 @@ class Supervisor:
             try:
                 return await session.run()
             finally:
-                self._session = None
+                link.end(LinkFailed("stopped"))  # what it has not written by now goes to the next
                 self._outbox.lose_link()
                 link_nursery.cancel_scope.cancel()

@@ -285,8 +285,12 @@ async def test_a_bug_in_a_source_costs_one_error(autojump_clock):
         assert "oops" not in str(desk.later)
 
 
-async def test_a_bug_in_a_request_costs_that_request(autojump_clock, monkeypatch):
+@pytest.mark.parametrize("cached", [False, True])
+async def test_a_bug_in_a_request_costs_that_request(cached, autojump_clock, monkeypatch):
     async with open_desk() as desk:
+        if cached:
+            desk.ask(0, "1", "USD", NOON)
+            await desk.bridge.wait_settled()
         bug = ValueError("oops")
 
         def broken(*_args):
@@ -294,9 +298,10 @@ async def test_a_bug_in_a_request_costs_that_request(autojump_clock, monkeypatch
 
         with monkeypatch.context() as patch:
             patch.setattr("ratebridge.bridge.to_euro", broken)
-            desk.ask(1, "1", "USD", NOON)
+            at_once = desk.ask(1, "1", "USD", NOON)
             await desk.bridge.wait_settled()
-        assert text_of(desk.later[0]) == "an internal error, see the service's log"
+        reply = at_once if cached else desk.later[0]
+        assert text_of(reply) == "an internal error, see the service's log"
         assert desk.log.bugs == [bug]
         assert said(desk.ask(2, "1", "USD", NOON))["type"] == "message"
 

@@ -166,6 +166,47 @@ async def test_a_write_that_fails_is_met_by_who_waits_for_it_and_stays_at_the_he
     assert stream.head is write
 
 
+@pytest.mark.parametrize("turns", [0, 1, 5])
+async def test_what_the_system_had_not_taken_at_the_end_is_not_written_later(turns, system, stream):
+    """Those replies go on the next link: written here as well, they would be doubled."""
+    system.room = ENDS[0] + 1
+    write = stream.put(FRAMES, TEXTS)
+    async with within(5), trio.open_nursery() as nursery:
+        nursery.start_soon(stream.write_queued)
+        for _ in range(turns):  # the socket is writable all the time
+            await trio.lowlevel.checkpoint()
+        stream.end()
+        system.room = 1000
+    assert write.texts_taken() == 1
+    assert system.taken == FRAMES[: ENDS[0] + 1]
+
+
+async def test_who_waits_for_a_write_learns_of_the_end(system, stream):
+    stream.put(FRAMES)
+
+    async def wait() -> None:
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.wait_written()
+
+    async with within(5), trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        stream.end()
+
+
+async def test_a_link_that_has_ended_takes_no_reply_though_the_system_would():
+    async def go_and_listen(peer: FeedPeer) -> None:
+        await peer.accept()
+        stream: Any = peer.stream
+        await stream.send_eof()
+        await trio.sleep_forever()
+
+    async with open_on_a_socket(go_and_listen) as (link, _):
+        with pytest.raises(LinkFailed):
+            await link.receive(ignore)
+        assert link.put([b"too late"]) is not None
+
+
 async def test_nothing_is_queued_behind_a_close(system, stream):
     system.room = 1000
     await stream.send_close(b"close")

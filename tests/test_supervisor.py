@@ -11,6 +11,8 @@ import pytest
 import trio
 from support import (
     ADDRESS,
+    NO_CHAIN,
+    NOW,
     Recorder,
     accept_and_beat,
     ask,
@@ -21,12 +23,14 @@ from support import (
 )
 
 from ratebridge.backoff import Backoff
-from ratebridge.bridge import Bridge
+from ratebridge.bridge import Bridge, Moment
 from ratebridge.errors import LinkFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script
 from ratebridge.link.dial import Dial
 from ratebridge.link.link import Link, open_link
 from ratebridge.link.stream import Write
+from ratebridge.messages import HEARTBEAT, THE_HEARTBEAT, Heartbeat
+from ratebridge.observer import Observer
 from ratebridge.outbox import Outbox, Reply
 from ratebridge.session import HeartbeatSettings
 from ratebridge.supervisor import Supervisor
@@ -314,6 +318,29 @@ async def test_a_reply_already_written_is_not_sent_twice(autojump_clock):
         assert {got.message["type"] for got in second.received} == {"heartbeat"}
 
 
+async def test_a_link_takes_nothing_once_it_is_known_what_has_left_on_it(autojump_clock):
+    """A write would go on, were its socket writable at that moment, and on the next link again."""
+    links: list[Link] = []
+    late: list[Write | None] = []
+
+    async def open_as(*args: Any) -> Link:
+        links.append(await open_link(*args))
+        return links[-1]
+
+    async with running(silent, open_as=open_as) as it:
+        lose_link = it.outbox.lose_link
+
+        def lose_and_write() -> None:
+            lose_link()
+            late.append(links[-1].put([b"late"]))
+            assert links[-1]._stream.head is None
+
+        it.outbox.lose_link = lose_and_write  # type: ignore[method-assign]
+        await trio.sleep(3)
+        assert it.reasons == ["stale"]
+        assert [write and write.texts_taken() for write in late] == [0]
+
+
 async def test_the_first_message_on_a_new_link_is_a_heartbeat(autojump_clock):
     async with running(in_turn(accept_and_go, accept_and_beat)) as it:
         it.outbox.add(Reply(b"1", ask(1).encode(), trio.current_time()))
@@ -325,10 +352,16 @@ async def test_the_first_message_on_a_new_link_is_a_heartbeat(autojump_clock):
 
 
 class Broken(Bridge):
-    """A bridge with a bug that each text brings up."""
+    """A bridge with a bug that each text but a heartbeat brings up."""
 
-    def answer(self, frame: bytes, moment: Any) -> Any:
-        raise ZeroDivisionError(frame)
+    def __init__(self) -> None:
+        nobody: Any = None
+        super().__init__(NO_CHAIN, nobody, nobody, utc_now=lambda: NOW, observer=Observer())
+
+    def answer(self, frame: bytes, moment: Moment) -> Heartbeat:
+        if frame != HEARTBEAT:
+            raise ZeroDivisionError(frame)
+        return THE_HEARTBEAT
 
 
 async def test_a_bug_in_a_session_is_reported_and_the_session_restarted(autojump_clock):
@@ -337,15 +370,31 @@ async def test_a_bug_in_a_session_is_reported_and_the_session_restarted(autojump
         await peer.send("a text")
         await listen(peer)
 
-    bridge: Any = Broken.__new__(Broken)
-    async with running(script, bridge=bridge) as it:
+    async with running(script, bridge=Broken()) as it:
         await trio.sleep(4)
         assert len(it.recorder.crashes) == 6
-        [crash] = {type(crash) for crash in it.recorder.crashes}
-        assert crash is ExceptionGroup
+        for crash in it.recorder.crashes:
+            assert isinstance(crash, ExceptionGroup)
+            assert crash.subgroup(ZeroDivisionError) is not None
         assert it.recorder.waits == [0.1, 0.25, 0.5, 1.0, 2.0, 4.0]
         assert set(it.reasons) == {"internal-error"}
         assert await it.stop() == 0.0
+
+
+async def test_a_link_that_ends_by_a_bug_has_its_uptime_and_may_have_proved_itself(autojump_clock):
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        for _ in range(4):
+            await peer.heartbeat()
+            await trio.sleep(1.25)
+        await peer.send("a text")
+        await listen(peer)
+
+    async with running(script, bridge=Broken()) as it:
+        await trio.sleep(12)
+        assert it.reasons == ["internal-error"] * 2
+        assert [end.uptime for end in it.recorder.ends] == [5.0, 5.0]
+        assert it.recorder.waits == [0.1, 0.1]
 
 
 async def test_a_bug_in_opening_is_reported_and_the_opening_retried(autojump_clock):

@@ -169,6 +169,22 @@ async def test_a_bad_record_breaks_the_stream(spoil):
             stream.unseal(bad)
 
 
+@pytest.mark.parametrize("spoil", ["an alert", "no TLS"])
+async def test_texts_that_come_with_the_failure_of_tls_are_read_before_it(spoil):
+    async with agreed() as (stream, server):
+        last = server.sealed(b"last ", b"words")
+        end = b"\x00" * 100
+        if spoil == "an alert":
+            server.incoming.write(end)
+            with pytest.raises(ssl.SSLError):
+                server.tls.read(1)
+            end = server.outgoing.read()
+        assert stream.unseal(last + end) == b"last words"
+        assert stream.unseal(b"") == b""
+        with pytest.raises(trio.BrokenResourceError):
+            stream.seal(b"too late")
+
+
 # What TLS says of its own.
 
 

@@ -89,6 +89,7 @@ RETRIES = [
     Retry("a date that is over", DATE + b"Retry-After: Tue, 18 May 2021 21:00:00 GMT", 0.0),
     Retry("a date seen from nowhere", b"Retry-After: Tue, 18 May 2021 21:33:12 GMT", None),
     Retry("a date of no zone", DATE + b"Retry-After: Tue, 18 May 2021 21:33:12", None),
+    Retry("a year too far", DATE + b"Retry-After: Tue, 18 May 99999999999 21:33:12 GMT", None),
     Retry("ages", b"Retry-After: " + b"9" * 400, 999999999.0),
     Retry("nonsense", b"Retry-After: -1\xff", None),
 ]

@@ -94,8 +94,8 @@ class FrameCutter:
                     continue
             if usual and self._is_lawful(first, length):
                 self._passing = end - at
-                self._fragmented = self._fragmented and first != _LAST_FRAGMENT
-                self._fragmented = self._fragmented or first in _FIRST_FRAGMENTS
+                goes_on = self._fragmented and first != _LAST_FRAGMENT
+                self._fragmented = goes_on or first in _FIRST_FRAGMENTS
             else:
                 self._over = True
                 self.saw_close = first == _CLOSE

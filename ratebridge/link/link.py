@@ -77,10 +77,11 @@ class Link:
             await self._websocket.aclose(code)
 
     def end(self, failure: Exception) -> None:
-        """The link has failed; the first reason counts."""
+        """The link has failed, or is given up; the first reason counts."""
         if self._failure is None:
             self._failure = failure
             self._handler = _discard
+            self._stream.end()
             self._ended.set()
             self._closing.cancel()
 

@@ -70,7 +70,8 @@ class LinkStream(trio.abc.Stream):
         self._queue: deque[Write] = deque()
         self._queue_lot = trio.lowlevel.ParkingLot()  # who waits for it to fill, or to be empty
         self._broken = False  # the network takes no more
-        self.sent_close = False  # nothing may follow it
+        self._shut = False  # nothing more is put: a close was, or the link has ended
+        self.sent_close = False
 
     def handle(self, handler: Handler) -> None:
         """Have `handler` called with all texts that come, in the task that reads them."""
@@ -101,10 +102,10 @@ class LinkStream(trio.abc.Stream):
     ) -> Write | None:
         """Write what the system takes at once, and queue the rest: the write if there is some.
 
-        Errors are left for `write_queued` to meet. Nothing follows a close. `sealed`
-        bytes are records of TLS already.
+        Errors are left for `write_queued` to meet. Nothing follows a close or `end`.
+        `sealed` bytes are records of TLS already.
         """
-        if self.sent_close:
+        if self._shut:
             return Write(data, texts, on_whole)
         if self._tls is not None and not sealed:
             try:
@@ -131,7 +132,7 @@ class LinkStream(trio.abc.Stream):
         """Write what is queued, as it comes; returns when the network takes no more."""
         try:
             while True:
-                while self._queue:
+                while self._queue and not self._broken:
                     await self._write(self._queue[0])
                     write = self._queue.popleft()
                     if write.on_whole is not None:
@@ -153,6 +154,8 @@ class LinkStream(trio.abc.Stream):
                 write.taken += os.write(self._fd, write.data[write.taken :])
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(self._fd)
+                if self._broken:
+                    raise trio.BrokenResourceError("the link has ended") from None
 
     async def wait_written(self) -> None:
         """Returns when the queue is empty. Raises `trio.BrokenResourceError` if it cannot be."""
@@ -239,8 +242,13 @@ class LinkStream(trio.abc.Stream):
         Raises `trio.BrokenResourceError`.
         """
         self.put(data)
-        self.sent_close = True
+        self.sent_close = self._shut = True
         await self.wait_written()
+
+    def end(self) -> None:
+        """Write nothing more, not even what is left in the queue."""
+        self._shut = self._broken = True
+        self._queue_lot.unpark_all()
 
     async def wait_send_all_might_not_block(self) -> None:
         await self.wait_written()

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import trio
 
-READ_SIZE: Final = 64 * 1024  # bytes, the most that one batch is made of
+READ_SIZE: Final = 64 * 1024  # bytes, the most that one read gives
 
 
 class TlsStream(trio.abc.Stream):
@@ -71,7 +71,8 @@ class TlsStream(trio.abc.Stream):
         except ssl.SSLEOFError:
             pass  # the end without a goodbye, found again at the next call
         except ssl.SSLError:
-            raise trio.BrokenResourceError("a record of TLS that is none") from None
+            if not chunks:  # else the texts first: at the next call it is the end
+                raise trio.BrokenResourceError("TLS has failed") from None
         return b"".join(chunks)
 
     def owed(self) -> bytes:

@@ -60,5 +60,5 @@ def _retry_after(value: bytes, now: bytes) -> float | None:
     try:
         until, since = (parsedate_to_datetime(date.decode("ascii")) for date in (value, now))
         return max(0.0, (until - since).total_seconds())
-    except (ValueError, TypeError):  # no date, or one of them without a time zone
+    except (ValueError, OverflowError, TypeError):  # no date, or one of them has no time zone
         return None

@@ -456,7 +456,7 @@ class Checker:
                 return bool(kinds & {"rate", "unknown"})
             case "stopping":
                 return at >= self._stop_at
-            case "internal_error":
+            case "internal-error":
                 return False
             case _:
                 return "bad" in kinds

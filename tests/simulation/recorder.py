@@ -67,7 +67,6 @@ class Recorder(Journal):
         if attempts and attempts[-1].lost is None:
             attempts[-1].lost = trio.current_time()
             attempts[-1].end = SessionEnd(cause, uptime)
-            attempts[-1].retry_in = retry_in
         elif retry_in is not None:
             self._trace.complain("a link is lost that was not dialled")
         self._trace.on("backoff")

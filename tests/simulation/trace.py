@@ -22,7 +22,6 @@ class Attempt:
     up: float | None = None
     lost: float | None = None
     end: SessionEnd | None = None
-    retry_in: float | None = None
     asked_to_stay_away: float = 0.0  # s, by a Retry-After that the service can have read
     forbidden: bool = False  # its upgrade was answered with 401 or 403
 

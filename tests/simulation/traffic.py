@@ -69,7 +69,7 @@ class Traffic:
             stake, currency, when = self._spoil(stake, currency, when, now)
         head = (
             f'{{"type":"message","id":{message_id},"payload":{{"marketId":{number % 7},'
-            f'"number":{number},"odds":2.20,"stake":'
+            f'"selectionId":{number},"odds":2.20,"stake":'
         )
         tail = "}}" if chance.random() < 0.8 else ',"extra":{"a":[1.0,null]}},"more":"é"}'
         text = f'{head}{stake},"currency":"{currency}","date":"{when}"{tail}'
@@ -150,7 +150,7 @@ def day_of(ask: Ask, now: datetime) -> date:
 _REPLY: Final = re.compile(
     r'(?P<stake>-?\d+(?:\.\d+)?),"currency":"EUR","date":"(?P<date>[-0-9T:.]{23}Z)"'
 )
-_NUMBER: Final = re.compile(r'"number":(\d+)')
+_NUMBER: Final = re.compile(r'"selectionId":(\d+)')
 
 
 def number_of(reply: str) -> int | None:
