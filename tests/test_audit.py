@@ -283,6 +283,25 @@ def test_a_file_that_cannot_be_opened_at_the_start_is_a_bad_setting(tmp_path, wh
         Audit(tmp_path / where, Listener())
 
 
+def test_a_moved_file_that_cannot_be_read_is_a_bad_setting(tmp_path, monkeypatch):
+    path, rotated = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
+    rotated.touch()
+    with monkeypatch.context() as forbidding:
+        forbidding.setattr(Path, "open", forbid)  # who runs tests may be root
+        with pytest.raises(BadSettings, match=r"\(Permission denied\)$"):
+            Audit(path, Listener())
+    assert Audit(path, Listener()).head == START, "no lock is left"
+
+
+def test_in_a_directory_that_cannot_be_listed_a_new_chain_begins(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "iterdir", forbid)
+    assert Audit(tmp_path / "audit.jsonl", Listener()).head == START
+
+
+def forbid(*_anything: object) -> None:
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
 # The chain, over files and restarts.
 
 

@@ -164,7 +164,7 @@ def _ends_in_half_a_line(fd: int) -> bool:
 def find_head(path: Path) -> Head:
     """The head from which the chain in this file continues; `START` for a new chain.
 
-    Raises OSError if the file exists and cannot be read.
+    Raises OSError if a file cannot be read.
     """
     for file in (path, _moved_last(path)):
         # The first of these lines may lack its beginning; then its hash does not match.
@@ -186,10 +186,7 @@ def _moved_last(path: Path) -> Path:
 
 def _tail(path: Path) -> bytes:
     """The last `TAIL` bytes of a regular file; else b""."""
-    try:
-        about = path.stat()
-    except FileNotFoundError:
-        return b""
+    about = path.stat()
     if not stat.S_ISREG(about.st_mode):
         return b""
     with path.open("rb") as file:
