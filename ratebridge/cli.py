@@ -20,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     arguments = sys.argv[1:] if arguments is None else arguments
     run = _command(arguments) if arguments else _run_service
     code = DONE
+    unread = False
     try:
         code = run()
     except* BadSettings as bad:
@@ -29,13 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         print(*_words(failed), sep="\n", file=sys.stderr)
         code = FAILED
     except* BrokenPipeError:  # standard output has no reader any more
-        if set(arguments[:1]) & {"check", "verify"}:  # what is not reported has not passed
-            code = FAILED
+        unread = True
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
         except OSError:  # or the interpreter's flush at exit would fail as well
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            unread = unread or stream is sys.stdout
+    if unread and set(arguments[:1]) & {"check", "verify"}:  # what is not reported has not passed
+        code = code or FAILED
     sys.exit(code)
 
 

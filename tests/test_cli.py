@@ -1,6 +1,7 @@
 """The command line. What the commands do is tested by their own modules, and `test_process`."""
 
 import io
+import os
 import signal
 import socket
 
@@ -139,6 +140,19 @@ def test_a_check_whose_reader_leaves_has_not_passed(command, monkeypatch):
     monkeypatch.setenv("CURRENCY_ASSIGNMENT_WS_URI", "ws://feed.example")
     monkeypatch.setattr(f"ratebridge.commands.{command[0]}.run_{command[0]}", leave)
     assert exit_code(*command) == 1
+
+
+def test_a_report_whose_reader_left_before_the_last_flush_has_not_passed(monkeypatch):
+    def report(*_arguments) -> int:
+        print("all lines are true")
+        return 0
+
+    monkeypatch.setattr("ratebridge.commands.verify.run_verify", report)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with io.FileIO(writer, "w") as raw, io.TextIOWrapper(io.BufferedWriter(raw)) as out:
+        monkeypatch.setattr("sys.stdout", out)
+        assert exit_code("verify", "FILE") == 1
 
 
 def test_a_check_that_finds_something_wrong_is_exit_code_1(monkeypatch, tmp_path):
