@@ -36,6 +36,7 @@ from .supervisor import Supervisor
 T = TypeVar("T")
 
 SUMMARY_EVERY: Final = 60.0  # s
+STOPS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 utc_now: Final = partial(datetime.now, UTC)
@@ -228,16 +229,33 @@ def run(settings: Settings) -> None:
     """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     configure_logs(settings.log_level, settings.log_format)
-    trio.run(run_until_signal, lambda stop: serve(settings, stop=stop))
+    run_until_signal(lambda stop: serve(settings, stop=stop))
 
 
-async def run_until_signal(run: Callable[[trio.Event], Awaitable[None]]) -> None:
-    """Run with an Event that SIGTERM or SIGINT sets; a second signal cancels at once."""
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+def run_until_signal(run: Callable[[trio.Event], Awaitable[None]]) -> None:
+    """Run in trio with an Event that SIGTERM or SIGINT sets; a second signal cancels at once."""
+    early: list[int] = []
+    # Before and after the receiver is open, trio's own code runs: a handler must not raise there.
+    handlers = {
+        number: signal.signal(number, lambda number, _frame: early.append(number))
+        for number in STOPS
+    }
+    try:
+        trio.run(_run_until_signal, run, early)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+async def _run_until_signal(
+    run: Callable[[trio.Event], Awaitable[None]], early: Sequence[int]
+) -> None:
+    with trio.open_signal_receiver(*STOPS) as signals:
         stop = trio.Event()
 
         async def obey(scope: trio.CancelScope) -> None:
-            await anext(signals)
+            if not early:
+                await anext(signals)
             stop.set()
             await anext(signals)
             scope.cancel()
@@ -269,5 +287,5 @@ def run_unless_stopped(work: Callable[[], Awaitable[T]]) -> T | None:
             results.append(await work())
             nursery.cancel_scope.cancel()
 
-    trio.run(run_until_signal, until)
+    run_until_signal(until)
     return results[0] if results else None

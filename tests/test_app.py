@@ -3,12 +3,13 @@
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NoReturn
 
 import attrs
 import pytest
@@ -409,7 +410,58 @@ def test_bad_settings_of_a_run_are_no_group_of_errors():
         await serve(Settings())
 
     with pytest.raises(BadSettings, match="is required but not set"):
-        trio.run(app.run_until_signal, run)
+        app.run_until_signal(run)
+
+
+@attrs.define
+class SignallingClock(trio.abc.Clock):
+    """Raises SIGTERM when trio's own code asks for the time, as often as `armed` says."""
+
+    armed: int = 0
+
+    def start_clock(self) -> None: ...
+
+    def current_time(self) -> float:
+        if self.armed:
+            self.armed -= 1
+            signal.raise_signal(signal.SIGTERM)
+        return 0.0
+
+    def deadline_to_sleep_time(self, deadline: float) -> float:
+        return deadline - self.current_time()
+
+
+@pytest.fixture
+def signalling_clock(monkeypatch):
+    """The clock of `trio.run`, and a handler of SIGTERM that raises, as that of `cli` does."""
+
+    def leave(_number: int, _frame: object) -> NoReturn:
+        raise SystemExit(0)
+
+    clock = SignallingClock()
+    monkeypatch.setattr(trio, "run", partial(trio.run, clock=clock))
+    before = signal.signal(signal.SIGTERM, leave)
+    yield clock
+    assert clock.armed == 0
+    assert signal.signal(signal.SIGTERM, before) is leave
+
+
+def test_a_signal_while_trio_starts_stops_the_run(signalling_clock):
+    signalling_clock.armed = 1
+    app.run_until_signal(trio.Event.wait)
+
+
+def test_a_second_signal_while_trio_ends_changes_nothing(signalling_clock, monkeypatch):
+    receiver = trio.open_signal_receiver
+
+    @contextmanager
+    def receive(*numbers: int) -> Iterator[AsyncIterator[int]]:
+        with receiver(*numbers) as signals:
+            yield signals
+        signalling_clock.armed = 1
+
+    monkeypatch.setattr(trio, "open_signal_receiver", receive)
+    assert app.run_unless_stopped(partial(trio.sleep, 0)) is None
 
 
 def test_certificates_are_checked_unless_told_otherwise():

@@ -69,7 +69,7 @@ def run_demo(*, count: int | None, rate: float) -> int:
             f"{feed.errors} answered with an error, {feed.heartbeats} heartbeats."
         )
 
-    trio.run(run_until_signal, demo)
+    run_until_signal(demo)
     return 0
 
 
