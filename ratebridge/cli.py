@@ -39,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             unread = unread or stream is sys.stdout
     if unread and set(arguments[:1]) & {"check", "verify"}:  # what is not reported has not passed
         code = code or FAILED
+    # The log's last lines may take a second: a handler that raised then would have its error
+    # written to standard error, whose reader may be stuck.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)
 
 

@@ -1,6 +1,7 @@
 """Settings of all tests."""
 
 import os
+import signal
 from functools import cache
 
 import pytest
@@ -32,3 +33,12 @@ def mock_clock() -> MockClock:
 @pytest.fixture
 def autojump_clock() -> MockClock:
     return virtual_clock(autojump_threshold=0)
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before():
+    """The command line leaves its own handlers."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -12,14 +12,6 @@ from ratebridge.cli import main
 from ratebridge.settings import rows
 
 
-@pytest.fixture(autouse=True)
-def signals_as_before():
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
 def exit_code(*arguments: str) -> object:
     with pytest.raises(SystemExit) as exited:
         main(arguments)
@@ -34,6 +26,13 @@ def test_a_signal_before_the_receiver_is_open_ends_the_process(number, monkeypat
 
     monkeypatch.setattr("ratebridge.cli._run_service", run)
     assert exit_code() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_at_the_exit_is_ignored(number, monkeypatch):
+    monkeypatch.setattr("ratebridge.cli._run_service", lambda: 0)
+    assert exit_code() == 0
+    signal.raise_signal(number)  # as while the log writes its last lines
 
 
 @pytest.mark.parametrize(
