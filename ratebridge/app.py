@@ -170,7 +170,8 @@ async def serve(
             dependencies.jitter,
         )
         if journal.audit is not None:
-            await service_nursery.start(journal.audit.run)
+            with trio.CancelScope(shield=True):  # or the status server's port stayed open
+                await service_nursery.start(journal.audit.run)
         bridge = Bridge(
             chain, service_nursery, outbox.add, utc_now=dependencies.clock, observer=journal
         )

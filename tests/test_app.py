@@ -405,6 +405,16 @@ async def test_a_start_that_fails_leaves_no_file_locked_and_no_port_open(tmp_pat
         await serve(Settings(FEED, status_address=("127.0.0.1", 0), audit_file=tmp_path))
 
 
+async def test_a_service_that_is_cancelled_at_once_leaves_no_file_locked_and_no_port_open(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = free.getsockname()
+    settings = Settings(FEED, status_address=address, audit_file=tmp_path / "audit.jsonl")
+    for _ in range(2):
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await serve(settings, dependencies=Dependencies(sources=[Bank()]))
+
+
 def test_bad_settings_of_a_run_are_no_group_of_errors():
     async def run(_stop: trio.Event) -> None:
         await serve(Settings())
