@@ -31,6 +31,7 @@ USUAL_SOURCES: Final = 2  # without a list: one, and one to fail over to
 _MIN: Final = "RATEBRIDGE_RECONNECT_MIN"
 _MAX: Final = "RATEBRIDGE_RECONNECT_MAX"
 
+DOTENV: Final = Path(".env")
 MAX_DOTENV: Final = 1024 * 1024  # bytes; a larger file does not hold settings
 
 LogFormat = Literal["auto", "console", "json"]
@@ -83,24 +84,32 @@ def rows() -> Iterator[Setting[Any]]:
         yield from provider(name).settings
 
 
-def read_environment(
-    environ: Mapping[str, str], dotenv: Path | None = Path(".env")
-) -> dict[str, str]:
+def read_environment(environ: Mapping[str, str], dotenv: Path | None = DOTENV) -> dict[str, str]:
     """The environment on top of a `.env` file, if there is one. Empty values count as unset.
 
     Raises `BadSettings` if `dotenv` is not a text file of at most `MAX_DOTENV` bytes, or
     has lines that hold no setting: one left out would be another setting than was meant.
     """
+    values, problems = _read(environ, dotenv)
+    if problems:
+        raise BadSettings(*problems)
+    return values
+
+
+def _read(environ: Mapping[str, str], dotenv: Path | None) -> tuple[dict[str, str], list[str]]:
+    """The values, and a problem for each line of the file that holds no setting."""
     found: dict[str, str] = {}
+    problems: list[str] = []
     if dotenv is not None and os.path.lexists(dotenv):
         # This import takes as long as the rest of the module.
         from dotenv.parser import parse_stream
 
         lines = list(parse_stream(StringIO(_read_dotenv(dotenv), newline=None)))
-        if wrong := [_number(line.original) for line in lines if line.error]:
-            raise BadSettings(*(f"{dotenv.name}: line {n}: expected NAME=value" for n in wrong))
+        wrong = [_number(line.original) for line in lines if line.error]
+        problems = [f"{dotenv.name}: line {n}: expected NAME=value" for n in wrong]
         found = {line.key: line.value for line in lines if line.key and line.value is not None}
-    return {name: value for name, value in {**found, **environ}.items() if value.strip()}
+    values = {name: value for name, value in {**found, **environ}.items() if value.strip()}
+    return values, problems
 
 
 def _number(line: Any) -> int:
@@ -132,9 +141,10 @@ def load_settings(values: Mapping[str, str] | None = None, *, need_feed: bool = 
 
     Raises `BadSettings` with every problem.
     """
-    values = read_environment(os.environ) if values is None else values
-    read: dict[str, Any] = {}
     problems: list[str] = []
+    if values is None:
+        values, problems = _read(os.environ, DOTENV)
+    read: dict[str, Any] = {}
     if need_feed and FEED not in values:
         problems.append(f"{FEED}: is required but not set")
     for row in rows():

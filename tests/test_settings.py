@@ -357,3 +357,17 @@ def test_a_relative_audit_file_is_in_the_working_directory():
     assert load_settings({**FEED, "RATEBRIDGE_AUDIT_FILE": "audit.jsonl"}).audit_file == Path(
         "audit.jsonl"
     )
+
+
+def test_lines_without_a_setting_are_reported_together_with_all_other_problems(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RATEBRIDGE_CACHE_TTL", "-1")
+    (tmp_path / ".env").write_text("CURRENCY_ASSIGNMENT_WS_URI=ws://feed\nVERIFY_SSL false\n")
+    with pytest.raises(BadSettings) as caught:
+        load_settings()
+    assert caught.value.args == (
+        ".env: line 2: expected NAME=value",
+        "RATEBRIDGE_CACHE_TTL: expected a number of seconds above 0, got '-1'",
+    )
