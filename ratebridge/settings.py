@@ -131,9 +131,12 @@ def _read_dotenv(path: Path) -> str:
     if len(content) > MAX_DOTENV:
         raise BadSettings(f"{path.name}: expected a text file of at most 1 MiB")
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise BadSettings(f"{path.name}: expected a text file in UTF-8") from None
+        text = "\0"
+    if "\0" in text:  # no file name and no host can hold it; UTF-16 is full of it
+        raise BadSettings(f"{path.name}: expected a text file in UTF-8")
+    return text
 
 
 def load_settings(values: Mapping[str, str] | None = None, *, need_feed: bool = True) -> Settings:

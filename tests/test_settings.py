@@ -311,6 +311,10 @@ def test_no_file_is_no_fault(tmp_path):
     [
         (lambda file: file.write_bytes(b"A=\xff\xfe"), "expected a text file in UTF-8"),
         (
+            lambda file: file.write_bytes(b"RATEBRIDGE_AUDIT_FILE=a\0b"),
+            "expected a text file in UTF-8",
+        ),
+        (
             lambda file: file.write_bytes(b"#" * (2**20 + 1)),
             "expected a text file of at most 1 MiB",
         ),
@@ -325,7 +329,7 @@ def test_no_file_is_no_fault(tmp_path):
             "expected a file that can be read (Too many levels of symbolic links)",
         ),
     ],
-    ids=["no UTF-8", "too large", "a directory", "a pipe", "a dead link", "a circle"],
+    ids=["no UTF-8", "a null", "too large", "a directory", "a pipe", "a dead link", "a circle"],
 )
 def test_a_bad_dotenv_file_is_reported(make, problem, tmp_path):
     make(tmp_path / ".env")
