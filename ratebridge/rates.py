@@ -238,15 +238,18 @@ class Tables:
         failure, at = failed
         return Failing(failure, table, due=now - at >= FAILURE_LIFE)
 
-    def store(self, table: RateTable, now: float, jitter: float = 0.0) -> None:
-        """Keep a fetched table in place of what was known.
+    def store(self, table: RateTable, now: float, jitter: float = 0.0) -> RateTable:
+        """Keep a fetched table in place of what was known; returns the one that is kept.
 
-        `jitter`, from 0 to 1, makes its refresh earlier.
+        A final table makes no room for one that is not: once expired, it gets another
+        life. `jitter`, from 0 to 1, makes its refresh earlier.
         """
         key = (table.provider, table.day)
         held = self._tables.get(key)
         if held is not None and held.table.final and not table.final:
-            return  # it was requested before midnight; the final one came first
+            if now < held.ends:
+                return held.table  # the other one was requested before midnight, and came later
+            table = held.table  # the other one is an older copy, from a cache on the way
         self._failures.pop(key, None)
         self._remove(key)
         provisional = not (table.final or table.running)
@@ -259,11 +262,12 @@ class Tables:
             self._quotes > MAX_QUOTES and len(self._tables) > 1
         ):
             self._remove(min(self._tables, key=lambda known: self._tables[known].used))
+        return table
 
-    def store_failure(self, provider: str, day: date, failure: SourceFailed, now: float) -> None:
-        """Remember a failed fetch; a table that is there stays."""
+    def store_failure(self, provider: str, day: date, failure: SourceFailed, at: float) -> None:
+        """Remember a fetch that failed at monotonic time `at`; a table that is there stays."""
         key = (provider, day)
-        self._failures[key] = (failure, now)
+        self._failures[key] = (failure, at)
         self._failures.move_to_end(key)
         if len(self._failures) > self._most:
             self._failures.popitem(last=False)

@@ -275,9 +275,9 @@ class RateChain:
                 self._compare_clocks(table)
                 table = self._plausible(table)
                 now = trio.current_time()
-                self.tables.store(table, now, self._jitter())
+                kept = self.tables.store(table, now, self._jitter())
                 self._observer.fetched(table, now - began)
-                return table
+                return kept
         except SourceFailed as error:
             failure = attrs.evolve(error)  # without the traceback, which holds answers and headers
         except Exception as error:  # noqa: BLE001 - a bug in a source disables that source only
