@@ -321,7 +321,7 @@ class RateChain:
             allowance.unanswered(now)
         if failure.limited_for is not None:
             self._limit_rate(provider, failure, now, now + failure.limited_for)
-        self.tables.store_failure(provider, day, failure, now)
+        self.tables.store_failure(provider, day, failure, now - failure.age)
         today = self._utc_now().date()
         known = self.tables.find(provider, day, today=today, now=now)
         assert known is not None, "the failure is remembered"
