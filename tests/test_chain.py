@@ -573,6 +573,19 @@ async def test_a_pinned_rate_ends_with_its_table_over_a_jump_of_the_clock(autoju
         assert (await bench.ask("USD")).provider == "freecurrencyapi"
 
 
+async def test_a_rate_pinned_by_a_wrong_clock_is_released_when_its_day_has_not_ended(
+    autojump_clock,
+):
+    async with open_bench(life=86400.0, start=START + timedelta(days=1)) as bench:
+        bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(status=404))
+        assert (await bench.ask("USD", TODAY)).provider == "frankfurter"
+        bench.fake.disturb = well
+        bench.wall.jump(timedelta(days=-1))
+        bench.chain.watch_clock()
+        await trio.sleep(7200)  # the life of the table now
+        assert (await bench.ask("USD", TODAY)).provider == "freecurrencyapi"
+
+
 async def test_a_currency_that_the_first_source_lacks_is_not_pinned(autojump_clock):
     async with open_bench() as bench:
         assert (await bench.ask("UAH")).note == ""

@@ -197,7 +197,7 @@ class RateChain:
         pinned = self._pinned.get((currency, day))
         if pinned is None:
             return None
-        if now >= pinned.until or (pinned.running and day < today):
+        if now >= pinned.until or pinned.running is (day < today):  # or the clock was set back
             del self._pinned[currency, day]
             return None
         for provider in (pinned.rate.provider, self._first):  # which follows it
