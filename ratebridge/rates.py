@@ -304,7 +304,7 @@ class Tables:
         return held is not None and held.used >= since
 
     def due_ahead(self, today: date, now: float) -> list[RateTable]:
-        """The tables that are due for a refresh, the first that came first.
+        """The tables of no later day that are due for a refresh, the first that came first.
 
         A live table is due near its end if it was used in the second half of its life;
         a final one that has expired, if it was used within the last half of a life.
@@ -316,6 +316,7 @@ class Tables:
             and (now < held.ends or held.table.final)
             and held.used >= max(held.came, now - self.life) + (held.ends - held.came) / 2
             and not (held.table.running and held.table.day < today)
+            and held.table.day <= today
         ]
 
     def postpone(self, table: RateTable, now: float) -> None:

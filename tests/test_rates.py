@@ -109,6 +109,7 @@ def test_a_table_in_use_is_due_a_while_before_its_end(life, early, jitter, share
         (PROVISIONAL, DAY, 0.9, 0.95, True),
         (PROVISIONAL, DAY, 0.9, 1.0, False),
         (PROVISIONAL, NEXT, 0.9, 0.95, False),
+        (PROVISIONAL, date(2026, 11, 2), 0.9, 0.95, False),  # the clock was set back
     ],
 )
 def test_a_table_is_due_if_it_was_used_in_the_last_half_of_a_life(held, today, used, now, due):
