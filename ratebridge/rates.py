@@ -241,13 +241,13 @@ class Tables:
     def store(self, table: RateTable, now: float, jitter: float = 0.0) -> RateTable:
         """Keep a fetched table in place of what was known; returns the one that is kept.
 
-        A final table makes no room for one that is not: once expired, it gets another
-        life. `jitter`, from 0 to 1, makes its refresh earlier.
+        A final table makes no room for one that is not. It gets another life if that is
+        all that the source has. `jitter`, from 0 to 1, makes its refresh earlier.
         """
         key = (table.provider, table.day)
         held = self._tables.get(key)
         if held is not None and held.table.final and not table.final:
-            if now < held.ends:
+            if table.running:
                 return held.table  # the other one was requested before midnight, and came later
             table = held.table  # the other one is an older copy, from a cache on the way
         self._failures.pop(key, None)

@@ -201,6 +201,13 @@ def test_a_table_asked_for_before_midnight_does_not_take_the_place_of_the_final_
     assert tables.find("fake", DAY, today=NEXT, now=2.0) is FINAL
 
 
+def test_a_final_table_lives_on_when_its_source_has_but_an_older_copy():
+    tables = Tables(LIFE)
+    tables.store(FINAL, 0.0)
+    assert tables.store(CLOCK_AHEAD, LIFE - 1) is FINAL
+    assert tables.fresh("fake", DAY, today=NEXT, now=2 * LIFE - 2) is FINAL
+
+
 def test_sources_and_days_are_kept_apart():
     tables = Tables(LIFE)
     tables.store(FINAL, 0.0)
