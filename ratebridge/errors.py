@@ -91,7 +91,8 @@ class SourceFailed(RatebridgeError):
 
     `outcome` is a stable word for metrics, `text` a safe half-sentence for people.
     `again` says whether the request may be retried, `after` after how many seconds,
-    `limited_for` for how many seconds the source must not be asked for anything.
+    `limited_for` for how many seconds the source must not be asked for anything. `age`
+    is how many seconds ago it failed, if another request did.
     """
 
     outcome: str
@@ -99,6 +100,7 @@ class SourceFailed(RatebridgeError):
     again: bool = False
     after: float | None = None
     limited_for: float | None = None
+    age: float = 0.0
 
     def __str__(self) -> str:
         return self.text

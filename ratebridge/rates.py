@@ -238,15 +238,18 @@ class Tables:
         failure, at = failed
         return Failing(failure, table, due=now - at >= FAILURE_LIFE)
 
-    def store(self, table: RateTable, now: float, jitter: float = 0.0) -> None:
-        """Keep a fetched table in place of what was known.
+    def store(self, table: RateTable, now: float, jitter: float = 0.0) -> RateTable:
+        """Keep a fetched table in place of what was known; returns the one that is kept.
 
-        `jitter`, from 0 to 1, makes its refresh earlier.
+        A final table makes no room for one that is not. It gets another life if that is
+        all that the source has. `jitter`, from 0 to 1, makes its refresh earlier.
         """
         key = (table.provider, table.day)
         held = self._tables.get(key)
         if held is not None and held.table.final and not table.final:
-            return  # it was requested before midnight; the final one came first
+            if table.running:
+                return held.table  # the other one was requested before midnight, and came later
+            table = held.table  # the other one is an older copy, from a cache on the way
         self._failures.pop(key, None)
         self._remove(key)
         provisional = not (table.final or table.running)
@@ -259,11 +262,12 @@ class Tables:
             self._quotes > MAX_QUOTES and len(self._tables) > 1
         ):
             self._remove(min(self._tables, key=lambda known: self._tables[known].used))
+        return table
 
-    def store_failure(self, provider: str, day: date, failure: SourceFailed, now: float) -> None:
-        """Remember a failed fetch; a table that is there stays."""
+    def store_failure(self, provider: str, day: date, failure: SourceFailed, at: float) -> None:
+        """Remember a fetch that failed at monotonic time `at`; a table that is there stays."""
         key = (provider, day)
-        self._failures[key] = (failure, now)
+        self._failures[key] = (failure, at)
         self._failures.move_to_end(key)
         if len(self._failures) > self._most:
             self._failures.popitem(last=False)
@@ -300,7 +304,7 @@ class Tables:
         return held is not None and held.used >= since
 
     def due_ahead(self, today: date, now: float) -> list[RateTable]:
-        """The tables that are due for a refresh, the first that came first.
+        """The tables of no later day that are due for a refresh, the first that came first.
 
         A live table is due near its end if it was used in the second half of its life;
         a final one that has expired, if it was used within the last half of a life.
@@ -312,6 +316,7 @@ class Tables:
             and (now < held.ends or held.table.final)
             and held.used >= max(held.came, now - self.life) + (held.ends - held.came) / 2
             and not (held.table.running and held.table.day < today)
+            and held.table.day <= today
         ]
 
     def postpone(self, table: RateTable, now: float) -> None:

@@ -386,6 +386,23 @@ async def test_a_table_made_before_midnight_by_its_sources_clock_is_not_final(au
         assert [round(seconds) for _, seconds in bench.notes.clock_differences[1:]] == [-60]
 
 
+async def test_a_copy_from_before_the_end_of_the_day_does_not_replace_the_final_table(
+    autojump_clock,
+):
+    """The server of a cache that answers now may have kept the day's table since that day."""
+    old = Fault(headers={"date": "Fri, 20 Nov 2026 14:00:20 GMT", "age": str(17 * 86400)})
+    async with open_bench("frankfurter") as bench:
+        final = await bench.ask("USD")
+        await trio.sleep(7200)
+        bench.fake.order(FRANKFURTER, old)
+        assert await bench.ask("USD") == final
+        await trio.sleep(7199)
+        assert await bench.ask("USD") == replace(final, cached=True)
+        assert bench.fake.count() == 2  # the answer is cached, like any other
+        await trio.sleep(1)
+        assert (await bench.ask("USD")).fetched == bench.wall()
+
+
 async def test_a_clock_that_jumps_is_noticed_when_a_table_is_asked_for(autojump_clock):
     async with open_bench("frankfurter") as bench:
         await bench.ask("USD")
@@ -554,6 +571,19 @@ async def test_a_pinned_rate_ends_with_its_table_over_a_jump_of_the_clock(autoju
         assert (await bench.ask("USD")).provider == "frankfurter"
         await trio.sleep(1)
         assert (await bench.ask("USD")).provider == "freecurrencyapi"
+
+
+async def test_a_rate_pinned_by_a_wrong_clock_is_released_when_its_day_has_not_ended(
+    autojump_clock,
+):
+    async with open_bench(life=86400.0, start=START + timedelta(days=1)) as bench:
+        bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(status=404))
+        assert (await bench.ask("USD", TODAY)).provider == "frankfurter"
+        bench.fake.disturb = well
+        bench.wall.jump(timedelta(days=-1))
+        bench.chain.watch_clock()
+        await trio.sleep(7200)  # the life of the table now
+        assert (await bench.ask("USD", TODAY)).provider == "freecurrencyapi"
 
 
 async def test_a_currency_that_the_first_source_lacks_is_not_pinned(autojump_clock):

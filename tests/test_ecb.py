@@ -13,14 +13,14 @@ import trio.testing
 from currency_converter import CurrencyConverter, RateNotFoundError
 from hypothesis import given
 from hypothesis import strategies as st
-from rate_bench import make_client, make_source
+from rate_bench import make_client, make_source, open_bench
 
 from ratebridge.conversion import to_euro
-from ratebridge.errors import SourceFailed
+from ratebridge.errors import NoRate, SourceFailed
 from ratebridge.fakes.ecb import ECB
-from ratebridge.fakes.rates import HANG, RESET, FakeRates, quote, working_day
+from ratebridge.fakes.rates import HANG, RESET, FakeRates, Fault, quote, working_day
 from ratebridge.providers.ecb import MAX_CSV, RECHECK, Ecb, read_xml, read_zip
-from ratebridge.rates import FAILURE_LIFE, Quote, rate_from
+from ratebridge.rates import FAILURE_LIFE, Quote, Rate, rate_from
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 FIRST = date(1999, 1, 4)
@@ -215,12 +215,44 @@ async def test_a_failure_of_a_file_is_that_of_all_its_days_for_five_seconds(auto
     live.fake.order(ECB, *[RESET] * 4)
     for calls in (2, 4):
         for back in (1, 1, 2, 3, 4):  # the chain tries a day again at once
-            with pytest.raises(SourceFailed, match="broke off") as caught:
+            with pytest.raises(SourceFailed, match="broke off"):
                 await live.fetch(FRIDAY - timedelta(days=back))
-            assert caught.value.again is (back == 1)
         assert len(live.files) == calls
         await trio.sleep(FAILURE_LIFE)
     assert "USD" in (await live.fetch(THURSDAY)).quotes
+
+
+@pytest.fixture
+def no_threads(monkeypatch):
+    """Work is done in the event loop: a virtual clock does not wait for threads."""
+
+    async def work(function, *args):
+        await trio.lowlevel.checkpoint()
+        return function(*args)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", work)
+
+
+async def test_a_retry_for_one_day_serves_all_days_of_the_file(autojump_clock, no_threads):
+    async with open_bench("ecb", start=NOON) as bench:
+        bench.fake.order(ECB, RESET)
+        bench.fake.latency = 0.5
+        async with trio.open_nursery() as nursery:
+            for back in range(1, 9):
+                nursery.start_soon(bench.ask, "USD", FRIDAY - timedelta(days=back))
+        assert (len(bench.notes.fetches), bench.notes.failures) == (8, [])
+        assert bench.fake.count() == 2
+
+
+async def test_no_day_remembers_a_failure_of_its_file_for_longer_than_the_first(
+    autojump_clock, no_threads
+):
+    async with open_bench("ecb", start=NOON) as bench:
+        bench.fake.order(ECB, Fault(status=404))
+        for back, seconds in ((1, 4.9), (2, 0.1)):
+            assert isinstance(await bench.ask("USD", FRIDAY - timedelta(days=back)), NoRate)
+            await trio.sleep(seconds)
+        assert isinstance(await bench.ask("USD", FRIDAY - timedelta(days=2)), Rate)
 
 
 async def test_before_the_rates_of_today_appear_it_has_those_of_yesterday(autojump_clock):

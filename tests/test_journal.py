@@ -228,6 +228,17 @@ async def test_an_unknown_currency_is_ordinary_traffic(log):
         log.clear()
 
 
+async def test_errors_held_back_are_counted_at_the_level_error(log):
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("error"))
+    journal = Journal(Stats(), lambda: NOW)
+    for _ in range(OFTEN + 1):
+        journal.internal_error("bank", RuntimeError())
+    await journal.aclose()
+    assert log[OFTEN:] == [
+        {"event": "log.limited", "log_level": "error", "lines": {"internal_error bank": 1}}
+    ]
+
+
 async def test_an_undelivered_reply_is_logged_with_its_id(journal, log):
     journal.undelivered(b"7", "it was too old")
     assert log == [

@@ -109,6 +109,7 @@ def test_a_table_in_use_is_due_a_while_before_its_end(life, early, jitter, share
         (PROVISIONAL, DAY, 0.9, 0.95, True),
         (PROVISIONAL, DAY, 0.9, 1.0, False),
         (PROVISIONAL, NEXT, 0.9, 0.95, False),
+        (PROVISIONAL, date(2026, 11, 2), 0.9, 0.95, False),  # the clock was set back
     ],
 )
 def test_a_table_is_due_if_it_was_used_in_the_last_half_of_a_life(held, today, used, now, due):
@@ -198,6 +199,13 @@ def test_a_table_asked_for_before_midnight_does_not_take_the_place_of_the_final_
     tables.store(FINAL, 0.0)
     tables.store(PROVISIONAL, 1.0)
     assert tables.find("fake", DAY, today=NEXT, now=2.0) is FINAL
+
+
+def test_a_final_table_lives_on_when_its_source_has_but_an_older_copy():
+    tables = Tables(LIFE)
+    tables.store(FINAL, 0.0)
+    assert tables.store(CLOCK_AHEAD, LIFE - 1) is FINAL
+    assert tables.fresh("fake", DAY, today=NEXT, now=2 * LIFE - 2) is FINAL
 
 
 def test_sources_and_days_are_kept_apart():

@@ -2,7 +2,7 @@
 
 No peer can fill the log: at most ten lines of a kind are written in any minute. `log.limited`
 counts the others, once a minute and at the end, with the first and the last id of undelivered
-replies. It is a warning if one of them is. At the level debug every line is written; those
+replies. Its level is the highest of theirs. At the level debug every line is written; those
 beyond the ten have that level.
 
 Events have stable names: `connection.up`, `connection.lost`, `connection.failed`,
@@ -51,7 +51,7 @@ class Journal(Observer):
         self._debug = self._log.is_enabled_for(10)
         self._limit = LineLimit()
         self._unlogged_ids: list[str] = []  # the first and the last id of undelivered replies
-        self._limited_level = "info"  # of `log.limited`: a warning if one was held back
+        self._limited_level = "info"  # the highest of the lines held back
         self._at_last_summary = (0, 0, 0, 0)
 
     # The connection.
@@ -325,8 +325,8 @@ class Journal(Observer):
         if not self._log.is_enabled_for(LEVELS[level]):
             return True
         place = self._limit.admit(f"{event} {kind}".rstrip(), trio.current_time())
-        if not place and level != "info":
-            self._limited_level = "warning"
+        if not place:
+            self._limited_level = max(self._limited_level, level, key=LEVELS.__getitem__)
         if place == OFTEN:
             fields["further"] = "only counted for a minute, see log.limited"
         if place or self._debug:
@@ -337,7 +337,8 @@ class Journal(Observer):
         """Log how many lines of which kinds were held back since the last time, if any."""
         libraries = library_limit.take_held()
         held = self._limit.take_held() + libraries
-        level = "warning" if libraries else self._limited_level
+        least = "warning" if libraries else "info"
+        level = max(self._limited_level, least, key=LEVELS.__getitem__)
         self._limited_level = "info"
         unlogged, self._unlogged_ids = self._unlogged_ids, []
         if held and not self._debug:

@@ -197,7 +197,7 @@ class RateChain:
         pinned = self._pinned.get((currency, day))
         if pinned is None:
             return None
-        if now >= pinned.until or (pinned.running and day < today):
+        if now >= pinned.until or pinned.running is (day < today):  # or the clock was set back
             del self._pinned[currency, day]
             return None
         for provider in (pinned.rate.provider, self._first):  # which follows it
@@ -275,9 +275,9 @@ class RateChain:
                 self._compare_clocks(table)
                 table = self._plausible(table)
                 now = trio.current_time()
-                self.tables.store(table, now, self._jitter())
+                kept = self.tables.store(table, now, self._jitter())
                 self._observer.fetched(table, now - began)
-                return table
+                return kept
         except SourceFailed as error:
             failure = attrs.evolve(error)  # without the traceback, which holds answers and headers
         except Exception as error:  # noqa: BLE001 - a bug in a source disables that source only
@@ -321,7 +321,7 @@ class RateChain:
             allowance.unanswered(now)
         if failure.limited_for is not None:
             self._limit_rate(provider, failure, now, now + failure.limited_for)
-        self.tables.store_failure(provider, day, failure, now)
+        self.tables.store_failure(provider, day, failure, now - failure.age)
         today = self._utc_now().date()
         known = self.tables.find(provider, day, today=today, now=now)
         assert known is not None, "the failure is remembered"

@@ -125,8 +125,10 @@ class _File:
         """Raise a failure of a moment ago for another day: the chain knows only days."""
         if self.failed is not None:
             failure, failed_day, failed_at = self.failed
-            if day != failed_day and trio.current_time() - failed_at < FAILURE_LIFE:
-                raise attrs.evolve(failure, again=False)
+            age = trio.current_time() - failed_at
+            if day != failed_day and age < FAILURE_LIFE:
+                # Trying again costs no call, and gets what the failed day's next attempt brings.
+                raise attrs.evolve(failure, age=age)
 
 
 class Ecb:
