@@ -20,7 +20,9 @@ MOST_BYTES: Final = (
     8 * 1024 * 1024
 )  # of their frames; with the ids, which the log names, twice that
 OLDEST_REPLY: Final = 60.0  # s
-WRITE_SIZE: Final = 32 * 1024  # bytes of replies in one write: a heartbeat waits for one at most
+# Bytes of replies in one write. With the headers of their frames they fit into one record of TLS,
+# 16 KiB: the peer gets all of a write or nothing of it, so none is sent twice.
+WRITE_SIZE: Final = 14 * 1024
 
 Put = Callable[[Sequence[bytes], Callable[[], None]], Write | None]
 

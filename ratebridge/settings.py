@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -130,13 +131,11 @@ def _read_dotenv(path: Path) -> str:
         ) from None
     if len(content) > MAX_DOTENV:
         raise BadSettings(f"{path.name}: expected a text file of at most 1 MiB")
-    try:
+    with suppress(UnicodeDecodeError):
         text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:  # no file name and no host can hold it; UTF-16 is full of it
-        raise BadSettings(f"{path.name}: expected a text file in UTF-8")
-    return text
+        if "\0" not in text:  # no file name and no host can hold it; UTF-16 is full of it
+            return text
+    raise BadSettings(f"{path.name}: expected a text file in UTF-8")
 
 
 def load_settings(values: Mapping[str, str] | None = None, *, need_feed: bool = True) -> Settings:

@@ -95,6 +95,16 @@ async def test_a_write_is_bounded_so_that_a_heartbeat_waits_for_little(
     assert [len(batch) for batch in line.sent] == counts
 
 
+@pytest.mark.parametrize("size", [65, 125, 126, 1000])
+async def test_the_replies_of_one_write_are_one_record_of_tls(size, outbox, autojump_clock):
+    """Of several records the peer could get the first, and its replies again on the next link."""
+    line = Line()
+    outbox.attach(line.put)
+    outbox.add(*(Reply(b"1", bytes(size), 0.0) for _ in range(2 * WRITE_SIZE // size)))
+    longest = max(len(client_frames(batch, masking_keys())) for batch in line.sent)
+    assert 12 * 1024 < longest <= 16 * 1024  # RFC 8446, 5.1
+
+
 async def test_a_reply_larger_than_a_write_goes_alone(outbox, autojump_clock):
     outbox.add(reply(1, size=WRITE_SIZE), reply(2))
     assert len(next_link(outbox)) == 1
