@@ -12,7 +12,7 @@ import trio
 from .app import make_chain, make_sources, tls_context, utc_now
 from .conversion import rounded, to_euro
 from .dates import BadDate, rate_day, wire_time
-from .errors import BadRequest, NoRate
+from .errors import BadRequest, NoRate, Refusal
 from .messages import clipped, is_currency, parse_stake, quoted
 from .observer import Observer
 from .providers.http import HttpClient
@@ -99,4 +99,4 @@ def _day(instant: datetime, now: datetime) -> date:
     try:
         return rate_day(utc, now)
     except BadDate as flaw:
-        raise NoRate("bad-date", f"date {wire_time(utc)} {flaw}") from None
+        raise NoRate(Refusal.BAD_DATE, f"date {wire_time(utc)} {flaw}") from None

@@ -14,7 +14,7 @@ import trio
 
 from .conversion import plain, rounded, to_euro
 from .dates import BadDate, rate_day, wire_time
-from .errors import NoRate, Refused, Unreadable
+from .errors import NoRate, Refusal, Refused, Unreadable
 from .messages import Heartbeat, Request, decode, encode_error, encode_reply
 from .observer import Converted, Observer
 from .outbox import Reply
@@ -99,16 +99,16 @@ class Bridge:
         try:
             day = rate_day(request.instant, moment.utc)
         except BadDate as flaw:
-            raise NoRate("bad-date", f"date {wire_time(request.instant)} {flaw}") from None
+            raise NoRate(Refusal.BAD_DATE, f"date {wire_time(request.instant)} {flaw}") from None
         if self.stopping:
-            raise NoRate("stopping", "the service is stopping")
+            raise NoRate(Refusal.STOPPING, "the service is stopping")
         if request.currency == "EUR":
             return self._convert(request, None, moment)
         rate = self._chain.cached_rate(request.currency, day, moment.today, moment.mono)
         if rate is not None:
             return self._convert(request, rate, moment)
         if self.waiting >= MOST_WAITING or self._waiting_bytes > MOST_WAITING_BYTES:
-            raise NoRate("overloaded", "overloaded, too many requests wait for rates")
+            raise NoRate(Refusal.OVERLOADED, "overloaded, too many requests wait for rates")
         self.waiting += 1
         self._waiting_bytes += len(request.reply)
         self._nursery.start_soon(self._answer_later, request, day, moment.mono, name="request")
@@ -149,7 +149,7 @@ class Bridge:
 
     def _fail(self, message_id: bytes, bug: Exception, came: float) -> Reply:
         self._observer.internal_error("request", bug)
-        crash = NoRate("internal-error", "an internal error, see the service's log")
+        crash = NoRate(Refusal.INTERNAL_ERROR, "an internal error, see the service's log")
         return self._refuse(message_id, crash, came)
 
     def _refuse(self, message_id: bytes, problem: Refused | NoRate, came: float) -> Reply:

@@ -14,9 +14,77 @@ no start            `CannotStart`: print why, exit with code 1
 Anything else that is raised is a bug and propagates.
 """
 
-from typing import Literal
+from enum import StrEnum
 
 import attrs
+
+
+class Loss(StrEnum):
+    """Why a connection ended, or an attempt to open one failed. Stable words of log and metrics."""
+
+    DNS = "dns"
+    REFUSED = "refused"
+    UNREACHABLE = "unreachable"
+    CERTIFICATE = "certificate"
+    TLS = "tls"
+    REJECTED = "rejected"
+    OPEN_TIMEOUT = "open-timeout"
+    STALE = "stale"
+    WRITE_STALLED = "write-stalled"
+    CLOSED = "closed"
+    RESET = "reset"
+    PROTOCOL_ERROR = "protocol-error"
+    OVERSIZED = "oversized"
+    INTERNAL_ERROR = "internal-error"
+    STOPPED = "stopped"
+
+
+class Drop(StrEnum):
+    """Why a message cannot be answered. Stable words of log and metrics."""
+
+    TOO_LONG = "too-long"
+    NOT_JSON = "not-json"
+    NOT_AN_OBJECT = "not-an-object"
+    NO_TYPE = "no-type"
+    UNKNOWN_TYPE = "unknown-type"
+    NO_ID = "no-id"
+
+
+class Refusal(StrEnum):
+    """Why a request gets an error reply. Stable words of log and metrics."""
+
+    BAD_MESSAGE = "bad-message"
+    BAD_STAKE = "bad-stake"
+    BAD_CURRENCY = "bad-currency"
+    BAD_DATE = "bad-date"
+    UNKNOWN_CURRENCY = "unknown-currency"
+    UNAVAILABLE = "unavailable"
+    OVERLOADED = "overloaded"
+    STOPPING = "stopping"
+    INTERNAL_ERROR = "internal-error"
+
+
+class FetchOutcome(StrEnum):
+    """How a fetch from a rate source ended. Stable words of log and metrics."""
+
+    OK = "ok"
+    TIMEOUT = "timeout"
+    UNREACHABLE = "unreachable"
+    REDIRECT = "redirect"
+    HTTP_4XX = "http-4xx"
+    HTTP_5XX = "http-5xx"
+    HTTP_OTHER = "http-other"
+    BAD_BODY = "bad-body"
+    BAD_TABLE = "bad-table"
+    NO_TABLE = "no-table"
+    IMPLAUSIBLE = "implausible"
+    COARSE = "coarse"
+    REFUSED_KEY = "refused-key"
+    QUOTA_MINUTE = "quota-minute"
+    QUOTA_MONTH = "quota-month"
+    BUDGET = "budget"
+    INTERNAL_ERROR = "internal-error"
+    STOPPED = "stopped"
 
 
 class RatebridgeError(Exception):
@@ -32,7 +100,7 @@ class LinkFailed(RatebridgeError):
     open connection, `retry_after` the peer's Retry-After in seconds.
     """
 
-    reason: str
+    reason: Loss
     detail: str = ""
     code: int | None = None
     status: int | None = None
@@ -61,7 +129,7 @@ class Refused(RatebridgeError):
     """
 
     id: bytes
-    kind: Literal["bad-message", "bad-stake", "bad-currency", "bad-date"]
+    kind: Refusal
     text: str
 
     def __str__(self) -> str:
@@ -76,9 +144,7 @@ class BadRequest(RatebridgeError):
 class NoRate(RatebridgeError):
     """There is no rate for a request: none for that day or currency, or none at present."""
 
-    kind: Literal[
-        "bad-date", "unknown-currency", "unavailable", "overloaded", "stopping", "internal-error"
-    ]
+    kind: Refusal
     text: str
 
     def __str__(self) -> str:

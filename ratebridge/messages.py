@@ -15,14 +15,14 @@ are, and are refused all the same, with a reply: those nested more than
 import re
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 from msgspec import Raw
 
 from .conversion import STAKE_ADJUSTED_MAX, STAKE_EXPONENT_MIN
 from .dates import BadDate, parse_instant
-from .errors import Refused, Unreadable
+from .errors import Drop, Refusal, Refused, Unreadable
 
 MAX_TEXT: Final = 64 * 1024  # bytes; anything longer is not parsed (protocol, bad messages)
 MAX_DEPTH: Final = 512  # levels; the parser recurses, and any Python has room for these
@@ -87,7 +87,7 @@ def decode(frame: bytes) -> Heartbeat | Request:
     if frame == HEARTBEAT:  # the common spelling; any other is understood below
         return THE_HEARTBEAT
     if len(frame) > MAX_TEXT:
-        raise Unreadable("too-long")
+        raise Unreadable(Drop.TOO_LONG)
     if (usual := _usual(frame)) is not None:
         begin, message_id, stake, currency, date = usual.groups()
         try:
@@ -101,18 +101,18 @@ def decode(frame: bytes) -> Heartbeat | Request:
     members, flaw = _read(frame)
     kind = members.get("type", _NOTHING)
     if not kind:
-        raise Unreadable("no-type")
+        raise Unreadable(Drop.NO_TYPE)
     if kind != _MESSAGE:  # the common spelling, again
         name = _read_string(kind)
         if name == "heartbeat":
             return THE_HEARTBEAT
         if name != "message":
-            raise Unreadable("unknown-type")
+            raise Unreadable(Drop.UNKNOWN_TYPE)
     message_id = bytes(members.get("id", _NOTHING))
     if message_id in (b"", b"null"):
-        raise Unreadable("no-id")
+        raise Unreadable(Drop.NO_ID)
     if flaw is not None:
-        raise Refused(message_id, "bad-message", flaw)
+        raise Refused(message_id, Refusal.BAD_MESSAGE, flaw)
     return _request(message_id, members)
 
 
@@ -137,11 +137,11 @@ def _read(frame: bytes) -> tuple[dict[str, Raw], str | None]:
     try:
         return _members(frame), None
     except msgspec.ValidationError:
-        raise Unreadable("not-an-object") from None
+        raise Unreadable(Drop.NOT_AN_OBJECT) from None
     except msgspec.DecodeError:
         return _read_flawed(frame)
     except UnicodeDecodeError:  # in a name; the link lets none through
-        raise Unreadable("not-json") from None
+        raise Unreadable(Drop.NOT_JSON) from None
 
 
 _SURROGATES: Final = re.compile(
@@ -162,9 +162,9 @@ def _read_flawed(frame: bytes) -> tuple[dict[str, Raw], str]:
         folded = _fold(marked)
         head = _head(folded)
     except msgspec.ValidationError:
-        raise Unreadable("not-an-object") from None
+        raise Unreadable(Drop.NOT_AN_OBJECT) from None
     except msgspec.DecodeError:
-        raise Unreadable("not-json") from None
+        raise Unreadable(Drop.NOT_JSON) from None
     message_id = _FOLDED.sub(lambda at: marked[int(at[1]) : int(at[2])], bytes(head.id))
     flaw = "holds half a surrogate pair" if folded is marked else "is nested too deeply"
     members = {"type": head.type, "id": Raw(message_id.replace(b"\xff", b"\\"))}
@@ -226,7 +226,7 @@ def _request(message_id: bytes, members: dict[str, Raw]) -> Request:
     try:
         payload = _members(members.get("payload", _NOTHING))
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise Refused(message_id, "bad-message", "the payload is not an object") from None
+        raise Refused(message_id, Refusal.BAD_MESSAGE, "the payload is not an object") from None
     try:
         stake = _read_stake(payload.get("stake", _NOTHING))
         currency = _read_currency(payload.get("currency", _NOTHING))
@@ -239,7 +239,7 @@ def _request(message_id: bytes, members: dict[str, Raw]) -> Request:
 
 
 class _Flaw(Exception):
-    def __init__(self, kind: Literal["bad-stake", "bad-currency", "bad-date"], text: str) -> None:
+    def __init__(self, kind: Refusal, text: str) -> None:
         super().__init__(kind, text)
         self.kind = kind
         self.text = text
@@ -255,7 +255,7 @@ def _read_string(raw: Raw) -> str | None:
 
 def _read_stake(raw: Raw) -> Decimal:
     if not raw:
-        raise _Flaw("bad-stake", "the stake is missing")
+        raise _Flaw(Refusal.BAD_STAKE, "the stake is missing")
     text = str(raw, "utf-8", "replace")
     # A JSON number of at most 15 characters and without exponent is within all bounds.
     if len(text) < 16 and text[0] in "-0123456789" and "e" not in text and "E" not in text:
@@ -263,7 +263,7 @@ def _read_stake(raw: Raw) -> Decimal:
     try:
         return parse_stake(text)
     except ValueError as flaw:
-        raise _Flaw("bad-stake", f"stake {clipped(text)} {flaw}") from None
+        raise _Flaw(Refusal.BAD_STAKE, f"stake {clipped(text)} {flaw}") from None
 
 
 _ZERO: Final = Decimal(0)
@@ -301,12 +301,14 @@ def is_currency(text: str) -> bool:
 
 def _read_currency(raw: Raw) -> str:
     if not raw:
-        raise _Flaw("bad-currency", "the currency is missing")
+        raise _Flaw(Refusal.BAD_CURRENCY, "the currency is missing")
     currency = _read_string(raw)
     if currency is None:
-        raise _Flaw("bad-currency", f"currency {clipped(raw)} is not a string")
+        raise _Flaw(Refusal.BAD_CURRENCY, f"currency {clipped(raw)} is not a string")
     if not is_currency(currency):
-        raise _Flaw("bad-currency", f"currency {quoted(currency)} is not three capital letters")
+        raise _Flaw(
+            Refusal.BAD_CURRENCY, f"currency {quoted(currency)} is not three capital letters"
+        )
     return currency
 
 
@@ -315,7 +317,7 @@ _LONG_DATE: Final = len('"2021-05-18T21:32:42.1234567Z"')  # msgspec rounds the 
 
 def _read_date(raw: Raw) -> datetime:
     if not raw:
-        raise _Flaw("bad-date", "the date is missing")
+        raise _Flaw(Refusal.BAD_DATE, "the date is missing")
     if len(raw) < _LONG_DATE:
         # What msgspec takes for an instant in UTC is one by our rule too, and at a tenth the cost.
         try:
@@ -327,11 +329,11 @@ def _read_date(raw: Raw) -> datetime:
                 return instant
     text = _read_string(raw)
     if text is None:
-        raise _Flaw("bad-date", f"date {clipped(raw)} is not a string")
+        raise _Flaw(Refusal.BAD_DATE, f"date {clipped(raw)} is not a string")
     try:
         return parse_instant(text)
     except BadDate as flaw:
-        raise _Flaw("bad-date", f"date {quoted(text)} {flaw}") from None
+        raise _Flaw(Refusal.BAD_DATE, f"date {quoted(text)} {flaw}") from None
 
 
 def encode_reply(request: Request, stake: str, date: str) -> bytes:

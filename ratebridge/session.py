@@ -10,7 +10,7 @@ import attrs
 import trio
 
 from .bridge import Bridge, Moment
-from .errors import LinkFailed
+from .errors import LinkFailed, Loss
 from .link import Link
 from .messages import HEARTBEAT
 from .observer import Observer
@@ -75,7 +75,7 @@ class Session:
             if self._cause is None:
                 await self._link.close(GOING_AWAY)
             session_nursery.cancel_scope.cancel()
-        return self.ended_by(self._cause or LinkFailed("stopped"))
+        return self.ended_by(self._cause or LinkFailed(Loss.STOPPED))
 
     def ended_by(self, cause: LinkFailed) -> SessionEnd:
         """The end of this session, now."""
@@ -152,5 +152,5 @@ class Session:
                 await trio.sleep(poll)  # what came during a stall is still unread
             silence = trio.current_time() - self._heard
             if self._heard == heard and silence > timeout:
-                self._fail(LinkFailed("stale", f"no heartbeat for {silence:.1f} s"))
+                self._fail(LinkFailed(Loss.STALE, f"no heartbeat for {silence:.1f} s"))
                 return

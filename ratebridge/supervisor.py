@@ -6,7 +6,7 @@ import trio
 
 from .backoff import PROOF, Backoff
 from .bridge import Bridge
-from .errors import LinkFailed
+from .errors import LinkFailed, Loss
 from .link import Link
 from .observer import Observer
 from .outbox import Outbox
@@ -45,7 +45,7 @@ class Supervisor:
                 end = await self._live()
             except Exception as bug:  # noqa: BLE001 - no bug of a session ends the service
                 self._observer.internal_error("session", bug)
-                cause = LinkFailed("internal-error", "a bug, see the trace")
+                cause = LinkFailed(Loss.INTERNAL_ERROR, "a bug, see the trace")
                 end = SessionEnd(cause) if self._session is None else self._session.ended_by(cause)
             if self._stopping.is_set():
                 self._observer.link_lost(end.cause, end.uptime, None)
@@ -75,7 +75,7 @@ class Supervisor:
             except LinkFailed as failure:
                 return SessionEnd(failure)
             if self._opening.cancelled_caught:
-                return SessionEnd(LinkFailed("stopped"))
+                return SessionEnd(LinkFailed(Loss.STOPPED))
             self._observer.link_up()
             session = Session(link, self._bridge, self._outbox, self._heartbeat, self._observer)
             self._session = session
@@ -84,6 +84,8 @@ class Supervisor:
             try:
                 return await session.run()
             finally:
-                link.end(LinkFailed("stopped"))  # what it has not written by now goes to the next
+                link.end(
+                    LinkFailed(Loss.STOPPED)
+                )  # what it has not written by now goes to the next
                 self._outbox.lose_link()
                 link_nursery.cancel_scope.cancel()

@@ -31,7 +31,7 @@ async def test_one_conversion_within_trio():
 
 
 async def test_a_proxy_of_no_use_is_a_bad_setting(monkeypatch):
-    monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:1")
+    monkeypatch.setenv("HTTPS_PROXY", "gopher://127.0.0.1:1")
     with pytest.raises(ratebridge.BadSettings, match="HTTPS_PROXY"):
         await ratebridge.convert(Decimal(1), "USD", MAY_18, EMBEDDED)
 

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from structlog.testing import capture_logs
 from support import CLOCK_START
 
-from ratebridge.errors import LinkFailed, NoRate, Refused, SourceFailed
+from ratebridge.errors import LinkFailed, Loss, NoRate, Refusal, Refused, SourceFailed
 from ratebridge.messages import Request, decode
 from ratebridge.operating.journal import Journal
 from ratebridge.operating.logs import MINUTE, OFTEN, LineLimit
@@ -59,7 +59,7 @@ async def test_a_link_comes_up(journal, log, autojump_clock):
 async def test_a_link_is_lost(journal, log, autojump_clock):
     journal.link_up()
     await trio.sleep(3)
-    end = LinkFailed("closed", "see\nyou", code=1001)
+    end = LinkFailed(Loss.CLOSED, "see\nyou", code=1001)
     journal.link_lost(end, 3.0001, 0.08)
     assert log[1:] == [
         {
@@ -83,7 +83,7 @@ async def test_a_link_is_lost(journal, log, autojump_clock):
 
 async def test_a_failed_attempt_keeps_the_time_of_the_last_connection(journal, log, autojump_clock):
     await trio.sleep(1)
-    journal.link_lost(LinkFailed("rejected", status=503), 0.0, 0.5)
+    journal.link_lost(LinkFailed(Loss.REJECTED, status=503), 0.0, 0.5)
     assert log == [
         {
             "event": "connection.failed",
@@ -99,13 +99,13 @@ async def test_a_failed_attempt_keeps_the_time_of_the_last_connection(journal, l
 
 async def test_a_link_that_we_took_down_is_no_loss(journal, log, autojump_clock):
     journal.link_up()
-    journal.link_lost(LinkFailed("stopped"), 1.0, None)
+    journal.link_lost(LinkFailed(Loss.STOPPED), 1.0, None)
     assert log[1:] == [
         {"event": "connection.down", "log_level": "info", "reason": "stopped", "uptime": 1.0}
     ]
     assert not journal.stats.lost
     assert not journal.stats.recent_errors
-    journal.link_lost(LinkFailed("stopped"), 0.0, None)
+    journal.link_lost(LinkFailed(Loss.STOPPED), 0.0, None)
     assert len(log) == 2, "an attempt that a stop ends is not told"
 
 
@@ -193,7 +193,8 @@ async def test_every_conversion_goes_to_the_audit_trail(journal):
 
 
 @pytest.mark.parametrize(
-    "problem", [Refused(b"7", "bad-date", "the date is missing"), NoRate("bad-date", "no, no")]
+    "problem",
+    [Refused(b"7", Refusal.BAD_DATE, "the date is missing"), NoRate(Refusal.BAD_DATE, "no, no")],
 )
 async def test_a_refusal_is_logged_with_the_id_and_the_error(journal, log, problem):
     journal.refused(problem, b'"7\x07"', 0.001)
@@ -212,7 +213,7 @@ async def test_a_refusal_is_logged_with_the_id_and_the_error(journal, log, probl
 
 async def test_an_unknown_currency_is_ordinary_traffic(log):
     """A third of the recorded traffic: no warning, and nothing to hold back at that level."""
-    problem = NoRate("unknown-currency", "currency 'BTC' is not known to bank")
+    problem = NoRate(Refusal.UNKNOWN_CURRENCY, "currency 'BTC' is not known to bank")
     for level, written in (
         ("info", ["conversion.failed"] * OFTEN + ["log.limited"]),
         ("warning", []),
@@ -441,13 +442,13 @@ def at_info(log):
 def every_line(journal, number):
     """Each call that writes a line, in a turn that differs from the others by `number`."""
     journal.link_up()
-    journal.link_lost(LinkFailed("closed", f"reason {number}", code=4000), 1.0, 0.1)
-    journal.link_lost(LinkFailed("refused"), 0.0, 0.1)
+    journal.link_lost(LinkFailed(Loss.CLOSED, f"reason {number}", code=4000), 1.0, 0.1)
+    journal.link_lost(LinkFailed(Loss.REFUSED), 0.0, 0.1)
     journal.link_up()
-    journal.link_lost(LinkFailed("stopped"), 1.0, None)
+    journal.link_lost(LinkFailed(Loss.STOPPED), 1.0, None)
     journal.loop_stalled(1.0)
     journal.dropped("not-json", b"%d" % number)
-    journal.refused(NoRate("unavailable", f"no rate {number}"), b"%d" % number, 0.001)
+    journal.refused(NoRate(Refusal.UNAVAILABLE, f"no rate {number}"), b"%d" % number, 0.001)
     journal.undelivered(b"%d" % number, "it was too old")
     journal.fetched(TABLE, 0.1)
     journal.fetched(TABLE, 0.1)
@@ -540,11 +541,11 @@ async def test_a_summary_counts_the_last_minute(journal, log, autojump_clock):
     for minute, converted in enumerate((3, 2)):
         for _ in range(converted):
             journal.converted([(request(), "1", None, NOW)], 0.001)
-        journal.refused(NoRate("unavailable", "no rate"), b"1", 0.001)
+        journal.refused(NoRate(Refusal.UNAVAILABLE, "no rate"), b"1", 0.001)
         if minute:
             journal.dropped("not-json", b"what")
             journal.undelivered(b"7", "it was too old")
-            journal.link_lost(LinkFailed("reset"), 1.0, 0.1)
+            journal.link_lost(LinkFailed(Loss.RESET), 1.0, 0.1)
         journal.summarize(waiting=4, outbox=5, tables=6)
     common = {"event": "summary", "log_level": "info", "refused": 1}
     common |= {"waiting": 4, "outbox": 5, "tables": 6, "connections": 1}

@@ -15,7 +15,7 @@ from status_service import NOW, Shop, make_service, table
 
 import ratebridge
 from ratebridge import __version__
-from ratebridge.errors import LinkFailed, NoRate, Refused, SourceFailed
+from ratebridge.errors import LinkFailed, Loss, NoRate, Refusal, Refused, SourceFailed
 from ratebridge.messages import decode
 from ratebridge.operating import metrics
 from ratebridge.operating.metrics import DROPS, FETCHES, LOSSES, REFUSALS, metrics_text
@@ -129,11 +129,11 @@ async def make_busy(nursery: trio.Nursery) -> Service:
     no_table = SourceFailed("http-503", "answered HTTP 503"), SourceFailed("timeout", "is slow")
     for times, tell, *what in (
         (1, journal.converted, [(request, "1", None, NOW)] * 2, 0.34375),
-        (3, journal.refused, Refused(b"1", "bad-stake", "no stake"), b"1", 0.001953125),
-        (1, journal.refused, NoRate("unavailable", "no rate"), b"2", 0.056640625),
+        (3, journal.refused, Refused(b"1", Refusal.BAD_STAKE, "no stake"), b"1", 0.001953125),
+        (1, journal.refused, NoRate(Refusal.UNAVAILABLE, "no rate"), b"2", 0.056640625),
         (4, journal.dropped, "not-json", b"what"),
         (5, journal.undelivered, b"7", "it was too old"),
-        (10, journal.link_lost, LinkFailed("stale"), 0.75, 0.1),
+        (10, journal.link_lost, LinkFailed(Loss.STALE), 0.75, 0.1),
         (9, journal.link_up),
         (11, journal.heartbeat_received, 1.0),
         (12, journal.fetched, table(DAY), 0.25),
@@ -222,7 +222,7 @@ async def test_what_is_not_known_yet_is_absent_and_what_is_over_stays(nursery, a
     journal.link_up()
     journal.heartbeat_received(0.0)
     journal.fetched(table(DAY), 0.25)
-    journal.link_lost(LinkFailed("stale"), 0.75, 0.1)
+    journal.link_lost(LinkFailed(Loss.STALE), 0.75, 0.1)
     trail.failing = "No space left on device"
     await trio.sleep(60)
     found = samples(service)
@@ -275,8 +275,10 @@ async def test_no_text_of_a_peer_becomes_a_label(nursery, autojump_clock):
     poison = "p0ison"
     journal.dropped("not-json", poison.encode())
     journal.undelivered(poison.encode(), "it was too old")
-    journal.refused(Refused(b"1", "bad-currency", f"currency '{poison}'"), poison.encode(), 0.1)
-    journal.link_lost(LinkFailed("closed", poison, code=4000), 0.0, 1.0)
+    journal.refused(
+        Refused(b"1", Refusal.BAD_CURRENCY, f"currency '{poison}'"), poison.encode(), 0.1
+    )
+    journal.link_lost(LinkFailed(Loss.CLOSED, poison, code=4000), 0.0, 1.0)
     journal.fetch_failed("shop", DAY, SourceFailed("bad-body", f"has a {poison}"))
     assert poison not in metrics_text(service)
 

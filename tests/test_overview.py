@@ -11,13 +11,13 @@ import trio
 import trio.testing
 from status_service import NOW, Shop, make_service, table
 
-from ratebridge.errors import LinkFailed, NoRate, SourceFailed
+from ratebridge.errors import LinkFailed, Loss, NoRate, Refusal, SourceFailed
 from ratebridge.operating.overview import MOST_SHOWN, SAMPLES, History, overview, readiness
 from ratebridge.operating.stats import Stats
 from ratebridge.outbox import Reply
 from ratebridge.providers.source import Quota
 
-REFUSED = LinkFailed("refused", "connection refused: nobody listens on that port")
+REFUSED = LinkFailed(Loss.REFUSED, "connection refused: nobody listens on that port")
 DAY = (NOW - timedelta(days=14)).date()
 
 
@@ -72,7 +72,7 @@ async def test_a_lost_link_says_for_how_long_and_why(nursery, autojump_clock):
     service, journal = make_service(nursery)
     journal.link_up()
     journal.heartbeat_received(0.0)
-    journal.link_lost(LinkFailed("closed"), 1.0, 0.5)
+    journal.link_lost(LinkFailed(Loss.CLOSED), 1.0, 0.5)
     await trio.sleep(1)
     assert readiness(service, trio.current_time()) == (False, "no connection for 1.0 s: closed")
     await trio.sleep(2.25)
@@ -88,7 +88,7 @@ async def test_a_heartbeat_of_the_link_before_does_not_count(nursery, autojump_c
     journal.link_up()
     journal.heartbeat_received(0.0)
     await trio.sleep(0.25)
-    journal.link_lost(LinkFailed("reset"), 0.25, 0.0)
+    journal.link_lost(LinkFailed(Loss.RESET), 0.25, 0.0)
     journal.link_up()
     assert not readiness(service, trio.current_time())[0]
 
@@ -205,7 +205,7 @@ async def test_an_overview_of_a_busy_service(nursery, autojump_clock):
         await trio.sleep(gap)
         journal.heartbeat_received(gap)
     journal.dropped("not-json", b"what")
-    refusal = NoRate("unknown-currency", "currency 'ABC' is not known to shop")
+    refusal = NoRate(Refusal.UNKNOWN_CURRENCY, "currency 'ABC' is not known to shop")
     journal.refused(refusal, b"7", 0.002)
     journal.refused(refusal, b"8", 0.001)
     service.outbox.add(Reply(b"8", b"{}", trio.current_time()))

@@ -10,7 +10,7 @@ import structlog
 import trio
 
 from ratebridge.app import Dependencies, serve
-from ratebridge.errors import BadSettings, LinkFailed, SourceFailed
+from ratebridge.errors import BadSettings, LinkFailed, Loss, SourceFailed
 from ratebridge.link.address import Address
 from ratebridge.providers.registry import NAMES, provider
 from ratebridge.setting import Setting, Values, key
@@ -222,7 +222,7 @@ async def test_no_secret_is_logged_by_a_service_that_can_reach_nothing(autojump_
             raise SourceFailed("unreachable", "could not be reached")
 
     async def dial():
-        raise LinkFailed("refused", "connection refused")
+        raise LinkFailed(Loss.REFUSED, "connection refused")
 
     values = {"RATEBRIDGE_PROVIDERS": ",".join(NAMES)}
     for row in rows():

@@ -24,7 +24,7 @@ from support import (
 
 from ratebridge.backoff import Backoff
 from ratebridge.bridge import Bridge, Moment
-from ratebridge.errors import LinkFailed
+from ratebridge.errors import LinkFailed, Loss
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script
 from ratebridge.link.dial import Dial
 from ratebridge.link.link import Link, open_link
@@ -127,7 +127,7 @@ def beat_for(seconds: float) -> Script:
 def unreachable(_feed: MemoryFeed) -> Dial:
     async def dial() -> trio.abc.Stream:
         await trio.lowlevel.checkpoint()
-        raise LinkFailed("refused", "connection refused: nobody listens on that port")
+        raise LinkFailed(Loss.REFUSED, "connection refused: nobody listens on that port")
 
     return dial
 

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, suppress
 
 import trio
 
-from ..errors import LinkFailed
+from ..errors import LinkFailed, Loss
 from .address import Address
 from .tls import TlsStream
 
@@ -54,25 +54,27 @@ async def add_tls(stream: trio.SocketStream, address: Address, tls: ssl.SSLConte
 
 def _dial_failure(error: OSError | UnicodeError) -> LinkFailed:
     if isinstance(error, socket.gaierror):
-        return LinkFailed("dns", "the host was not found")
+        return LinkFailed(Loss.DNS, "the host was not found")
     if isinstance(error, UnicodeError):
-        return LinkFailed("dns", "the host's name is not valid")
+        return LinkFailed(Loss.DNS, "the host's name is not valid")
     attempts = error.__cause__
     if isinstance(attempts, ExceptionGroup):  # an error for each address that was tried
         if attempts.subgroup(ConnectionRefusedError) is not None:
-            return LinkFailed("refused", "connection refused: nobody listens on that port")
+            return LinkFailed(Loss.REFUSED, "connection refused: nobody listens on that port")
         error = next(e for e in attempts.exceptions if isinstance(e, OSError))
-    return LinkFailed("unreachable", error.strerror or "no connection could be made")
+    return LinkFailed(Loss.UNREACHABLE, error.strerror or "no connection could be made")
 
 
 def _tls_failure(cause: Exception) -> LinkFailed:
     if isinstance(cause, ssl.SSLCertVerificationError):
-        return LinkFailed("certificate", f"the certificate does not pass: {cause.verify_message}")
+        return LinkFailed(
+            Loss.CERTIFICATE, f"the certificate does not pass: {cause.verify_message}"
+        )
     # A peer who goes is one of these two errors, which one depends on the version of Python.
     gone = isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError)
     if isinstance(cause, ssl.SSLError) and not gone:
         # "[SSL: NAME] words (_ssl.c:1006)". Not every alert has a name in Python: that of ALPN
         # has none.
         words = str(cause).partition("] ")[2].rpartition(" (")[0]
-        return LinkFailed("tls", f"TLS failed: {words}")
-    return LinkFailed("tls", "the peer broke off the TLS handshake")
+        return LinkFailed(Loss.TLS, f"TLS failed: {words}")
+    return LinkFailed(Loss.TLS, "the peer broke off the TLS handshake")

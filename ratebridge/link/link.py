@@ -15,7 +15,7 @@ import trio
 import trio_websocket
 import wsproto
 
-from ..errors import LinkFailed
+from ..errors import LinkFailed, Loss
 from .address import Address
 from .dial import Dial
 from .framing import MAX_FRAME, client_close, client_frames, masking_keys
@@ -101,7 +101,7 @@ class Link:
                 # A binary message is none of this protocol: it goes on as a text that is no JSON.
                 text = message.encode() if isinstance(message, str) else b"\0binary"
                 if len(text) > MAX_FRAME:  # trio-websocket has counted characters
-                    await self._fail(LinkFailed("oversized", _TOO_BIG, code=1009))
+                    await self._fail(LinkFailed(Loss.OVERSIZED, _TOO_BIG, code=1009))
                     return
                 self._handle([text])
         except trio_websocket.ConnectionClosed as closed:
@@ -111,13 +111,13 @@ class Link:
     def _explain(self, reason: trio_websocket.CloseReason | None) -> LinkFailed:
         """Why the link was closed: by the peer, or by us for an error of the peer."""
         if reason is None or reason.code == 1006:
-            return LinkFailed("reset", "the peer broke off without a close", code=1006)
+            return LinkFailed(Loss.RESET, "the peer broke off without a close", code=1006)
         code, words = int(reason.code), reason.reason or ""  # out of their enumeration
         if self._stream.peer_closes and self._stream.sent_close:  # which answered it
-            return LinkFailed("closed", words, code=code)
+            return LinkFailed(Loss.CLOSED, words, code=code)
         if code == 1009:
-            return LinkFailed("oversized", _TOO_BIG, code=code)
-        return LinkFailed("protocol-error", words, code=code)
+            return LinkFailed(Loss.OVERSIZED, _TOO_BIG, code=code)
+        return LinkFailed(Loss.PROTOCOL_ERROR, words, code=code)
 
     async def _fail(self, failure: LinkFailed) -> None:
         """End the link; where the peer is at fault it is told so by a close (RFC 6455, 7.1.7)."""
@@ -133,7 +133,7 @@ class Link:
         # The reader comes upon the reason, and upon the last messages before it.
         with trio.move_on_after(LAST_WORDS):
             await self._ended.wait()
-        self.end(LinkFailed("reset", "the peer broke off"))
+        self.end(LinkFailed(Loss.RESET, "the peer broke off"))
 
     async def watch_writes(self) -> None:
         """End the link when a write is not taken in time.
@@ -148,7 +148,7 @@ class Link:
             head = self._stream.head
             polls = polls + 1 if head is seen and head is not None else 0
             seen = head
-        self.end(LinkFailed("write-stalled", f"a write was not taken within {WRITE_WITHIN:g} s"))
+        self.end(LinkFailed(Loss.WRITE_STALLED, f"a write was not taken within {WRITE_WITHIN:g} s"))
 
 
 _TOO_BIG: Final = "a message of over 1 MiB"
@@ -167,13 +167,13 @@ async def open_link(nursery: trio.Nursery, address: Address, dial: Dial) -> Link
     with trio.move_on_after(OPEN_WITHIN):
         link: Link = await nursery.start(_run_link, address, dial, name="link")
         return link
-    raise LinkFailed("open-timeout", f"no connection within {OPEN_WITHIN:g} s")
+    raise LinkFailed(Loss.OPEN_TIMEOUT, f"no connection within {OPEN_WITHIN:g} s")
 
 
 async def _run_link(address: Address, dial: Dial, *, task_status: trio.TaskStatus[Link]) -> None:
     """The life of a link: trio-websocket's task, and ours beside it."""
     link: Link | None = None
-    failure = LinkFailed("reset", "the peer broke off")
+    failure = LinkFailed(Loss.RESET, "the peer broke off")
     network = await dial()
     stream = LinkStream(network)
     try:
@@ -194,7 +194,7 @@ async def _run_link(address: Address, dial: Dial, *, task_status: trio.TaskStatu
         failure = _first(failures)
     except* (h11.ProtocolError, wsproto.utilities.ProtocolError, UnicodeError):
         # Garbage in place of an upgrade; or, on an open link, a ping while it closed.
-        failure = LinkFailed("protocol-error", "the peer does not speak websocket")
+        failure = LinkFailed(Loss.PROTOCOL_ERROR, "the peer does not speak websocket")
     finally:
         stream.forget_socket()
         await trio.aclose_forcefully(network)

@@ -15,7 +15,7 @@ from typing import Final
 import attrs
 import trio
 
-from ..errors import LinkFailed
+from ..errors import LinkFailed, Loss
 from .framing import FrameCutter, whole_frames
 from .tls import READ_SIZE, TlsStream
 from .upgrade import UpgradeResponse
@@ -198,7 +198,7 @@ class LinkStream(trio.abc.Stream):
         except trio.BrokenResourceError:
             data = b""
         if not data:
-            raise LinkFailed("reset", "the peer broke off the upgrade")
+            raise LinkFailed(Loss.RESET, "the peer broke off the upgrade")
         behind = response.feed(data)
         if behind is None:
             return data

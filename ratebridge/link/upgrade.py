@@ -5,7 +5,7 @@ from typing import Final
 
 import h11
 
-from ..errors import LinkFailed
+from ..errors import LinkFailed, Loss
 
 _NOT_OFFERED: Final = {
     b"sec-websocket-extensions": "an extension",
@@ -38,7 +38,7 @@ class UpgradeResponse:
             if names := dict(event.headers).get(header):
                 name = names.partition(b";")[0].decode("ascii", "replace")
                 raise LinkFailed(
-                    "protocol-error", f"the peer uses {what}, {name}, that was not offered"
+                    Loss.PROTOCOL_ERROR, f"the peer uses {what}, {name}, that was not offered"
                 )
         behind, _ = self._reader.trailing_data
         return behind
@@ -49,7 +49,7 @@ def _rejected(response: h11.InformationalResponse | h11.Response) -> LinkFailed:
     headers = dict(response.headers)
     retry_after = _retry_after(headers.get(b"retry-after", b""), headers.get(b"date", b""))
     return LinkFailed(
-        "rejected", f"the peer answered HTTP {status}", status=status, retry_after=retry_after
+        Loss.REJECTED, f"the peer answered HTTP {status}", status=status, retry_after=retry_after
     )
 
 

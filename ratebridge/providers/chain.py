@@ -20,7 +20,7 @@ import trio
 from msgspec.structs import replace
 
 from ..budget import RESERVE, Allowance
-from ..errors import NoRate, SourceFailed
+from ..errors import NoRate, Refusal, SourceFailed
 from ..observer import Observer
 from ..plausibility import implausible, without
 from ..rates import Failing, Rate, RateTable, Tables, fixed_rate, rate_from
@@ -398,5 +398,5 @@ def _no_rate(
         text = f"no rate for '{currency}' on {day}: {reasons}"
     # A coarse quote stays coarse, so a retry does not help.
     if all(failure.outcome == "coarse" for _, failure in failures):
-        return NoRate("unknown-currency", text)
-    return NoRate("unavailable", text)
+        return NoRate(Refusal.UNKNOWN_CURRENCY, text)
+    return NoRate(Refusal.UNAVAILABLE, text)

@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 import trio
 
-from ratebridge.errors import LinkFailed
+from ratebridge.errors import LinkFailed, Loss
 
 from .faults import Faults
 from .trace import Attempt, Trace
@@ -136,7 +136,7 @@ class Feed:
         if dice < 0.6:
             self._trace.fault("dial: refused")
             await trio.sleep(chance.uniform(0, 0.05))
-            raise LinkFailed("refused", "connection refused: nobody listens on that port")
+            raise LinkFailed(Loss.REFUSED, "connection refused: nobody listens on that port")
         if dice < 0.8:
             self._trace.fault("dial: hangs")
             await trio.sleep_forever()
