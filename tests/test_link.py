@@ -19,7 +19,7 @@ from support import (
 )
 from wsproto.events import AcceptConnection
 
-from ratebridge.errors import LinkFailed
+from ratebridge.errors import LinkFailed, Loss
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script
 from ratebridge.link.link import CLOSE_WITHIN, WRITE_WITHIN, Link, open_link
 from ratebridge.link.stream import LinkStream
@@ -546,7 +546,7 @@ async def test_the_peers_end_of_the_link_is_known_by_its_reason_and_at_once(
         assert trio.current_time() == began
         assert texts == [b"before"]
         assert (failure.reason, failure.detail, failure.code) == (reason, detail, code)
-        link.end(LinkFailed("another", "that comes later"))
+        link.end(LinkFailed(Loss.STALE, "that comes later"))
         assert (await take_until_the_end(link))[1] is failure
 
 
