@@ -256,7 +256,7 @@ def verify(trail: Trail, files: Sequence[tuple[str, BinaryIO, int]], progress: T
                     print(f"{share}{_lines(trail.lines)}", end=end, file=progress, flush=True)
         except (OSError, EOFError, zlib.error) as error:
             why = (isinstance(error, OSError) and error.strerror) or "the file is damaged"
-            trail.tell("unreadable", f"cannot be read: {why}", (name, number + 1))
+            trail.tell("not read", f"cannot be read: {why}", (name, number + 1))
         done += size
     if terminal:
         print("\x1b[K", end="", file=progress, flush=True)

@@ -67,7 +67,7 @@ LINE: Final = re.compile(
     # No member after the id can hold a quote, so a line matches in one way only. Text inserted
     # into a line becomes part of its id, where it is not valid JSON.
     r'(?:,"id":(?P<id>\d++|[ -~]+),"date":(?P<date>"[^"]*")'
-    rf',"stake":"(?P<stake>-?{_NUMBER})","currency":"(?P<currency>{_TEXT})"'
+    rf',"stake":"(?P<stake>-?{_NUMBER})","currency":"(?P<currency>[A-Z]{{3}})"'
     rf',"rate":"(?P<rate>{_NUMBER}(?:/{_NUMBER})?)","rate_date":"(?P<rate_date>{_DAY})"'
     rf',"provider":"{_TEXT}","eur":"(?P<eur>{_TEXT})"'
     r'|,"lost":(?P<lost>[1-9]\d{0,17}))(?:,"hash":"(?P<hash>[0-9a-f]{64})")?\}'.encode()
