@@ -33,11 +33,12 @@ ALIKE: Final = 1.05  # sources differ by 0.3 % as a rule
 
 def doubt(
     rows: Mapping[date, Mapping[str, Row]], history: History, day: date
-) -> tuple[dict[str, Row], bool]:
-    """The rows of one day of an answer, with its implausible quotes doubted; and whether all are.
+) -> tuple[dict[str, Row], SourceFailed | None]:
+    """The rows of one day of an answer, with the implausible quotes doubted.
 
     `rows` are those of the whole answer, for what comes before and after. All the quotes of the day
-    are doubted if most of those that can be judged by the history are wrong, two at least.
+    are doubted if most of those that can be judged by the history are wrong, two at least: then the
+    second value says why, else it is None.
     """
     judged: dict[str, Row] = dict(rows[day])
     days = sorted(rows)
@@ -54,12 +55,16 @@ def doubt(
             wrong += expected is not None
         if expected is not None:
             judged[currency] = Doubted(row, _why(row, expected))
-    whole = wrong > 1 and 2 * wrong > known
-    if whole:
-        for currency, row in judged.items():
-            if isinstance(row, Quote):
-                judged[currency] = Doubted(row, _ALL)
-    return judged, whole
+    if wrong < 2 or 2 * wrong <= known:
+        return judged, None
+    why = SourceFailed(
+        FetchOutcome.IMPLAUSIBLE,
+        f"gives an implausible table for {day} ({wrong} of {known} currencies)",
+    )
+    for currency, row in judged.items():
+        if isinstance(row, Quote):
+            judged[currency] = Doubted(row, why)
+    return judged, why
 
 
 def bound(gap: int) -> float:
@@ -100,6 +105,3 @@ def _why(row: Quote, expected: float) -> SourceFailed:
         FetchOutcome.IMPLAUSIBLE,
         f"gives an implausible {row.per_euro:.6g} for one euro (expected: about {expected:.4g})",
     )
-
-
-_ALL: Final = SourceFailed(FetchOutcome.IMPLAUSIBLE, "gives an implausible table")

@@ -67,11 +67,13 @@ class RateSheet:
     """All that one call to a source brought.
 
     `asked` is what the call asked for, such as "2021-05" or "2021-05-18"; the sheet answers for the
-    days from `first` to `last`. `rows` has what the source published on each day, by currency; it
-    reaches back before `first`, and has no row for a day without news. `fetched` is the UTC instant
-    of the request. `latest` marks the latest quotes, which a source gave because it did not have
-    those of the ended day yet. `source_clock` is what the source's clock showed when it answered,
-    None where that is not known.
+    days from `first` to `last`. `rows` has what the source published on each day, by currency. It
+    reaches back before `first`, and has no row for a day without news. `currencies` are those in
+    it.
+    `fetched` is the UTC instant of the request. `latest` marks the latest quotes, which a source
+    gave because it did not have those of the ended day yet. `source_clock` is what the source's
+    clock showed when it answered, None where that is not known. `refused` says why all the quotes
+    of a day are doubted, if they are.
     """
 
     provider: str
@@ -80,8 +82,10 @@ class RateSheet:
     last: date
     rows: Mapping[date, Mapping[str, Row]] = attrs.field(repr=False)
     fetched: datetime
+    currencies: frozenset[str] = frozenset()
     latest: bool = False
     source_clock: datetime | None = None
+    refused: SourceFailed | None = None
 
     def find(self, currency: str, day: date) -> tuple[Row, date] | None:
         """The last row of a currency at or before a day, at most five days old, and its own day."""
@@ -112,11 +116,6 @@ class RateSheet:
         return final or self.lives(day, now, life)
 
     @property
-    def currencies(self) -> set[str]:
-        """The currencies in it."""
-        return {currency for rows in self.rows.values() for currency in rows}
-
-    @property
     def days(self) -> int:
         """How many days it answers for."""
         return (self.last - self.first).days + 1
@@ -142,7 +141,7 @@ class Rate(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def text(self) -> str:
-        """Units for one euro as exact text: a number, or a quotient where the euro side is not 1."""
+        """Units for one euro as exact text: a number, or units/euro where that is not 1."""
         return f"{self.units:f}" if self.euro == 1 else f"{self.units:f}/{self.euro:f}"
 
 

@@ -17,6 +17,7 @@ from msgspec import Raw
 
 from ..conversion import is_quote
 from ..errors import FetchOutcome, SourceFailed
+from ..history import History
 from ..rates import Quote, RateSheet, Row
 from ..settings import Settings
 
@@ -144,7 +145,13 @@ def json_decoder(kind: type[T]) -> Callable[[bytes], T]:
     So that such a quote costs its currency alone, like any other bad quote.
     """
     decode = msgspec.json.Decoder(kind).decode
-    return lambda body: decode(_NOT_JSON.sub(b"null", body))
+
+    def decode_body(body: bytes) -> T:
+        if b"NaN" in body or b"Infinity" in body:
+            body = _NOT_JSON.sub(b"null", body)
+        return decode(body)
+
+    return decode_body
 
 
 def read_quote(raw: Raw) -> Decimal | None:
@@ -232,28 +239,11 @@ async def read_rows(rows: Iterable[tuple[str, Raw, date]]) -> dict[date, dict[st
     return good
 
 
-def based_on_euro(
-    rows: dict[str, Row], bases: Iterable[str], day: date | str
-) -> dict[str, Row]:
-    """The rows of one day with the euro's own taken out, and made the other side of all quotes.
-
-    `bases` are the currencies that may be the table's base. Raises `SourceFailed` where there is no
-    quote for EUR, or none of 1 for the base.
-    """
+def drop_euro(rows: dict[str, Row], day: date) -> None:
+    """Take the euro's own row out. Raises `SourceFailed` if there is one and it is not 1."""
     euro = rows.pop("EUR", None)
-    if not isinstance(euro, Quote):
-        raise SourceFailed(FetchOutcome.BAD_TABLE, f"has no EUR on {day}")
-    given = [euro.units]
-    given += [row.units for base in bases if isinstance(row := rows.get(base), Quote)]
-    # A table whose base is the dollar may lack a row for it.
-    if 1 not in given and len(given) > 1:
-        raise SourceFailed(FetchOutcome.BAD_TABLE, f"has no quote of 1 for its own base on {day}")
-    if euro.units == 1:
-        return rows
-    return {
-        currency: Quote(row.units, euro.units) if isinstance(row, Quote) else row
-        for currency, row in rows.items()
-    }
+    if euro is not None and not (isinstance(euro, Quote) and euro.units == 1):
+        raise SourceFailed(FetchOutcome.BAD_TABLE, f"has another quote than 1 for EUR on {day}")
 
 
 def make_sheet(
@@ -276,7 +266,13 @@ def make_sheet(
     # An answer from a cache on the way has its age, and some caches date their copies anew.
     from_cache = (read_count(headers.get("age")) or 0) > 0
     clock = None if from_cache else read_date(headers.get("date"))
-    return RateSheet(provider, asked, *days, rows, now, latest=latest, source_clock=clock)
+    if isinstance(rows, History):
+        currencies = frozenset(rows.currencies)
+    else:
+        currencies = frozenset(code for of_day in rows.values() for code in of_day)
+    return RateSheet(
+        provider, asked, *days, rows, now, currencies, latest=latest, source_clock=clock
+    )
 
 
 def read_count(header: str | None) -> int | None:
@@ -302,6 +298,10 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     """
     value = headers.get("retry-after")
     seconds: float | None = read_count(value)
-    if seconds is None and (until := read_date(value)) and (since := read_date(headers.get("date"))):
+    if (
+        seconds is None
+        and (until := read_date(value))
+        and (since := read_date(headers.get("date")))
+    ):
         seconds = (until - since).total_seconds()
     return min(float(seconds), LONGEST_WAIT) if seconds is not None and seconds > 0 else None
