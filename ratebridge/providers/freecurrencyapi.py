@@ -33,10 +33,11 @@ from .source import (
     retry_after,
 )
 
-CURRENCIES: Final = frozenset(
+_CODES: Final = (
     "AUD BGN BRL CAD CHF CNY CZK DKK GBP HKD HRK HUF IDR ILS INR ISK JPY KRW MXN MYR NOK NZD PHP "
-    "PLN RON RUB SEK SGD THB TRY USD ZAR".split()  # noqa: SIM905 - a table, and EUR
+    "PLN RON RUB SEK SGD THB TRY USD ZAR"
 )
+CURRENCIES: Final = frozenset(_CODES.split())  # and EUR
 MONTH_OF_CALLS: Final = 5000  # of the free plan, where it does not tell
 MOST_FOR_TODAY: Final = 0.5  # of the month: for more than that a life of sheets is too short
 COUNT_LIFE: Final = timedelta(hours=1)  # others may use the key, and a plan can be changed
