@@ -206,7 +206,7 @@ async def read_rows(rows: Iterable[tuple[str, Raw, date]]) -> dict[date, dict[st
     A row is a currency, its quote as JSON, and the day it is of. Left out are bad quotes, and names
     that are not three capitals; a coarse quote becomes the reason why it is not used. Raises
     `SourceFailed` for an answer that contradicts itself by two different quotes for one currency on
-    one day, that has over `MAX_ROWS` rows for a day, or that has no good row at all.
+    one day, that has over `MAX_ROWS` rows for a day, or whose quotes are bad one and all.
     """
     good: dict[date, dict[str, Row]] = {}
     seen: dict[tuple[date, str], Decimal | None] = {}
