@@ -109,11 +109,11 @@ def read_zip(body: bytes) -> History:
     try:
         with ZipFile(BytesIO(body)) as archive:
             member = archive.getinfo("eurofxref-hist.csv")
-            if member.compress_type != ZIP_DEFLATED or member.flag_bits & 1:
-                raise ValueError("compressed or encrypted in another way")
+            if member.compress_type != ZIP_DEFLATED:
+                raise ValueError("compressed in another way")
             with archive.open(member) as file:
                 text = file.read(MAX_CSV + 1)
-    except (BadZipFile, BadDeflate, KeyError, EOFError, OSError, NotImplementedError):
+    except (BadZipFile, BadDeflate, KeyError, EOFError, OSError, OverflowError, RuntimeError):
         raise ValueError("no zip with the CSV in it") from None
     if len(text) > MAX_CSV:
         raise ValueError("too large")

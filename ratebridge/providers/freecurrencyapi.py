@@ -18,7 +18,7 @@ import trio
 from msgspec import Raw
 
 from ..errors import FetchOutcome, SourceFailed
-from ..rates import Quote, RateSheet
+from ..rates import MAX_DAYS_BACK, Quote, RateSheet
 from .source import (
     Http,
     HttpAnswer,
@@ -105,6 +105,8 @@ class FreeCurrencyApi:
         if counted is None or counted.month != now.month or now - counted > COUNT_LIFE:
             with trio.move_on_after(STATUS_WITHIN):
                 await self._read_status(now)
+            if self._counted is counted:
+                self.quota.month_left = None  # or the count of a month that is over would stay
         self._keep_for_today(day, now)
         if day < now.date():
             answer = await self._get("historical", {"date": str(day)}, now)
@@ -115,7 +117,8 @@ class FreeCurrencyApi:
                 names = _DAY_NAME.findall(answer.body)  # the decoder keeps the last of two
                 if len(set(names)) < len(names):
                     raise SourceFailed(FetchOutcome.BAD_TABLE, "has two tables for one day")
-                quoted_on = max((known for known in days if known <= day), default=day)
+                oldest = day - timedelta(days=MAX_DAYS_BACK)
+                quoted_on = max((known for known in days if oldest <= known <= day), default=day)
                 return await self._sheet(day, now, answer, days.get(quoted_on, _NOTHING), quoted_on)
         answer = await self._get("latest", {}, now)
         quotes = read_body(_latest, answer).data

@@ -34,6 +34,7 @@ _CURRENCY: Final = re.compile(r"[A-Z]{3}", re.ASCII)
 _DATE_TEXT: Final = 40  # characters; an HTTP date has 29
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 _QUOTE_TEXT: Final = 80  # characters: enough for 34 digits, too few for a number bomb
+_NUMBER: Final = re.compile(rb"(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")  # of JSON, not negative
 _COUNT: Final = re.compile(r"-?\d{1,12}", re.ASCII)
 _NOT_JSON: Final = re.compile(rb"(?<=[:,\[\s])-?(?:NaN|Infinity)(?=[\s,\]}])")
 _ONE: Final = Decimal(1)
@@ -157,8 +158,8 @@ def json_decoder(kind: type[T]) -> Callable[[bytes], T]:
 def read_quote(raw: Raw) -> Decimal | None:
     """A JSON value as a quote; None unless it is a number in range."""
     text = bytes(raw)
-    if not text or text[0] not in b"0123456789" or len(text) > _QUOTE_TEXT:
-        return None  # negative numbers and strings go here too
+    if len(text) > _QUOTE_TEXT or _NUMBER.fullmatch(text) is None:
+        return None
     try:
         quote = Decimal(text.decode("ascii"))
     except InvalidOperation:
@@ -206,7 +207,7 @@ async def read_rows(rows: Iterable[tuple[str, Raw, date]]) -> dict[date, dict[st
     A row is a currency, its quote as JSON, and the day it is of. Left out are bad quotes, and names
     that are not three capitals; a coarse quote becomes the reason why it is not used. Raises
     `SourceFailed` for an answer that contradicts itself by two different quotes for one currency on
-    one day, that has over `MAX_ROWS` rows for a day, or that has no good row at all.
+    one day, that has over `MAX_ROWS` rows for a day, or whose quotes are bad one and all.
     """
     good: dict[date, dict[str, Row]] = {}
     seen: dict[tuple[date, str], Decimal | None] = {}
