@@ -17,7 +17,7 @@ from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI
 from ratebridge.fakes.rates import HANG, Fault, quote
 from ratebridge.messages import HEARTBEAT, THE_HEARTBEAT
 from ratebridge.outbox import Reply
-from ratebridge.rates import Quote, RateTable
+from ratebridge.rates import Quote, RateSheet
 
 NOON = "2026-11-03T12:00:00Z"
 MOST_WAITING = 1_000  # as the contract has it
@@ -266,13 +266,15 @@ class Fragile:
     """A source with a bug for one day."""
 
     name = "fragile"
-    quota = budget = None
+    currencies = quota = every = None
+
+    def asks(self, day, today):
+        return str(day)
 
     async def fetch(self, day, now):
         if day == DAY:
             raise ZeroDivisionError("oops")
-        quotes = {code: Quote(Decimal(1), day) for code in ("EUR", "USD")}
-        return RateTable("fragile", day, quotes, now)
+        return RateSheet("fragile", str(day), day, day, {day: {"USD": Quote(Decimal(1))}}, now)
 
 
 async def test_a_bug_in_a_source_costs_one_error(autojump_clock):
