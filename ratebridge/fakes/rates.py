@@ -205,8 +205,11 @@ class FakeRates:
         self._ordered[source] += faults
 
     def count(self, source: str | None = None) -> int:
-        """The calls so far: of one source, or of all."""
-        return sum(source in (None, call.source) for call in self.calls)
+        """The calls for rates so far: of one source, or of all."""
+        return sum(
+            source in (None, call.source) and not call.path.endswith("/status")
+            for call in self.calls
+        )
 
     def urls(self, base: str) -> dict[str, str]:
         """The settings of the sources' URLs, for a server at `base`."""

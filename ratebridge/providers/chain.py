@@ -38,7 +38,8 @@ from .ecb import load_embedded
 from .source import Source
 
 FETCH_WITHIN: Final = 30.0  # s, retries included; a request waits for its own deadline at most
-MOST_FETCHES: Final = 4  # of a source at a time: in all far below the HTTP client's pool
+STALLED_AFTER: Final = 10.0  # s without an answer, until another connection is tried
+MOST_FETCHES: Final = 8  # of a source at a time: in all far below the HTTP client's pool
 MOST_CHOSEN: Final = 16_384  # rates that are at hand, some 5 MB
 UNANSWERED: Final = frozenset(
     {FetchOutcome.UNREACHABLE, FetchOutcome.TIMEOUT, FetchOutcome.HTTP_5XX, FetchOutcome.BUDGET}
@@ -332,7 +333,7 @@ class RateChain:
         try:
             with trio.move_on_at(began + FETCH_WITHIN):
                 self.watch_clock()
-                sheet = await self._attempt(source, day, began)
+                sheet = await self._first_answer(source, day, began)
                 self.watch_clock()
                 self._compare_clocks(sheet)
                 fetch.sheet = sheet = await self._judged(sheet)
@@ -357,7 +358,29 @@ class RateChain:
         meanwhile = held.fetched if held is not None and serves else None
         self._observer.fetch_failed(source.name, asked, failure, meanwhile)
 
+    async def _first_answer(self, source: Source, day: date, began: float) -> RateSheet:
+        """What the source gives. A connection that has stalled for long gets another beside it."""
+        outcome: RateSheet | Exception | None = None
+
+        async def attempt() -> None:
+            nonlocal outcome
+            try:
+                outcome = await self._attempt(source, day, began)
+            except Exception as error:  # noqa: BLE001 - raised below, and not as a group
+                outcome = error
+            attempts_nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as attempts_nursery:
+            attempts_nursery.start_soon(attempt)
+            await trio.sleep(STALLED_AFTER)
+            attempts_nursery.start_soon(attempt)
+        if not isinstance(outcome, RateSheet):
+            assert outcome is not None, "the nursery ends with an outcome, or is cancelled"
+            raise outcome
+        return outcome
+
     async def _attempt(self, source: Source, day: date, began: float) -> RateSheet:
+        """One attempt, and two more after failures that may be over in a moment."""
         pauses = iter(PAUSES)
         while True:
             try:
