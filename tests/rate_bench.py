@@ -133,10 +133,7 @@ async def open_bench(
     notes = Notes()
     async with trio.open_nursery() as nursery:
         chain = RateChain(
-            [
-                make_source(source, http) if isinstance(source, str) else source
-                for source in named
-            ],
+            [make_source(source, http) if isinstance(source, str) else source for source in named],
             RateCache(timedelta(seconds=life), most_quotes),
             nursery,
             deadline=deadline,
