@@ -4,6 +4,7 @@ import io
 import struct
 import tracemalloc
 import zipfile
+from contextlib import suppress
 from datetime import date, timedelta
 from decimal import Decimal
 from zlib import compress
@@ -154,7 +155,5 @@ def test_any_bytes_of_a_zip_are_read_or_refused(changes):
     body = bytearray(as_zip(GOOD))
     for place, byte in changes:
         body[place % len(body)] = byte
-    try:
+    with suppress(ValueError):
         assert read_zip(bytes(body)).currencies
-    except ValueError:
-        pass
