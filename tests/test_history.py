@@ -1,6 +1,5 @@
 """The ECB's history: against its own package, and what is no history."""
 
-import io
 import struct
 import tracemalloc
 import zipfile
@@ -13,6 +12,7 @@ import pytest
 from currency_converter import CurrencyConverter, RateNotFoundError
 from hypothesis import given
 from hypothesis import strategies as st
+from rate_bench import as_zip, csv
 
 from ratebridge.history import MAX_CSV, MOST_COLUMNS, History, embedded, read_zip
 from ratebridge.providers.source import is_coarse
@@ -44,11 +44,6 @@ def test_the_embedded_history_is_what_the_package_makes_of_it(package, data):
 def test_it_reaches_from_the_first_day_of_the_euro_to_the_packages_last(package):
     assert (min(embedded()), embedded().newest) == package.bounds["USD"]
     assert len(embedded()) == len(list(embedded())) > 7_000
-
-
-def csv(columns, rows):
-    lines = [",".join(["Date", *columns, ""]), *(",".join([str(d), *v, ""]) for d, v in rows)]
-    return "\n".join(lines)
 
 
 @given(
@@ -100,13 +95,6 @@ def test_a_text_that_is_no_history_or_contradicts_itself_is_refused(text):
 
 
 # The zip.
-
-
-def as_zip(text, name="eurofxref-hist.csv", how=zipfile.ZIP_DEFLATED):
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", how) as archive:
-        archive.writestr(name, text)
-    return file.getvalue()
 
 
 def far_away():
