@@ -22,7 +22,10 @@ def at(day: date, *time: int) -> datetime:
     return datetime(day.year, day.month, day.day, *time, tzinfo=UTC)
 
 
-def sheet(asked="2026-11", fetched=at(NEXT, 12), rows=None, provider="shop", **more) -> RateSheet:
+AFTER = at(NEXT, 12)
+
+
+def sheet(asked="2026-11", fetched=AFTER, rows=None, provider="shop", **more) -> RateSheet:
     rows = {DAY: {"USD": ONE}} if rows is None else rows
     return RateSheet(provider, asked, DAY, DAY, rows, fetched, **more)
 
