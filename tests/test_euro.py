@@ -19,7 +19,7 @@ def history():
     return CurrencyConverter(decimal=True)
 
 
-# Article 1 of Council Regulation (EC) No 2866/98, as amended, typed anew; by the year of changeover.
+# Article 1 of Council Regulation (EC) No 2866/98, as amended, typed anew, by year of changeover.
 LEGAL = """
 1999: BEF 40.3399, DEM 1.95583, ESP 166.386, FRF 6.55957, IEP 0.787564, ITL 1936.27, LUF 40.3399,
       NLG 2.20371, ATS 13.7603, PTE 200.482, FIM 5.94573; 2001: GRD 340.750; 2007: SIT 239.640;
