@@ -94,21 +94,19 @@ NO_DAY = Fault(status=422, body=b'{"errors":{"date":["must be before today"]}}')
 AT_00, AT_59, AT_61 = (datetime(2026, 11, 20, m // 60, m % 60, tzinfo=UTC) for m in (0, 59, 61))
 
 
-@pytest.mark.parametrize("now", [AT_00, AT_59])
-async def test_just_after_midnight_the_latest_stands_in_for_yesterday(now):
-    scene = open_scene(NO_DAY, start=now)
-    yesterday = date(2026, 11, 19)
-    sheet = await scene.fetch(yesterday)
-    assert scene.calls == ["status", "historical", "latest"]
-    assert (sheet.first, sheet.latest, sheet.is_final(yesterday)) == (yesterday, True, False)
-
-
-@pytest.mark.parametrize(("day", "now"), [(19, AT_61), (18, AT_00)], ids=["late", "older"])
-async def test_the_latest_does_not_stand_in_for_an_older_day_or_for_long(day, now):
-    scene = open_scene(NO_DAY, start=now)
-    failure = await scene.failure(date(2026, 11, day))
-    assert (str(failure), failure.again) == ("answered HTTP 422", False)
-    assert scene.calls == ["status", "historical"]
+@pytest.mark.parametrize(
+    ("day", "now", "stands_in"),
+    [(19, AT_00, True), (19, AT_59, True), (19, AT_61, False), (18, AT_00, False)],
+)
+async def test_the_latest_stands_in_for_yesterday_just_after_midnight(day, now, stands_in):
+    scene, asked = open_scene(NO_DAY, start=now), date(2026, 11, day)
+    if stands_in:
+        sheet = await scene.fetch(asked)
+        assert (sheet.first, sheet.latest, sheet.is_final(asked)) == (asked, True, False)
+    else:
+        failure = await scene.failure(asked)
+        assert (str(failure), failure.again) == ("answered HTTP 422", False)
+    assert scene.calls == ["status", "historical", *["latest"] * stands_in]
 
 
 # The base.
