@@ -96,8 +96,10 @@ class Session:
             self._link.put([HEARTBEAT])
 
     async def _receive(self) -> None:
+        """Answer what comes, until the link ends. It waits for no rate and for no write."""
         try:
-            await self._link.receive(self._answer)
+            while True:
+                self._answer(await self._link.receive())
         except LinkFailed as failure:
             self._fail(failure)
 

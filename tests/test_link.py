@@ -13,6 +13,7 @@ from support import (
     accept_and_listen,
     listen,
     open_to,
+    read_on,
     server_frame,
     take,
     within,
@@ -22,10 +23,9 @@ from wsproto.events import AcceptConnection
 from ratebridge.errors import LinkFailed, Loss
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script
 from ratebridge.link.link import CLOSE_WITHIN, WRITE_WITHIN, Link, open_link
-from ratebridge.link.stream import LinkStream
 
 MALFORMED = "the peer does not speak websocket"
-MAX_FRAME = 1024 * 1024  # bytes, as the contract has it
+MAX_MESSAGE = 1024 * 1024  # bytes, as the contract has it
 
 
 async def fail_to_open(script: Script) -> LinkFailed:
@@ -40,14 +40,10 @@ async def fail_to_open(script: Script) -> LinkFailed:
 
 async def take_until_the_end(link: Link) -> tuple[list[bytes], LinkFailed]:
     """All that comes, and how it ends."""
-    texts: list[bytes] = []
-    with pytest.raises(LinkFailed) as caught:
-        await link.receive(texts.extend)
+    texts = await read_on(link)
+    with pytest.raises(LinkFailed) as caught:  # again and again
+        await link.receive()
     return texts, caught.value
-
-
-def ignore(_texts: object) -> None:
-    """A handler."""
 
 
 async def granted(peer: FeedPeer) -> bytes:
@@ -290,10 +286,7 @@ async def test_texts_that_come_together_are_received_together(autojump_clock):
     stream = b"".join(map(server_frame, texts))
     async with open_to(sending(stream)) as (link, _):
         await trio.sleep(1)
-        batches: list[list[bytes]] = []
-        with trio.move_on_after(1):
-            await link.receive(lambda batch: batches.append(list(batch)))
-        assert batches == [texts[:3], texts[3:]]
+        assert [await link.receive(), await link.receive()] == [texts[:3], texts[3:]]
 
 
 async def test_fragments_make_one_text_and_a_binary_message_is_no_json(autojump_clock):
@@ -307,26 +300,25 @@ async def test_fragments_make_one_text_and_a_binary_message_is_no_json(autojump_
         assert await take(link, 2) == [b"one text", b"\0binary"]
 
 
-async def test_nothing_is_cut_before_there_is_a_handler_and_then_all_of_it(autojump_clock):
+async def test_what_comes_before_the_first_call_waits_for_it(autojump_clock):
     async with open_to(sending(*(server_frame(b"%d" % n) for n in range(20)))) as (link, _):
         await trio.sleep(1)
         assert await take(link, 20) == [b"%d" % number for number in range(20)]
 
 
-async def test_what_a_handler_raises_ends_the_link_and_is_raised_by_receive(autojump_clock):
-    calls = 0
-
-    def handler(_texts: object) -> None:
-        nonlocal calls
-        calls += 1
-        raise ZeroDivisionError
-
-    in_fragments = server_frame(b"and", 0x01) + server_frame(b"more", 0x80)
-    async with open_to(sending(server_frame(b"a text") + in_fragments)) as (link, _):
-        with pytest.raises(ZeroDivisionError):
-            await link.receive(handler)
-        await trio.testing.wait_all_tasks_blocked()
-    assert calls == 1
+async def test_unusual_messages_come_in_their_order_among_the_others(autojump_clock):
+    stream = b"".join(
+        server_frame(b"text")
+        + server_frame(b"frag", 0x01)
+        + server_frame(b"", 0x89)
+        + server_frame(b"ment", 0x80)
+        + server_frame(b"{}", 0x82)
+        + server_frame(b"", 0x01)
+        + server_frame(b"", 0x80)
+        for _ in range(3)
+    )
+    async with open_to(sending(stream)) as (link, _):
+        assert await take(link, 12) == [b"text", b"fragment", b"\0binary", b""] * 3
 
 
 # Open: what leaves.
@@ -350,7 +342,7 @@ async def test_a_ping_is_answered(autojump_clock):
     pongs: list[bytes] = []
     async with open_to(script) as (link, _):
         with trio.move_on_after(1):
-            await link.receive(ignore)
+            await link.receive()
     [pong] = pongs
     assert pong[0] == 0x8A
     assert bytes(pong[6:]) == bytes(
@@ -409,7 +401,7 @@ async def test_slow_writes_one_after_the_other_are_no_stalled_write(autojump_clo
         link = await open_link(nursery, ADDRESS, dial)
 
         take_slowly(dial.streams[0], partial(trio.sleep, 1.9))
-        nursery.start_soon(link.receive, ignore)
+        nursery.start_soon(read_on, link)
         for _ in range(5):
             link.put([b"text"])
         await trio.sleep(10)
@@ -514,7 +506,7 @@ ENDS = {
         *("protocol-error", "remote CLOSE with local-only reason", 1002),
     ),
     "a text over 1 MiB": (
-        server_frame(b"x" * (MAX_FRAME + 1)),
+        server_frame(b"x" * (MAX_MESSAGE + 1)),
         *("oversized", "a message of over 1 MiB", 1009),
     ),
     "a text of over 1 MiB in fewer characters": (
@@ -522,7 +514,7 @@ ENDS = {
         *("oversized", "a message of over 1 MiB", 1009),
     ),
     "fragments over 1 MiB": (
-        server_frame(b"x" * MAX_FRAME, 0x01) + server_frame(b"x", 0x80),
+        server_frame(b"x" * MAX_MESSAGE, 0x01) + server_frame(b"x", 0x80),
         *("oversized", "a message of over 1 MiB", 1009),
     ),
 }
@@ -553,6 +545,7 @@ async def test_the_peers_end_of_the_link_is_known_by_its_reason_and_at_once(
 async def test_bad_utf8_is_a_protocol_error(autojump_clock):
     async with open_to(sending(server_frame(b"\xff\xfe"))) as (link, feed):
         _, failure = await take_until_the_end(link)
+        await trio.testing.wait_all_tasks_blocked()
         assert feed.peers[0].close_code == 1007
     assert (failure.reason, failure.code) == ("protocol-error", 1007)
     assert "can't decode byte 0xff" in failure.detail
@@ -567,6 +560,7 @@ async def test_a_protocol_violation_is_answered_by_a_close(stream, reason, code,
     """RFC 6455, 7.1.7. A close is answered with its own code."""
     async with open_to(sending(stream)) as (link, feed):
         await take_until_the_end(link)
+        await trio.testing.wait_all_tasks_blocked()
         assert feed.peers[0].close_code == code
 
 
@@ -614,7 +608,7 @@ async def test_a_stream_that_breaks_off_is_a_reset_wherever_it_is_cut(stream, au
     async with open_to(script) as (link, _):
         texts, failure = await take_until_the_end(link)
         await trio.testing.wait_all_tasks_blocked()
-        assert told == [], "1006 is never sent (RFC 6455, 7.4.1)"
+        assert told == [b""], "1006 is never sent (RFC 6455, 7.4.1)"
     assert texts == [b"before"]
     assert (failure.reason, failure.code) == ("reset", 1006)
 
@@ -628,6 +622,7 @@ async def test_the_peers_close_is_answered_with_its_code(code, autojump_clock):
 
     async with open_to(script) as (link, feed):
         await take_until_the_end(link)
+        await trio.testing.wait_all_tasks_blocked()
         assert feed.peers[0].close_code == code
 
 
@@ -715,7 +710,7 @@ async def close_while_receiving(link: Link) -> float:
     """Close as a session does; the seconds it took."""
     began = trio.current_time()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(partial(take, link, 100))
+        nursery.start_soon(read_on, link)
         await link.close(1001)
         nursery.cancel_scope.cancel()
     return trio.current_time() - began
@@ -790,17 +785,6 @@ async def test_every_close_ends_within_a_second(script, seconds, autojump_clock)
         assert await close_while_receiving(link) == seconds
 
 
-async def test_an_error_within_trio_websocket_ends_the_link_and_nothing_else(
-    autojump_clock, monkeypatch
-):
-    """As a ping is one while it closes, were they not ignored."""
-    monkeypatch.setattr(LinkStream, "ignore_pings", ignore)
-    async with open_to(hearing_a_close(ping_twice)) as (link, _), trio.open_nursery() as nursery:
-        nursery.start_soon(link.close, 1001)
-        _, failure = await take_until_the_end(link)
-        assert str(failure) == f"protocol-error: {MALFORMED}"
-
-
 @pytest.mark.parametrize("stream", [close_frame(1000), b"\xff\xff"], ids=["closed", "broken"])
 async def test_a_close_after_the_end_is_over_at_once(stream, autojump_clock):
     async with open_to(sending(stream)) as (link, _):
@@ -809,13 +793,13 @@ async def test_a_close_after_the_end_is_over_at_once(stream, autojump_clock):
 
 
 async def test_texts_go_on_coming_until_the_close_is_answered(autojump_clock):
-    async with open_to(hearing_a_close(talk_and_close)) as (link, _):
-        texts: list[bytes] = []
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(link.receive, texts.extend)
-            await link.close(1001)
-            nursery.cancel_scope.cancel()
-    assert texts == [b"text"] * 3
+    async with (
+        open_to(hearing_a_close(talk_and_close)) as (link, _),
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(link.close, 1001)
+        texts = await read_on(link)
+    assert texts == [b"text"] * 3 + [b"partpart"]
 
 
 async def test_a_close_without_a_reader_ends_within_a_second(autojump_clock):
@@ -873,7 +857,7 @@ async def test_pongs_behind_a_slow_write_leave_before_our_close(autojump_clock):
         take_slowly(dial.streams[0], partial(trio.sleep_until, trio.current_time() + 0.5))
         link.put([b"slow"])
         with trio.move_on_after(0.4):
-            await link.receive(ignore)
+            await link.receive()
         assert await close_while_receiving(link) == pytest.approx(0.1 + 0.3)
         assert opcodes == [0x81, 0x8A, 0x8A, 0x8A, 0x88]
         nursery.cancel_scope.cancel()

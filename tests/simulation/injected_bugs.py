@@ -111,6 +111,19 @@ def heartbeat_sender_dies() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def receive_loop_stops() -> Iterator[None]:
+    """Nothing is read any more when a connection has been up for a while."""
+    receive = Session._receive
+
+    async def receive_for_a_while(self: Session) -> None:
+        with trio.move_on_after(2.5):
+            await receive(self)
+
+    with patch.object(Session, "_receive", receive_for_a_while):
+        yield
+
+
 @attrs.frozen
 class InjectedBug:
     """A bug, and a part of the violation that it causes."""
@@ -127,4 +140,5 @@ INJECTED_BUGS: Final[Mapping[str, InjectedBug]] = {
     "no-poison": InjectedBug(cut_write_does_not_poison, "follow a write that was cut short"),
     "replies-never-sent": InjectedBug(outbox_never_told_of_a_link, "waited for"),
     "heartbeats-stop": InjectedBug(heartbeat_sender_dies, "between heartbeats of ours"),
+    "receiving-stops": InjectedBug(receive_loop_stops, "was not read for"),
 }
