@@ -22,7 +22,8 @@ from wsproto.events import AcceptConnection
 
 from ratebridge.errors import LinkFailed, Loss
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script
-from ratebridge.link.link import CLOSE_WITHIN, WRITE_WITHIN, Link, open_link
+from ratebridge.link.link import CLOSE_WITHIN, Link, open_link
+from ratebridge.link.stream import WRITE_WITHIN
 
 MALFORMED = "the peer does not speak websocket"
 MAX_MESSAGE = 1024 * 1024  # bytes, as the contract has it

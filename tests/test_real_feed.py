@@ -17,7 +17,7 @@ from support import ask, beat, in_turn, listen, server_frame, tls_contexts
 from ratebridge import app
 from ratebridge.app import Dependencies, serve
 from ratebridge.fakes.feed import FeedGone, FeedPeer, Script, serve_feed
-from ratebridge.link import link
+from ratebridge.link import stream
 from ratebridge.link.address import Address
 from ratebridge.link.dial import Dial, network_dial
 from ratebridge.link.framing import MAX_MESSAGE
@@ -211,7 +211,7 @@ def narrow(dial: Dial) -> Dial:
 
 async def test_a_peer_who_does_not_read_gets_every_reply_once_over_both_connections(monkeypatch):
     """A frame that left whole counts as written, though its write was cut short; no other does."""
-    monkeypatch.setattr(link, "WRITE_WITHIN", 0.2)
+    monkeypatch.setattr(stream, "WRITE_WITHIN", 0.2)
     count = 1500
     again, read_all = trio.Event(), trio.Event()
 

@@ -252,12 +252,12 @@ async def test_the_gaps_between_heartbeats_are_reported(autojump_clock):
         await life.over.wait()
     assert life.recorder.gaps == pytest.approx([0.25, 0.75, 1.5])
     assert life.end is not None
-    assert life.end.proved
+    assert life.end.had_heartbeat
 
 
 async def test_a_session_without_a_heartbeat_has_proved_nothing(autojump_clock):
     end, _ = await lifetime(beating())
-    assert not end.proved
+    assert not end.had_heartbeat
 
 
 # Our own stalls.
@@ -488,7 +488,7 @@ async def test_a_peer_who_sends_and_does_not_read_costs_bounded_memory_and_the_l
         assert life.end.cause.reason == "write-stalled"
         assert life.at is not None
         assert 2.0 <= life.at - life.opened <= 2.5
-        assert life.end.proved
+        assert life.end.had_heartbeat
         # Every request that came has its reply in the outbox still.
         assert 95 <= len(life.outbox) <= 125
 
@@ -565,7 +565,11 @@ async def test_a_stop_says_going_away_and_is_over_when_that_is_answered(autojump
         await life.over.wait()
         assert life.at == life.opened + 3.5
         assert life.end is not None
-        assert (life.end.cause.reason, life.end.uptime, life.end.proved) == ("stopped", 3.5, True)
+        assert (life.end.cause.reason, life.end.uptime, life.end.had_heartbeat) == (
+            "stopped",
+            3.5,
+            True,
+        )
         assert life.peer.close_code == 1001
 
 

@@ -127,7 +127,7 @@ async def test_a_text_has_left_when_the_system_has_the_last_byte_of_its_frame(
 ):
     system.room = ENDS[texts - 1] + more
     write = stream.put(FRAMES, TEXTS)
-    assert write is stream.head
+    assert [*stream._queue] == [write]
     assert write.texts_taken() == (texts - 1 if more < 0 else texts)
 
 
@@ -146,7 +146,7 @@ async def test_a_write_cut_short_or_refused_whole_is_gone_on_with_where_it_was_c
         nursery.start_soon(stream.write_queued)
         await stream.wait_send_all_might_not_block()
         assert (system.taken, done) == (FRAMES + b"second", [1, 2])
-        assert stream.head is None
+        assert not stream._queue
         nursery.cancel_scope.cancel()
 
 
@@ -159,7 +159,8 @@ async def test_a_write_that_fails_is_met_by_who_waits_for_it_and_stays_at_the_he
         for _ in range(2):  # while the write is tried, and afterwards
             with pytest.raises(trio.BrokenResourceError):
                 await stream.wait_written()
-    assert stream.head is write
+        nursery.cancel_scope.cancel()
+    assert [*stream._queue] == [write]
 
 
 @pytest.mark.parametrize("turns", [0, 1, 5])
@@ -173,6 +174,8 @@ async def test_what_the_system_had_not_taken_at_the_end_is_not_written_later(tur
             await trio.lowlevel.checkpoint()
         stream.end()
         system.room = 1000
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
     assert write.texts_taken() == 1
     assert system.taken == FRAMES[: ENDS[0] + 1]
 
@@ -207,7 +210,7 @@ async def test_nothing_is_queued_behind_a_close(system, stream):
     await stream.send_close(b"close")
     write = stream.put(FRAMES, TEXTS)
     assert write.texts_taken() == 0
-    assert stream.head is None
+    assert not stream._queue
     await stream.wait_written()
     assert system.taken == b"close"
 

@@ -32,9 +32,6 @@ from .framing import MAX_MESSAGE, FrameDecoder, client_close, client_frames, mas
 from .stream import LinkStream, Write
 
 OPEN_WITHIN: Final = 5.0  # s for DNS, TCP, TLS and upgrade together
-WRITE_WITHIN: Final = 2.0  # s, the period after which a heartbeat is overdue
-WRITE_POLLS: Final = 8  # in that time: a stall of our own counts as one of them, not as the peer's
-REASON_WITHIN: Final = 0.1  # s to read why the peer has gone, when a write has failed
 CLOSE_WITHIN: Final = 1.0  # s for the closing handshake; a container gets 10 s for all
 
 
@@ -133,27 +130,6 @@ class Link:
             self._ended.set()
             self._scope.cancel()
 
-    async def write_queued(self) -> None:
-        """Write what the system did not take at once. Raises `LinkFailed` when it takes no more."""
-        await self._stream.write_queued()
-        await trio.sleep(REASON_WITHIN)  # `receive` comes upon the reason, and on what came before
-        raise LinkFailed(Loss.RESET, "the peer broke off")
-
-    async def watch_writes(self) -> None:
-        """Raises `LinkFailed` when a write is not taken in time.
-
-        A deadline on the write itself would cut a healthy link if it passed while
-        our own loop stands still.
-        """
-        polls = 0
-        seen = None
-        while polls < WRITE_POLLS:
-            await trio.sleep(WRITE_WITHIN / WRITE_POLLS)
-            head = self._stream.head
-            polls = polls + 1 if head is seen and head is not None else 0
-            seen = head
-        raise LinkFailed(Loss.WRITE_STALLED, f"a write was not taken within {WRITE_WITHIN:g} s")
-
 
 async def open_link(nursery: trio.Nursery, address: Address, dial: Dial) -> Link:
     """Open a link, whose tasks live in `nursery`; it ends, by force, when that is cancelled.
@@ -183,8 +159,8 @@ async def _run_link(address: Address, dial: Dial, *, task_status: trio.TaskStatu
                 max_message_size=MAX_MESSAGE,
             )
             link = Link(stream, websocket, websocket_nursery.cancel_scope)
-            websocket_nursery.start_soon(link.write_queued, name="writer")
-            websocket_nursery.start_soon(link.watch_writes, name="write watch")
+            websocket_nursery.start_soon(stream.write_queued, name="writer")
+            websocket_nursery.start_soon(stream.watch_writes, name="write watch")
             task_status.started(link)
     except* LinkFailed as failures:  # of the upgrade, or of our tasks
         failure = _first(failures)

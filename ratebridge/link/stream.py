@@ -20,6 +20,9 @@ from .framing import whole_frames
 from .tls import READ_SIZE, TlsStream
 from .upgrade import UpgradeResponse
 
+WRITE_WITHIN: Final = 2.0  # s, the period after which a heartbeat is overdue
+WRITE_POLLS: Final = 8  # in that time: a stall of our own counts as one of them, not as the peer's
+REASON_WITHIN: Final = 0.1  # s to read why the peer has gone, when a write has failed
 PONG_BACKLOG: Final = 128  # writes in the queue from which on a pong is left out (5.5.3): 16 KiB
 
 _OPCODE: Final = 0x0F
@@ -70,11 +73,6 @@ class LinkStream(trio.abc.Stream):
         self._ended = False
         self.sent_close = False
 
-    @property
-    def head(self) -> Write | None:
-        """The write that the system has not taken whole, if there is one."""
-        return self._queue[0] if self._queue else None
-
     # In.
 
     async def read(self) -> bytes:
@@ -114,29 +112,25 @@ class LinkStream(trio.abc.Stream):
                 raise trio.BrokenResourceError("the link has ended")
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:  # noqa: ARG002
-        """For trio-websocket: the response to the upgrade, then what is passed on."""
-        if self._response is not None:
-            return await self._receive_response(self._response)
-        self._wants_more = True
-        self._changed.unpark_all()
-        while not self._passed:
-            await self._changed.park()
-        data, self._passed, self._wants_more = self._passed, b"", False
-        return data
+        """For trio-websocket: the response to the upgrade, then what is passed on.
 
-    async def _receive_response(self, response: UpgradeResponse) -> bytes:
-        """A piece of the response to the upgrade, and no byte of the frames behind it.
-
-        Raises `LinkFailed` when it grants no upgrade, and when there will be no
+        Raises `LinkFailed` when the response grants no upgrade, and when there will be no
         more of it: trio-websocket would wait on.
         """
+        if self._response is None:
+            self._wants_more = True
+            self._changed.unpark_all()
+            while not self._passed:
+                await self._changed.park()
+            data, self._passed, self._wants_more = self._passed, b"", False
+            return data
         try:
             data = bytes(await self._network.receive_some(READ_SIZE))
         except trio.BrokenResourceError:
             data = b""
         if not data:
             raise LinkFailed(Loss.RESET, "the peer broke off the upgrade")
-        behind = response.feed(data)
+        behind = self._response.feed(data)
         if behind is None:
             return data
         self._response = None
@@ -179,7 +173,7 @@ class LinkStream(trio.abc.Stream):
         return write
 
     async def write_queued(self) -> None:
-        """Write what is queued, as it comes; returns when the network takes no more."""
+        """Write what is queued, as it comes. Raises `LinkFailed` when the network takes no more."""
         with suppress(trio.BrokenResourceError, OSError):
             while not self._broken:
                 if not self._queue:
@@ -193,6 +187,8 @@ class LinkStream(trio.abc.Stream):
                     self._changed.unpark_all()
         self._broken = True
         self._changed.unpark_all()
+        await trio.sleep(REASON_WITHIN)  # the reader comes upon the reason, and on what came before
+        raise LinkFailed(Loss.RESET, "the peer broke off")
 
     async def _write(self, write: Write) -> None:
         if self._fd is None:
@@ -203,6 +199,21 @@ class LinkStream(trio.abc.Stream):
                 write.taken += os.write(self._fd, write.data[write.taken :])
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(self._fd)
+
+    async def watch_writes(self) -> None:
+        """Raises `LinkFailed` when a write is not taken within `WRITE_WITHIN` seconds.
+
+        A deadline on the write itself would cut a healthy link if it passed while
+        our own loop stands still.
+        """
+        polls = 0
+        seen: Write | None = None
+        while polls < WRITE_POLLS:
+            await trio.sleep(WRITE_WITHIN / WRITE_POLLS)
+            head = self._queue[0] if self._queue else None
+            polls = polls + 1 if head is seen and head is not None else 0
+            seen = head
+        raise LinkFailed(Loss.WRITE_STALLED, f"a write was not taken within {WRITE_WITHIN:g} s")
 
     async def wait_written(self) -> None:
         """Returns when the queue is empty. Raises `trio.BrokenResourceError` if it cannot be."""
