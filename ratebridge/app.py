@@ -183,6 +183,7 @@ async def serve(
             backoff=Backoff(settings.reconnect_min, settings.reconnect_max, dependencies.jitter),
             observer=journal,
         )
+        service_nursery.start_soon(outbox.drop_the_old, name="old replies")
         service_nursery.start_soon(fetch_ahead, chain, dependencies.clock, name="rates ahead")
         service_nursery.start_soon(_summarize, journal, bridge, outbox, chain, name="summary")
         if status is not None:

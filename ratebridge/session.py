@@ -14,7 +14,7 @@ from typing import Final
 import attrs
 import trio
 
-from .bridge import Bridge, Moment
+from .bridge import Bridge
 from .errors import LinkFailed, Loss
 from .link import Link
 from .messages import HEARTBEAT
@@ -105,24 +105,19 @@ class Session:
     def _answer(self, frames: Sequence[bytes]) -> None:
         """Answer a batch, in one write, or in two if it is large."""
         moment = self._bridge.moment()
-        if len(frames) >= LARGE:
-            half = len(frames) // 2
-            self._answer_at(moment, frames[:half])
-            frames = frames[half:]
-        self._answer_at(moment, frames)
-
-    def _answer_at(self, moment: Moment, frames: Sequence[bytes]) -> None:
-        replies: list[Reply] = []
-        try:
-            for frame in frames:
-                answer = self._bridge.answer(frame, moment)
-                if isinstance(answer, Reply):
-                    replies.append(answer)
-                elif answer is not None:
-                    self._hear_heartbeat()
-        finally:
-            self._outbox.add(*replies)
-            self._bridge.report(moment.mono)
+        half = len(frames) // 2
+        for some in (frames[:half], frames[half:]) if len(frames) >= LARGE else (frames,):
+            replies: list[Reply] = []
+            try:
+                for frame in some:
+                    answer = self._bridge.answer(frame, moment)
+                    if isinstance(answer, Reply):
+                        replies.append(answer)
+                    elif answer is not None:
+                        self._hear_heartbeat()
+            finally:
+                self._outbox.add(*replies)
+                self._bridge.report(moment.mono)
 
     def _hear_heartbeat(self) -> None:
         now = trio.current_time()

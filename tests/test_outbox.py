@@ -204,7 +204,18 @@ async def test_those_being_written_count_and_are_not_dropped(outbox, recorder, a
     assert [number for number, _ in recorder.lost] == [b"1"]
 
 
-async def test_a_reply_of_a_minute_is_undelivered(outbox, recorder, autojump_clock):
+async def test_a_reply_of_a_minute_is_undelivered_though_no_link_comes(
+    outbox, recorder, autojump_clock
+):
+    outbox.add(reply(1))
+    await trio.sleep(0.5)
+    outbox.add(reply(2))
+    with trio.move_on_after(OLDEST_REPLY + 0.9):
+        await outbox.drop_the_old()
+    assert recorder.lost == [(b"1", "it was too old"), (b"2", "it was too old")]
+
+
+async def test_a_link_gets_no_reply_of_a_minute(outbox, recorder, autojump_clock):
     outbox.add(reply(1))
     await trio.sleep(0.5)
     outbox.add(reply(2))

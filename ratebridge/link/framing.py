@@ -13,12 +13,12 @@ from itertools import accumulate
 from sys import maxsize
 from typing import Final
 
+CLOSE: Final = 0x88  # the first byte of a close frame: FIN, and its opcode
 MAX_MESSAGE: Final = 1024 * 1024  # bytes of payload, of all the fragments together
 
 _FIN: Final = 0x80  # in the first byte: the last frame of a message
 _CONTROL: Final = 0x08  # in the opcode: a close, a ping, a pong, or a reserved one
 _TEXT: Final = 0x81  # a first byte: FIN, and the opcode of a text
-_CLOSE: Final = 0x88
 _MASKED: Final = 0x80  # in the second byte
 
 
@@ -137,7 +137,7 @@ def client_close(code: int) -> bytes:
     """A masked close frame with this code and no reason."""
     key = os.urandom(4)
     masked = bytes(byte ^ mask for byte, mask in zip(code.to_bytes(2), key, strict=False))
-    return bytes((_CLOSE, _MASKED | len(masked))) + key + masked
+    return bytes((CLOSE, _MASKED | len(masked))) + key + masked
 
 
 def whole_frames(texts: Sequence[bytes], size: int) -> int:

@@ -16,7 +16,7 @@ import attrs
 import trio
 
 from ..errors import LinkFailed, Loss
-from .framing import whole_frames
+from .framing import CLOSE, whole_frames
 from .tls import READ_SIZE, TlsStream
 from .upgrade import UpgradeResponse
 
@@ -24,9 +24,6 @@ WRITE_WITHIN: Final = 2.0  # s, the period after which a heartbeat is overdue
 WRITE_POLLS: Final = 8  # in that time: a stall of our own counts as one of them, not as the peer's
 REASON_WITHIN: Final = 0.1  # s to read why the peer has gone, when a write has failed
 PONG_BACKLOG: Final = 128  # writes in the queue from which on a pong is left out (5.5.3): 16 KiB
-
-_OPCODE: Final = 0x0F
-_CLOSE: Final = 0x08
 
 
 @attrs.define(eq=False)
@@ -92,9 +89,8 @@ class LinkStream(trio.abc.Stream):
                 except OSError:
                     data = b""
                 if self._tls is not None:
+                    # What TLS has to answer leaves with the next write, a heartbeat at the latest.
                     data = self._tls.unseal(data)
-                    if answer := self._tls.owed():
-                        self.put(answer, sealed=True)
             if data == b"":
                 raise trio.BrokenResourceError("the peer broke off")
         return data
@@ -144,25 +140,21 @@ class LinkStream(trio.abc.Stream):
         data: bytes,
         texts: Sequence[bytes] = (),
         on_whole: Callable[[], None] | None = None,
-        *,
-        sealed: bool = False,
     ) -> Write | None:
         """Write what the system takes at once, and queue the rest: the write if there is some.
 
         Errors are left for `write_queued` to meet. Nothing follows a close or `end`.
-        `sealed` bytes are records of TLS already.
         """
         if self._shut:
             return Write(data, texts, on_whole)
-        if self._tls is not None and not sealed:
+        if self._tls is not None:
+            texts = ()  # where a record ends is not known
             try:
-                data, texts = self._tls.seal(data), ()  # where a record ends is not known
+                data = self._tls.seal(data)
             except trio.BrokenResourceError:
                 self._broken = True
-                self._changed.unpark_all()
-                return Write(data)
         taken = 0
-        if self._fd is not None and not self._queue:
+        if self._fd is not None and not self._queue and not self._broken:
             with suppress(OSError):
                 taken = os.write(self._fd, data)
             if taken == len(data):
@@ -229,7 +221,7 @@ class LinkStream(trio.abc.Stream):
             # A peer who breaks off may have said why: the response is read all the same.
             with suppress(trio.BrokenResourceError):
                 await self._network.send_all(data)
-        elif data[0] & _OPCODE == _CLOSE:
+        elif data[0] == CLOSE:
             await self.send_close(data)
         else:
             # The reader must not wait for the writer.
@@ -255,8 +247,7 @@ class LinkStream(trio.abc.Stream):
             self._fd = -1  # the next file may get the number
         self._changed.unpark_all()
 
-    async def wait_send_all_might_not_block(self) -> None:
-        await self.wait_written()
+    wait_send_all_might_not_block = wait_written
 
     async def aclose(self) -> None:
         """Does nothing: the network is closed by who opened it, in any case and by force."""
