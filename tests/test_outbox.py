@@ -129,22 +129,6 @@ async def test_a_bug_in_the_link_loses_no_reply(outbox, autojump_clock):
     assert len(outbox) == 0
 
 
-@pytest.mark.parametrize("written", [0, 1, 2])
-@pytest.mark.parametrize("more", [-1, 0, 1])
-async def test_replies_that_left_whole_in_a_cut_write_are_not_sent_again(
-    written, more, outbox, recorder, autojump_clock
-):
-    """A frame has left when its last byte has: one byte less, and it goes again."""
-    line = Line(slow=True)
-    outbox.attach(line.put)
-    outbox.add(*map(reply, range(3)))
-    outbox.add(reply(9))
-    line.take(max(0, len(client_frames(frames(*range(written)), masking_keys())) + more))
-    left = max(0, written - 1) if more < 0 else written
-    assert next_link(outbox) == frames(*range(left, 3), 9)
-    assert recorder.lost == []
-
-
 async def test_overloaded_replies_are_dropped_with_the_connection_and_reported(
     outbox, recorder, autojump_clock
 ):
