@@ -184,6 +184,7 @@ async def serve(
             backoff=Backoff(settings.reconnect_min, settings.reconnect_max, dependencies.jitter),
             observer=journal,
         )
+        service_nursery.start_soon(outbox.drop_the_old, name="old replies")
         service_nursery.start_soon(
             fetch_at_midnight, chain, dependencies.clock, name="rates at midnight"
         )
