@@ -16,14 +16,14 @@ PACKAGE = Path(ratebridge.__file__).parent
 # layer lists before it.
 LAYERS = [
     ["errors", "dates", "conversion", "backoff", "budget", "euro", "link.address", "link.framing"],
+    ["providers.registry", "link.upgrade"],
     ["messages", "rates"],
-    ["levels", "plausibility"],
-    ["setting", "observer"],
-    ["link.tls", "link.dial", "link.upgrade", "link.stream", "link.link", "outbox"],
-    ["providers.source", "providers.http", "providers.chain", "providers.ahead"],
+    ["history", "plausibility"],
+    ["parsers", "settings", "observer"],
+    ["link.tls", "link.dial", "link.stream", "link.link", "outbox"],
+    ["providers.source", "providers.http"],
     ["providers.*"],
-    ["providers.registry"],
-    ["settings"],
+    ["providers.chain", "providers.ahead"],
     ["bridge"],
     ["session"],
     ["supervisor"],
@@ -47,11 +47,11 @@ BOUNDARIES = {
     "h11": {"link.upgrade", "link.link", "fakes.rates", "operating.status"},
     "structlog": {"operating.logs", "operating.journal", "commands.demo"},
     "dotenv": {"settings"},
-    "currency_converter": {"providers.ecb"},
+    "currency_converter": {"history"},
 }
 
 # What is slow to import and optional for the running service.
-HEAVY = {"httpx", "operating.status", "currency_converter", "dotenv"}
+HEAVY = {"httpx", "operating.status", "currency_converter"}
 
 # What a package exports, and the module that it comes from.
 EXPORTED = {
@@ -62,7 +62,7 @@ EXPORTED = {
 
 PURE = {
     *("errors", "dates", "conversion", "backoff", "messages", "rates"),
-    *("budget", "euro", "levels", "plausibility"),
+    *("budget", "euro", "plausibility"),
     *("link.address", "link.framing"),
 }
 

@@ -250,17 +250,12 @@ async def hear_heartbeats(heartbeat: HeartbeatSettings, link: Link) -> Found:
     opened = trio.current_time()
     came: list[float] = []
     others = 0
-
-    def count(frames: Sequence[bytes]) -> None:
-        nonlocal others
-        beats = sum(map(is_heartbeat, frames))
-        others += len(frames) - beats
-        came.extend([trio.current_time()] * beats)
-        if len(came) >= ENOUGH:
-            listening.cancel()
-
-    with trio.move_on_after(within) as listening:
-        await link.receive(count)
+    with trio.move_on_after(within):
+        while len(came) < ENOUGH:
+            frames = await link.receive()
+            beats = sum(map(is_heartbeat, frames))
+            others += len(frames) - beats
+            came.extend([trio.current_time()] * beats)
     also = f"; also {others} other messages, left unanswered" if others else ""
     if not came:
         raise Broken(f"none came within {within:g} s{also}", _SILENCE_HINT)
@@ -312,10 +307,11 @@ async def say(run: Callable[[Source], Awaitable[str]], source: Source, _made: No
 
 async def fetch_table(source: Source, day: date, now: datetime, _made: None) -> Found:
     began = trio.current_time()
-    table = await source.fetch(day, now)
-    newest = max(quote.day for code, quote in table.quotes.items() if code != "EUR")
+    sheet = await source.fetch(day, now)
+    found = [row for code in sorted(sheet.currencies) if (row := sheet.find(code, day)) is not None]
+    newest = max((known_on for _, known_on in found), default=day)
     older = "" if newest == day else f", of {newest}"
-    return Found(f"{len(table.quotes)} currencies for {day}{older} in {took(began)}")
+    return Found(f"{len(found)} currencies for {day}{older} in {took(began)}")
 
 
 def describe_settings(settings: Settings) -> tuple[str, str]:
