@@ -5,11 +5,11 @@ from decimal import Decimal
 
 import attrs
 import trio
+from ratebridge.operating.journal import Journal
 
 from ratebridge.bridge import Bridge
 from ratebridge.errors import SourceFailed
 from ratebridge.link.address import Address
-from ratebridge.operating.journal import Journal
 from ratebridge.operating.overview import Service
 from ratebridge.operating.stats import Stats
 from ratebridge.outbox import Outbox

@@ -18,7 +18,7 @@ LAYERS = [
     ["errors", "dates", "conversion", "backoff", "budget", "euro", "link.address", "link.framing"],
     ["messages", "rates"],
     ["levels", "plausibility"],
-    ["setting", "observer"],
+    ["setting", "operating.stats", "operating.logs", "observer"],
     ["link.tls", "link.dial", "link.upgrade", "link.stream", "link.link", "outbox"],
     ["providers.source", "providers.http", "providers.chain", "providers.ahead"],
     ["providers.*"],
@@ -27,8 +27,8 @@ LAYERS = [
     ["bridge"],
     ["session"],
     ["supervisor"],
-    ["operating.stats", "operating.logs", "operating.trail"],
-    ["operating.audit", "operating.journal"],
+    ["operating.trail"],
+    ["operating.audit"],
     ["operating.overview", "operating.metrics", "operating.status"],
     ["app"],
     ["api"],
@@ -45,13 +45,14 @@ BOUNDARIES = {
     "httpx": {"providers.http", "fakes.rates"},
     "wsproto": {"link.link", "fakes.feed"},
     "h11": {"link.upgrade", "link.link", "fakes.rates", "operating.status"},
-    "structlog": {"operating.logs", "operating.journal", "commands.demo"},
+    "structlog": {"operating.logs", "observer", "commands.demo"},
     "dotenv": {"settings"},
+    "prometheus_client": {"operating.metrics"},
     "currency_converter": {"providers.ecb"},
 }
 
 # What is slow to import and optional for the running service.
-HEAVY = {"httpx", "operating.status", "currency_converter", "dotenv"}
+HEAVY = {"httpx", "prometheus_client", "operating.status", "currency_converter", "dotenv"}
 
 # What a package exports, and the module that it comes from.
 EXPORTED = {

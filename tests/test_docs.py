@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from ratebridge import observer
 from ratebridge.command_line import command_line
-from ratebridge.operating import journal
 from ratebridge.settings import rows
 
 ROOT = Path(__file__).parent.parent
@@ -61,11 +61,11 @@ def test_the_alerts_of_the_readme_are_rules():
 
 
 def test_the_events_of_the_readme_are_there():
-    tellers = ("operating/journal.py", "operating/logs.py", "operating/status.py", "app.py")
+    tellers = ("observer.py", "operating/logs.py", "operating/status.py", "app.py")
     code = "".join((ROOT / "ratebridge" / name).read_text(encoding="utf-8") for name in tellers)
     [table] = re.findall(r"\| event \| means .*?\n\n", README, re.DOTALL)
     named = set(re.findall(r"`([a-z]+\.[a-z_]+)`", table))
     assert len(named) > 8
-    listed = set(re.findall(r"`([a-z]+\.[a-z_]+)`", journal.__doc__ or ""))
+    listed = set(re.findall(r"`([a-z]+\.[a-z_]+)`", observer.__doc__ or ""))
     assert listed - named == set(), "events that the README does not explain"
     assert [name for name in named if f'"{name}"' not in code] == []

@@ -8,12 +8,12 @@ import pytest
 import structlog
 import trio
 from msgspec.structs import replace
+from ratebridge.operating.journal import Journal
 from structlog.testing import capture_logs
 from support import CLOCK_START
 
 from ratebridge.errors import LinkFailed, Loss, NoRate, Refusal, Refused, SourceFailed
 from ratebridge.messages import Request, decode
-from ratebridge.operating.journal import Journal
 from ratebridge.operating.logs import MINUTE, OFTEN, LineLimit
 from ratebridge.operating.stats import RecentError, Stats
 from ratebridge.rates import Quote, Rate, RateTable

@@ -16,6 +16,7 @@ import pytest
 import trio
 import trio.testing
 from prometheus_client.parser import text_string_to_metric_families
+from ratebridge.operating.journal import Journal
 from status_service import make_service
 from structlog.testing import capture_logs
 from support import elapsed
@@ -27,7 +28,6 @@ from ratebridge.fakes.feed import MemoryFeed, request_text
 from ratebridge.link.address import Address
 from ratebridge.link.link import open_link
 from ratebridge.operating import status
-from ratebridge.operating.journal import Journal
 from ratebridge.operating.overview import History
 from ratebridge.operating.stats import Stats
 from ratebridge.operating.status import HEADERS, Pages, Share, StatusServer

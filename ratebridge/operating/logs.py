@@ -14,11 +14,14 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, MutableMapping
 from functools import partial
-from typing import Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import structlog
 
-from ..settings import LogFormat
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+    from ..settings import LogFormat
 
 OFTEN: Final = 10  # lines of one kind in any minute: enough to identify the problem
 MINUTE: Final = 60.0  # s
@@ -159,7 +162,13 @@ def _event_first(_logger: Any, _method: str, event: MutableMapping[str, Any]) ->
     return {key: event[key] for key in ("timestamp", "level", "event")} | dict(event)
 
 
-def configure_logs(level: str, log_format: LogFormat, stream: TextIO | None = None) -> LogWriter:
+def event_log() -> "FilteringBoundLogger":
+    """The log for the events of an `Observer`, however structlog is configured."""
+    log: FilteringBoundLogger = structlog.get_logger()
+    return log
+
+
+def configure_logs(level: str, log_format: "LogFormat", stream: TextIO | None = None) -> LogWriter:
     """Configure structlog for the process; `level` is a name such as "info".
 
     Lines go to `stream` (default: standard error); the writer is closed at the exit.

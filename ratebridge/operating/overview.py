@@ -6,7 +6,8 @@ data for JSON.
 
 from collections import deque
 from collections.abc import Callable
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
+from enum import StrEnum
 from statistics import median
 from typing import Any, Final
 
@@ -16,16 +17,19 @@ import trio
 from .. import __version__
 from ..bridge import Bridge
 from ..dates import wire_time
+from ..errors import FetchOutcome
 from ..outbox import Outbox
 from ..providers.chain import RateChain
 from ..providers.source import Quota, Source
-from ..rates import RateTable
+from ..rates import Rate, fixed_rate, rate_from
 from ..settings import Settings
 from .audit import Audit
-from .stats import LACKING, SourceStats, Stats
+from .stats import LACKING, CurrencyStats, SourceStats, Stats
 
 SAMPLES: Final = 600  # a second each: the ten minutes that the page shows
-MOST_SHOWN: Final = 60  # tables in an overview, the newest days: two months of one source
+MOST_TABLES: Final = 60  # in an overview, the newest days: two months of one source
+MOST_CURRENCIES: Final = 250  # in an overview; the largest source has 170
+FAILED_FOR: Final = 300.0  # s: without requests nobody knows whether they would still fail
 
 
 @attrs.frozen
@@ -42,6 +46,20 @@ class Service:
     audit: Audit | None = None
 
 
+class Status(StrEnum):
+    """Whether requests are answered."""
+
+    READY = "ready"
+    DEGRADED = "degraded"
+    NOT_READY = "not ready"
+    STOPPING = "stopping"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the connection is up and requests are taken, be it that some fail."""
+        return self in (Status.READY, Status.DEGRADED)
+
+
 def heartbeat_age(stats: Stats, now: float) -> float | None:
     """Seconds since the last heartbeat on the present connection; None if it has had none."""
     if not stats.link_up or stats.heartbeat_at is None or stats.link_since is None:
@@ -49,23 +67,33 @@ def heartbeat_age(stats: Stats, now: float) -> float | None:
     return now - stats.heartbeat_at if stats.heartbeat_at >= stats.link_since else None
 
 
-def readiness(service: Service, now: float) -> tuple[bool, str]:
-    """Whether requests are answered, and one line for people on why."""
-    stats = service.stats
+def readiness(service: Service, now: float) -> tuple[Status, str]:
+    """The status, and one line for people on why.
+
+    It is degraded if a request was refused through no fault of its own within `FAILED_FOR`, and
+    no fetch has succeeded since; or if the audit file cannot be written.
+    """
+    stats, audit = service.stats, service.audit
     if service.bridge.stopping:
-        return False, "stopping"
+        return Status.STOPPING, "stopping"
     if not stats.link_up:
         if stats.link_since is None:
             since = f"no connection yet, {now - service.started:.1f} s after the start"
         else:
             since = f"no connection for {now - stats.link_since:.1f} s"
-        return False, f"{since}: {stats.link_ended}" if stats.link_ended else since
+        return Status.NOT_READY, f"{since}: {stats.link_ended}" if stats.link_ended else since
     age = heartbeat_age(stats, now)
     if age is None:
-        return False, "the connection is up, but no heartbeat has come on it yet"
+        return Status.NOT_READY, "the connection is up, but no heartbeat has come on it yet"
+    up = f"its last heartbeat came {age:.1f} s ago"
     if age >= service.settings.heartbeat_timeout:
-        return False, f"the connection is up, but its last heartbeat came {age:.1f} s ago"
-    return True, f"the connection is up, its last heartbeat came {age:.1f} s ago"
+        return Status.NOT_READY, f"the connection is up, but {up}"
+    up = f"the connection is up, {up}"
+    if stats.failed_at is not None and now - stats.failed_at < FAILED_FOR:
+        return Status.DEGRADED, f"{up}, but requests fail: {stats.failed}"
+    if audit is not None and audit.failing is not None:
+        return Status.DEGRADED, f"{up}, but the audit file cannot be written: {audit.failing}"
+    return Status.READY, up
 
 
 def calls_left(stats: Stats, source: Source, now: float) -> dict[str, int]:
@@ -74,7 +102,7 @@ def calls_left(stats: Stats, source: Source, now: float) -> dict[str, int]:
     The report for a minute is valid for a minute.
     """
     quota = source.quota or Quota()
-    fetched_at = stats.sources.get(source.name, SourceStats()).fetched_at
+    fetched_at = stats.sources[source.name].fetched_at
     left = {}
     if quota.minute_left is not None and fetched_at is not None and now - fetched_at < 60:
         left["minute"] = quota.minute_left
@@ -83,53 +111,31 @@ def calls_left(stats: Stats, source: Source, now: float) -> dict[str, int]:
     return left
 
 
-@attrs.frozen
-class Sample:
-    """About a second: converted and refused requests a second, and times to answer in seconds.
-
-    `mean` and `slowest` are None if there was no answer.
-    """
-
-    converted: float
-    refused: float
-    mean: float | None
-    slowest: float | None
-
-
 class History:
-    """The last ten minutes, a sample a second. `taken` counts the samples since the start."""
+    """The last ten minutes, a sample a second. `taken` counts the samples since the start.
+
+    A sample has the converted and the refused requests a second, and the p50 and the p99 of the
+    times to answer in milliseconds, None if there was no answer.
+    """
 
     def __init__(self, stats: Stats) -> None:
         self._stats = stats
-        self._samples: deque[Sample] = deque(maxlen=SAMPLES)
-        self._before = self._counts()
-        stats.latency.take_slowest()
+        self._samples: deque[list[float | None]] = deque(maxlen=SAMPLES)
+        self._before = stats.converted, stats.refused.total()
+        stats.latency.take_percentiles()
         self.taken = 0
-
-    def _counts(self) -> tuple[int, int, int, float]:
-        stats = self._stats
-        latency = stats.latency
-        return stats.converted, stats.refused.total(), sum(latency.counts), latency.total
 
     def take(self, elapsed: float) -> None:
         """Take a sample of the `elapsed` seconds (above 0) since the one before."""
-        counts = self._counts()
-        converted, refused, answers, seconds = (
-            now - before for now, before in zip(counts, self._before, strict=True)
-        )
+        counts = self._stats.converted, self._stats.refused.total()
+        rates = [(now - old) / elapsed for now, old in zip(counts, self._before, strict=True)]
         self._before = counts
-        slowest = self._stats.latency.take_slowest()
-        self._samples.append(
-            Sample(
-                converted / elapsed,
-                refused / elapsed,
-                seconds / answers if answers else None,
-                slowest if answers else None,
-            )
-        )
+        percentiles = self._stats.latency.take_percentiles()
+        times = [None if one is None else round(one * 1000, 4) for one in percentiles]
+        self._samples.append([*(round(rate, 2) for rate in rates), *times])
         self.taken += 1
 
-    def since(self, taken: int) -> list[Sample]:
+    def since(self, taken: int) -> list[list[float | None]]:
         """The samples kept that came after the first `taken` ones."""
         samples = list(self._samples)
         return samples[max(0, len(samples) - max(0, self.taken - taken)) :]
@@ -149,29 +155,24 @@ def overview(service: Service, history: History, now: float, taken: int = 0) -> 
 
     It holds clipped texts of peers, which the page must escape.
     """
-    stats = service.stats
-    today = service.utc_now()
-    ready, why = readiness(service, now)
-
-    def instant(at: float) -> str:
-        return wire_time(today - timedelta(seconds=now - at))
-
+    stats, audit, feed = service.stats, service.audit, service.settings.feed
+    utc_now = service.utc_now()
+    status, why = readiness(service, now)
+    errors = sorted(stats.recent_errors.values(), key=lambda error: error.at, reverse=True)
     tables = sorted(service.chain.tables.tables(), key=lambda held: held[0].provider)
     tables.sort(key=lambda held: held[0].day, reverse=True)
-    recent_errors = sorted(stats.recent_errors.values(), key=lambda error: error.at, reverse=True)
-    feed = service.settings.feed
+    since = stats.link_since
     return {
         "version": __version__,
         "feed": feed.authority if feed else None,
-        "now": wire_time(today),
+        "now": wire_time(utc_now),
         "uptime": now - service.started,
-        "ready": ready,
+        "status": status,
         "why": why,
-        "stopping": service.bridge.stopping,
         "connection": {
             "up": stats.link_up,
-            "since": None if stats.link_since is None else instant(stats.link_since),
-            "age": None if stats.link_since is None else now - stats.link_since,
+            "since": None if since is None else wire_time(utc_now - timedelta(seconds=now - since)),
+            "age": None if since is None else now - since,
             "opened": stats.links_opened,
             "lost": stats.lost.total(),
             "last_ended": stats.link_ended or None,
@@ -187,16 +188,17 @@ def overview(service: Service, history: History, now: float, taken: int = 0) -> 
         },
         "messages": {
             "converted": stats.converted,
-            "refused": dict(stats.refused.most_common()),
-            "dropped": dict(stats.dropped.most_common()),
+            "refused": dict((+stats.refused).most_common()),
+            "dropped": dict((+stats.dropped).most_common()),
             "undelivered": stats.undelivered,
             "waiting": service.bridge.waiting,
             "outbox": len(service.outbox),
             "cache_hits": stats.from_cache,
             "internal_errors": stats.internal_errors,
         },
-        "audit": None if (audit := service.audit) is None else _audit(audit),
-        "sources": [_source(service, source, now) for source in service.chain.sources],
+        "audit": audit and {"failing": audit.failing, "waiting": audit.waiting, "lost": audit.lost},
+        "currencies": _currencies(service, utc_now),
+        "sources": [_source(stats, source, now) for source in service.chain.sources],
         "tables": {
             "held": len(tables),
             "shown": [
@@ -204,42 +206,67 @@ def overview(service: Service, history: History, now: float, taken: int = 0) -> 
                     "day": str(table.day),
                     "provider": table.provider,
                     "currencies": len(table.quotes),
-                    "age": now - fetched_at,
-                    "remark": _remark(table, today.date()),
+                    "age": now - came,
+                    # Why it may still change, if so.
+                    "remark": ""
+                    if table.final
+                    else "today's"
+                    if table.day == utc_now.date()
+                    else "not final",
                 }
-                for table, fetched_at in tables[:MOST_SHOWN]
+                for table, came in tables[:MOST_TABLES]
             ],
         },
-        "recent_errors": [
-            {"at": wire_time(error.at), "words": error.words, "count": error.count}
-            for error in recent_errors
-        ],
-        "history": {
-            "taken": history.taken,
-            "samples": [_rounded(sample) for sample in history.since(taken)],
-        },
+        "recent_errors": [attrs.asdict(error) | {"at": wire_time(error.at)} for error in errors],
+        "history": {"taken": history.taken, "samples": history.since(taken)},
     }
 
 
-def _remark(table: RateTable, today: date) -> str:
-    """Why a table may still change, if so."""
-    if table.final:
-        return ""
-    return "today's" if table.day == today else "not final"
+def _currencies(service: Service, utc_now: datetime) -> list[dict[str, Any]]:
+    """The volume of each currency, and its rate: today's if it is held, else the last one used."""
+    today, seen = utc_now.date(), service.stats.currencies
+    held = {
+        table.provider: table for table, _ in service.chain.tables.tables() if table.day == today
+    }
+    tables = [held[source.name] for source in service.chain.sources if source.name in held]
+
+    def rate_of(currency: str) -> Rate | None:
+        if legal := fixed_rate(currency, today):
+            return legal
+        rates = (rate_from(table, currency, cached=True) for table in tables)
+        return next(
+            (rate for rate in rates if rate), seen[currency].rate if currency in seen else None
+        )
+
+    quoted = {currency for table in tables for currency in table.quotes}
+    rows: list[dict[str, Any]] = []
+    for currency in sorted(quoted - {"EUR"} | seen.keys()):
+        volume = seen.get(currency, CurrencyStats())
+        rate = rate_of(currency)
+        rows.append(
+            {
+                "currency": currency,
+                "converted": volume.converted,
+                "euros": round(volume.euros, 2),
+                "rate": rate and rate.text,
+                "provider": rate and rate.provider,
+                "day": rate and str(rate.day),
+                "asked": rate and str(rate.asked),
+            }
+        )
+    rows.sort(key=lambda row: -row["converted"])
+    return rows[:MOST_CURRENCIES]
 
 
-def _source(service: Service, source: Source, now: float) -> dict[str, Any]:
+def _source(stats: Stats, source: Source, now: float) -> dict[str, Any]:
     """How a source's last fetch ended, and how long ago."""
-    stats = service.stats
-    seen = stats.sources.get(source.name, SourceStats())
+    seen: SourceStats = stats.sources[source.name]
     left = calls_left(stats, source, now)
-    answered = stats.fetches[source.name, "ok"]
-    asked = sum(count for (name, _), count in stats.fetches.items() if name == source.name)
+    answered = seen.fetches[FetchOutcome.OK]
     limited_for = 0.0 if seen.limited_until is None else seen.limited_until - now
     failure = seen.failure
     if limited_for > 0:
-        state = "rate-limited"
-        failure = seen.limit
+        state, failure = "rate-limited", seen.limit
     elif seen.failure:
         state = "incomplete" if seen.outcome in LACKING and answered else "failed"
     else:
@@ -250,8 +277,8 @@ def _source(service: Service, source: Source, now: float) -> dict[str, Any]:
         "failure": failure or None,
         "limited_for": limited_for if limited_for > 0 else None,
         "answered": answered,
-        "failed": asked - answered,
-        "implausible": stats.implausible[source.name],
+        "failed": seen.fetches.total() - answered,
+        "implausible": seen.implausible,
         "fetched_ago": None if seen.fetched_at is None else now - seen.fetched_at,
         "answered_ago": None if seen.answered_at is None else now - seen.answered_at,
         "took": None if seen.answered_at is None else seen.seconds,
@@ -259,17 +286,3 @@ def _source(service: Service, source: Source, now: float) -> dict[str, Any]:
         "month_left": left.get("month"),
         "month_total": source.quota.month_total if source.quota else None,
     }
-
-
-def _audit(audit: Audit) -> dict[str, Any]:
-    return {"failing": audit.failing, "waiting": audit.waiting, "lost": audit.lost}
-
-
-def _rounded(sample: Sample) -> list[float | None]:
-    """A sample for JSON, times in milliseconds, rounded for a chart."""
-    return [
-        round(sample.converted, 2),
-        round(sample.refused, 2),
-        None if sample.mean is None else round(sample.mean * 1000, 4),
-        None if sample.slowest is None else round(sample.slowest * 1000, 4),
-    ]
