@@ -19,9 +19,7 @@ from .errors import BadSettings, RatebridgeError
 from .link import Link, open_link
 from .link.dial import Dial, network_dial
 from .observer import Observer
-from .operating.journal import Journal
-from .operating.logs import configure_logs
-from .operating.stats import Stats
+from .operating.logs import configure_logs, event_log
 from .outbox import Outbox
 from .providers.ahead import fetch_ahead
 from .providers.chain import RateChain
@@ -95,14 +93,14 @@ class Dependencies:
     """What a service needs beyond its settings; tests replace these.
 
     `dial` connects to the feed, `sources` give the rates, `clock` is the wall clock in
-    UTC, `jitter` gives random numbers from 0 to 1. `journal` is private.
+    UTC, `jitter` gives random numbers from 0 to 1. `observer` is private.
     """
 
     dial: Dial | None = None
     sources: Sequence[Source] | None = None
     clock: Callable[[], datetime] = utc_now
     jitter: Callable[[], float] = random.random
-    journal: Journal = attrs.Factory(lambda: Journal(Stats()))
+    observer: Observer = attrs.Factory(lambda: Observer(event_log()))
 
 
 async def serve(
@@ -118,7 +116,7 @@ async def serve(
     """
     stop = trio.Event() if stop is None else stop
     dependencies = dependencies or Dependencies()
-    journal = dependencies.journal
+    observer = dependencies.observer
     if settings.feed is None:
         raise BadSettings(f"{FEED}: is required but not set")
     feed = settings.feed
@@ -133,47 +131,47 @@ async def serve(
         if settings.status_address is not None:
             from .operating.status import StatusServer
 
-            status = StatusServer(settings.status_address, journal)
+            status = StatusServer(settings.status_address, observer)
             opened.callback(status.close)
         if settings.audit_file is not None:
             from .operating.audit import Audit
 
-            journal.audit = Audit(settings.audit_file, journal)
+            observer.audit = Audit(settings.audit_file, observer)
         opened.pop_all()
 
     async def open_feed(nursery: trio.Nursery) -> Link:
         return await open_link(nursery, feed, dial)
 
     if not settings.verify_ssl:
-        journal.warn("tls.unverified", detail="VERIFY_SSL is off: certificates are not checked")
+        observer.warn("tls.unverified", detail="VERIFY_SSL is off: certificates are not checked")
     for name in settings.unknown:
-        journal.warn("settings.unknown", name=name)
-    journal.note(
+        observer.warn("settings.unknown", name=name)
+    observer.note(
         "service.started",
         version=__version__,
         feed=feed.authority,
         sources=list(settings.providers),
-        **journal.audit_head(),
+        **observer.audit_head(),
     )
     async with (
-        aclosing(journal),
+        aclosing(observer),
         aclosing(http),
-        open_outbox(journal) as outbox,
+        open_outbox(observer) as outbox,
         trio.open_nursery() as service_nursery,
     ):
         chain = make_chain(
             settings,
             dependencies.sources or make_sources(settings, http),
             service_nursery,
-            journal,
+            observer,
             dependencies.clock,
             dependencies.jitter,
         )
-        if journal.audit is not None:
+        if observer.audit is not None:
             with trio.CancelScope(shield=True):  # or the status server's port stayed open
-                await service_nursery.start(journal.audit.run)
+                await service_nursery.start(observer.audit.run)
         bridge = Bridge(
-            chain, service_nursery, outbox.add, utc_now=dependencies.clock, observer=journal
+            chain, service_nursery, outbox.add, utc_now=dependencies.clock, observer=observer
         )
         supervisor = Supervisor(
             open_feed,
@@ -181,29 +179,29 @@ async def serve(
             outbox,
             heartbeat=HeartbeatSettings(settings.heartbeat_interval, settings.heartbeat_timeout),
             backoff=Backoff(settings.reconnect_min, settings.reconnect_max, dependencies.jitter),
-            observer=journal,
+            observer=observer,
         )
         service_nursery.start_soon(fetch_ahead, chain, dependencies.clock, name="rates ahead")
-        service_nursery.start_soon(_summarize, journal, bridge, outbox, chain, name="summary")
+        service_nursery.start_soon(_summarize, observer, bridge, outbox, chain, name="summary")
         if status is not None:
             from .operating.overview import Service
 
             # In this nursery it still answers while the service drains.
             view = Service(
                 settings,
-                journal.stats,
+                observer.stats,
                 bridge,
                 outbox,
                 chain,
                 trio.current_time(),
                 dependencies.clock,
-                journal.audit,
+                observer.audit,
             )
             await service_nursery.start(status.run, view, name="status server")
         async with trio.open_nursery() as supervisor_nursery:
             supervisor_nursery.start_soon(supervisor.run, name="supervisor")
             await stop.wait()
-            journal.note("service.stopping", waiting=bridge.waiting, outbox=len(outbox))
+            observer.note("service.stopping", waiting=bridge.waiting, outbox=len(outbox))
             bridge.stopping = True
             with trio.move_on_after(settings.drain_timeout):
                 await _drain(bridge, outbox)
@@ -217,10 +215,10 @@ async def _drain(bridge: Bridge, outbox: Outbox) -> None:
     await outbox.wait_empty()
 
 
-async def _summarize(journal: Journal, bridge: Bridge, outbox: Outbox, chain: RateChain) -> None:
+async def _summarize(observer: Observer, bridge: Bridge, outbox: Outbox, chain: RateChain) -> None:
     while True:
         await trio.sleep(SUMMARY_EVERY)
-        journal.summarize(waiting=bridge.waiting, outbox=len(outbox), tables=len(chain.tables))
+        observer.summarize(waiting=bridge.waiting, outbox=len(outbox), tables=len(chain.tables))
 
 
 def run(settings: Settings) -> None:

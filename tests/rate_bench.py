@@ -1,7 +1,7 @@
 """A chain over the fake sources in memory, on the clock of the test."""
 
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -46,18 +46,24 @@ class Notes(Observer):
 
     def __init__(self) -> None:
         self.fetches: list[tuple[RateTable, float]] = []  # and the seconds
-        self.failures: list[tuple[str, date, SourceFailed]] = []
+        self.failures: list[tuple[str, str, SourceFailed]] = []
+        self.meanwhile: list[datetime | None] = []
         self.silences: list[tuple[str, SourceFailed]] = []
         self.crashes: list[tuple[str, BaseException]] = []
         self.implausible: list[tuple[str, date, list[str]]] = []
         self.clock_jumps: list[float] = []
         self.clock_differences: list[tuple[str, float]] = []
 
-    def fetched(self, table: RateTable, seconds: float) -> None:
-        self.fetches.append((table, seconds))
+    def fetched(
+        self, provider: str, asked: str, tables: Sequence[RateTable], seconds: float
+    ) -> None:
+        self.fetches += [(table, seconds) for table in tables]
 
-    def fetch_failed(self, provider: str, day: date, failure: SourceFailed) -> None:
-        self.failures.append((provider, day, failure))
+    def fetch_failed(
+        self, provider: str, asked: str, failure: SourceFailed, meanwhile: datetime | None
+    ) -> None:
+        self.failures.append((provider, asked, failure))
+        self.meanwhile.append(meanwhile)
 
     def rate_limited(self, provider: str, failure: SourceFailed) -> None:
         self.silences.append((provider, failure))

@@ -44,9 +44,8 @@ from ratebridge.fakes.rates import (
     quote,
     serve_rates,
 )
-from ratebridge.operating.journal import Journal
-from ratebridge.operating.logs import configure_logs
-from ratebridge.operating.stats import Stats
+from ratebridge.observer import Observer
+from ratebridge.operating.logs import configure_logs, event_log
 from ratebridge.providers.chain import MOST_FETCHES, RateChain
 from ratebridge.providers.freecurrencyapi import FreeCurrencyApi
 from ratebridge.providers.http import HttpClient
@@ -676,11 +675,7 @@ async def test_an_expired_final_table_is_used_while_its_source_is_down(autojump_
         assert bench.cached("USD", DAY) == replace(final, cached=True)
         await trio.sleep(1)
         assert bench.fake.count() == calls + 3  # asked again behind the request's back
-        assert [failure.text for _, _, failure in bench.notes.failures] == [
-            "answered HTTP 503; its table of 2026-11-20 12:00 UTC is used meanwhile",
-            "answered HTTP 503",
-            "answered HTTP 503; its table of 2026-11-20 12:00 UTC is used meanwhile",
-        ]
+        assert bench.notes.meanwhile == [final.fetched, None, final.fetched]
         bench.fake.disturb = well
         await trio.sleep(FAILURE_LIFE)
         bench.cached("USD", DAY)
@@ -1112,7 +1107,7 @@ async def test_the_key_is_in_no_log_at_debug_and_in_no_error(autojump_clock, cap
             nursery,
             deadline=5,
             utc_now=wall,
-            observer=Journal(Stats(), wall),
+            observer=Observer(event_log(), wall),
         )
         with pytest.raises(NoRate, match="broken could not be read"):
             await chain.rate("UAH", TODAY)

@@ -7,6 +7,7 @@ import pytest
 import trio
 
 from ratebridge.commands.live import LiveView
+from ratebridge.errors import Refusal
 from ratebridge.operating.stats import Stats
 
 
@@ -22,7 +23,7 @@ def test_the_view_before_anything_has_happened():
 def test_it_shows_the_link_the_heartbeats_and_the_answers():
     stats = Stats(link_up=True, link_since=5.0, heartbeats=3, heartbeat_at=11.0, converted=3)
     stats.heartbeat_gaps.extend((0.01, 1.0, 1.02))
-    stats.refused["bad-stake"] += 1
+    stats.refused[Refusal.BAD_STAKE] += 1
     for seconds in (0.0002, 0.0002, 0.3, 9.0):
         stats.latency.add(seconds)
     view = LiveView("title", stats)

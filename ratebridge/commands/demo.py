@@ -22,9 +22,8 @@ from ..fakes.feed import FeedPeer, StandIn, random_requests, requests_of, serve_
 from ..fakes.rates import FakeRates, serve_rates
 from ..link.address import Address
 from ..messages import quoted
-from ..operating.journal import Journal
-from ..operating.logs import configure_logs
-from ..operating.stats import Stats
+from ..observer import Observer
+from ..operating.logs import configure_logs, event_log
 from ..providers.ecb import Ecb
 from ..settings import Settings
 from .live import REDRAWS, LiveView
@@ -43,12 +42,12 @@ def run_demo(*, count: int | None, rate: float) -> int:
         requests = random_requests(random.Random(), newest, _CURRENCIES)
         feed = StandIn(itertools.islice(requests, count), rate)
         peers: list[FeedPeer] = []
-        journal = Journal(Stats())
+        observer = Observer(event_log())
         async with trio.open_nursery() as feed_nursery:
             port = await feed_nursery.start(serve_feed, feed, peers)
             title = f"A stand-in feed at ws://127.0.0.1:{port}, rates of the ECB's embedded table."
             if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
-                view = LiveView(title, journal.stats)
+                view = LiveView(title, observer.stats)
                 feed.on_reply = lambda *pair: view.rows.append(_row(*pair))
                 feed_nursery.start_soon(view.draw_on, sys.stdout)
             else:
@@ -62,7 +61,7 @@ def run_demo(*, count: int | None, rate: float) -> int:
                 stop.set()
 
             feed_nursery.start_soon(stop_when_done)
-            await serve(settings, stop, Dependencies(sources=[ecb], journal=journal))
+            await serve(settings, stop, Dependencies(sources=[ecb], observer=observer))
             feed_nursery.cancel_scope.cancel()
         print(
             f"{feed.sent} requests, {feed.replies - feed.errors} converted, "

@@ -20,7 +20,7 @@ import trio
 from msgspec.structs import replace
 
 from ..budget import RESERVE, Allowance
-from ..errors import NoRate, Refusal, SourceFailed
+from ..errors import FetchOutcome, NoRate, Refusal, SourceFailed
 from ..observer import Observer
 from ..plausibility import implausible, without
 from ..rates import Failing, Rate, RateTable, Tables, fixed_rate, rate_from
@@ -276,7 +276,7 @@ class RateChain:
                 table = self._plausible(table)
                 now = trio.current_time()
                 kept = self.tables.store(table, now, self._jitter())
-                self._observer.fetched(table, now - began)
+                self._observer.fetched(source.name, str(day), [table], now - began)
                 return kept
         except SourceFailed as error:
             failure = attrs.evolve(error)  # without the traceback, which holds answers and headers
@@ -326,10 +326,9 @@ class RateChain:
         known = self.tables.find(provider, day, today=today, now=now)
         assert known is not None, "the failure is remembered"
         table = known.table if isinstance(known, Failing) else known
-        if table is not None:
-            used = f"its table of {table.fetched:%Y-%m-%d %H:%M} UTC is used meanwhile"
-            failure = attrs.evolve(failure, text=f"{failure.text}; {used}")
-        self._observer.fetch_failed(provider, day, failure)
+        meanwhile = None if table is None else table.fetched
+        told = attrs.evolve(failure, outcome=_outcome(failure.outcome))
+        self._observer.fetch_failed(provider, str(day), told, meanwhile)
         return known
 
     def _limit_rate(self, provider: str, failure: SourceFailed, now: float, until: float) -> None:
@@ -383,6 +382,14 @@ class RateChain:
         if abs(ahead - access.clock_difference) >= CLOCK_DIFFERENCE:
             access.clock_difference = ahead
             self._observer.clock_differs(table.provider, ahead)
+
+
+def _outcome(word: str) -> FetchOutcome:
+    """The outcome of a fetch, with an HTTP status replaced by its class."""
+    if word.startswith("http-"):
+        classes = {"4": FetchOutcome.HTTP_4XX, "5": FetchOutcome.HTTP_5XX}
+        return classes.get(word[5:6] if len(word) == 8 else "", FetchOutcome.HTTP_OTHER)
+    return FetchOutcome(word)
 
 
 def _no_rate(
