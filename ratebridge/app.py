@@ -20,6 +20,7 @@ from .link import Link, open_link
 from .link.dial import Dial, network_dial
 from .observer import Observer
 from .operating.logs import configure_logs, event_log
+from .operating.notify import notify
 from .outbox import Outbox
 from .providers.ahead import fetch_ahead
 from .providers.chain import RateChain
@@ -182,6 +183,7 @@ async def serve(
             observer=observer,
         )
         service_nursery.start_soon(fetch_ahead, chain, dependencies.clock, name="rates ahead")
+        service_nursery.start_soon(notify, observer.stats, bridge, name="notify")
         service_nursery.start_soon(_summarize, observer, bridge, outbox, chain, name="summary")
         if status is not None:
             from .operating.overview import Service

@@ -29,7 +29,7 @@ LAYERS = [
     ["supervisor"],
     ["operating.trail"],
     ["operating.audit"],
-    ["operating.overview", "operating.metrics", "operating.status"],
+    ["operating.overview", "operating.metrics", "operating.status", "operating.notify"],
     ["app"],
     ["api"],
     ["fakes.feed", "fakes.rates"],

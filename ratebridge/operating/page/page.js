@@ -19,7 +19,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const byId = (id) => document.getElementById(id);
 const whole = new Intl.NumberFormat("en");
 
-let samples = []; // [converted a second, refused a second, mean ms or null, slowest ms or null]
+let samples = []; // [converted a second, refused a second, p50 in ms or null, p99 in ms or null]
 let taken = 0; // the service's count of samples at the last poll
 let uptime = 0;
 let heardAt = null;
@@ -98,10 +98,13 @@ function fill(id, items, build) {
 }
 
 function facts(id, rows) {
-  fill(id, rows, ([term, value, more, name]) => {
+  fill(id, rows, ([term, value, more, name, event]) => {
     const description = element("dd", name, value);
     if (more) within(description, " ", element("small", "", more));
-    return [element("dt", name, term), description];
+    if (!event) return [element("dt", name, term), description];
+    const meaning = element("a", "", term);
+    meaning.href = `#${event}`;
+    return [within(element("dt", name), meaning), description];
   });
 }
 
@@ -230,23 +233,23 @@ function drawLatency() {
     const time = answered.reduce((sum, sample) => sum + (sample[0] + sample[1]) * sample[2], 0);
     return {
       x,
-      mean: answered.length ? time / count : null,
-      slowest: answered.length ? Math.max(...answered.map((sample) => sample[3])) : null,
+      p50: answered.length ? time / count : null,
+      p99: answered.length ? Math.max(...answered.map((sample) => sample[3])) : null,
     };
   });
-  const values = all.flatMap((point) => [point.mean, point.slowest]).filter((value) => value > 0);
+  const values = all.flatMap((point) => [point.p50, point.p99]).filter((value) => value > 0);
   // At least two decades: answers by a cached rate and from a source differ that much.
   const low = values.length ? Math.floor(Math.log10(Math.min(...values))) : -1;
   const high = Math.max(low + 2, values.length ? Math.ceil(Math.log10(Math.max(...values))) : 1);
   const y = (value) =>
     known(value) ? HEIGHT * (1 - (Math.log10(Math.max(value, 10 ** low)) - low) / (high - low)) : null;
-  const means = all.map((point) => ({ x: point.x, y: y(point.mean) }));
-  const slowest = all.map((point) => ({ x: point.x, y: y(point.slowest) }));
+  const middle = all.map((point) => ({ x: point.x, y: y(point.p50) }));
+  const upper = all.map((point) => ({ x: point.x, y: y(point.p99) }));
   const decades = Array.from({ length: high - low + 1 }, (_, index) => low + index);
   byId("latency-plot").replaceChildren(
     ...decades.map((decade) => grid(y(10 ** decade))),
-    shape("path", "area", { d: band(slowest, means) }),
-    shape("path", "line", { d: line(means) }),
+    shape("path", "area", { d: band(upper, middle) }),
+    shape("path", "line", { d: line(middle) }),
   );
   scale("latency-scale",
     decades.map((decade) => ({ y: y(10 ** decade), words: milliseconds(10 ** decade) })), HEIGHT);
@@ -255,10 +258,11 @@ function drawLatency() {
   const recent = samples.slice(-CURRENT).filter((sample) => known(sample[2]));
   const count = recent.reduce((sum, sample) => sum + sample[0] + sample[1], 0);
   const time = recent.reduce((sum, sample) => sum + (sample[0] + sample[1]) * sample[2], 0);
+  const p99 = recent.length ? milliseconds(Math.max(...recent.map((sample) => sample[3]))) : "–";
   say("latency", recent.length ? milliseconds(time / count) : "–");
-  const worst = Math.max(0, ...values);
-  describe("latency-plot", `Time to answer, from ${words}: mean ${byId("latency").textContent} `
-    + `at present, the slowest shown took ${milliseconds(worst)}`);
+  say("latency-p99", p99);
+  describe("latency-plot", `Time to answer, from ${words}: at present half within `
+    + `${byId("latency").textContent}, 99 % within ${p99}`);
 }
 
 function drawHeartbeats({ gaps, timeout, age, received, median, longest }) {
@@ -306,14 +310,14 @@ function showMessages({ messages, audit }) {
   const sum = (kinds) => whole.format(Object.values(kinds).reduce((total, count) => total + count, 0));
   const parts = (kinds) =>
     Object.entries(kinds).map(([kind, count]) => [spaced(kind), whole.format(count), "", "sub"]);
-  const hits = messages.converted ? `${whole.format(messages.cache_hits)} by a cached rate` : "";
+  const hits = messages.converted ? `${whole.format(messages.cache_hits)} by a table held` : "";
   facts("messages", [
     ["Converted", whole.format(messages.converted), hits, "amount"],
-    ["Error replies", sum(messages.refused), "", "amount"],
+    ["Error replies", sum(messages.refused), "", "amount", "conversion.failed"],
     ...parts(messages.refused),
-    ["Dropped", sum(messages.dropped), "without an answer", "amount"],
+    ["Dropped", sum(messages.dropped), "without an answer", "amount", "message.dropped"],
     ...parts(messages.dropped),
-    ["Undelivered", whole.format(messages.undelivered), "replies never sent", "amount"],
+    ["Undelivered", whole.format(messages.undelivered), "replies never sent", "amount", "reply.undelivered"],
     ["Waiting", whole.format(messages.waiting), "for a rate, at present", "amount"],
     ["Outbox", whole.format(messages.outbox), "not written yet, at present", "amount"],
     ...(messages.internal_errors ? [["Internal errors", whole.format(messages.internal_errors), "see the log", "amount"]] : []),
@@ -374,6 +378,27 @@ function showSources({ sources }) {
   });
 }
 
+function showCurrencies({ currencies, now }) {
+  const today = now.slice(0, 10);
+  const items = currencies.map(({ currency, converted, euros, rate, provider, day, asked }) => [
+    currency, rate ?? "–",
+    !rate ? "" : `${provider}, of ${day}${asked === today ? "" : `, for ${asked}`}`,
+    whole.format(converted), whole.format(Math.round(euros)),
+  ]);
+  fill("currencies", items.length ? items : [["", "None yet: the first request fetches a table."]], (item) => {
+    const row = element("tr", "");
+    if (item.length === 2) {
+      const cell = element("td", "empty", item[1]);
+      cell.colSpan = 4;
+      return within(row, cell);
+    }
+    const [currency, rate, source, converted, euros] = item;
+    return within(row, element("td", "", currency),
+      within(element("td", "wrap", rate), " ", element("small", "", source)),
+      element("td", "number", converted), element("td", "number", euros));
+  });
+}
+
 function showTables({ tables }) {
   say("tables-count", whole.format(tables.held));
   const items = tables.shown.map((table) => [
@@ -397,13 +422,15 @@ function showTables({ tables }) {
 
 function showRecentErrors({ recent_errors, now }) {
   const items = recent_errors.map((error) =>
-    [error.words, error.at, clock(error.at, now), times(error.count)]);
-  fill("recent-errors", items.length ? items : [["None so far."]], ([words, at, time, count]) => {
+    [error.words, error.at, clock(error.at, now), times(error.count), error.event]);
+  fill("recent-errors", items.length ? items : [["None so far."]], ([words, at, time, count, event]) => {
     const entry = element("li", at ? "" : "empty", words);
     if (!at) return entry;
     const stamp = element("time", "", time);
     stamp.dateTime = at;
-    return within(entry, within(element("p", ""), stamp, `, ${count}`));
+    const meaning = element("a", "", event);
+    meaning.href = `#${event}`;
+    return within(entry, within(element("p", ""), stamp, `, ${count}, `, meaning));
   });
 }
 
@@ -418,9 +445,10 @@ const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 function show(figures) {
   byId("main").classList.remove("stale");
-  const title = figures.stopping ? "Stopping" : figures.ready ? "Ready" : "Not ready";
-  const why = figures.stopping ? "Requests in flight are answered, new ones are refused." : `${capital(figures.why)}.`;
-  showState(figures.ready ? "ready" : "down", title, why);
+  const stopping = figures.status === "stopping";
+  const why = stopping ? "Requests in flight are answered, new ones are refused." : `${capital(figures.why)}.`;
+  const state = ["ready", "degraded"].includes(figures.status) ? figures.status : "down";
+  showState(state, capital(figures.status), why);
   say("feed", figures.feed ?? "");
   say("about", `version ${figures.version}, up for ${duration(figures.uptime)}, ${clock(figures.now, figures.now)} UTC`);
   drawThroughput();
@@ -429,6 +457,7 @@ function show(figures) {
   showConnection(figures);
   showMessages(figures);
   showSources(figures);
+  showCurrencies(figures);
   showTables(figures);
   showRecentErrors(figures);
 }
