@@ -31,8 +31,6 @@ from .operating.stats import LACKING, RecentError, Stats
 from .rates import FIXED, Rate, RateTable
 
 if TYPE_CHECKING:
-    from structlog.typing import FilteringBoundLogger
-
     from .operating.audit import Audit
 
 Converted: TypeAlias = "tuple[Request, str, Rate | None, datetime]"
@@ -46,13 +44,13 @@ OUR_FAULT: Final = (Refusal.UNAVAILABLE, Refusal.OVERLOADED, Refusal.INTERNAL_ER
 
 @attrs.define(eq=False)
 class Observer:
-    """Counts in `stats`, and writes to `log`, if there is one.
+    """Counts in `stats`, and writes to `log`, if there is one: a logger like those of structlog.
 
     `utc_now` dates the recent errors of the status page. `audit` is the audit trail, if there
     is one; it gets every conversion.
     """
 
-    log: "FilteringBoundLogger | None" = None
+    log: Any = None
     utc_now: Callable[[], datetime] = lambda: datetime.now(UTC)
     stats: Stats = attrs.Factory(Stats)
     audit: "Audit | None" = None
@@ -87,13 +85,9 @@ class Observer:
         detail = clipped(cause.detail, 120) if cause.detail else ""
         stats.link_ended = detail if cause.reason in detail else f"{cause.reason}, {detail}"
         stats.link_ended = stats.link_ended.removesuffix(", ")
+        known = {"detail": detail or None, "code": cause.code, "status": cause.status}
         fields: dict[str, Any] = {"reason": cause.reason}
-        if detail:
-            fields["detail"] = detail
-        if cause.code is not None:
-            fields["code"] = cause.code
-        if cause.status is not None:
-            fields["status"] = cause.status
+        fields |= {name: value for name, value in known.items() if value is not None}
         if was_up:
             stats.link_since = trio.current_time()
             fields["uptime"] = round(uptime, 3)
@@ -143,33 +137,18 @@ class Observer:
                     stats.from_cache += 1
         if self.audit is not None:
             self.audit.add(conversions)
-        if self._debug:
-            for conversion in conversions:
-                self._log_conversion(*conversion, seconds)
-
-    def _log_conversion(
-        self, request: Request, euro: str, rate: Rate | None, _: datetime, seconds: float
-    ) -> None:
-        fields: dict[str, Any] = {
-            "id": clipped(request.id),
-            "stake": str(request.stake),
-            "currency": request.currency,
-            "eur": euro,
-            "ms": round(seconds * 1000, 3),
-        }
-        if rate is not None:
-            fields |= {
-                "rate": rate.text,
-                "rate_date": str(rate.day),
-                "asked": str(rate.asked),
-                "provider": rate.provider,
-                "fetched": f"{rate.fetched:%Y-%m-%dT%H:%M:%SZ}",
-                "cached": rate.cached,
-            }
-            if rate.note:
-                fields["note"] = rate.note
-        assert self.log is not None, "it is at debug"
-        self.log.debug("conversion.done", **fields)
+        if not self._debug:
+            return
+        for request, euro, rate, _ in conversions:
+            fields: dict[str, Any] = {"id": clipped(request.id), "stake": str(request.stake)}
+            fields |= {"currency": request.currency, "eur": euro, "ms": round(seconds * 1000, 3)}
+            if rate is not None:
+                fields |= {"rate": rate.text, "rate_date": str(rate.day), "asked": str(rate.asked)}
+                fields |= {"provider": rate.provider, "cached": rate.cached}
+                fields["fetched"] = f"{rate.fetched:%Y-%m-%dT%H:%M:%SZ}"
+                if rate.note:
+                    fields["note"] = rate.note
+            self.log.debug("conversion.done", **fields)
 
     def refused(self, problem: Refused | NoRate, message_id: bytes, seconds: float) -> None:
         """A request was answered with an error, `seconds` after it came."""
@@ -208,13 +187,9 @@ class Observer:
         source.fetched_at = source.answered_at = trio.current_time()
         source.seconds = seconds
         self.stats.failed_at = None
-        fields: dict[str, Any] = {
-            "provider": provider,
-            "asked": asked,
-            "days": len(tables),
-            "currencies": max((len(table.quotes) for table in tables), default=0),
-            "seconds": round(seconds, 3),
-        }
+        fields: dict[str, Any] = {"provider": provider, "asked": asked, "days": len(tables)}
+        fields["currencies"] = max((len(table.quotes) for table in tables), default=0)
+        fields["seconds"] = round(seconds, 3)
         if source.failure and source.outcome not in LACKING:
             self.warn("rates.recovered", **fields, after=source.failure)
         else:
@@ -238,17 +213,12 @@ class Observer:
             source.failure = f"{failure.text}; {used}"
         if failure.limited_for and now < (source.limited_until or now):
             return  # `rate_limited` has reported it, once for all fetches that are refused alike
-        self._report(
-            "rates.failed",
-            f"{provider} {outcome}",
-            f"{provider} {source.failure}",
-            # A key needs somebody.
-            "error" if outcome == FetchOutcome.REFUSED_KEY else "warning",
-            kind=outcome,
-            provider=provider,
-            asked=asked,
-            detail=source.failure,
-        )
+        level = (
+            "error" if outcome == FetchOutcome.REFUSED_KEY else "warning"
+        )  # a key needs somebody
+        words = f"{provider} {source.failure}"
+        fields = {"kind": outcome, "provider": provider, "asked": asked, "detail": source.failure}
+        self._report("rates.failed", f"{provider} {outcome}", words, level, **fields)
 
     def implausible_quotes(
         self, provider: str, day: date, quotes: Mapping[str, SourceFailed]

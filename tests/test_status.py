@@ -107,7 +107,7 @@ async def test_only_what_is_new_of_the_history_is_asked_for(nursery, query, samp
         history.take(1.0)
     answer = Pages(service, history, ()).answer("GET", f"/status.json{query}", {})
     assert answer.media_type == "application/json"
-    assert len(msgspec.json.decode(answer.body)["history"]["samples"]) == samples
+    assert len(msgspec.json.decode(answer.body)["samples"]) == samples
 
 
 @pytest.mark.parametrize("path", PATHS)

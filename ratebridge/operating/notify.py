@@ -19,42 +19,39 @@ from .stats import Stats
 POLL_EVERY: Final = 0.25  # s
 
 
-async def notify(
-    stats: Stats, bridge: Bridge, environment: Mapping[str, str] = os.environ
-) -> None:
+async def notify(stats: Stats, bridge: Bridge, environment: Mapping[str, str] = os.environ) -> None:
     """Tell it until cancelled; returns at once where nobody is to be told.
 
-    A watchdog gets two signs within the microseconds of `WATCHDOG_USEC`, unless `WATCHDOG_PID`
-    names another process.
+    A watchdog hears at least twice within the microseconds of `WATCHDOG_USEC`, unless
+    `WATCHDOG_PID` names another process.
     """
     name = environment.get("NOTIFY_SOCKET", "")
     if name[:1] not in ("/", "@"):
         return
     address = f"\0{name[1:]}" if name.startswith("@") else name
-    watched = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
     usec = environment.get("WATCHDOG_USEC", "")
-    every = int(usec) / 2e6 if watched and usec.isdecimal() else float("inf")
+    ours = str(os.getpid())
+    watched = usec.isdecimal() and environment.get("WATCHDOG_PID", ours) == ours
+    period = min(POLL_EVERY, int(usec) / 2e6) if watched else POLL_EVERY
     told: set[str] = set()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.setblocking(False)
 
-        def tell(state: str) -> None:
+        def tell_once(state: str) -> None:
             if state not in told:
+                told.add(state)
                 with suppress(OSError):
-                    manager.sendto(f"{state}=1\n".encode(), address)
-            told.add(state)
+                    manager.sendto(state.encode(), address)
 
         try:
-            due = trio.current_time()
             while True:
                 if stats.links_opened:
-                    tell("READY")
+                    tell_once("READY=1")
                 if bridge.stopping:
-                    tell("STOPPING")
-                if trio.current_time() >= due:
-                    due = trio.current_time() + every
-                    told.discard("WATCHDOG")
-                    tell("WATCHDOG")
-                await trio.sleep(min(POLL_EVERY, every))
+                    tell_once("STOPPING=1")
+                if watched:
+                    told.discard("WATCHDOG=1")
+                    tell_once("WATCHDOG=1")
+                await trio.sleep(period)
         finally:
-            tell("STOPPING")
+            tell_once("STOPPING=1")

@@ -6,9 +6,8 @@ data for JSON.
 
 from collections import deque
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
-from statistics import median
 from typing import Any, Final
 
 import attrs
@@ -24,11 +23,15 @@ from ..providers.source import Quota, Source
 from ..rates import Rate, fixed_rate, rate_from
 from ..settings import Settings
 from .audit import Audit
-from .stats import LACKING, CurrencyStats, SourceStats, Stats
+from .stats import LACKING, Stats
 
 SAMPLES: Final = 600  # a second each: the ten minutes that the page shows
 MOST_TABLES: Final = 60  # in an overview, the newest days: two months of one source
 MOST_CURRENCIES: Final = 250  # in an overview; the largest source has 170
+PLAIN: Final = attrs.filters.include(
+    *("converted", "from_cache", "refused", "dropped", "undelivered", "heartbeats"),
+    *("link_up", "link_ended", "links_opened", "lost", "internal_errors"),
+)
 FAILED_FOR: Final = 300.0  # s: without requests nobody knows whether they would still fail
 
 
@@ -153,7 +156,7 @@ class History:
 def overview(service: Service, history: History, now: float, taken: int = 0) -> dict[str, Any]:
     """The data of the status page, with the samples after the first `taken`; times in seconds.
 
-    It holds clipped texts of peers, which the page must escape.
+    `stats` has the names of `Stats`. It holds clipped texts of peers, which the page must escape.
     """
     stats, audit, feed = service.stats, service.audit, service.settings.feed
     utc_now = service.utc_now()
@@ -161,7 +164,7 @@ def overview(service: Service, history: History, now: float, taken: int = 0) -> 
     errors = sorted(stats.recent_errors.values(), key=lambda error: error.at, reverse=True)
     tables = sorted(service.chain.tables.tables(), key=lambda held: held[0].provider)
     tables.sort(key=lambda held: held[0].day, reverse=True)
-    since = stats.link_since
+    heartbeat = {"age": heartbeat_age(stats, now), "timeout": service.settings.heartbeat_timeout}
     return {
         "version": __version__,
         "feed": feed.authority if feed else None,
@@ -169,56 +172,29 @@ def overview(service: Service, history: History, now: float, taken: int = 0) -> 
         "uptime": now - service.started,
         "status": status,
         "why": why,
-        "connection": {
-            "up": stats.link_up,
-            "since": None if since is None else wire_time(utc_now - timedelta(seconds=now - since)),
-            "age": None if since is None else now - since,
-            "opened": stats.links_opened,
-            "lost": stats.lost.total(),
-            "last_ended": stats.link_ended or None,
-            "retry_in": None if stats.retry_at is None else max(0.0, stats.retry_at - now),
-        },
-        "heartbeat": {
-            "received": stats.heartbeats,
-            "age": heartbeat_age(stats, now),
-            "timeout": service.settings.heartbeat_timeout,
-            "gaps": [round(gap, 3) for gap in list(stats.heartbeat_gaps)[-60:]],
-            "median": median(stats.heartbeat_gaps) if stats.heartbeat_gaps else None,
-            "longest": max(stats.heartbeat_gaps, default=None),
-        },
-        "messages": {
-            "converted": stats.converted,
-            "refused": dict((+stats.refused).most_common()),
-            "dropped": dict((+stats.dropped).most_common()),
-            "undelivered": stats.undelivered,
-            "waiting": service.bridge.waiting,
-            "outbox": len(service.outbox),
-            "cache_hits": stats.from_cache,
-            "internal_errors": stats.internal_errors,
-        },
-        "audit": audit and {"failing": audit.failing, "waiting": audit.waiting, "lost": audit.lost},
+        "stats": attrs.asdict(stats, filter=PLAIN),
+        "link_age": None if stats.link_since is None else now - stats.link_since,
+        "retry_in": None if stats.retry_at is None else max(0.0, stats.retry_at - now),
+        "heartbeat": heartbeat | {"gaps": [round(gap, 3) for gap in stats.heartbeat_gaps]},
+        "waiting": service.bridge.waiting,
+        "outbox": len(service.outbox),
+        "audit": audit and {name: getattr(audit, name) for name in ("failing", "waiting", "lost")},
         "currencies": _currencies(service, utc_now),
         "sources": [_source(stats, source, now) for source in service.chain.sources],
-        "tables": {
-            "held": len(tables),
-            "shown": [
-                {
-                    "day": str(table.day),
-                    "provider": table.provider,
-                    "currencies": len(table.quotes),
-                    "age": now - came,
-                    # Why it may still change, if so.
-                    "remark": ""
-                    if table.final
-                    else "today's"
-                    if table.day == utc_now.date()
-                    else "not final",
-                }
-                for table, came in tables[:MOST_TABLES]
-            ],
-        },
+        "tables_held": len(tables),
+        "tables": [
+            {
+                "day": str(table.day),
+                "provider": table.provider,
+                "currencies": len(table.quotes),
+                "age": now - came,
+                "final": table.final,
+            }
+            for table, came in tables[:MOST_TABLES]
+        ],
         "recent_errors": [attrs.asdict(error) | {"at": wire_time(error.at)} for error in errors],
-        "history": {"taken": history.taken, "samples": history.since(taken)},
+        "taken": history.taken,
+        "samples": history.since(taken),
     }
 
 
@@ -229,59 +205,45 @@ def _currencies(service: Service, utc_now: datetime) -> list[dict[str, Any]]:
         table.provider: table for table, _ in service.chain.tables.tables() if table.day == today
     }
     tables = [held[source.name] for source in service.chain.sources if source.name in held]
-
-    def rate_of(currency: str) -> Rate | None:
-        if legal := fixed_rate(currency, today):
-            return legal
-        rates = (rate_from(table, currency, cached=True) for table in tables)
-        return next(
-            (rate for rate in rates if rate), seen[currency].rate if currency in seen else None
-        )
-
-    quoted = {currency for table in tables for currency in table.quotes}
+    rates: dict[str, Rate | None] = {currency: one.rate for currency, one in seen.items()}
+    for table in reversed(tables):  # the first source's come last, and stay
+        rates |= {currency: rate_from(table, currency, cached=True) for currency in table.quotes}
     rows: list[dict[str, Any]] = []
-    for currency in sorted(quoted - {"EUR"} | seen.keys()):
-        volume = seen.get(currency, CurrencyStats())
-        rate = rate_of(currency)
-        rows.append(
-            {
-                "currency": currency,
-                "converted": volume.converted,
-                "euros": round(volume.euros, 2),
-                "rate": rate and rate.text,
-                "provider": rate and rate.provider,
-                "day": rate and str(rate.day),
-                "asked": rate and str(rate.asked),
-            }
-        )
-    rows.sort(key=lambda row: -row["converted"])
+    for currency, last in rates.items():
+        rate = fixed_rate(currency, today) or last
+        row: dict[str, Any] = {"currency": currency, "converted": 0, "euros": 0.0}
+        if currency in seen:
+            row |= {"converted": seen[currency].converted, "euros": round(seen[currency].euros, 2)}
+        if rate is not None:
+            row |= {"rate": rate.text, "provider": rate.provider}
+            row |= {"day": str(rate.day), "asked": str(rate.asked)}
+        rows.append(row)
+    rows.sort(key=lambda row: (-row["converted"], row["currency"]))
     return rows[:MOST_CURRENCIES]
 
 
 def _source(stats: Stats, source: Source, now: float) -> dict[str, Any]:
     """How a source's last fetch ended, and how long ago."""
-    seen: SourceStats = stats.sources[source.name]
+    seen = stats.sources[source.name]
     left = calls_left(stats, source, now)
     answered = seen.fetches[FetchOutcome.OK]
-    limited_for = 0.0 if seen.limited_until is None else seen.limited_until - now
-    failure = seen.failure
-    if limited_for > 0:
+    limited_for = max(0.0, (seen.limited_until or now) - now)
+    state, failure = "succeeded" if answered else "not asked yet", seen.failure
+    if limited_for:
         state, failure = "rate-limited", seen.limit
-    elif seen.failure:
+    elif failure:
         state = "incomplete" if seen.outcome in LACKING and answered else "failed"
-    else:
-        state = "succeeded" if answered else "not asked yet"
     return {
         "name": source.name,
         "state": state,
-        "failure": failure or None,
-        "limited_for": limited_for if limited_for > 0 else None,
+        "failure": failure,
+        "limited_for": limited_for,
         "answered": answered,
         "failed": seen.fetches.total() - answered,
         "implausible": seen.implausible,
         "fetched_ago": None if seen.fetched_at is None else now - seen.fetched_at,
         "answered_ago": None if seen.answered_at is None else now - seen.answered_at,
-        "took": None if seen.answered_at is None else seen.seconds,
+        "took": seen.seconds,
         "minute_left": left.get("minute"),
         "month_left": left.get("month"),
         "month_total": source.quota.month_total if source.quota else None,

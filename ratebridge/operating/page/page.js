@@ -265,7 +265,8 @@ function drawLatency() {
     + `${byId("latency").textContent}, 99 % within ${p99}`);
 }
 
-function drawHeartbeats({ gaps, timeout, age, received, median, longest }) {
+function drawHeartbeats({ heartbeat: { gaps: all, timeout, age }, stats: { heartbeats } }) {
+  const gaps = all.slice(-60);
   const height = 80;
   const top = Math.max(1.25 * timeout, ...gaps);
   const y = (seconds) => height * (1 - seconds / top);
@@ -284,43 +285,48 @@ function drawHeartbeats({ gaps, timeout, age, received, median, longest }) {
     { y: height, words: "0 s" },
   ], height);
   const last = known(age) ? `the last ${duration(age)} ago` : "none on the present connection";
-  const spread = received
-    ? `; median gap ${median.toFixed(2)} s, longest ${longest.toFixed(2)} s` : "";
-  const words = `${whole.format(received)} received, ${last}${spread}.`;
+  const sorted = [...all].sort((one, other) => one - other);
+  const spread = all.length
+    ? `; median gap ${sorted[sorted.length >> 1].toFixed(2)} s, longest ${sorted.at(-1).toFixed(2)} s` : "";
+  const words = `${whole.format(heartbeats)} received, ${last}${spread}.`;
   say("heartbeats", words);
   describe("heartbeats-plot", `Seconds between the last ${gaps.length} heartbeats: ${words}`);
 }
 
 // Sections.
 
-function showConnection({ connection, now }) {
-  const { up, since, age, retry_in, opened, lost, last_ended } = connection;
+const sum = (kinds) => Object.values(kinds).reduce((total, count) => total + count, 0);
+
+function showConnection({ stats, link_age: age, retry_in, now }) {
   const rows = [];
-  const from = known(since) ? `for ${duration(age)}, since ${clock(since, now)}` : "since the start";
-  rows.push(["State", up ? "up" : "down", from]);
-  if (!up && known(retry_in)) {
+  const since = new Date(Date.parse(now) - 1000 * (age ?? 0)).toISOString();
+  const from = known(age) ? `for ${duration(age)}, since ${clock(since, now)}` : "since the start";
+  rows.push(["State", stats.link_up ? "up" : "down", from]);
+  if (!stats.link_up && known(retry_in)) {
     rows.push(["Next attempt", retry_in > 0 ? `in ${duration(retry_in)}` : "under way"]);
   }
-  rows.push(["Opened", times(opened), lost ? `${whole.format(lost)} losses and failed attempts` : "never lost"]);
-  if (last_ended) rows.push(["Last failure", last_ended]);
+  const lost = sum(stats.lost);
+  rows.push(["Opened", times(stats.links_opened), lost ? `${whole.format(lost)} losses and failed attempts` : "never lost"]);
+  if (stats.link_ended) rows.push(["Last failure", stats.link_ended, "", "", "connection.lost"]);
   facts("connection", rows);
 }
 
-function showMessages({ messages, audit }) {
-  const sum = (kinds) => whole.format(Object.values(kinds).reduce((total, count) => total + count, 0));
-  const parts = (kinds) =>
-    Object.entries(kinds).map(([kind, count]) => [spaced(kind), whole.format(count), "", "sub"]);
-  const hits = messages.converted ? `${whole.format(messages.cache_hits)} by a table held` : "";
+function showMessages({ stats: messages, waiting, outbox, audit }) {
+  const parts = (kinds) => Object.entries(kinds)
+    .filter(([, count]) => count)
+    .sort(([, one], [, other]) => other - one)
+    .map(([kind, count]) => [spaced(kind), whole.format(count), "", "sub"]);
+  const hits = messages.converted ? `${whole.format(messages.from_cache)} by a table held` : "";
   facts("messages", [
     ["Converted", whole.format(messages.converted), hits, "amount"],
-    ["Error replies", sum(messages.refused), "", "amount", "conversion.failed"],
+    ["Error replies", whole.format(sum(messages.refused)), "", "amount", "conversion.failed"],
     ...parts(messages.refused),
-    ["Dropped", sum(messages.dropped), "without an answer", "amount", "message.dropped"],
+    ["Dropped", whole.format(sum(messages.dropped)), "without an answer", "amount", "message.dropped"],
     ...parts(messages.dropped),
     ["Undelivered", whole.format(messages.undelivered), "replies never sent", "amount", "reply.undelivered"],
-    ["Waiting", whole.format(messages.waiting), "for a rate, at present", "amount"],
-    ["Outbox", whole.format(messages.outbox), "not written yet, at present", "amount"],
-    ...(messages.internal_errors ? [["Internal errors", whole.format(messages.internal_errors), "see the log", "amount"]] : []),
+    ["Waiting", whole.format(waiting), "for a rate, at present", "amount"],
+    ["Outbox", whole.format(outbox), "not written yet, at present", "amount"],
+    ...(messages.internal_errors ? [["Internal errors", whole.format(messages.internal_errors), "see the log", "amount", "internal_error"]] : []),
     ...(audit ? [["Audit lines waiting", whole.format(audit.waiting), audit.failing ? `not written: ${audit.failing}` : "not written yet, at present", "amount"]] : []),
     ...(audit?.lost ? [["Audit lines lost", whole.format(audit.lost), "see the log", "amount"]] : []),
   ]);
@@ -399,10 +405,11 @@ function showCurrencies({ currencies, now }) {
   });
 }
 
-function showTables({ tables }) {
-  say("tables-count", whole.format(tables.held));
-  const items = tables.shown.map((table) => [
-    table.day, table.provider, whole.format(table.currencies), coarse(table.age), table.remark,
+function showTables({ tables, tables_held: held, now }) {
+  say("tables-count", whole.format(held));
+  const items = tables.map(({ day, provider, currencies, age, final }) => [
+    day, provider, whole.format(currencies), coarse(age),
+    final ? "" : day === now.slice(0, 10) ? "today's" : "not final",
   ]);
   fill("tables", items.length ? items : [["None yet: the first request fetches one."]], (item) => {
     const row = element("tr", "");
@@ -416,7 +423,7 @@ function showTables({ tables }) {
       within(element("td", "", day), " ", element("small", "", remark)),
       element("td", "", provider), element("td", "number", currencies), element("td", "number", age));
   });
-  const hidden = tables.held - tables.shown.length;
+  const hidden = held - tables.length;
   say("tables-note", hidden > 0 ? `And ${whole.format(hidden)} of older days.` : "");
 }
 
@@ -453,7 +460,7 @@ function show(figures) {
   say("about", `version ${figures.version}, up for ${duration(figures.uptime)}, ${clock(figures.now, figures.now)} UTC`);
   drawThroughput();
   drawLatency();
-  drawHeartbeats(figures.heartbeat);
+  drawHeartbeats(figures);
   showConnection(figures);
   showMessages(figures);
   showSources(figures);
@@ -467,8 +474,8 @@ function show(figures) {
 function keep(figures) {
   if (figures.uptime < uptime) samples = []; // the service was restarted
   uptime = figures.uptime;
-  taken = figures.history.taken;
-  samples = samples.concat(figures.history.samples).slice(-KEPT);
+  taken = figures.taken;
+  samples = samples.concat(figures.samples).slice(-KEPT);
 }
 
 async function ask(after) {
