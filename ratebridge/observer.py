@@ -28,7 +28,7 @@ from .errors import Drop, FetchOutcome, LinkFailed, NoRate, Refusal, Refused, So
 from .messages import Request, clipped
 from .operating.logs import OFTEN, LineLimit, library_limit
 from .operating.stats import LACKING, RecentError, Stats
-from .rates import FIXED, Rate, RateTable
+from .rates import FIXED, Rate, RateSheet
 
 if TYPE_CHECKING:
     from .operating.audit import Audit
@@ -38,6 +38,7 @@ Converted: TypeAlias = "tuple[Request, str, Rate | None, datetime]"
 and the reply's date."""
 
 LONG_LIMIT: Final = 3600.0  # s
+OFF: Final = "RATEBRIDGE_PLAUSIBILITY=off lets them through"
 LEVELS: Final = {"info": 20, "warning": 30, "error": 40}
 OUR_FAULT: Final = (Refusal.UNAVAILABLE, Refusal.OVERLOADED, Refusal.INTERNAL_ERROR)
 
@@ -174,21 +175,16 @@ class Observer:
 
     # The rates.
 
-    def fetched(
-        self, provider: str, asked: str, tables: Sequence[RateTable], seconds: float
-    ) -> None:
-        """A source gave these tables in answer to one call, after so many seconds.
-
-        `asked` is what was asked for, such as "2021-05" or "2021-05-18".
-        """
-        source = self.stats.sources[provider]
+    def fetched(self, sheet: RateSheet, seconds: float) -> None:
+        """A source gave a sheet, `seconds` after it was asked."""
+        source = self.stats.sources[sheet.provider]
         source.fetches[FetchOutcome.OK] += 1
         source.durations.add(seconds)
         source.fetched_at = source.answered_at = trio.current_time()
         source.seconds = seconds
         self.stats.failed_at = None
-        fields: dict[str, Any] = {"provider": provider, "asked": asked, "days": len(tables)}
-        fields["currencies"] = max((len(table.quotes) for table in tables), default=0)
+        fields: dict[str, Any] = {"provider": sheet.provider, "asked": sheet.asked}
+        fields |= {"days": sheet.days, "currencies": len(sheet.currencies)}
         fields["seconds"] = round(seconds, 3)
         if source.failure and source.outcome not in LACKING:
             self.warn("rates.recovered", **fields, after=source.failure)
@@ -199,17 +195,18 @@ class Observer:
     def fetch_failed(
         self, provider: str, asked: str, failure: SourceFailed, meanwhile: datetime | None
     ) -> None:
-        """A source gave no table, retries included.
+        """A source gave no sheet, retries included.
 
-        `meanwhile` is when the table that is used until then was fetched, if there is one.
+        `asked` is what it was asked for, such as "2021-05"; `meanwhile` is when the sheet was
+        fetched that is used meanwhile, None if there is none.
         """
         source = self.stats.sources[provider]
-        outcome = FetchOutcome(failure.outcome)
+        outcome = failure.outcome
         source.fetches[outcome] += 1
         source.fetched_at = now = trio.current_time()
         source.outcome, source.failure = outcome, failure.text
         if meanwhile is not None:
-            used = f"its table of {meanwhile:%Y-%m-%d %H:%M} UTC is used meanwhile"
+            used = f"its answer of {meanwhile:%Y-%m-%d %H:%M} UTC is used meanwhile"
             source.failure = f"{failure.text}; {used}"
         if failure.limited_for and now < (source.limited_until or now):
             return  # `rate_limited` has reported it, once for all fetches that are refused alike
@@ -229,7 +226,7 @@ class Observer:
         more = f", and {len(quotes) - 1} more" if len(quotes) > 1 else ""
         words = f"{provider} {why}: {code} on {day}{more}"
         fields = {"provider": provider, "day": str(day), "currencies": len(quotes), "first": code}
-        self._report("rates.implausible", provider, words, **fields, detail=why.text)
+        self._report("rates.implausible", provider, words, **fields, detail=why.text, off=OFF)
 
     def rate_limited(self, provider: str, failure: SourceFailed) -> None:
         """A source is not asked again for `failure.limited_for` seconds."""
@@ -293,7 +290,7 @@ class Observer:
         """Log a state that an operator should know of."""
         self._write("warning", event, **fields)
 
-    def summarize(self, *, waiting: int, outbox: int, tables: int) -> None:
+    def summarize(self, *, waiting: int, outbox: int, sheets: int) -> None:
         """Log the counts of the last minute; called once a minute."""
         stats = self.stats
         names = ("converted", "refused", "dropped", "undelivered")
@@ -303,7 +300,7 @@ class Observer:
         fields |= {
             name: count - old for name, count, old in zip(names, counts, before, strict=True)
         }
-        fields |= {"waiting": waiting, "outbox": outbox, "tables": tables}
+        fields |= {"waiting": waiting, "outbox": outbox, "sheets": sheets}
         fields["connections"] = stats.links_opened
         if self.audit is not None:
             fields["audit_waiting"] = self.audit.waiting

@@ -1,6 +1,6 @@
 """A service for the tests of what operators see: real parts, fake sources."""
 
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,7 @@ from ratebridge.operating.overview import Service
 from ratebridge.outbox import Outbox
 from ratebridge.providers.chain import RateChain
 from ratebridge.providers.source import Quota
-from ratebridge.rates import Quote, RateTable, Tables
+from ratebridge.rates import Quote, RateCache, RateSheet
 from ratebridge.settings import Settings
 
 NOW = datetime(2021, 6, 1, 12, tzinfo=UTC)
@@ -28,20 +28,24 @@ FEED = Address("feed.example", 443, "/secret-path", secure=True)
 
 @attrs.define
 class Shop:
-    """A source without tables: the tests put them into the cache."""
+    """A source without rates: the tests put them into the cache."""
 
     name: str = "shop"
     quota: Quota | None = None
-    budget: None = None
+    currencies: None = None
+    every: None = None
 
-    async def fetch(self, day: date, now: datetime) -> RateTable:
+    def asks(self, day: date, _today: date) -> str:
+        return str(day)
+
+    async def fetch(self, day: date, now: datetime) -> RateSheet:
         await trio.lowlevel.checkpoint()
         raise SourceFailed(FetchOutcome.NO_TABLE, "has none")
 
 
-def table(day: date, provider: str = "shop") -> RateTable:
-    one = Quote(Decimal(1), day)
-    return RateTable(provider, day, {"EUR": one, "USD": Quote(Decimal("1.2222"), day)}, NOW)
+def sheet(day: date, provider: str = "shop", fetched: datetime = NOW) -> RateSheet:
+    rows = {"USD": Quote(Decimal("1.2222")), "BTC": Quote(Decimal(1), Decimal(40_000))}
+    return RateSheet(provider, str(day), day, day, {day: rows}, fetched, frozenset(rows))
 
 
 def make_service(
@@ -50,7 +54,7 @@ def make_service(
     observer = Observer(event_log(), lambda: NOW)
     chain = RateChain(
         sources or (Shop(),),
-        Tables(7200.0),
+        RateCache(timedelta(hours=2)),
         nursery,
         deadline=5.0,
         utc_now=lambda: NOW,

@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families
-from status_service import NOW, Shop, make_service, samples, table, trail
+from status_service import NOW, Shop, make_service, samples, sheet, trail
 
-from ratebridge.errors import Drop, LinkFailed, Loss, Refusal, Refused, SourceFailed
+from ratebridge.errors import Drop, FetchOutcome, LinkFailed, Loss, Refusal, Refused, SourceFailed
 from ratebridge.operating.metrics import Metrics
 from ratebridge.operating.stats import FETCH_BOUNDS, LATENCY_BOUNDS, Histogram, Stats
 from ratebridge.outbox import Reply
@@ -65,11 +66,11 @@ async def test_the_state_of_the_service_and_its_process_is_told(nursery, autojum
     shop = Shop("shop", Quota(18, 4929, 5000))
     service, observer = make_service(nursery, shop, Shop("bank"), audit=trail(waiting=21, lost=22))
     await trio.sleep(3)
-    service.chain.tables.store(table(NOW.date()), trio.current_time())
+    service.chain.cache.store(sheet(NOW.date(), fetched=NOW - timedelta(seconds=17)))
     await trio.sleep(17)
     service.bridge.waiting = 7
     service.outbox.add(*[Reply(b"1", b"{}", 0.0)] * 8)
-    observer.fetched("shop", "2021-06-01", [table(NOW.date())], 0.25)
+    observer.fetched(sheet(NOW.date()), 0.25)
     observer.link_up()
     found = samples(service)
     assert {
@@ -79,9 +80,9 @@ async def test_the_state_of_the_service_and_its_process_is_told(nursery, autojum
             "outbox_replies": 8,
             "ready": 0,
             "degraded": 0,
-            "tables,provider=shop": 1,
-            "tables,provider=bank": 0,
-            "oldest_table_timestamp_seconds": NOW.timestamp() - 17,
+            "sheets,provider=shop": 1,
+            "sheets,provider=bank": 0,
+            "oldest_sheet_timestamp_seconds": NOW.timestamp() - 17,
             "start_timestamp_seconds": NOW.timestamp() - 20,
             "quota_calls_left,provider=shop,window=minute": 18,
             "quota_calls_left,provider=shop,window=month": 4929,
@@ -106,13 +107,13 @@ async def test_what_is_not_known_is_absent_and_what_is_over_stays(nursery, autoj
     service, observer = make_service(nursery, Shop("shop", Quota(9, 4929, 5000)), audit=audit)
     known = {name.partition(",")[0].removeprefix("ratebridge_") for name in samples(service)}
     assert not known & {
-        *("heartbeat_timestamp_seconds", "oldest_table_timestamp_seconds"),
+        *("heartbeat_timestamp_seconds", "oldest_sheet_timestamp_seconds"),
         "fetch_success_timestamp_seconds",
     }
     assert samples(service)["ratebridge_audit_up"] == 0
     observer.link_up()
     observer.heartbeat_received(0.0)
-    observer.fetched("shop", "2021-06-01", [], 0.25)
+    observer.fetched(sheet(NOW.date()), 0.25)
     observer.link_lost(LinkFailed(Loss.STALE), 0.75, 0.1)
     await trio.sleep(60)
     found = samples(service)
@@ -131,7 +132,9 @@ async def test_no_text_of_a_peer_becomes_a_label(nursery, autojump_clock):
     problem = Refused(b"1", Refusal.BAD_CURRENCY, f"currency '{poison}'")
     observer.refused(problem, poison.encode(), 0.1)
     observer.link_lost(LinkFailed(Loss.CLOSED, poison, code=4000), 0.0, 1.0)
-    observer.fetch_failed("shop", "2021-06-01", SourceFailed("bad-body", f"has a {poison}"), None)
+    observer.fetch_failed(
+        "shop", "2021-06-01", SourceFailed(FetchOutcome.BAD_BODY, f"has a {poison}"), None
+    )
     assert poison.encode() not in Metrics(service).answer("", "")[0]
 
 
@@ -139,8 +142,8 @@ async def test_no_text_of_a_peer_becomes_a_label(nursery, autojump_clock):
 async def test_each_metric_that_is_named_is_there(user, nursery, autojump_clock):
     service, observer = make_service(nursery, Shop("shop", Quota(9, 4929, 5000)), audit=trail())
     observer.heartbeat_received(1.0)
-    observer.fetched("shop", "2021-06-01", [], 0.25)
-    service.chain.tables.store(table(NOW.date()), trio.current_time())
+    observer.fetched(sheet(NOW.date()), 0.25)
+    service.chain.cache.store(sheet(NOW.date(), fetched=NOW - timedelta(seconds=17)))
     text = USERS[user].read_text(encoding="utf-8")
     if user == "dashboard":
         panels = json.loads(text)["panels"]

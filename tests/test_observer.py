@@ -11,7 +11,7 @@ import pytest
 import structlog
 import trio
 from msgspec.structs import replace
-from status_service import NOW, make_service, samples, table, trail
+from status_service import NOW, make_service, samples, sheet, trail
 from structlog.testing import capture_logs
 
 from ratebridge.errors import (
@@ -28,10 +28,10 @@ from ratebridge.messages import Request, decode
 from ratebridge.observer import Observer
 from ratebridge.operating.logs import MINUTE, OFTEN, LineLimit, event_log
 from ratebridge.operating.overview import History, overview
-from ratebridge.rates import FIXED, Rate, RateTable
+from ratebridge.rates import FIXED, Rate
 
 DAY = date(2021, 5, 18)
-TABLE = table(DAY)
+SHEET = sheet(DAY)
 RATE = Rate("USD", Decimal("1.2222"), Decimal(1), DAY, DAY, "shop", NOW, cached=True)
 BUG = RuntimeError("what")
 
@@ -95,35 +95,31 @@ def refused(kind: Refusal, text: str) -> Any:
     return lambda observer: observer.refused(Refused(b"7", kind, text), b'"7\x07"', 0.001)
 
 
-def fetched(asked: str, *tables: RateTable) -> Any:
-    return lambda observer: observer.fetched("shop", asked, tables, 0.12345)
-
-
-def fetch_failed(outcome: str, text: str, meanwhile: datetime | None = None) -> Any:
+def fetch_failed(outcome: FetchOutcome, text: str, meanwhile: datetime | None = None) -> Any:
     failure = SourceFailed(outcome, text)
     return lambda observer: observer.fetch_failed("shop", "2021-05-18", failure, meanwhile)
 
 
 def limited(seconds: float | None) -> Any:
-    failure = SourceFailed("quota-month", "has no calls left", limited_for=seconds)
+    failure = SourceFailed(FetchOutcome.QUOTA_MONTH, "has no calls left", limited_for=seconds)
     return lambda observer: observer.rate_limited("shop", failure)
 
 
 def implausible(*currencies: str) -> Any:
-    quotes = dict.fromkeys(currencies, SourceFailed("implausible", "gives it at 9"))
+    quotes = dict.fromkeys(currencies, SourceFailed(FetchOutcome.IMPLAUSIBLE, "gives it at 9"))
     return lambda observer: observer.implausible_quotes("shop", DAY, quotes)
 
 
 def recovered(observer: Observer) -> None:
-    fetch_failed("timeout", "did not answer")(observer)
-    fetched("2021-05-18", TABLE)(observer)
+    fetch_failed(FetchOutcome.TIMEOUT, "did not answer")(observer)
+    observer.fetched(SHEET, 0.12345)
 
 
 DONE = "conversion.done id=456 stake=253.67 currency=USD eur=1.5 ms=0.31 rate=1.2222"
 DONE += " rate_date=2021-05-18 asked=2021-05-18 provider={} cached={}"
 DONE += " fetched=2021-06-01T12:00:00Z{} debug"
-FETCHED = "provider=shop asked={} days={} currencies={} seconds=0.123"
-USED = "did not answer; its table of 2021-06-01 12:00 UTC is used meanwhile"
+FETCHED = "provider=shop asked=2021-05-18 days=1 currencies=2 seconds=0.123"
+USED = "did not answer; its answer of 2021-06-01 12:00 UTC is used meanwhile"
 LIMITED = "rates.limited provider=shop detail=has no calls left limited_for={} {}"
 UNKNOWN = "currency 'BTC' is not known"
 FULL = "No space left on device"
@@ -218,34 +214,31 @@ FACTS = {
         {"stats.undelivered": 1},
         "the reply to request 7 was not delivered: it was too old",
     ),
-    "tables came": Fact(
-        fetched("2021-05-18", TABLE),
-        f"rates.fetched {FETCHED.format('2021-05-18', 1, 2)} info",
+    "a source answered": Fact(
+        lambda observer: observer.fetched(SHEET, 0.12345),
+        f"rates.fetched {FETCHED} info",
         "fetches_total,outcome=ok,provider=shop 1, "
         "fetch_duration_seconds_bucket,le=0.1,provider=shop 0, "
         "fetch_duration_seconds_bucket,le=0.25,provider=shop 1, "
         f"fetch_success_timestamp_seconds,provider=shop {NOW.timestamp()}",
         {"sources.0.state": "succeeded", "sources.0.answered": 1, "sources.0.took": 0.12345},
     ),
-    "a call may bring no table": Fact(
-        fetched("2021-05"), f"rates.fetched {FETCHED.format('2021-05', 0, 0)} info"
-    ),
-    "tables came after a failure": Fact(
+    "a source answered after a failure": Fact(
         recovered,
-        f"rates.recovered {FETCHED.format('2021-05-18', 1, 2)} after=did not answer warning",
+        f"rates.recovered {FETCHED} after=did not answer warning",
         "fetches_total,outcome=timeout,provider=shop 1",
         {"sources.0.state": "succeeded", "sources.0.failed": 1, "sources.0.failure": ""},
         "shop did not answer",
     ),
     "a fetch failed": Fact(
-        fetch_failed("timeout", "did not answer", NOW),
+        fetch_failed(FetchOutcome.TIMEOUT, "did not answer", NOW),
         f"rates.failed kind=timeout provider=shop asked=2021-05-18 detail={USED} warning",
         "fetches_total,outcome=timeout,provider=shop 1",
         {"sources.0.state": "failed", "sources.0.failure": USED},
         f"shop {USED}",
     ),
     "a refused key is an error": Fact(
-        fetch_failed("refused-key", "refuses the key"),
+        fetch_failed(FetchOutcome.REFUSED_KEY, "refuses the key"),
         "rates.failed kind=refused-key provider=shop asked=2021-05-18 detail=refuses the key error",
         error="shop refuses the key",
     ),
@@ -269,7 +262,7 @@ FACTS = {
     "quotes are implausible": Fact(
         implausible("CZK", "USD"),
         "rates.implausible provider=shop day=2021-05-18 currencies=2 first=CZK"
-        " detail=gives it at 9 warning",
+        " detail=gives it at 9 off=RATEBRIDGE_PLAUSIBILITY=off lets them through warning",
         "implausible_quotes_total,provider=shop 2",
         {"sources.0.implausible": 2},
         "shop gives it at 9: CZK on 2021-05-18, and 1 more",
@@ -277,7 +270,7 @@ FACTS = {
     "one quote is implausible": Fact(
         implausible("CZK"),
         "rates.implausible provider=shop day=2021-05-18 currencies=1 first=CZK"
-        " detail=gives it at 9 warning",
+        " detail=gives it at 9 off=RATEBRIDGE_PLAUSIBILITY=off lets them through warning",
         error="shop gives it at 9: CZK on 2021-05-18",
     ),
     "the clock jumped": Fact(
@@ -400,9 +393,9 @@ async def test_without_a_log_and_a_clock_it_counts_by_the_wall_s_time():
 async def test_a_failed_fetch_is_shown_until_the_source_answers_again(log, autojump_clock):
     observer = Observer(event_log())
     recovered(observer)
-    observer.fetched("shop", str(DAY), [TABLE], 0.1)
-    fetch_failed("no-table", "has no rates for that day")(observer)  # of that day only
-    observer.fetched("shop", str(DAY), [TABLE], 0.1)
+    observer.fetched(SHEET, 0.1)
+    fetch_failed(FetchOutcome.NO_TABLE, "has no rates for that day")(observer)  # of that day only
+    observer.fetched(SHEET, 0.1)
     assert [entry["event"].removeprefix("rates.") for entry in log] == [
         *("failed", "recovered", "fetched", "failed", "fetched")
     ]
@@ -410,11 +403,13 @@ async def test_a_failed_fetch_is_shown_until_the_source_answers_again(log, autoj
 
 async def test_a_fetch_that_a_limit_ends_has_no_second_line(log, autojump_clock):
     observer = Observer(event_log())
-    limit = SourceFailed("quota-minute", "has no calls left", limited_for=30.0)
+    limit = SourceFailed(FetchOutcome.QUOTA_MINUTE, "has no calls left", limited_for=30.0)
     observer.rate_limited("bank", limit)
     observer.fetch_failed("bank", "2021-05", limit, None)
-    observer.fetch_failed("bank", "2021-05", SourceFailed("timeout", "did not answer"), None)
-    busy = SourceFailed("http-4xx", "is busy", limited_for=0.5)
+    observer.fetch_failed(
+        "bank", "2021-05", SourceFailed(FetchOutcome.TIMEOUT, "did not answer"), None
+    )
+    busy = SourceFailed(FetchOutcome.HTTP_4XX, "is busy", limited_for=0.5)
     observer.fetch_failed("shop", "2021-05", busy, None)
     assert [(event["event"], event["detail"]) for event in log] == [
         ("rates.limited", "has no calls left"),
@@ -435,9 +430,9 @@ async def test_a_summary_counts_the_last_minute(log, autojump_clock):
             observer.undelivered(b"7", "it was too old")
             observer.link_lost(LinkFailed(Loss.RESET), 1.0, 0.1)
             observer.audit = trail(waiting=12, head="3:abc")
-        observer.summarize(waiting=4, outbox=5, tables=6)
+        observer.summarize(waiting=4, outbox=5, sheets=6)
     common = {"event": "summary", "log_level": "info", "refused": 1, "waiting": 4, "outbox": 5}
-    common |= {"tables": 6, "connections": 1}
+    common |= {"sheets": 6, "connections": 1}
     audit = {"audit_waiting": 12, "audit_head": "3:abc"}
     assert [entry for entry in log if entry["event"] == "summary"] == [
         {**common, "connection": "up", "converted": 3, "dropped": 0, "undelivered": 0},
@@ -486,11 +481,11 @@ async def test_what_is_held_back_is_counted_and_the_ids_have_their_ends(
     ]
     assert [at for at, event in enumerate(log) if "further" in event] == [OFTEN - 1, 2 * OFTEN - 1]
     log.clear()
-    at_info.summarize(waiting=0, outbox=0, tables=0)
+    at_info.summarize(waiting=0, outbox=0, sheets=0)
     held = {"reply.undelivered": 990, "message.dropped not-json": 2}
     ends = {"first_undelivered": "10", "last_undelivered": "999"}
     assert log[1:] == [{"event": "log.limited", "log_level": "warning", "lines": held, **ends}]
-    at_info.summarize(waiting=0, outbox=0, tables=0)
+    at_info.summarize(waiting=0, outbox=0, sheets=0)
     assert len(log) == 3, "it is told once"
     at_info.undelivered(b"last", "the service stopped")
     await at_info.aclose()

@@ -9,13 +9,13 @@ import msgspec
 import pytest
 import trio
 import trio.testing
-from status_service import NOW, Shop, make_service, table, trail
+from status_service import NOW, Shop, make_service, sheet, trail
 
-from ratebridge.errors import Drop, LinkFailed, Loss, NoRate, Refusal, SourceFailed
+from ratebridge.errors import Drop, FetchOutcome, LinkFailed, Loss, NoRate, Refusal, SourceFailed
 from ratebridge.messages import decode
 from ratebridge.operating.overview import (
     FAILED_FOR,
-    MOST_TABLES,
+    MOST_SHEETS,
     SAMPLES,
     History,
     Service,
@@ -25,7 +25,7 @@ from ratebridge.operating.overview import (
 )
 from ratebridge.operating.stats import Stats
 from ratebridge.providers.source import Quota
-from ratebridge.rates import Rate
+from ratebridge.rates import Doubted, Quote, Rate
 
 REFUSED = LinkFailed(Loss.REFUSED, "connection refused: nobody listens on that port")
 DAY = (NOW - timedelta(days=14)).date()
@@ -84,9 +84,9 @@ async def test_requests_that_fail_through_no_fault_of_theirs_degrade_it(
     well = ("ready", UP.format("0.0"))
     assert state(service) == (failing if ours else well)
     assert page(service)["status"] == state(service)[0]
-    observer.fetch_failed("shop", str(DAY), SourceFailed("timeout", "is slow"), None)
+    observer.fetch_failed("shop", str(DAY), SourceFailed(FetchOutcome.TIMEOUT, "is slow"), None)
     assert state(service) == (failing if ours else well)
-    observer.fetched("shop", str(DAY), [], 0.1)
+    observer.fetched(sheet(DAY), 0.1)
     assert state(service) == well, "at once, with the next good fetch"
     observer.refused(NoRate(kind, "no rate"), b"1", 5.0)
     await trio.sleep(FAILED_FOR)
@@ -170,8 +170,8 @@ async def test_an_overview_of_a_service_that_has_just_begun(nursery, autojump_cl
     assert (seen["stats"]["link_up"], seen["link_age"], seen["retry_in"]) == (False, None, None)
     assert seen["heartbeat"] == {"age": None, "timeout": 2.0, "gaps": []}
     assert seen["sources"][0]["state"] == "not asked yet"
-    assert (seen["tables_held"], seen["taken"], seen["audit"]) == (0, 0, None)
-    lists = ("tables", "recent_errors", "currencies", "samples")
+    assert (seen["sheets_held"], seen["taken"], seen["audit"]) == (0, 0, None)
+    lists = ("sheets", "recent_errors", "currencies", "samples")
     assert [seen[name] for name in lists] == [[]] * 4
 
 
@@ -216,22 +216,25 @@ async def test_an_overview_has_the_time_of_the_next_attempt(nursery, autojump_cl
 async def test_a_source_is_as_its_last_fetch_ended(nursery, autojump_clock):
     service, observer = make_service(nursery)
 
-    def fail(outcome: str, text: str) -> None:
-        observer.fetch_failed("shop", str(DAY), SourceFailed(outcome, text), None)
+    def fail(text: str) -> None:
+        failure = SourceFailed(FetchOutcome.NO_TABLE, text)
+        observer.fetch_failed("shop", str(DAY), failure, None)
 
     def source() -> tuple[Any, ...]:
         shown = page(service)["sources"][0]
         return shown["state"], shown["failure"], shown["fetched_ago"], shown["answered_ago"]
 
-    fail("no-table", "has no rates for that day")
+    fail("has no rates for that day")
     assert source() == ("failed", "has no rates for that day", 0.0, None), "it never had one"
     await trio.sleep(1)
-    observer.fetched("shop", str(DAY), [table(DAY)], 0.25)
+    observer.fetched(sheet(DAY), 0.25)
     await trio.sleep(180)
     assert source() == ("succeeded", "", 180.0, 180.0), "nobody has asked it since"
-    fail("no-table", "has no rates for today")
+    fail("has no rates for today")
     assert source() == ("incomplete", "has no rates for today", 0.0, 180.0)
-    observer.rate_limited("shop", SourceFailed("quota-month", "has no calls", limited_for=60.0))
+    observer.rate_limited(
+        "shop", SourceFailed(FetchOutcome.QUOTA_MONTH, "has no calls", limited_for=60.0)
+    )
     assert source()[:2] == ("rate-limited", "has no calls")
     await trio.sleep(60)
     assert source() == ("incomplete", "has no rates for today", 60.0, 240.0)
@@ -247,37 +250,34 @@ async def test_a_source_shows_its_quota_and_a_minute_s_for_a_minute(nursery, aut
         return [tuple(map(source.get, names)) for source in page(service)["sources"]]
 
     assert quotas()[0] == (None, 4929, 5000), "of a minute long ago"
-    observer.fetched("one", str(DAY), [], 0.1)
+    observer.fetched(sheet(DAY, "one"), 0.1)
     await trio.sleep(59)
     assert quotas() == [(9, 4929, 5000), (None, None, None), (None, None, None)]
     await trio.sleep(1)
     assert quotas()[0] == (None, 4929, 5000)
 
 
-async def test_the_newest_tables_are_shown_with_what_may_change(nursery, autojump_clock):
+async def test_the_newest_sheets_are_shown_with_what_may_change(nursery, autojump_clock):
     service, _ = make_service(nursery)
-    today = NOW.date()
-    days = [today - timedelta(days=back) for back in range(MOST_TABLES)]
-    held = [table(day) for day in (*days[30:], *days[:30])]
-    held[-29] = attrs.evolve(table(days[1]), latest=True)
-    held[-28] = attrs.evolve(table(days[2]), fetched=NOW - timedelta(days=2))
-    for one in (*held, table(today, "another")):
-        service.chain.tables.store(one, trio.current_time())
-    await trio.sleep(90)
+    today, then = NOW.date(), NOW - timedelta(seconds=90)
+    days = [today - timedelta(days=back) for back in range(MOST_SHEETS)]
+    held = [sheet(day, fetched=then) for day in (*days[30:], *days[:30])]
+    held[-29] = attrs.evolve(held[-29], latest=True)
+    for one in (*held, sheet(today, "another", then)):
+        service.chain.cache.store(one)
     seen = page(service)
-    assert seen["tables_held"] == MOST_TABLES + 1
+    assert seen["sheets_held"] == MOST_SHEETS + 1
     common = {"currencies": 2, "age": 90.0}
-    assert seen["tables"][:5] == [
-        {"day": str(day), "provider": provider, "final": final, **common}
+    assert seen["sheets"][:4] == [
+        {"asked": str(day), "last": str(day), "provider": provider, "final": final, **common}
         for day, provider, final in (
             (today, "another", False),
             (today, "shop", False),
             (days[1], "shop", False),
-            (days[2], "shop", False),
-            (days[3], "shop", True),
+            (days[2], "shop", True),
         )
     ]
-    assert len(seen["tables"]) == MOST_TABLES
+    assert len(seen["sheets"]) == MOST_SHEETS
 
 
 async def test_each_currency_has_its_volume_and_its_rate_of_today(nursery, autojump_clock):
@@ -302,9 +302,19 @@ async def test_each_currency_has_its_volume_and_its_rate_of_today(nursery, autoj
         ("EUR", 1, 1.0),
     ]
     today = NOW.date()
-    for provider in ("bank", "shop"):
-        service.chain.tables.store(table(today, provider), trio.current_time())
-    assert rows()[0] == ("GBP", 2, 2.75, *last), "which no table of today has"
-    assert rows()[-1] == ("USD", 0, 0.0, "1.2222", "shop", str(today), str(today))
+    doubted = Doubted(Quote(Decimal(9)), SourceFailed(FetchOutcome.IMPLAUSIBLE, "gives it at 9"))
+    bank = sheet(today, "bank")
+    bank = attrs.evolve(bank, rows={today: {**bank.rows[today], "USD": Quote(Decimal(2))}})
+    shop = sheet(today)
+    shop = attrs.evolve(shop, rows={today: {**shop.rows[today], "BTC": doubted}})
+    for held in (bank, shop):
+        service.chain.cache.store(held)
+    assert rows()[0] == ("GBP", 2, 2.75, *last), "which no source has today"
+    assert rows()[-2:] == [
+        ("BTC", 0, 0.0, "1/40000", "bank", str(today), str(today)),
+        ("USD", 0, 0.0, "1.2222", "shop", str(today), str(today)),
+    ]
     convert("DEM", "1", None)
     assert rows()[1] == ("DEM", 1, 1.0, "1.95583", "fixed", str(today), str(today))
+    service.chain.cache.store(sheet(today, fetched=NOW - timedelta(hours=3)))
+    assert rows()[-1] == ("USD", 0, 0.0, "2", "bank", str(today), str(today)), "it still serves"

@@ -327,7 +327,10 @@ async def test_a_service_shows_its_state_until_its_very_end(nursery):
 
     class Slow:
         name = "slow"
-        quota = budget = None
+        quota = currencies = every = None
+
+        def asks(self, day, _today):
+            return str(day)
 
         async def fetch(self, _day, _now):
             asked.set()

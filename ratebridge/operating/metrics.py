@@ -90,7 +90,7 @@ class Metrics(Collector):
         # The rates.
         yield _family(
             "fetches_total",
-            "Fetches of tables, retries included, by outcome: ok, or why it failed.",
+            "Fetches of sheets, retries included, by outcome: ok, or why it failed.",
             {(name, word): count for name, one in seen for word, count in one.fetches.items()},
             *("provider", "outcome"),
         )
@@ -105,15 +105,15 @@ class Metrics(Collector):
         text = "Quotes that were not used because they cannot be true."
         implausible = {name: one.implausible for name, one in seen}
         yield _family("implausible_quotes_total", text, implausible, "provider")
-        text = "Conversions by a table that was held; legal rates take none and are not counted."
+        text = "Conversions by a sheet that was held; legal rates take none and are not counted."
         yield _family("cache_hits_total", text, stats.from_cache)
-        tables = service.chain.tables.tables()
+        sheets = service.chain.cache.sheets
         held = Counter({name: 0 for name, _ in seen})
-        held.update(table.provider for table, _ in tables)
-        yield _family("tables", "Tables of rates held.", held, "provider")
-        text = "When the oldest table held was fetched; absent with none."
-        oldest = min((came for _, came in tables), default=None)
-        yield _family("oldest_table_timestamp_seconds", text, unix(oldest))
+        held.update(sheet.provider for sheet in sheets)
+        yield _family("sheets", "Sheets of rates held, one a call.", held, "provider")
+        text = "When the oldest sheet held was fetched; absent with none."
+        oldest = {(): min(sheet.fetched for sheet in sheets).timestamp()} if sheets else {}
+        yield _family("oldest_sheet_timestamp_seconds", text, oldest)
         yield _family(
             "quota_calls_left",
             "Calls left by the source's own report; absent without a recent report.",

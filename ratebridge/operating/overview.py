@@ -20,13 +20,13 @@ from ..errors import FetchOutcome
 from ..outbox import Outbox
 from ..providers.chain import RateChain
 from ..providers.source import Quota, Source
-from ..rates import Rate, fixed_rate, rate_from
+from ..rates import Quote, Rate, fixed_rate
 from ..settings import Settings
 from .audit import Audit
 from .stats import LACKING, Stats
 
 SAMPLES: Final = 600  # a second each: the ten minutes that the page shows
-MOST_TABLES: Final = 60  # in an overview, the newest days: two months of one source
+MOST_SHEETS: Final = 60  # in an overview, the newest: two months of days of one source
 MOST_CURRENCIES: Final = 250  # in an overview; the largest source has 170
 PLAIN: Final = attrs.filters.include(
     *("converted", "from_cache", "refused", "dropped", "undelivered", "heartbeats"),
@@ -162,8 +162,8 @@ def overview(service: Service, history: History, now: float, taken: int = 0) -> 
     utc_now = service.utc_now()
     status, why = readiness(service, now)
     errors = sorted(stats.recent_errors.values(), key=lambda error: error.at, reverse=True)
-    tables = sorted(service.chain.tables.tables(), key=lambda held: held[0].provider)
-    tables.sort(key=lambda held: held[0].day, reverse=True)
+    sheets = sorted(service.chain.cache.sheets, key=lambda sheet: sheet.provider)
+    sheets.sort(key=lambda sheet: sheet.last, reverse=True)
     heartbeat = {"age": heartbeat_age(stats, now), "timeout": service.settings.heartbeat_timeout}
     return {
         "version": __version__,
@@ -181,16 +181,17 @@ def overview(service: Service, history: History, now: float, taken: int = 0) -> 
         "audit": audit and {name: getattr(audit, name) for name in ("failing", "waiting", "lost")},
         "currencies": _currencies(service, utc_now),
         "sources": [_source(stats, source, now) for source in service.chain.sources],
-        "tables_held": len(tables),
-        "tables": [
+        "sheets_held": len(sheets),
+        "sheets": [
             {
-                "day": str(table.day),
-                "provider": table.provider,
-                "currencies": len(table.quotes),
-                "age": now - came,
-                "final": table.final,
+                "asked": sheet.asked,
+                "last": str(sheet.last),
+                "provider": sheet.provider,
+                "currencies": len(sheet.currencies),
+                "age": (utc_now - sheet.fetched).total_seconds(),
+                "final": sheet.is_final(sheet.last),
             }
-            for table, came in tables[:MOST_TABLES]
+            for sheet in sheets[:MOST_SHEETS]
         ],
         "recent_errors": [attrs.asdict(error) | {"at": wire_time(error.at)} for error in errors],
         "taken": history.taken,
@@ -200,24 +201,31 @@ def overview(service: Service, history: History, now: float, taken: int = 0) -> 
 
 def _currencies(service: Service, utc_now: datetime) -> list[dict[str, Any]]:
     """The volume of each currency, and its rate: today's if it is held, else the last one used."""
-    today, seen = utc_now.date(), service.stats.currencies
-    held = {
-        table.provider: table for table, _ in service.chain.tables.tables() if table.day == today
-    }
-    tables = [held[source.name] for source in service.chain.sources if source.name in held]
+    today, seen, chain = utc_now.date(), service.stats.currencies, service.chain
+    held = {(sheet.provider, sheet.asked): sheet for sheet in chain.cache.sheets}
     rates: dict[str, Rate | None] = {currency: one.rate for currency, one in seen.items()}
-    for table in reversed(tables):  # the first source's come last, and stay
-        rates |= {currency: rate_from(table, currency, cached=True) for currency in table.quotes}
+    for source in reversed(chain.sources):  # the first source's come last, and stay
+        sheet = held.get((source.name, source.asks(today, today)))
+        if sheet is None or not sheet.serves(today, utc_now, chain.cache.life):
+            continue
+        for currency in sheet.currencies:
+            row, day = sheet.find(currency, today) or (None, today)
+            if isinstance(row, Quote):
+                known = (row.units, row.euro, day, today, source.name, sheet.fetched)
+                rates[currency] = Rate(currency, *known, cached=True)
     rows: list[dict[str, Any]] = []
     for currency, last in rates.items():
         rate = fixed_rate(currency, today) or last
-        row: dict[str, Any] = {"currency": currency, "converted": 0, "euros": 0.0}
+        shown: dict[str, Any] = {"currency": currency, "converted": 0, "euros": 0.0}
         if currency in seen:
-            row |= {"converted": seen[currency].converted, "euros": round(seen[currency].euros, 2)}
+            shown |= {
+                "converted": seen[currency].converted,
+                "euros": round(seen[currency].euros, 2),
+            }
         if rate is not None:
-            row |= {"rate": rate.text, "provider": rate.provider}
-            row |= {"day": str(rate.day), "asked": str(rate.asked)}
-        rows.append(row)
+            shown |= {"rate": rate.text, "provider": rate.provider}
+            shown |= {"day": str(rate.day), "asked": str(rate.asked)}
+        rows.append(shown)
     rows.sort(key=lambda row: (-row["converted"], row["currency"]))
     return rows[:MOST_CURRENCIES]
 

@@ -1,7 +1,7 @@
 """An observer that writes to the trace, and checks of the queues' bounds."""
 
 from collections.abc import Callable, MutableMapping, Sequence
-from datetime import date, datetime
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -120,7 +120,7 @@ class Recorder(Observer):
         self, provider: str, asked: str, failure: SourceFailed, meanwhile: datetime | None
     ) -> None:
         super().fetch_failed(provider, asked, failure, meanwhile)
-        self._sources[provider].remember(date.fromisoformat(asked))
+        self._sources[provider].remember(asked)
 
     def internal_error(self, where: str, error: BaseException) -> None:
         super().internal_error(where, error)

@@ -316,7 +316,7 @@ function showMessages({ stats: messages, waiting, outbox, audit }) {
     .filter(([, count]) => count)
     .sort(([, one], [, other]) => other - one)
     .map(([kind, count]) => [spaced(kind), whole.format(count), "", "sub"]);
-  const hits = messages.converted ? `${whole.format(messages.from_cache)} by a table held` : "";
+  const hits = messages.converted ? `${whole.format(messages.from_cache)} by a sheet held` : "";
   facts("messages", [
     ["Converted", whole.format(messages.converted), hits, "amount"],
     ["Error replies", whole.format(sum(messages.refused)), "", "amount", "conversion.failed"],
@@ -336,7 +336,7 @@ function sourceState({ state, fetched_ago, limited_for }) {
   switch (state) {
     case "succeeded": return `last fetch succeeded ${ago(fetched_ago)}`;
     case "failed": return `last fetch failed ${ago(fetched_ago)}`;
-    case "incomplete": return `had no table for the day asked ${ago(fetched_ago)}`;
+    case "incomplete": return `had nothing for the day asked ${ago(fetched_ago)}`;
     case "rate-limited": return `rate-limited for ${limited_for < 60 ? "under a minute" : coarse(limited_for)}`;
     default: return state;
   }
@@ -346,9 +346,9 @@ function showSources({ sources }) {
   const items = sources.map((source) => {
     const sentences = [];
     if (known(source.answered_ago)) {
-      sentences.push(`${count(source.answered, "table")}, the last ${ago(source.answered_ago)} in ${milliseconds(source.took * 1000)}`);
+      sentences.push(`${count(source.answered, "answer")}, the last ${ago(source.answered_ago)} in ${milliseconds(source.took * 1000)}`);
     } else {
-      sentences.push("No table yet");
+      sentences.push("No answer yet");
     }
     if (source.failed) sentences.push(`failed ${times(source.failed)}`);
     if (source.implausible) sentences.push(`${count(source.implausible, "implausible quote")} not used`);
@@ -391,7 +391,7 @@ function showCurrencies({ currencies, now }) {
     !rate ? "" : `${provider}, of ${day}${asked === today ? "" : `, for ${asked}`}`,
     whole.format(converted), whole.format(Math.round(euros)),
   ]);
-  fill("currencies", items.length ? items : [["", "None yet: the first request fetches a table."]], (item) => {
+  fill("currencies", items.length ? items : [["", "None yet: the first request fetches them."]], (item) => {
     const row = element("tr", "");
     if (item.length === 2) {
       const cell = element("td", "empty", item[1]);
@@ -405,26 +405,26 @@ function showCurrencies({ currencies, now }) {
   });
 }
 
-function showTables({ tables, tables_held: held, now }) {
-  say("tables-count", whole.format(held));
-  const items = tables.map(({ day, provider, currencies, age, final }) => [
-    day, provider, whole.format(currencies), coarse(age),
-    final ? "" : day === now.slice(0, 10) ? "today's" : "not final",
+function showSheets({ sheets, sheets_held: held, now }) {
+  say("sheets-count", whole.format(held));
+  const items = sheets.map(({ asked, last, provider, currencies, age, final }) => [
+    asked, provider, whole.format(currencies), coarse(age),
+    final ? "" : last === now.slice(0, 10) ? "with today" : "not final",
   ]);
-  fill("tables", items.length ? items : [["None yet: the first request fetches one."]], (item) => {
+  fill("sheets", items.length ? items : [["None yet: the first request fetches one."]], (item) => {
     const row = element("tr", "");
     if (item.length === 1) {
       const cell = element("td", "empty", item[0]);
       cell.colSpan = 4;
       return within(row, cell);
     }
-    const [day, provider, currencies, age, remark] = item;
+    const [asked, provider, currencies, age, remark] = item;
     return within(row,
-      within(element("td", "", day), " ", element("small", "", remark)),
+      within(element("td", "", asked), " ", element("small", "", remark)),
       element("td", "", provider), element("td", "number", currencies), element("td", "number", age));
   });
-  const hidden = held - tables.length;
-  say("tables-note", hidden > 0 ? `And ${whole.format(hidden)} of older days.` : "");
+  const hidden = held - sheets.length;
+  say("sheets-note", hidden > 0 ? `And ${whole.format(hidden)} older ones.` : "");
 }
 
 function showRecentErrors({ recent_errors, now }) {
@@ -465,7 +465,7 @@ function show(figures) {
   showMessages(figures);
   showSources(figures);
   showCurrencies(figures);
-  showTables(figures);
+  showSheets(figures);
   showRecentErrors(figures);
 }
 
