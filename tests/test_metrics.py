@@ -1,10 +1,7 @@
 """The metrics: formats and encodings that Prometheus asks for, its rules, and what uses them."""
 
 import gzip
-import json
-import re
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,15 +17,6 @@ from ratebridge.operating.metrics import Metrics
 from ratebridge.operating.stats import FETCH_BOUNDS, LATENCY_BOUNDS, Histogram, Stats
 from ratebridge.outbox import Reply
 from ratebridge.providers.source import Quota
-
-ROOT = Path(__file__).parent.parent
-SAMPLES = ROOT / "ratebridge" / "samples"
-USERS = {
-    "README": ROOT / "README.md",
-    "alerts": SAMPLES / "alerts.yml",
-    "dashboard": SAMPLES / "dashboard.json",
-}
-NAME = r"\b(?:ratebridge|process)_[a-z_]+\b(?=[{\[` )=]|$)"
 
 
 def families(text: str, parse: Any = text_string_to_metric_families) -> dict[str, Any]:
@@ -136,25 +124,6 @@ async def test_no_text_of_a_peer_becomes_a_label(nursery, autojump_clock):
         "shop", "2021-06-01", SourceFailed(FetchOutcome.BAD_BODY, f"has a {poison}"), None
     )
     assert poison.encode() not in Metrics(service).answer("", "")[0]
-
-
-@pytest.mark.parametrize("user", USERS)
-async def test_each_metric_that_is_named_is_there(user, nursery, autojump_clock):
-    service, observer = make_service(nursery, Shop("shop", Quota(9, 4929, 5000)), audit=trail())
-    observer.heartbeat_received(1.0)
-    observer.fetched(sheet(NOW.date()), 0.25)
-    service.chain.cache.store(sheet(NOW.date(), fetched=NOW - timedelta(seconds=17)))
-    text = USERS[user].read_text(encoding="utf-8")
-    if user == "dashboard":
-        panels = json.loads(text)["panels"]
-        text = "\n".join(target["expr"] for panel in panels for target in panel["targets"])
-    named = set(re.findall(NAME, text, re.MULTILINE))
-    assert len(named) > 7
-    assert named <= {name.partition(",")[0] for name in samples(service)}
-    if user == "dashboard":
-        told = {family.name for family in Metrics(service).collect()}
-        shown = {re.sub("_(?:total|bucket)$", "", name) for name in named}
-        assert told <= shown, "a metric that nobody looks at"
 
 
 # The figures behind them.

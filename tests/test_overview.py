@@ -202,17 +202,6 @@ async def test_an_overview_of_a_busy_service(nursery, autojump_clock):
     assert b"secret" not in text, "without the path of the feed"
 
 
-async def test_an_overview_has_the_time_of_the_next_attempt(nursery, autojump_clock):
-    service, observer = make_service(nursery)
-    observer.link_lost(REFUSED, 0.0, 1.5)
-    await trio.sleep(1)
-    assert page(service)["retry_in"] == 0.5
-    await trio.sleep(1)
-    assert page(service)["retry_in"] == 0.0
-    observer.link_up()
-    assert page(service)["retry_in"] is None
-
-
 async def test_a_source_is_as_its_last_fetch_ended(nursery, autojump_clock):
     service, observer = make_service(nursery)
 
