@@ -51,7 +51,9 @@ async def test_it_hears_of_the_first_connection_the_loop_and_the_stop(
     assert heard(end) == [], "each of the two once"
 
 
-@pytest.mark.parametrize("watchdog", [{}, {"WATCHDOG_USEC": "200000", "WATCHDOG_PID": "1"}])
+@pytest.mark.parametrize(
+    "watchdog", [{}, {"WATCHDOG_USEC": "0"}, {"WATCHDOG_USEC": "200000", "WATCHDOG_PID": "1"}]
+)
 async def test_without_a_watchdog_it_hears_the_two_states(
     manager, watchdog, nursery, autojump_clock
 ):

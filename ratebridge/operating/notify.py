@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
+from math import inf
 from typing import Final
 
 import trio
@@ -32,16 +33,17 @@ async def notify(stats: Stats, bridge: Bridge, environment: Mapping[str, str] = 
     usec = environment.get("WATCHDOG_USEC", "")
     ours = str(os.getpid())
     watched = usec.isdecimal() and environment.get("WATCHDOG_PID", ours) == ours
-    period = min(POLL_EVERY, int(usec) / 2e6) if watched else POLL_EVERY
+    every = (int(usec) / 2e6 if watched else 0) or inf
+    due = trio.current_time()
     told: set[str] = set()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.setblocking(False)
 
         def tell_once(state: str) -> None:
             if state not in told:
-                told.add(state)
-                with suppress(OSError):
+                with suppress(OSError):  # a full queue: it is told in the next turn
                     manager.sendto(state.encode(), address)
+                    told.add(state)
 
         try:
             while True:
@@ -49,9 +51,10 @@ async def notify(stats: Stats, bridge: Bridge, environment: Mapping[str, str] = 
                     tell_once("READY=1")
                 if bridge.stopping:
                     tell_once("STOPPING=1")
-                if watched:
+                if every < inf and trio.current_time() >= due:
+                    due = trio.current_time() + every
                     told.discard("WATCHDOG=1")
                     tell_once("WATCHDOG=1")
-                await trio.sleep(period)
+                await trio.sleep(min(POLL_EVERY, every))
         finally:
             tell_once("STOPPING=1")
