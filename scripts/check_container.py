@@ -295,7 +295,7 @@ def agree_on_env_file(podman: Podman) -> None:
         *("run", "--rm", *HARDENED, "--env-file", str(example), "--entrypoint=env", IMAGE)
     ).splitlines()
     theirs = dict(line.split("=", 1) for line in lines)
-    ours = read_environment({}, example)
+    ours, _ = read_environment({}, example)
     differing = [name for name in names if theirs.get(name) != ours.get(name, "")]
     if differing or not names:
         raise Failed(f".env.example is read otherwise by podman: {', '.join(differing)}")

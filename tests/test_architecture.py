@@ -16,7 +16,7 @@ PACKAGE = Path(ratebridge.__file__).parent
 # layer lists before it.
 LAYERS = [
     ["errors", "dates", "conversion", "backoff", "budget", "euro", "link.address", "link.framing"],
-    ["providers.registry", "link.upgrade"],
+    ["signals", "providers.registry", "link.upgrade"],
     ["messages", "rates"],
     ["levels", "plausibility"],
     ["parsers", "settings", "observer"],
@@ -33,7 +33,11 @@ LAYERS = [
     ["api"],
     ["fakes.feed", "fakes.rates"],
     ["fakes.*"],
-    ["commands.live", "commands.demo", "commands.check", "commands.convert", "commands.verify"],
+    ["commands.options"],
+    [
+        *("commands.demo", "commands.check", "commands.convert", "commands.verify"),
+        "commands.completion",
+    ],
     ["command_line"],
     ["cli"],
 ]

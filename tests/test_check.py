@@ -1,9 +1,9 @@
 """The command `check`: a fault is reported at its step, and the steps that need it are skipped."""
 
 import io
+import json
 import os
 import re
-import signal
 import socket
 import ssl
 import subprocess
@@ -23,6 +23,7 @@ import trustme
 from support import environment
 
 from ratebridge.app import Dependencies
+from ratebridge.command_line import command_line
 from ratebridge.commands.check import (
     Found,
     Report,
@@ -31,7 +32,7 @@ from ratebridge.commands.check import (
     describe_certificate,
     describe_settings,
     hear_heartbeats,
-    run_check,
+    run,
     upgrade,
 )
 from ratebridge.errors import SourceFailed
@@ -125,9 +126,8 @@ async def outcome(
     settings: Settings, sources: list[Source] | None = None
 ) -> tuple[bool, dict[str, str], str]:
     out = io.StringIO()
-    passed = await check(
-        settings, out, Dependencies(sources=sources or [Bank()], clock=lambda: NOW)
-    )
+    dependencies = Dependencies(sources=sources or [Bank()], clock=lambda: NOW)
+    passed = await check(settings, Report(out), dependencies)
     return passed, rows(out.getvalue()), out.getvalue()
 
 
@@ -519,7 +519,7 @@ async def test_the_sources_of_the_settings_are_asked_over_the_network():
             frankfurter_url=f"http://127.0.0.1:{port}/v2",
         )
         out = io.StringIO()
-        assert not await check(settings, out)  # there is no feed
+        assert not await check(settings, Report(out))  # there is no feed
         nursery.cancel_scope.cancel()
     found = rows(out.getvalue())
     assert [step for step, row in found.items() if row.startswith("ok")] == [
@@ -538,7 +538,7 @@ async def test_a_source_that_is_down():
             frankfurter_url=f"http://127.0.0.1:{free.getsockname()[1]}/v2",
         )
         out = io.StringIO()
-        assert not await check(settings, out)
+        assert not await check(settings, Report(out))
     found = rows(out.getvalue())
     assert found["frankfurter today"].startswith("FAIL could not be reached")
     assert found["frankfurter past"] == "skip needs frankfurter today"
@@ -595,12 +595,13 @@ async def test_no_secret_is_printed():
 
 
 def test_remarks_on_misleading_settings():
-    settings = Settings(FEED, verify_ssl=False, unknown=("RATEBRIDGE_TLL", "RATEBRIDGE_X"))
+    unknown = ("RATEBRIDGE_CACHE_TLL", "RATEBRIDGE_X")
+    settings = Settings(FEED, verify_ssl=False, providers=("ecb",), unknown=unknown)
     text, remarks = describe_settings(settings)
-    assert text == "feed feed.example, sources frankfurter, ecb"
+    assert text == "feed feed.example, sources ecb"
     assert remarks.split("; ") == [
-        "RATEBRIDGE_TLL is not known, and does nothing",
-        "RATEBRIDGE_X is not known, and does nothing",
+        "RATEBRIDGE_CACHE_TLL: is not a setting (RATEBRIDGE_CACHE_TTL is one)",
+        "RATEBRIDGE_X: is not a setting",
         "VERIFY_SSL is off, so anybody can pass for the feed or a source",
     ]
 
@@ -664,32 +665,33 @@ def test_a_certificate_in_words(issuer, days, shown):
 # The command.
 
 
-@pytest.fixture
-def quiet_logs(monkeypatch):
-    monkeypatch.setattr("ratebridge.commands.check.configure_logs", lambda *_: None)
-
-
 @pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 1)])
-@pytest.mark.usefixtures("quiet_logs")
 def test_the_exit_code(monkeypatch, passed, code):
-    async def check(settings: Settings, out: Any) -> Any:
+    async def check(settings: Settings, report: Report) -> bool:
         await trio.lowlevel.checkpoint()
         return passed
 
+    monkeypatch.setenv("CURRENCY_ASSIGNMENT_WS_URI", "ws://feed.example")
+    monkeypatch.setattr("ratebridge.commands.check.configure_logs", lambda *_: None)
     monkeypatch.setattr("ratebridge.commands.check.check", check)
-    assert run_check(Settings(FEED)) == code
+    assert run(command_line(["check"]).parse_args(["check"])) == code
 
 
-@pytest.mark.usefixtures("quiet_logs")
-def test_a_signal_ends_it_at_once(monkeypatch, capsys):
-    async def check(settings: Settings, out: Any) -> bool:
-        os.kill(os.getpid(), signal.SIGTERM)
-        await trio.sleep_forever()
-        raise AssertionError
-
-    monkeypatch.setattr("ratebridge.commands.check.check", check)
-    assert run_check(Settings(FEED)) == 0
-    assert capsys.readouterr().err == "stopped before all steps were done\n"
+async def test_in_json_it_is_one_document():
+    out = io.StringIO()
+    trio.socket.set_custom_hostname_resolver(NoNames())
+    settings = attrs.evolve(QUICK, feed=FEED)
+    dependencies = Dependencies(sources=[Bank()], clock=lambda: NOW)
+    assert not await check(settings, Report(out, as_json=True), dependencies)
+    document = json.loads(out.getvalue())
+    assert document["ok"] is False
+    assert document["steps"][1] == {
+        "step": "dns",
+        "result": "fail",
+        "text": "the host feed.example was not found",
+        "hint": "is the host in CURRENCY_ASSIGNMENT_WS_URI right, and can this machine look names up?",
+    }
+    assert [step["result"] for step in document["steps"][-2:]] == ["ok", "ok"]
 
 
 def test_bad_settings_are_reported_together(tmp_path):

@@ -38,16 +38,19 @@ LEVELS: Final = {"info": 20, "warning": 30, "error": 40}
 class Journal(Observer):
     """Logs and counts. `utc_now` dates the recent errors of the status page.
 
-    `audit` is the audit trail, if there is one.
+    `audit` is the audit trail, if there is one. `log` is structlog's own if none is given.
     """
 
     def __init__(
-        self, stats: Stats, utc_now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        stats: Stats,
+        utc_now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        log: Any = None,
     ) -> None:
         self.stats = stats
         self.audit: Audit | None = None
         self._utc_now = utc_now
-        self._log = structlog.get_logger()
+        self._log = log or structlog.get_logger()
         self._debug = self._log.is_enabled_for(10)
         self._limit = LineLimit()
         self._unlogged_ids: list[str] = []  # the first and the last id of undelivered replies
