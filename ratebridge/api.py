@@ -66,11 +66,13 @@ class Converter:
 
     async def __aenter__(self) -> Self:
         settings = self._settings
-        tls = tls_context(settings.verify_ssl)
-        http = await self._stack.enter_async_context(aclosing(HttpClient(lambda: tls)))
+        sources = self._sources
+        if sources is None:
+            tls = tls_context(settings.verify_ssl)
+            http = await self._stack.enter_async_context(aclosing(HttpClient(lambda: tls)))
+            sources = make_sources(settings, http)
         fetch_nursery = await self._stack.enter_async_context(trio.open_nursery())
         self._stack.callback(fetch_nursery.cancel_scope.cancel)
-        sources = self._sources or make_sources(settings, http)
         self._chain = make_chain(settings, sources, fetch_nursery, Observer(), self._clock)
         return self
 

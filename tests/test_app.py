@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
@@ -20,9 +21,11 @@ from ratebridge.budget import Budget
 from ratebridge.errors import BadSettings, CannotStart, SourceFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, request_text
 from ratebridge.link.address import Address
+from ratebridge.link.dial import Dial
 from ratebridge.operating.journal import Journal
 from ratebridge.operating.stats import Stats
 from ratebridge.outbox import Reply
+from ratebridge.providers.http import HttpClient
 from ratebridge.rates import Quote, RateTable
 from ratebridge.settings import Settings
 
@@ -420,14 +423,22 @@ def test_certificates_are_checked_unless_told_otherwise():
 
 async def test_the_feed_and_the_sources_have_one_tls_context(monkeypatch, autojump_clock):
     used: list[object] = []
-    monkeypatch.setattr(app, "tls_context", lambda verify: used.append(verify) or verify)
-    never = trio.sleep_forever
-    monkeypatch.setattr(app, "network_dial", lambda *args: used.append(args[1]) or never)
-    client = app.HttpClient
-    monkeypatch.setattr(app, "HttpClient", lambda make: used.append(make()) or client(make))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+    def dial_with(_address: Address, tls: object) -> Dial:
+        used.append(tls)
+        return trio.sleep_forever
+
+    def client_with(make_tls: Callable[[], ssl.SSLContext]) -> HttpClient:
+        used.append(make_tls())
+        return HttpClient(make_tls)
+
+    monkeypatch.setattr(app, "tls_context", lambda _verify: context)
+    monkeypatch.setattr(app, "network_dial", dial_with)
+    monkeypatch.setattr(app, "HttpClient", client_with)
     with trio.move_on_after(1):
         await serve(Settings(attrs.evolve(FEED, secure=True), providers=("ecb",)))
-    assert used == [True, True, True]
+    assert used == [context, context]
 
 
 @pytest.fixture
@@ -472,22 +483,24 @@ async def test_a_stop_before_the_first_connection_is_no_error_of_a_start(autojum
         await nursery.start(serve, Settings(FEED), stop, dependencies)
 
 
-async def test_an_embedded_service_writes_nothing_by_itself(autojump_clock, capsys, caplog):
+async def test_an_embedded_service_writes_nothing_by_itself(
+    autojump_clock, capsys, caplog, monkeypatch
+):
     """Its events are records of a logger, which the host may show."""
+    logger = logging.getLogger("ratebridge")
+    assert any(isinstance(handler, logging.NullHandler) for handler in logger.handlers)
+    monkeypatch.setattr(logger, "propagate", False)  # other tests have configured the root
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
     caplog.set_level("INFO", logger="ratebridge")
     async with trio.open_nursery() as nursery:
         feed = MemoryFeed(nursery, quiet)
         dependencies = Dependencies(feed.dial, [Bank(before=at_once)])
         await nursery.start(serve, Settings(FEED, verify_ssl=False), None, dependencies)
         nursery.cancel_scope.cancel()
-    silent = (isinstance(h, logging.NullHandler) for h in logging.getLogger("ratebridge").handlers)
-    assert any(silent), "without a handler a warning goes to standard error"
     assert capsys.readouterr() == ("", "")
     [warning] = [record for record in caplog.records if record.levelname == "WARNING"]
     assert warning.getMessage() == (
         "tls.unverified detail='VERIFY_SSL is off: certificates are not checked'"
     )
-    up = [vars(record) for record in caplog.records if "connection.up" in record.getMessage()]
-    assert [(record["event"], record["fields"]) for record in up] == [
-        ("connection.up", {"connections": 1})
-    ]
+    told = [(record.__dict__["event"], record.__dict__["fields"]) for record in caplog.records]
+    assert ("connection.up", {"connections": 1}) in told

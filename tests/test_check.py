@@ -667,7 +667,7 @@ def test_a_certificate_in_words(issuer, days, shown):
 
 @pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 1)])
 def test_the_exit_code(monkeypatch, passed, code):
-    async def check(settings: Settings, report: Report) -> bool:
+    async def check(settings: Settings, report: Report) -> Any:
         await trio.lowlevel.checkpoint()
         return passed
 
@@ -685,11 +685,12 @@ async def test_in_json_it_is_one_document():
     assert not await check(settings, Report(out, as_json=True), dependencies)
     document = json.loads(out.getvalue())
     assert document["ok"] is False
-    assert document["steps"][1] == {
+    lookup = document["steps"][1]
+    assert lookup.pop("hint").startswith("is the host in CURRENCY_ASSIGNMENT_WS_URI right, and")
+    assert lookup == {
         "step": "dns",
         "result": "fail",
         "text": "the host feed.example was not found",
-        "hint": "is the host in CURRENCY_ASSIGNMENT_WS_URI right, and can this machine look names up?",
     }
     assert [step["result"] for step in document["steps"][-2:]] == ["ok", "ok"]
 
