@@ -4,7 +4,7 @@ import random
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final
 
@@ -23,12 +23,12 @@ from .operating.journal import Journal
 from .operating.logs import HostLog, configure_logs
 from .operating.stats import Stats
 from .outbox import Outbox
-from .providers.ahead import fetch_ahead
+from .providers.ahead import fetch_at_midnight
 from .providers.chain import RateChain
 from .providers.http import HttpClient
 from .providers.registry import provider
 from .providers.source import Source
-from .rates import Tables
+from .rates import RateCache
 from .session import HeartbeatSettings
 from .settings import FEED, Settings, resembled
 from .signals import run_until_signal
@@ -69,11 +69,12 @@ def make_chain(
     """The chain of these sources; its fetches run in `nursery`."""
     return RateChain(
         sources,
-        Tables(settings.cache_ttl),
+        RateCache(timedelta(seconds=settings.cache_ttl)),
         nursery,
         deadline=settings.rate_deadline,
         utc_now=clock,
         observer=observer,
+        judge=settings.plausibility,
         jitter=jitter,
     )
 
@@ -231,7 +232,9 @@ async def build(
             backoff=Backoff(settings.reconnect_min, settings.reconnect_max, dependencies.jitter),
             observer=journal,
         )
-        service_nursery.start_soon(fetch_ahead, chain, dependencies.clock, name="rates ahead")
+        service_nursery.start_soon(
+            fetch_at_midnight, chain, dependencies.clock, name="rates at midnight"
+        )
         if status is not None:
             from .operating.overview import Service
 
@@ -255,7 +258,7 @@ async def _summarize(parts: Parts) -> None:
     while True:
         await trio.sleep(SUMMARY_EVERY)
         parts.journal.summarize(
-            waiting=parts.bridge.waiting, outbox=len(parts.outbox), tables=len(parts.chain.tables)
+            waiting=parts.bridge.waiting, outbox=len(parts.outbox), sheets=len(parts.chain.cache)
         )
 
 
