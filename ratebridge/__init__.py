@@ -9,7 +9,7 @@ For those who embed it:
 - `run(settings)`, the same until SIGTERM or SIGINT, with a log of its own, for a program that
   does nothing else
 - `Dependencies`, what a service touches beyond its settings, to be replaced in tests: the `Dial`
-  of the feed, and each `Source` of rates, which gives a `RateTable` with a `Quote` for each
+  of the feed, and each `Source` of rates, which gives a `RateSheet` with a `Quote` for each
   currency
 - `Converter(settings)`, to convert many stakes; `convert(stake, currency, when)` for one, and
   `convert_sync` outside of trio. The result is a `Conversion` with its `Rate`
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .link.address import Address
     from .link.dial import Dial
     from .providers.source import Source
-    from .rates import Quote, Rate, RateTable
+    from .rates import Quote, Rate, RateSheet
     from .settings import Settings, load_settings
 
 __version__ = "0.1.0"
@@ -56,7 +56,7 @@ __all__ = [
     "NoRate",
     "Quote",
     "Rate",
-    "RateTable",
+    "RateSheet",
     "RatebridgeError",
     "Settings",
     "Source",
@@ -79,7 +79,7 @@ _HOMES: Final = {
     "link.address": ("Address",),
     "link.dial": ("Dial",),
     "providers.source": ("Source",),
-    "rates": ("Quote", "Rate", "RateTable"),
+    "rates": ("Quote", "Rate", "RateSheet"),
     "settings": ("Settings", "load_settings"),
 }
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rate_bench import make_client, make_source
 
 import ratebridge
-from ratebridge.errors import RatebridgeError, SourceFailed
+from ratebridge.errors import FetchOutcome, RatebridgeError, SourceFailed
 from ratebridge.fakes.rates import FakeRates
 
 MAY_18 = datetime(2021, 5, 18, 21, 32, tzinfo=UTC)
@@ -136,7 +136,10 @@ class Nothing:
     """A source without rates."""
 
     name = "nothing"
-    quota = budget = None
+    quota = currencies = every = None
+
+    def asks(self, day, today):
+        return str(day)
 
     async def fetch(self, day, now):
-        raise SourceFailed("no-table", "has nothing")
+        raise SourceFailed(FetchOutcome.NO_TABLE, "has nothing")

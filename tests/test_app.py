@@ -17,8 +17,7 @@ import trio
 
 from ratebridge import __version__, app
 from ratebridge.app import Dependencies, open_outbox, serve, tls_context
-from ratebridge.budget import Budget
-from ratebridge.errors import BadSettings, CannotStart, SourceFailed
+from ratebridge.errors import BadSettings, CannotStart, FetchOutcome, SourceFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, request_text
 from ratebridge.link.address import Address
 from ratebridge.link.dial import Dial
@@ -26,7 +25,7 @@ from ratebridge.operating.journal import Journal
 from ratebridge.operating.stats import Stats
 from ratebridge.outbox import Reply
 from ratebridge.providers.http import HttpClient
-from ratebridge.rates import Quote, RateTable
+from ratebridge.rates import Quote, RateSheet
 from ratebridge.settings import Settings
 
 START = datetime(2021, 6, 1, 12, tzinfo=UTC)
@@ -41,17 +40,21 @@ class Bank:
 
     name: str = "bank"
     quota: None = None
-    budget: Budget | None = None
+    currencies: None = None
+    every: float | None = None
     calls: list[date] = attrs.Factory(list)
     before: Callable[[date], Awaitable[None]] = trio.lowlevel.checkpoint  # type: ignore[assignment]
 
-    async def fetch(self, day: date, now: datetime) -> RateTable:
+    def asks(self, day: date, today: date) -> str:
+        return str(day)
+
+    async def fetch(self, day: date, now: datetime) -> RateSheet:
         self.calls.append(day)
         await self.before(day)
         if day not in DOLLARS:
-            raise SourceFailed("bad-table", "has no table")
-        quotes = {"EUR": Quote(Decimal(1), day), "USD": Quote(Decimal(DOLLARS[day]), day)}
-        return RateTable(self.name, day, quotes, now)
+            raise SourceFailed(FetchOutcome.BAD_TABLE, "has no table")
+        rows = {day: {"USD": Quote(Decimal(DOLLARS[day]))}}
+        return RateSheet(self.name, str(day), day, day, rows, now, frozenset({"USD"}))
 
 
 async def at_once(_day: date) -> None:
@@ -376,7 +379,7 @@ async def test_what_is_left_in_the_outbox_is_undelivered_whichever_way_the_servi
 async def test_a_service_fetches_todays_table_and_logs_its_start_each_minute_and_its_end(
     autojump_clock, log
 ):
-    bank = Bank(budget=Budget.of_month(5000), before=at_once)
+    bank = Bank(before=at_once)
     async with running(quiet, bank, providers=("bank",)):
         await trio.sleep(121)
     assert bank.calls == [TODAY]

@@ -35,7 +35,7 @@ from ratebridge.commands.check import (
     run,
     upgrade,
 )
-from ratebridge.errors import SourceFailed
+from ratebridge.errors import FetchOutcome, SourceFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script, request_text, serve_feed
 from ratebridge.fakes.frankfurter import FRANKFURTER
 from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI
@@ -45,7 +45,7 @@ from ratebridge.providers.frankfurter import Frankfurter
 from ratebridge.providers.freecurrencyapi import FreeCurrencyApi
 from ratebridge.providers.http import HttpClient
 from ratebridge.providers.source import Source
-from ratebridge.rates import Quote, RateTable
+from ratebridge.rates import Quote, RateSheet
 from ratebridge.session import HeartbeatSettings
 from ratebridge.settings import Settings
 
@@ -73,23 +73,29 @@ class Bank:
 
     name: str = "bank"
     quota: None = None
-    budget: None = None
+    currencies: None = None
+    every: None = None
     asked: list[date] = attrs.Factory(list)
 
-    async def fetch(self, day: date, now: datetime) -> RateTable:
+    def asks(self, day: date, today: date) -> str:
+        return str(day)
+
+    async def fetch(self, day: date, now: datetime) -> RateSheet:
         await trio.lowlevel.checkpoint()
         self.asked.append(day)
-        quotes = {code: Quote(Decimal(1), day) for code in ("EUR", "USD", "GBP")}
-        return RateTable(self.name, day, quotes, now)
+        rows = dict.fromkeys(("CZK", "USD", "GBP"), Quote(Decimal(1)))
+        return RateSheet(self.name, str(day), day, day, {day: rows}, now, frozenset(rows))
 
 
 @attrs.define
 class Broken(Bank):
     """A source that fails."""
 
-    failure: SourceFailed = attrs.Factory(lambda: SourceFailed("http-500", "answered HTTP 500"))
+    failure: SourceFailed = attrs.Factory(
+        lambda: SourceFailed(FetchOutcome.HTTP_5XX, "answered HTTP 500")
+    )
 
-    async def fetch(self, day: date, now: datetime) -> RateTable:
+    async def fetch(self, day: date, now: datetime) -> RateSheet:
         await trio.lowlevel.checkpoint()
         self.asked.append(day)
         raise self.failure
@@ -556,7 +562,7 @@ async def test_a_source_that_fails_in_a_way_without_a_hint():
 async def test_a_source_gets_no_more_time_than_the_service_would_give_it(autojump_clock):
     @attrs.define
     class Slow(Bank):
-        async def fetch(self, day: date, now: datetime) -> RateTable:
+        async def fetch(self, day: date, now: datetime) -> RateSheet:
             await trio.sleep(2.6)
             raise AssertionError("it has been cancelled")
 
@@ -568,10 +574,9 @@ async def test_a_source_gets_no_more_time_than_the_service_would_give_it(autojum
 
 async def test_rates_of_an_earlier_day_are_shown_as_such():
     class Weekend(Bank):
-        async def fetch(self, day: date, now: datetime) -> RateTable:
-            table = await super().fetch(day, now)
-            friday = {code: Quote(Decimal(1), day - timedelta(days=2)) for code in table.quotes}
-            return attrs.evolve(table, quotes={**friday, "EUR": Quote(Decimal(1), day)})
+        async def fetch(self, day: date, now: datetime) -> RateSheet:
+            sheet = await super().fetch(day, now)
+            return attrs.evolve(sheet, rows={day - timedelta(days=2): sheet.rows[day]})
 
     found, _ = await source_rows(Weekend())
     assert found["bank today"].startswith("ok 3 currencies for 2021-06-15, of 2021-06-13 in ")

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from ratebridge.app import Dependencies, serve
-from ratebridge.errors import BadSettings, LinkFailed, Loss, SourceFailed
+from ratebridge.errors import BadSettings, FetchOutcome, LinkFailed, Loss, SourceFailed
 from ratebridge.link.address import Address
 from ratebridge.providers.registry import NAMES, provider
 from ratebridge.settings import VARIABLES, Settings, load_settings, read_environment, resembled
@@ -268,7 +268,7 @@ async def test_no_secret_is_logged_by_a_service_that_can_reach_nothing(autojump_
 
     class Unreachable:
         async def get(self, url, params, headers=None):
-            raise SourceFailed("unreachable", "could not be reached")
+            raise SourceFailed(FetchOutcome.UNREACHABLE, "could not be reached")
 
     async def dial():
         raise LinkFailed(Loss.REFUSED, "connection refused")
