@@ -9,8 +9,8 @@ For those who embed it:
 - `run(settings)`, the same until SIGTERM or SIGINT, with a log of its own, for a program that
   does nothing else
 - `Dependencies`, what a service touches beyond its settings, to be replaced in tests: the `Dial`
-  of the feed, and each `Source` of rates, which gives a `RateSheet` with a `Quote` for each
-  currency
+  of the feed, and each `Source` of rates, which gives a `RateSheet`, with a `Quote`, or a
+  `Doubted` one, for each currency and day
 - `Converter(settings)`, to convert many stakes; `convert(stake, currency, when)` for one, and
   `convert_sync` outside of trio. The result is a `Conversion` with its `Rate`
 - `fakes`, the stand-in feed and rate sources, for your tests
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .link.address import Address
     from .link.dial import Dial
     from .providers.source import Source
-    from .rates import Quote, Rate, RateSheet
+    from .rates import Doubted, Quote, Rate, RateSheet
     from .settings import Settings, load_settings
 
 __version__ = "0.1.0"
@@ -53,6 +53,7 @@ __all__ = [
     "Converter",
     "Dependencies",
     "Dial",
+    "Doubted",
     "NoRate",
     "Quote",
     "Rate",
@@ -79,7 +80,7 @@ _HOMES: Final = {
     "link.address": ("Address",),
     "link.dial": ("Dial",),
     "providers.source": ("Source",),
-    "rates": ("Quote", "Rate", "RateSheet"),
+    "rates": ("Doubted", "Quote", "Rate", "RateSheet"),
     "settings": ("Settings", "load_settings"),
 }
 

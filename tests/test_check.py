@@ -31,11 +31,12 @@ from ratebridge.commands.check import (
     check,
     describe_certificate,
     describe_settings,
+    explain,
     hear_heartbeats,
     run,
     upgrade,
 )
-from ratebridge.errors import FetchOutcome, SourceFailed
+from ratebridge.errors import FetchOutcome, LinkFailed, Loss, SourceFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script, request_text, serve_feed
 from ratebridge.fakes.frankfurter import FRANKFURTER
 from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI
@@ -214,6 +215,23 @@ async def test_a_host_that_does_not_exist():
     assert found["dns"] == "FAIL the host feed.example was not found"
     assert found["tcp"] == "skip needs dns"
     assert "can this machine look names up" in hints(text)[0]
+
+
+@pytest.mark.parametrize(
+    ("reason", "detail", "hint"),
+    [
+        (Loss.CLIENT_CERTIFICATE, "the peer wants a client certificate", "CERT_FILE"),
+        (Loss.CERTIFICATE, "Missing Authority Key Identifier", "since 3.13"),
+        (Loss.CERTIFICATE, "CA cert does not include key usage extension", "since 3.13"),
+        (Loss.CERTIFICATE, "certificate has expired", "SSL_CERT_FILE"),
+        (Loss.PROXY, "the proxy: it answered HTTP 407", "NO_PROXY"),
+        (Loss.STALE, "", ""),
+    ],
+)
+def test_the_hint_says_what_to_do(reason, detail, hint):
+    broken = explain(LinkFailed(reason, detail), 5.0, {})
+    assert broken.text == (detail or reason)
+    assert hint in broken.hint
 
 
 async def test_a_certificate_of_an_unknown_authority():
@@ -456,9 +474,9 @@ async def test_a_good_key_and_its_quota():
     rates = FakeRates(now, key=KEY, per_month=5000)
     found, _ = await source_rows(asked_of(rates))
     assert found["freecurrencyapi key"] == "ok accepted, 5,000 of 5,000 calls left this month"
-    assert found["freecurrencyapi today"].startswith("ok 33 currencies for 2021-06-15 in ")
-    assert found["freecurrencyapi past"].startswith("ok 33 currencies for 2021-05-18 in ")
-    assert [call.path for call in rates.calls] == ["/v1/status", "/v1/latest", "/v1/historical"]
+    assert found["freecurrencyapi today"].startswith("ok 32 currencies for 2021-06-15 in ")
+    assert found["freecurrencyapi past"].startswith("ok 32 currencies for 2021-05-18 in ")
+    assert {call.path for call in rates.calls} == {"/v1/status", "/v1/latest", "/v1/historical"}
 
 
 @pytest.mark.parametrize(
@@ -508,7 +526,7 @@ async def test_a_source_without_a_table_of_the_past():
     rates.order(FRANKFURTER, Fault(), Fault(empty=True))
     found, _ = await source_rows(Frankfurter(in_memory(rates), "https://source.example/v2"))
     assert found["frankfurter today"].startswith("ok")
-    assert found["frankfurter past"] == "FAIL has no usable table for 2021-05-18"
+    assert found["frankfurter past"] == "FAIL has no rates for 2021-05"
 
 
 async def test_the_sources_of_the_settings_are_asked_over_the_network():

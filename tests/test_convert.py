@@ -16,7 +16,6 @@ from support import OURS
 from ratebridge.cli import main
 from ratebridge.command_line import command_line
 from ratebridge.errors import BadSettings
-from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI
 from ratebridge.fakes.rates import FakeRates, Fault
 from ratebridge.providers.ecb import Ecb
 from ratebridge.providers.registry import NAMES
@@ -118,7 +117,7 @@ def test_what_cannot_be_converted_is_one_line_and_exit_code_1(capsys, wish, line
 
 def test_a_source_that_fails_is_one_line_without_its_key(capsys):
     fake = FakeRates(lambda: NOW)
-    fake.order(FREECURRENCYAPI, Fault(status=401, body=KEY.encode()))
+    fake.disturb = lambda _call: Fault(status=401, body=KEY.encode())
     assert convert(sources=[make_source("freecurrencyapi", make_client(fake))]) == 1
     assert capsys.readouterr().err == (
         "no rate for 'USD' on 2021-05-18: freecurrencyapi did not accept the key (HTTP 401)\n"

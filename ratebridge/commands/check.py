@@ -26,7 +26,7 @@ import attrs
 import trio
 
 from ..app import Dependencies, make_sources, tls_context
-from ..errors import LinkFailed, Refused, SourceFailed, Unreadable
+from ..errors import FetchOutcome, LinkFailed, Loss, Refused, SourceFailed, Unreadable
 from ..link.address import Address
 from ..link.dial import add_tls, open_tcp
 from ..link.link import OPEN_WITHIN, Link, open_link
@@ -153,11 +153,12 @@ def explain(error: Exception, within: float, hints: Mapping[str, str]) -> Broken
     match error:
         case Broken():
             return error
-        case LinkFailed(reason="rejected", status=status):
+        case LinkFailed(reason=Loss.REJECTED, status=status):
             return Broken(error.detail, _rejected_hint(status or 0))
         case LinkFailed():
             text = clipped(error.detail, 120) or error.reason
-            return Broken(text, _LINK_HINTS.get(error.reason, ""))
+            strict = any(words in error.detail for words in _STRICT)
+            return Broken(text, _STRICT_HINT if strict else _LINK_HINTS.get(error.reason, ""))
         case SourceFailed():
             hint = {**_SOURCE_HINTS, **hints}.get(error.outcome, "")
             return Broken(clipped(error.text, 120), hint)
@@ -168,24 +169,34 @@ def explain(error: Exception, within: float, hints: Mapping[str, str]) -> Broken
             )
 
 
-_LINK_HINTS: Final = {
-    "refused": f"is the feed running, and is the port in {FEED} its own?",
-    "unreachable": f"is there a way from this machine to the host in {FEED}?",
-    "certificate": "trust its issuer by SSL_CERT_FILE=FILE.pem, or, to try things out, set "
+_LINK_HINTS: Final[Mapping[str, str]] = {
+    Loss.REFUSED: f"is the feed running, and is the port in {FEED} its own?",
+    Loss.UNREACHABLE: f"is there a way from this machine to the host in {FEED}?",
+    Loss.PROXY: "is the proxy in HTTP_PROXY, HTTPS_PROXY or ALL_PROXY right, or does the feed "
+    "belong in NO_PROXY?",
+    Loss.CERTIFICATE: "trust its issuer by SSL_CERT_FILE=FILE.pem, or, to try things out, set "
     "VERIFY_SSL=false",
-    "tls": f"is TLS spoken on that port? If not, {FEED} begins with ws://",
-    "open-timeout": "the peer accepts connections but does not answer: is it the feed, and is it "
-    "healthy?",
-    "reset": f"is it the feed's port? One that speaks TLS needs wss:// in {FEED}",
-    "protocol-error": f"is it the feed's port? One that speaks TLS needs wss:// in {FEED}",
+    Loss.CLIENT_CERTIFICATE: "give one that the feed trusts by RATEBRIDGE_FEED_CERT_FILE",
+    Loss.TLS: f"is TLS spoken on that port? If not, {FEED} begins with ws://",
+    Loss.OPEN_TIMEOUT: "the peer accepts connections but does not answer: is it the feed, and is "
+    "it healthy?",
+    Loss.RESET: f"is it the feed's port? One that speaks TLS needs wss:// in {FEED}",
+    Loss.PROTOCOL_ERROR: f"is it the feed's port? One that speaks TLS needs wss:// in {FEED}",
 }
 
-_SOURCE_HINTS: Final = {
-    "unreachable": "is there a way from this machine to the source? Its URL can be set, see the "
-    "README",
-    "redirect": "is the source's URL right, with https:// and the version in its path?",
-    "http-404": "is the source's URL right, with the version in its path?",
-    "bad-body": "is the source's URL right? A proxy's or a login page may have answered",
+# What Python checks since 3.13 (ssl.VERIFY_X509_STRICT), in OpenSSL's words.
+_STRICT: Final = ("Key Identifier", "key usage", "Basic Constraints")
+_STRICT_HINT: Final = (
+    "Python checks more since 3.13: the authority has to be made anew with a key usage and a key "
+    "identifier (RFC 5280), or an older Python be used"
+)
+
+_SOURCE_HINTS: Final[Mapping[str, str]] = {
+    FetchOutcome.UNREACHABLE: "is there a way from this machine to the source? Its URL can be "
+    "set, see the README",
+    FetchOutcome.REDIRECT: "is the source's URL right, with https:// and the version in its path?",
+    FetchOutcome.HTTP_4XX: "is the source's URL right, with the version in its path?",
+    FetchOutcome.BAD_BODY: "is the source's URL right? A proxy's or a login page may have answered",
 }
 
 
