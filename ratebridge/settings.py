@@ -43,6 +43,7 @@ DOTENV: Final = Path(".env")
 MAX_FILE: Final = 1024 * 1024  # bytes; a larger file does not hold settings
 
 LogFormat = Literal["auto", "console", "json"]
+LEVELS: Final = ("debug", "info", "warning", "error")
 
 
 @attrs.frozen
@@ -63,183 +64,126 @@ class Variable:
 
 
 def setting(
-    name: str,
     parse: Callable[[str], T],
     default: T,
     meaning: str,
     *,
+    name: str | None = None,
     shown: str | None = None,
     secret: bool = False,
     required_by: str | None = None,
 ) -> T:
     """A field of `Settings`, in the type of its default; see `Variable` for the arguments.
 
+    Without a `name` the variable is called as the field, in capitals behind `RATEBRIDGE_`.
     `shown` is how the default is told to people, where its own text does not tell it.
     """
-    variable = Variable(name, parse, shown or _spelled(default), meaning, secret, required_by)
-    return attrs.field(default=default, repr=not secret, metadata={"variable": variable})
+    text = ",".join(default) if isinstance(default, tuple) else str(default or "")
+    if isinstance(default, float):
+        text = f"{default:g}"
+    usual = f"`{text.lower() if default is True else text}`" if text else "none"
+    row = Variable(name or "", parse, shown or usual, meaning, secret, required_by)
+    return attrs.field(default=default, repr=not secret, metadata={"variable": row})
 
 
-def _spelled(value: object) -> str:
-    """A default as it would stand in the environment."""
-    if isinstance(value, float):
-        return f"`{value:g}`"
-    text = ",".join(value) if isinstance(value, tuple) else str(value or "")
-    return f"`{text.lower() if value is True else text}`" if text else "none"
+def usable_sources(key: str) -> tuple[str, ...]:
+    """The sources in the order of trying: all, if there is a key, else those that need none."""
+    needy = {variable.required_by for variable in VARIABLES.values()}
+    return tuple(name for name in NAMES if key or name not in needy)
 
 
 @attrs.frozen
 class Settings:
     """Everything an operator can set; times are in seconds, certificates are files in PEM.
 
-    Each field has the environment variable beside it. Without `providers` all sources are
-    asked, in the order of their registry, except those whose key is not set.
+    Without `providers` all sources are asked, in the order of their registry, except those
+    whose key is not set.
     """
 
     feed: Address | None = setting(
-        FEED, Address.parse, None, "the feed, `ws://` or `wss://`", shown="required", secret=True
-    )
-    feed_headers: tuple[tuple[bytes, bytes], ...] = setting(
-        "RATEBRIDGE_FEED_HEADERS",
-        parse_headers,
-        (),
-        "lines `Name: value`, sent to the feed with each upgrade",
+        Address.parse,
+        None,
+        "the feed, `ws://` or `wss://`",
+        name=FEED,
+        shown="required",
         secret=True,
     )
+    feed_headers: tuple[tuple[bytes, bytes], ...] = setting(
+        parse_headers, (), "lines `Name: value`, sent to the feed with each upgrade", secret=True
+    )
     feed_subprotocol: str | None = setting(
-        "RATEBRIDGE_FEED_SUBPROTOCOL",
-        parse_subprotocol,
-        None,
-        "the websocket subprotocol that is offered to the feed",
+        parse_subprotocol, None, "the websocket subprotocol that is offered to the feed"
     )
-    feed_cert_file: Path | None = setting(
-        "RATEBRIDGE_FEED_CERT_FILE", file, None, "a client certificate for the feed, PEM"
-    )
-    feed_key_file: Path | None = setting(
-        "RATEBRIDGE_FEED_KEY_FILE",
-        file,
-        None,
-        "the key of that certificate, unless it stands in the same file",
-    )
+    feed_cert_file: Path | None = setting(file, None, "a client certificate for the feed, PEM")
+    feed_key_file: Path | None = setting(file, None, "its key, unless that is in the same file")
     verify_ssl: bool = setting(
-        "VERIFY_SSL",
-        switch,
-        True,
-        "whether the certificates of feed and sources are checked; `false` is logged as a warning",
+        switch, True, "`false` leaves the certificates of all peers unchecked", name="VERIFY_SSL"
     )
     freecurrency_api_key: str = setting(
-        "FREECURRENCY_API_KEY",
-        key,
-        "",
-        "required when `freecurrencyapi` is among the sources",
+        *(key, "", "required when `freecurrencyapi` is among the sources"),
+        name="FREECURRENCY_API_KEY",
         secret=True,
         required_by="freecurrencyapi",
     )
     freecurrency_api_url: str = setting(
-        "FREECURRENCY_API_URL",
-        base_url,
-        "https://api.freecurrencyapi.com/v1",
-        "its base URL, for a mirror or a cache",
+        *(base_url, "https://api.freecurrencyapi.com/v1", "its base URL, for a cache"),
+        name="FREECURRENCY_API_URL",
         secret=True,
     )
     frankfurter_url: str = setting(
-        "FRANKFURTER_URL",
-        base_url,
-        "https://api.frankfurter.dev/v2",
-        "its base URL, for a self-hosted one",
+        *(base_url, "https://api.frankfurter.dev/v2", "its base URL, for a self-hosted one"),
+        name="FRANKFURTER_URL",
         secret=True,
     )
     ecb_url: str = setting(
-        "ECB_URL",
-        base_url,
-        "https://www.ecb.europa.eu/stats/eurofxref",
-        "the base URL of the ECB's files",
+        *(base_url, "https://www.ecb.europa.eu/stats/eurofxref", "the ECB's base URL"),
+        name="ECB_URL",
         secret=True,
     )
     coinbase_url: str = setting(
-        "COINBASE_URL",
-        base_url,
-        "https://api.exchange.coinbase.com",
-        "the base URL of Coinbase's exchange",
+        *(base_url, "https://api.exchange.coinbase.com", "the base URL of Coinbase Exchange"),
+        name="COINBASE_URL",
         secret=True,
     )
     coinbase_coins: tuple[str, ...] = setting(
-        "COINBASE_COINS", coins, ("BTC",), "the coins asked of it, codes separated by commas"
+        coins, ("BTC",), "the coins asked of it, codes separated by commas", name="COINBASE_COINS"
     )
     providers: tuple[str, ...] = setting(
-        PROVIDERS,
         some_of(*NAMES),
         attrs.Factory(lambda self: usable_sources(self.freecurrency_api_key), takes_self=True),
         "the sources in the order of trying",
         shown=f"`{','.join(NAMES)}`, without a key all but the first",
     )
     plausibility: bool = setting(
-        "RATEBRIDGE_PLAUSIBILITY",
-        switch,
-        True,
-        "`off` uses quotes that cannot be true, too",
-        shown="`on`",
+        switch, True, "`off` uses quotes that cannot be true, too", shown="`on`"
     )
-    cache_ttl: float = setting(
-        "RATEBRIDGE_CACHE_TTL", seconds, 7200.0, "seconds for which a table of rates is cached"
-    )
-    rate_deadline: float = setting(
-        "RATEBRIDGE_RATE_DEADLINE",
-        seconds,
-        5.0,
-        "seconds for one rate, retries and failover included; then the reply is an error",
-    )
-    heartbeat_interval: float = setting(
-        "RATEBRIDGE_HEARTBEAT_INTERVAL", seconds, 1.0, "seconds between heartbeats sent"
-    )
-    heartbeat_timeout: float = setting(
-        "RATEBRIDGE_HEARTBEAT_TIMEOUT",
-        seconds,
-        2.0,
-        "seconds without a heartbeat received until it reconnects",
-    )
-    reconnect_min: float = setting(
-        "RATEBRIDGE_RECONNECT_MIN", seconds, 0.25, "seconds, the least wait before a reconnect"
-    )
-    reconnect_max: float = setting(
-        "RATEBRIDGE_RECONNECT_MAX", seconds, 5.0, "seconds, the longest wait before a reconnect"
-    )
+    cache_ttl: float = setting(seconds, 7200.0, "seconds for which rates are cached")
+    rate_deadline: float = setting(seconds, 5.0, "seconds for one rate, failover included")
+    heartbeat_interval: float = setting(seconds, 1.0, "seconds between heartbeats sent")
+    heartbeat_timeout: float = setting(seconds, 2.0, "seconds without one until it reconnects")
+    reconnect_min: float = setting(seconds, 0.25, "seconds, the least wait before a reconnect")
+    reconnect_max: float = setting(seconds, 5.0, "seconds, the longest wait before a reconnect")
     drain_timeout: float = setting(
-        "RATEBRIDGE_DRAIN_TIMEOUT",
-        seconds_from_zero,
-        5.0,
-        "seconds for the requests in flight at a stop",
+        seconds_from_zero, 5.0, "seconds for what is under way at a stop"
     )
-    log_level: str = setting(
-        "RATEBRIDGE_LOG_LEVEL",
-        one_of("debug", "info", "warning", "error"),
-        "info",
-        "`debug`, `info`, `warning` or `error`",
-    )
+    log_level: str = setting(one_of(*LEVELS), "info", "`debug`, `info`, `warning` or `error`")
     log_format: LogFormat = setting(
-        "RATEBRIDGE_LOG_FORMAT",
-        one_of("auto", "console", "json"),
-        "auto",
-        "`console`, `json`, or `auto`: console on a terminal, JSON otherwise",
+        one_of("auto", "console", "json"), "auto", "`auto`: `console` on a terminal, else `json`"
     )
     status_address: tuple[str, int] | None = setting(
-        "RATEBRIDGE_STATUS_ADDRESS", host_port, None, "`host:port` of the status server"
+        host_port, None, "`host:port` of the status server"
     )
     status_hosts: tuple[str, ...] = setting(
-        "RATEBRIDGE_STATUS_HOSTS",
-        host_names,
-        (),
-        "further host names of the status server, separated by commas; any IP address, "
-        "`localhost` and the host of its address always work",
+        host_names, (), "its further host names, beside `localhost` and all IP addresses"
     )
-    audit_file: Path | None = setting(
-        "RATEBRIDGE_AUDIT_FILE", file, None, "the file for a JSON line per conversion"
-    )
+    audit_file: Path | None = setting(file, None, "the file for a JSON line per conversion")
     unknown: tuple[str, ...] = ()  # variables that are nearly settings
 
 
 VARIABLES: Final[Mapping[str, Variable]] = {
-    field.name: field.metadata["variable"] for field in attrs.fields(Settings) if field.metadata
+    field.name: attrs.evolve(row, name=row.name or f"RATEBRIDGE_{field.name.upper()}")
+    for field in attrs.fields(Settings)
+    if (row := field.metadata.get("variable")) is not None
 }
 """The variable of each field that has one."""
 
@@ -251,12 +195,6 @@ _KUBERNETES: Final = re.compile(
     r"RATEBRIDGE(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_[A-Z]+(_(PROTO|PORT|ADDR))?)=.*"
     r"|RATEBRIDGE(_\w+)?_PORT=[a-z]+://.*"
 )
-
-
-def usable_sources(key: str) -> tuple[str, ...]:
-    """The sources in the order of trying: all, if there is a key, else those that need none."""
-    needy = {variable.required_by for variable in VARIABLES.values()}
-    return tuple(name for name in NAMES if key or name not in needy)
 
 
 def resembled(name: str) -> str | None:
@@ -360,9 +298,9 @@ def load_settings(
     if settings.feed_key_file is not None and "feed_cert_file" not in given:
         problems.append("RATEBRIDGE_FEED_KEY_FILE: expected RATEBRIDGE_FEED_CERT_FILE beside it")
     if settings.reconnect_max < settings.reconnect_min:
-        least, most = VARIABLES["reconnect_min"].name, VARIABLES["reconnect_max"].name
         if "reconnect_max" in read:
-            problems.append(f"{most}: expected no less than {least} ({settings.reconnect_min:g})")
+            least = f"RATEBRIDGE_RECONNECT_MIN ({settings.reconnect_min:g})"
+            problems.append(f"RATEBRIDGE_RECONNECT_MAX: expected no less than {least}")
         settings = attrs.evolve(settings, reconnect_max=settings.reconnect_min)
     unknown = [
         name

@@ -84,7 +84,7 @@ def test_a_verification_that_a_signal_stops_says_that_it_shows_nothing(monkeypat
 def test_the_help_tells_each_settings_default_and_meaning(capsys):
     assert exit_code("--help") == 0
     shown = capsys.readouterr().out
-    cached = "  RATEBRIDGE_CACHE_TTL (7200)\n      seconds for which a table of rates is cached\n"
+    cached = "  RATEBRIDGE_CACHE_TTL (7200)\n      seconds for which rates are cached\n"
     assert cached in shown
     assert [v.name for v in VARIABLES.values() if f"\n  {v.name} (" not in shown] == []
 
