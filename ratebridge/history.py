@@ -18,7 +18,7 @@ from zlib import error as BadDeflate  # noqa: N812 - the name it lacks
 
 from .conversion import is_quote
 from .dates import EARLIEST
-from .rates import MAX_DAYS_BACK, Quote
+from .rates import Quote
 
 MAX_CSV: Final = 4 * 1024 * 1024  # bytes; the file has 2 MB, and grows by 70 KB a year
 MOST_COLUMNS: Final = 200  # the file has 42
@@ -26,6 +26,7 @@ LINES_KEPT: Final = 64  # read lines, for the days of two months
 
 _DAY: Final = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _CODE: Final = re.compile(r"[A-Z]{3}")
+_NOTHING: Final = frozenset(("", "N/A"))
 _NUMBER: Final = re.compile(r"\d{1,12}(?:\.\d{1,12})?", re.ASCII)
 
 
@@ -48,16 +49,24 @@ class History(Mapping[date, Mapping[str, Quote]]):
         if not self._lines or len(self._lines) < len(lines) or min(self._lines) < EARLIEST:
             raise ValueError("no days, or a day that comes twice, or too early")
         self.newest: Final = max(self._lines)
-        # The spans in which a currency was quoted without a hole of over five days.
+        # The spans in which a currency was quoted each day; nearly all lines have what the one
+        # before them has.
         self._spans: dict[str, list[tuple[date, date]]] = {code: [] for code in columns}
+        since: dict[str, date] = {}
+        lacking: list[bool] | None = None
+        before = date.min
         for day in sorted(self._lines):
-            for code, number in zip(columns, self._lines[day].split(","), strict=False):
-                if number[:1].isdigit():
-                    spans = self._spans[code]
-                    if spans and (day - spans[-1][1]).days <= MAX_DAYS_BACK:
-                        spans[-1] = spans[-1][0], day
-                    else:
-                        spans.append((day, day))
+            lacks = [number in _NOTHING for number in self._lines[day].split(",")]
+            if lacks != lacking:
+                for code, lack in zip(columns, lacks, strict=False):
+                    if not lack:
+                        since.setdefault(code, day)
+                    elif code in since:
+                        self._spans[code].append((since.pop(code), before))
+                lacking = lacks
+            before = day
+        for code, first in since.items():
+            self._spans[code].append((first, self.newest))
         self._read = lru_cache(LINES_KEPT)(self._read_line)
 
     def __getitem__(self, day: date) -> Mapping[str, Quote]:
@@ -88,13 +97,15 @@ class History(Mapping[date, Mapping[str, Quote]]):
         spans = self._spans.get(currency)
         if not spans:
             return None
-        known = spans[0][0]
-        for first, last in spans:
-            if first <= day:
-                known = min(day, last)
-        while (quote := self.get(known, {}).get(currency)) is None:
-            known -= timedelta(days=1)
-        return quote.per_euro, abs((day - known).days)
+        for first, last in reversed(spans):
+            known = min(day, last)
+            while known >= first:
+                if (quote := self.get(known, {}).get(currency)) is not None:
+                    return quote.per_euro, (day - known).days
+                known -= timedelta(days=1)
+        first = spans[0][0]
+        quote = self.get(first, {}).get(currency)
+        return None if quote is None else (quote.per_euro, (first - day).days)
 
 
 def _split(line: str) -> tuple[date, str]:

@@ -22,8 +22,9 @@ from .history import History
 from .rates import Doubted, Quote, Row
 
 # (days to the ECB's nearest quote, the factor by which a quote may be off it). Two sources differ
-# by 0.3 % on the same day. The greatest moves: 1.95 within 5 days, 2.40 within 30, 2.65 within 180
-# and 3.59 within 365 (ISK 2008), 4.24 within 3 years (ISK), 6.17 within 5 (TRY 2024).
+# by 0.3 % on the same day. The greatest moves: 1.68 within a day (TRL 2001), 1.70 within 5 days,
+# 2.40 within 30, 2.68 within 180, 3.59 within 365 and 4.27 within 3 years (ISK 2008), 6.21 within 5
+# years (TRY 2024).
 BOUNDS: Final = ((0, 1.5), (5, 2.0), (30, 2.5), (180, 2.75), (365, 3.75), (1095, 4.5), (1825, 6.5))
 WIDEST: Final = 9.0  # a shifted point is a factor of 10
 SPIKE: Final = 3.0

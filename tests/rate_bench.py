@@ -1,7 +1,9 @@
 """A chain over the fake sources in memory, on the clock of the test."""
 
+import io
 import ssl
-from collections.abc import AsyncIterator, Mapping
+import zipfile
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -144,3 +146,17 @@ async def open_bench(
         )
         yield Bench(fake, chain, nursery, notes, wall)
         nursery.cancel_scope.cancel()
+
+
+def csv(columns: Sequence[str], rows: Iterable[tuple[object, Sequence[str]]]) -> str:
+    """A history of the ECB: a day and its numbers a row."""
+    lines = [("Date", *columns), *((str(day), *numbers) for day, numbers in rows)]
+    return "\n".join(",".join([*line, ""]) for line in lines)
+
+
+def as_zip(text: str | bytes, name: str = "eurofxref-hist.csv", how: int = 8) -> bytes:
+    """A zip with one file; `how` it is compressed, deflated if not given."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", how) as archive:
+        archive.writestr(name, text)
+    return file.getvalue()

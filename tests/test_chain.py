@@ -599,6 +599,17 @@ async def test_a_failed_source_is_asked_again_first_where_the_next_has_nothing(a
         assert bench.fake.count() == 3
 
 
+async def test_a_failed_source_is_waited_for_where_the_life_of_the_others_sheet_is_over(
+    autojump_clock,
+):
+    async with open_bench() as bench:
+        bench.fake.disturb = down(FREECURRENCYAPI, fault=Fault(status=404))
+        assert (await bench.ask("USD")).provider == "frankfurter"
+        bench.fake.disturb = well
+        await trio.sleep(7200)
+        assert (await bench.ask("USD")).provider == "freecurrencyapi"
+
+
 # One bet, one rate.
 
 

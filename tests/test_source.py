@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from ratebridge.errors import SourceFailed
+from ratebridge.errors import FetchOutcome, SourceFailed
 from ratebridge.providers.source import (
     AT_A_TIME,
     LONGEST_WAIT,
@@ -28,7 +28,7 @@ from ratebridge.providers.source import (
     read_rows,
     retry_after,
 )
-from ratebridge.rates import Quote
+from ratebridge.rates import Quote, Row
 
 DAY, FRIDAY = date(2026, 11, 8), date(2026, 11, 6)
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
@@ -164,11 +164,11 @@ async def test_other_tasks_run_between_the_rows_of_an_answer():
 
 
 def test_the_euros_own_row_is_one_or_missing():
-    rows = {"EUR": Quote(Decimal("1.0")), "USD": Quote(Decimal("1.2"))}
+    rows: dict[str, Row] = {"EUR": Quote(Decimal("1.0")), "USD": Quote(Decimal("1.2"))}
     for _ in range(2):
         drop_euro(rows, DAY)
         assert rows == {"USD": Quote(Decimal("1.2"))}
-    for bad in (Quote(Decimal(2)), SourceFailed("coarse", "gives it in too few digits")):
+    for bad in (Quote(Decimal(2)), SourceFailed(FetchOutcome.COARSE, "gives it in few digits")):
         with pytest.raises(SourceFailed, match="another quote than 1 for EUR on 2026-11-08"):
             drop_euro({"EUR": bad}, DAY)
 
@@ -178,8 +178,9 @@ def test_a_sheet_names_its_currencies_and_one_without_rows_is_a_failure():
     rows = {FRIDAY: {"GBP": Quote(Decimal("0.85"))}, DAY: {"USD": Quote(Decimal("1.2"))}}
     sheet = make_sheet("fake", "2026-11", days, rows, NOW)
     assert (sheet.provider, sheet.asked, sheet.first, sheet.last) == ("fake", "2026-11", *days)
-    assert (sheet.fetched, sheet.currencies) == (NOW, {"GBP", "USD"})
-    for nothing in ({}, {DAY: {}}):
+    assert (sheet.fetched, set(sheet.currencies)) == (NOW, {"GBP", "USD"})
+    empty: dict[date, dict[str, Row]] = {DAY: {}}
+    for nothing in ({}, empty):
         with pytest.raises(SourceFailed, match="has no rates for 2026-11") as caught:
             make_sheet("fake", "2026-11", days, nothing, NOW)
         assert caught.value.outcome == "no-table"

@@ -172,8 +172,8 @@ class RateChain:
         """The rate, or the source to be waited for. Raises `NoRate` if there is neither.
 
         `asked` are the fetches that the request has begun or joined. A sheet that is due, and a
-        source that failed a while ago, are asked for again in the background where another sheet
-        can answer.
+        source that failed a while ago, are asked for again in the background where a sheet can
+        answer meanwhile; for a failed source that is one that lives.
         """
         if (rate := fixed_rate(currency, day)) is not None:
             return self._choose(rate, _ALWAYS)
@@ -202,10 +202,13 @@ class RateChain:
                 offer = sheet, (row.quote if isinstance(row, Doubted) else row), known_on
                 believed = next((one for one in doubted if alike(one[1], offer[1])), None)
                 if believed is not None or isinstance(row, Quote):
+                    sheet = (believed or offer)[0]
+                    if again and not sheet.lives(day, now, self.cache.life):
+                        return again[0]
                     for failing in again:
                         self._start(failing, day)
                     rate = _make_rate(currency, day, believed or offer, failed, cached=not asked)
-                    return self._choose(rate, self._due((believed or offer)[0], day, now))
+                    return self._choose(rate, self._due(sheet, day, now))
                 doubted.append(offer)
                 reasons.append((source.name, row.why))
         if again:
