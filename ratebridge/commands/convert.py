@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import attrs
 
@@ -23,8 +23,6 @@ from ..rates import FIXED
 from ..settings import PROVIDERS, Settings, load_settings
 from ..signals import run_unless_stopped
 from .options import add_command
-
-T = TypeVar("T")
 
 _GROUPED: Final = re.compile(r"[+-]?\d+([.,' _]\d+)+", re.ASCII)
 
@@ -76,8 +74,19 @@ def run(
     """
     problems: list[str] = []
     wishes = list(_read_wishes(options, problems))
-    settings = _read_settings(options, problems)
-    if problems or settings is None:
+    source = options.source
+    settings = Settings()
+    if source is not None and source not in NAMES:
+        problems.append(f"--source: expected one of {', '.join(NAMES)}, got {quoted(source)}")
+    else:
+        chosen = {} if source is None else {PROVIDERS: source}
+        try:
+            settings = load_settings(
+                need_feed=False, env_file=getattr(options, "env_file", None), overrides=chosen
+            )
+        except BadSettings as bad:
+            problems += bad.args
+    if problems:
         raise BadSettings(*problems)
 
     async def convert_all() -> int:
@@ -88,7 +97,11 @@ def run(
                     done = await converter.convert(wish.amount, wish.currency, wish.when)
                 except NoRate as problem:
                     failed = 1
-                    _show_problem(wish, problem, as_json=options.json)
+                    told = {"stake": wish.stake, "currency": wish.currency, "error": str(problem)}
+                    if options.json:
+                        print(json.dumps(told))
+                    else:
+                        print(problem, file=sys.stderr)
                 else:
                     _show(wish, done, as_json=options.json, alone=options.words != ["-"])
         return failed
@@ -120,13 +133,6 @@ def _show(wish: Wish, done: Conversion, *, as_json: bool, alone: bool) -> None:
             print(f"note      {rate.note}")
 
 
-def _show_problem(wish: Wish, problem: NoRate, *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({"stake": wish.stake, "currency": wish.currency, "error": str(problem)}))
-    else:
-        print(problem, file=sys.stderr)
-
-
 def _read_wishes(options: argparse.Namespace, problems: list[str]) -> Iterator[Wish]:
     """What is to be converted; `problems` gets what is wrong with it."""
     words = options.words
@@ -151,54 +157,20 @@ def _read_wishes(options: argparse.Namespace, problems: list[str]) -> Iterator[W
 
 
 def _read_wish(stake: str, currency: str, day: str | None, problems: list[str]) -> Iterator[Wish]:
-    amount = _read(_read_stake, stake, problems)
-    code = _read(_read_code, currency, problems)
-    when = None if day is None else _read(_read_instant, day, problems)
-    if amount is not None and code is not None and (when is not None or day is None):
-        yield Wish(stake, amount, code, when)
-
-
-def _read(read: Callable[[str], T], text: str, problems: list[str]) -> T | None:
+    """One conversion; `problems` gets all that is wrong with it."""
+    before = len(problems)
+    amount, when = Decimal(), None
     try:
-        return read(text)
-    except ValueError as problem:
-        problems.append(str(problem))
-        return None
-
-
-def _read_stake(text: str) -> Decimal:
-    try:
-        return parse_stake(text)
+        amount = parse_stake(stake)
     except ValueError as flaw:
-        grouped = _GROUPED.fullmatch(text)
+        grouped = _GROUPED.fullmatch(stake)
         hint = "; write it as 1000.50, with a point and no other separator" if grouped else ""
-        raise ValueError(f"stake {quoted(text)} {flaw}{hint}") from None
-
-
-def _read_code(text: str) -> str:
-    if not text.isascii() or not is_currency(text.upper()):
-        raise ValueError(f"currency {quoted(text)} is not a three-letter code")
-    return text.upper()
-
-
-def _read_instant(text: str) -> datetime:
+        problems.append(f"stake {quoted(stake)} {flaw}{hint}")
+    if not currency.isascii() or not is_currency(currency.upper()):
+        problems.append(f"currency {quoted(currency)} is not a three-letter code")
     try:
-        return parse_instant(text)
+        when = None if day is None else parse_instant(day)
     except BadDate as flaw:
-        raise ValueError(f"date {quoted(text)} {flaw}") from None
-
-
-def _read_settings(options: argparse.Namespace, problems: list[str]) -> Settings | None:
-    source = options.source
-    if source is not None and source not in NAMES:
-        problems.append(f"--source: expected one of {', '.join(NAMES)}, got {quoted(source)}")
-        return None
-    try:
-        return load_settings(
-            need_feed=False,
-            env_file=getattr(options, "env_file", None),
-            overrides={} if source is None else {PROVIDERS: source},
-        )
-    except BadSettings as bad:
-        problems.extend(bad.args)
-        return None
+        problems.append(f"date {quoted(str(day))} {flaw}")
+    if len(problems) == before:
+        yield Wish(stake, amount, currency.upper(), when)
