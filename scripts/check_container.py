@@ -12,7 +12,6 @@ and exits with 0. All that it makes stands in a temporary folder, removed at the
 end; the tools (buildah, podman, runc, mmdebstrap) are installed and stay.
 """
 
-import argparse
 import json
 import os
 import re
@@ -60,11 +59,6 @@ class CannotRun(Exception):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Builds the Containerfile and proves the image; skips where it cannot."
-    )
-    parser.add_argument("--keep", action="store_true", help="leave the temporary folder behind")
-    options = parser.parse_args()
     signal.signal(signal.SIGTERM, _leave)
     folder = Path(tempfile.mkdtemp(prefix="ratebridge-container-"))
     podman = Podman(folder)
@@ -83,8 +77,7 @@ def main() -> None:
         print("container check passed")
     finally:
         podman.clean_up()
-        if not options.keep:
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _leave(_number: int, _frame: object) -> NoReturn:
@@ -126,6 +119,14 @@ def until(what: str, look: Callable[[], T | None], limit: float) -> T:
             return seen
         time.sleep(0.01)
     raise Failed(f"{what}: not within {limit:g} s")
+
+
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Print how long something took, if it went well."""
+    began = time.monotonic()
+    yield
+    print(f"{what:<50} {time.monotonic() - began:6.1f} s", flush=True)
 
 
 class Podman:

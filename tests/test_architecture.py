@@ -16,7 +16,7 @@ PACKAGE = Path(ratebridge.__file__).parent
 # layer lists before it.
 LAYERS = [
     ["errors", "dates", "conversion", "backoff", "budget", "euro", "link.address", "link.framing"],
-    ["providers.registry", "link.upgrade"],
+    ["signals", "providers.registry", "link.upgrade"],
     ["messages", "rates"],
     ["levels", "plausibility"],
     ["parsers", "settings", "operating.stats", "operating.logs", "observer"],
@@ -33,7 +33,11 @@ LAYERS = [
     ["api"],
     ["fakes.feed", "fakes.rates"],
     ["fakes.*"],
-    ["commands.live", "commands.demo", "commands.check", "commands.convert", "commands.verify"],
+    ["commands.options"],
+    [
+        *("commands.demo", "commands.check", "commands.convert", "commands.verify"),
+        *("commands.completion", "commands.samples"),
+    ],
     ["command_line"],
     ["cli"],
 ]
@@ -44,7 +48,7 @@ BOUNDARIES = {
     "httpx": {"providers.http", "fakes.rates"},
     "wsproto": {"link.link", "fakes.feed"},
     "h11": {"link.upgrade", "link.link", "fakes.rates", "operating.status"},
-    "structlog": {"operating.logs", "observer", "commands.demo"},
+    "structlog": {"operating.logs", "commands.demo"},
     "dotenv": {"settings"},
     "prometheus_client": {"operating.metrics"},
     "currency_converter": {"providers.ecb"},
