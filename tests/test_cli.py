@@ -171,7 +171,7 @@ def test_a_report_whose_reader_left_before_the_last_flush_has_not_passed(monkeyp
 
 def test_the_samples_are_listed_and_printed(capsys):
     assert exit_code("samples") == 0
-    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    names = capsys.readouterr().out.splitlines()
     folder = files("ratebridge") / "samples"
     texts = {file.read_text("utf-8") for file in folder.iterdir()}
     for name in names:

@@ -7,12 +7,9 @@ from typing import Any, Final
 from .options import add_command
 
 SAMPLES: Final = {
-    "alerts": ("alerts.yml", "alerts for Prometheus"),
-    "dashboard": ("dashboard.json", "a dashboard for Grafana"),
-    "kubernetes": ("kubernetes.yaml", "a Kubernetes deployment with both probes"),
-    "logrotate": ("logrotate.conf", "the audit file, rotated by logrotate"),
-    "service": ("ratebridge.service", "a unit for systemd"),
+    file.name.partition(".")[0]: file for file in (files("ratebridge") / "samples").iterdir()
 }
+"""Each file, by its name without the ending."""
 
 
 def declare(commands: Any) -> None:
@@ -25,14 +22,13 @@ def declare(commands: Any) -> None:
         ("ratebridge samples", "lists them"),
         ("ratebridge samples alerts > alerts.yml", "alerts for Prometheus"),
     )
-    parser.add_argument("name", nargs="?", choices=tuple(SAMPLES), help="the sample; without it, a list")
+    parser.add_argument("name", nargs="?", choices=sorted(SAMPLES), help="the sample; without it, a list")
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the sample, or the names of all."""
     if options.name is None:
-        print("\n".join(f"{name:<12} {what}" for name, (_, what) in SAMPLES.items()))
+        print("\n".join(sorted(SAMPLES)))
     else:
-        file, _ = SAMPLES[options.name]
-        print((files("ratebridge") / "samples" / file).read_text("utf-8"), end="")
+        print(SAMPLES[options.name].read_text("utf-8"), end="")
     return 0
