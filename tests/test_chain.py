@@ -44,9 +44,8 @@ from ratebridge.fakes.rates import (
     quote,
     serve_rates,
 )
-from ratebridge.operating.journal import Journal
-from ratebridge.operating.logs import configure_logs
-from ratebridge.operating.stats import Stats
+from ratebridge.observer import Observer
+from ratebridge.operating.logs import configure_logs, event_log
 from ratebridge.providers.chain import FETCH_WITHIN, MOST_FETCHES, STALLED_AFTER, RateChain
 from ratebridge.providers.freecurrencyapi import FreeCurrencyApi
 from ratebridge.providers.http import HttpClient
@@ -1027,7 +1026,7 @@ async def test_the_key_is_in_no_log_at_debug_and_in_no_error(autojump_clock, cap
             nursery,
             deadline=5,
             utc_now=wall,
-            observer=Journal(Stats(), wall),
+            observer=Observer(event_log(), wall),
         )
         with pytest.raises(NoRate, match="broken could not be read"):
             await chain.rate("UAH", TODAY)
