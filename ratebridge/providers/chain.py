@@ -133,10 +133,10 @@ class RateChain:
         Each source is asked once at most. What it answers counts for this request even if its life
         is over by then.
         """
+        deadline = trio.current_time() + self._deadline
         if not self._ready:
             await load_embedded()
             self._ready = True
-        deadline = trio.current_time() + self._deadline
         share = self._deadline / (sum(_can_have(one, currency) for one in self.sources) or 1)
         asked: dict[str, tuple[_Fetch, float]] = {}  # by source, and until when it is waited for
         while True:
