@@ -427,9 +427,9 @@ class RateChain:
             self._observer.rate_limited(provider, failure)
 
     def fetch_in_background(self, source: Source, day: date) -> None:
-        """Fetch a sheet, if the source may be asked and has calls to spare."""
+        """Fetch a sheet that will be asked for, if the source may be asked."""
         now = self._utc_now()
-        if self._problem(source, day, now, trio.current_time(), in_use=True) is None:
+        if self._problem(source, day, now, trio.current_time(), in_use=False) is None:
             self._start(source, day)
 
     # The clocks.
