@@ -21,7 +21,7 @@ from ratebridge.link import stream
 from ratebridge.link.address import Address
 from ratebridge.link.dial import Dial, network_dial
 from ratebridge.link.framing import MAX_MESSAGE
-from ratebridge.operating.journal import Journal
+from ratebridge.observer import Observer
 from ratebridge.operating.stats import Stats
 from ratebridge.settings import Settings
 
@@ -49,7 +49,7 @@ async def serving(dial: Dial) -> AsyncIterator[Service]:
     stats = Stats()
     service = Service(stats, trio.Event())
     feed = Address("feed.example", 80, "/", secure=False)
-    dependencies = Dependencies(dial, jitter=lambda: 0.0, journal=Journal(stats))
+    dependencies = Dependencies(dial, jitter=lambda: 0.0, observer=Observer(stats=stats))
 
     async def run() -> None:
         # No timeout is what is tested here: a machine under load must not come upon one.
@@ -174,7 +174,7 @@ async def test_after_any_failure_of_the_feed_the_service_is_back_and_answers(scr
         serving(tcp(port)) as service,
     ):
         await healthy.answered.wait()
-    assert service.stats.lost == {reason: 1}
+    assert +service.stats.lost == {reason: 1}
     assert service.stats.internal_errors == 0
 
 
@@ -189,7 +189,7 @@ async def test_over_tls_it_is_the_same():
         serving(network_dial(Address("127.0.0.1", port, "/", secure=True), client)) as service,
     ):
         await healthy.answered.wait()
-    assert service.stats.lost == {"reset": 1}
+    assert +service.stats.lost == {"reset": 1}
     assert service.stats.internal_errors == 0
     assert peers[1].close_code == 1001
 
@@ -240,7 +240,7 @@ async def test_a_peer_who_does_not_read_gets_every_reply_once_over_both_connecti
             await read_all.wait()
             while len(replies(peers[0])) + len(replies(peers[1])) < count:
                 await trio.sleep(0.01)
-        assert list(service.stats.lost) == ["write-stalled"]
+        assert list(+service.stats.lost) == ["write-stalled"]
         first, second = replies(peers[0]), replies(peers[1])
         assert first + second == list(range(count))
         assert first
