@@ -27,7 +27,6 @@ from itertools import accumulate
 from typing import Final, Literal
 
 import msgspec
-from msgspec import Raw
 
 from .conversion import STAKE_ADJUSTED_MAX, STAKE_EXPONENT_MIN
 from .dates import parse_instant
@@ -39,9 +38,6 @@ QUOTED: Final = 40  # characters of the input that an error text may quote
 ERROR_TEXT: Final = 299  # characters; the protocol says under 300
 
 HEARTBEAT: Final = b'{"type":"heartbeat"}'
-
-Span = tuple[int, int]
-"""Where a value begins in its frame, and where it ends."""
 
 
 class Heartbeat:
@@ -55,7 +51,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     """A stake to convert. One is made per message, so it is a Struct: attrs costs 2 µs more.
 
     `id` is raw JSON, and so is `date`, whose meaning is `instant` (aware UTC). `frame` is
-    the whole request, and `places` tells where stake, currency and date stand in it.
+    the whole request, and `places` are the slices of it that hold stake, currency and date.
     """
 
     id: bytes
@@ -64,14 +60,13 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     instant: datetime
     date: bytes
     frame: bytes
-    places: tuple[Span, Span, Span]
+    places: tuple[tuple[int, int], ...]
 
 
-_check = msgspec.json.Decoder(Raw).decode
+_check = msgspec.json.Decoder(msgspec.Raw).decode
 _type = msgspec.json.Decoder(Literal["heartbeat", "message"]).decode
 _string = msgspec.json.Decoder(str).decode
 _instant = msgspec.json.Decoder(datetime).decode
-_encode = msgspec.json.Encoder().encode
 
 _ZERO: Final = Decimal(0)
 _SHORT: Final = 15  # characters: a number without exponent is within all bounds of a stake
@@ -94,21 +89,19 @@ def decode(frame: bytes) -> Heartbeat | Request:
         _check(frame)
     except msgspec.DecodeError:
         raise Unreadable(Drop.NOT_JSON) from None
-    if found is not None:
-        _, message_id, _, stake, currency, date = found.groups()
-        if len(stake) <= _SHORT:
-            try:
-                instant = _instant(date)
-                if instant.tzinfo is not UTC:
-                    instant = instant.astimezone(UTC)
-            except (msgspec.DecodeError, OverflowError):
-                pass  # such as February 30, or a leap second
-            else:
-                places = found.span(4), found.span(5), found.span(6)
-                amount = Decimal(stake.decode()) or _ZERO
-                code = currency[1:4].decode()
-                return Request(message_id, amount, code, instant, date, frame, places)
-    return _decode_any(frame)
+    if found is None:
+        return _decode_any(frame)
+    _, message_id, _, stake, currency, date = found.groups()
+    text = stake.decode()
+    try:
+        amount = Decimal(text) or _ZERO if len(text) <= _SHORT else parse_stake(text)
+        instant = _instant(date)
+        if instant.tzinfo is not UTC:
+            instant = instant.astimezone(UTC)
+    except (ValueError, msgspec.DecodeError, OverflowError):  # out of range, or no such day
+        return _decode_any(frame)
+    places = found.span(4), found.span(5), found.span(6)
+    return Request(message_id, amount, currency[1:4].decode(), instant, date, frame, places)
 
 
 # The expression. It is for texts that are JSON, so it leaves out what only others could have. No
@@ -149,12 +142,11 @@ _PAYLOAD: Final = _object(
 )
 _MESSAGE: Final = _object(
     _once(1, b"type", rb'"message"'),
-    _once(2, b"id", rb'"[^"\\]*+"|(?!null)[^ \t\n\r"\[\]{},]++'),
+    _once(2, b"id", _STRING + rb'|(?!null)[^ \t\n\r"\[\]{},]++'),
     _once(3, b"payload", _PAYLOAD),
 )
 _ALL_SIX: Final = b"".join(rb"(?(%d)|(?!))" % group for group in range(1, 7))
 _usual = re.compile(_SPACE + _MESSAGE + _SPACE + _ALL_SIX, re.DOTALL).fullmatch
-
 
 _MARKS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # 1 and, as signed bytes, -1
 _NO_MARKS: Final = bytes(set(range(256)) - set(b'[]{}"'))
@@ -180,62 +172,61 @@ class _Name:
         self.text = text
 
 
-_members = msgspec.json.Decoder(dict[_Name, Raw], dec_hook=lambda _, text: _Name(text)).decode
+_members = msgspec.json.Decoder(dict[_Name, msgspec.Raw], dec_hook=lambda cls, s: cls(s)).decode
 _up_to_value = re.compile(rb"[ \t\n\r{,]*+%b%b" % (_STRING, _COLON), re.DOTALL).match
-
-
 _OURS: Final = ("stake", "currency", "date")
 
+_Members = defaultdict[str, list[tuple[int, bytes]]]
+"""By name: where each value begins in its frame, and the value."""
 
-def _places(text: bytes, place: Span) -> defaultdict[str, list[Span]]:
-    """Where the values of an object stand, by their names.
 
-    Raises `msgspec.ValidationError` if there is no object.
+def _walk(text: bytes, at: int) -> _Members:
+    """The members of an object that begins `at` a place of its frame.
+
+    Raises `msgspec.ValidationError` if the text is none.
     """
-    at, end = place
-    found: defaultdict[str, list[Span]] = defaultdict(list)
-    for name, value in _members(text[at:end]).items():
-        matched = _up_to_value(text, at)
+    found: _Members = defaultdict(list)
+    end = 0
+    for name, value in _members(text).items():
+        matched = _up_to_value(text, end)
         assert matched is not None, "msgspec has read this name"
-        begin = matched.end()
-        at = begin + len(value)
-        found[name.text].append((begin, at))
+        begin, end = matched.end(), matched.end() + len(value)
+        found[name.text].append((at + begin, bytes(value)))
     return found
 
 
 def _decode_any(frame: bytes) -> Heartbeat | Request:
     """`decode` for any text that is JSON and not too deep: what is rare, and what is wrong."""
     try:
-        outer = _places(frame, (0, len(frame)))
+        outer = _walk(frame, 0)
     except msgspec.ValidationError:
         raise Unreadable(Drop.NOT_AN_OBJECT) from None
     if not outer["type"]:
         raise Unreadable(Drop.NO_TYPE)
     try:
-        kind = _type(_last(frame, outer, "type"))
+        kind = _type(outer["type"][-1][1])
     except msgspec.ValidationError:
         raise Unreadable(Drop.UNKNOWN_TYPE) from None
     if kind == "heartbeat":
         return THE_HEARTBEAT
-    message_id = _last(frame, outer, "id")
-    if message_id in (b"", b"null"):
+    if not outer["id"] or outer["id"][-1][1] == b"null":
         raise Unreadable(Drop.NO_ID)
-    if not _last(frame, outer, "payload").startswith(b"{"):
+    message_id = outer["id"][-1][1]
+    if not outer["payload"] or not outer["payload"][-1][1].startswith(b"{"):
         raise Refused(message_id, Refusal.BAD_MESSAGE, "the payload is not an object")
-    inner = _places(frame, outer["payload"][-1])
-    read = outer["type"], outer["id"], outer["payload"], *(inner[name] for name in _OURS)
-    if max(map(len, read)) > 1:
-        raise Refused(message_id, Refusal.BAD_MESSAGE, "a member is given twice")
-    return _read_payload(message_id, frame, inner)
-
-
-def _read_payload(
-    message_id: bytes, frame: bytes, members: defaultdict[str, list[Span]]
-) -> Request:
+    begin, payload = outer["payload"][-1]
+    inner = _walk(payload, begin)
+    if max(len(outer["type"]), len(outer["id"]), len(outer["payload"])) > 1:
+        raise Refused(message_id, Refusal.BAD_MESSAGE, "type, id or payload is given twice")
     for name in _OURS:
-        if not members[name]:
-            raise Refused(message_id, Refusal(f"bad-{name}"), f"the {name} is missing")
-    stake, currency, date = (_last(frame, members, name) for name in _OURS)
+        if len(inner[name]) != 1:
+            flaw = f"the {name} is {'given twice' if inner[name] else 'missing'}"
+            raise Refused(message_id, Refusal(f"bad-{name}"), flaw)
+    return _read_payload(message_id, frame, [inner[name][0] for name in _OURS])
+
+
+def _read_payload(message_id: bytes, frame: bytes, ours: list[tuple[int, bytes]]) -> Request:
+    stake, currency, date = (value for _, value in ours)
     name, shown = "stake", clipped(stake)
     try:
         amount = parse_stake(stake.decode())
@@ -250,13 +241,8 @@ def _read_payload(
         instant = parse_instant(text)
     except ValueError as flaw:
         raise Refused(message_id, Refusal(f"bad-{name}"), f"{name} {shown} {flaw}") from None
-    places = members["stake"][0], members["currency"][0], members["date"][0]
+    places = tuple((begin, begin + len(value)) for begin, value in ours)
     return Request(message_id, amount, code, instant, date, frame, places)
-
-
-def _last(text: bytes, members: defaultdict[str, list[Span]], name: str) -> bytes:
-    """The last value of this name; empty if there is none."""
-    return text[slice(*members[name][-1])] if members[name] else b""
 
 
 def _read_string(value: bytes) -> str:
@@ -322,17 +308,17 @@ def encode_error(message_id: bytes, text: str) -> bytes:
     message = f"Unable to convert stake. Error: {text}"
     if len(message) > ERROR_TEXT:
         message = message[: ERROR_TEXT - 3] + "..."
-    return _encode({"type": "error", "id": Raw(message_id), "message": message})
+    return msgspec.json.encode({"type": "error", "id": msgspec.Raw(message_id), "message": message})
 
 
-def clipped(text: str | bytes | Raw, most: int = QUOTED) -> str:
+def clipped(text: str | bytes, most: int = QUOTED) -> str:
     """At most `most` characters of a peer's input, made harmless: nothing in it acts on a reader.
 
     Whatever is not printable (control characters, line separators, direction
     marks, half surrogates) becomes its escape.
     """
     if not isinstance(text, str):
-        text = bytes(text)[: 4 * most + 4].decode(errors="replace")
+        text = text[: 4 * most + 4].decode(errors="replace")
     cut = text[:most]
     if not cut.isprintable():
         cut = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
