@@ -17,9 +17,7 @@ from ratebridge.operating.stats import Stats
 from ratebridge.rates import RateTable
 from ratebridge.settings import Settings
 
-ROWS = [
-    row for row in bad_messages.ALL if row.utf8
-]  # the others are no texts: the link judges them
+ROWS = bad_messages.ALL
 GOOD = b'"next"'
 
 
