@@ -7,7 +7,6 @@ import re
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
-from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -287,7 +286,7 @@ def template(rnd: random.Random, *, wrong: bool = False) -> tuple[str, dict[str,
         "type": '"message"',
         "id": value(rnd),
         "stake": rnd.choice((number(rnd), f"{rnd.uniform(0, 9999):.5f}", str(rnd.random()))),
-        "currency": rnd.choice(('"USD"', '"EUR"', r'"\u0055SD"')),
+        "currency": rnd.choice(('"USD"', '"AAA"', '"ZZZ"', r'"\u0055SD"')),
         "date": f'"{any_date(rnd)}"',
     }
     inner, outer = (
@@ -381,24 +380,7 @@ def test_usual_spellings_are_read_without_a_walk(monkeypatch):
         assert list(reply["payload"]) == list(sent["payload"])
 
 
-# The currency.
-
-
-@pytest.mark.parametrize("currency", ["AAA", "ZZZ", "CZK", "BTC", "EUR"])
-def test_any_three_capital_letters_may_be_a_currency(currency: str):
-    assert request(message(currency=f'"{currency}"')).currency == currency
-
-
 # The stake.
-
-
-NUMBER_TEXTS = st.builds(
-    "{}{}{}{}".format,
-    st.sampled_from(["", "-"]),
-    st.just("0") | st.integers(1, 10**20).map(str),
-    st.just("") | st.text("0123456789", min_size=1, max_size=22).map(".{}".format),
-    st.just("") | st.builds("{}{}".format, st.sampled_from(["e", "E+", "e-0"]), st.integers(0, 40)),
-)
 
 
 def in_bounds(text: str) -> bool:
@@ -416,7 +398,7 @@ def in_bounds(text: str) -> bool:
     )
 
 
-@given(NUMBER_TEXTS)
+@given(RANDOM.map(number))
 @example("999999999999999.9999999999999999999")
 @example("999999999999999.99999999999999999990")
 @example("1000000000000000")
@@ -565,15 +547,3 @@ def test_how_an_input_is_quoted(text: str | bytes, harmless: str):
     assert clipped(text) == harmless
     if isinstance(text, str):
         assert quoted(text) == f"'{harmless}'"
-
-
-# One stake from frame to reply.
-
-
-@given(st.decimals(-(10**14), 10**14, places=5, allow_nan=False))
-def test_a_stake_in_euro_comes_back_as_the_same_number(stake: Decimal):
-    found = request(message(str(stake)))
-    reply = encode_reply(found, plain(rounded(found.stake)), DATE)
-    back = re.search(rb'"stake":([^,]+),', reply)
-    assert back is not None
-    assert Fraction(back[1].decode()) == Fraction(stake)
