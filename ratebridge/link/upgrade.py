@@ -1,5 +1,6 @@
 """The response to the upgrade, which wsproto tells neither where it ends nor what it is."""
 
+import re
 from email.utils import parsedate_to_datetime
 from typing import Final
 
@@ -11,6 +12,36 @@ _NOT_OFFERED: Final = {
     b"sec-websocket-extensions": "an extension",
     b"sec-websocket-protocol": "a subprotocol",
 }
+
+
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
+_OWN: Final = ("host", "connection", "upgrade", "content-length", "transfer-encoding")
+
+
+def parse_headers(text: str) -> tuple[tuple[bytes, bytes], ...]:
+    """Headers for the request, from lines `Name: value`; blank lines are skipped.
+
+    Raises ValueError with what was expected, without the text, which holds secrets.
+    """
+    headers = []
+    for line in text.splitlines():
+        name, colon, value = line.partition(":")
+        name, value = name.strip(), value.strip()
+        if not line.strip():
+            continue
+        if not (colon and _TOKEN.fullmatch(name) and value.isascii() and value.isprintable()):
+            raise ValueError("lines `Name: value` of printable ASCII")
+        if name.lower() in _OWN or name.lower().startswith("sec-websocket-"):
+            raise ValueError("lines `Name: value`, without the handshake's own headers")
+        headers.append((name.encode(), value.encode()))
+    return tuple(headers)
+
+
+def parse_subprotocol(text: str) -> str:
+    """The name of a subprotocol. Raises ValueError with what was expected."""
+    if _TOKEN.fullmatch(text) is None:
+        raise ValueError("the name of a subprotocol, without spaces or commas")
+    return text
 
 
 class UpgradeResponse:

@@ -26,8 +26,8 @@ import attrs
 import trio
 
 from .. import __version__
-from ..errors import BadSettings, SourceFailed
-from .source import Answer
+from ..errors import BadSettings, FetchOutcome, SourceFailed
+from .source import HttpAnswer
 
 if TYPE_CHECKING:
     import httpx
@@ -102,7 +102,7 @@ class HttpClient:
 
     async def get(
         self, url: str, params: Mapping[str, str], headers: Mapping[str, str] | None = None
-    ) -> Answer:
+    ) -> HttpAnswer:
         """GET `url` with `params`, without redirects and compression.
 
         Raises `SourceFailed`, whose text names neither the URL nor a header.
@@ -113,7 +113,7 @@ class HttpClient:
         try:
             return await self._get(client, url, params, headers)
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
-            raise SourceFailed("unreachable", _explain(error), again=True) from None
+            raise SourceFailed(FetchOutcome.UNREACHABLE, _explain(error), again=True) from None
 
     async def _get(
         self,
@@ -121,16 +121,18 @@ class HttpClient:
         url: str,
         params: Mapping[str, str],
         headers: Mapping[str, str] | None,
-    ) -> Answer:
+    ) -> HttpAnswer:
         head = _Head()
         hook = {"trace": head.trace}
         async with client.stream(
             "GET", url, params=params, headers=headers, extensions=hook
         ) as response:
             if response.is_redirect:
-                raise SourceFailed("redirect", "answered with a redirect, which is not followed")
+                raise SourceFailed(
+                    FetchOutcome.REDIRECT, "answered with a redirect, which is not followed"
+                )
             if response.headers.get("content-encoding", "identity").lower() != "identity":
-                raise SourceFailed("bad-body", "answered with a compressed body")
+                raise SourceFailed(FetchOutcome.BAD_BODY, "answered with a compressed body")
             body = bytearray()
             pieces = 0
             head.left = MAX_HEAD
@@ -145,11 +147,11 @@ class HttpClient:
                         reading.cancel()
                     await trio.lowlevel.cancel_shielded_checkpoint()
             if len(body) > MAX_BODY:
-                raise SourceFailed("bad-body", "answered with over 1 MiB")
+                raise SourceFailed(FetchOutcome.BAD_BODY, "answered with over 1 MiB")
             if pieces > MAX_PIECES:
-                raise SourceFailed("bad-body", f"answered in over {MAX_PIECES} pieces")
+                raise SourceFailed(FetchOutcome.BAD_BODY, f"answered in over {MAX_PIECES} pieces")
             # dict(headers) would look each name up among all of them, in quadratic time.
-            return Answer(response.status_code, dict(response.headers.items()), bytes(body))
+            return HttpAnswer(response.status_code, dict(response.headers.items()), bytes(body))
 
 
 @attrs.define(eq=False)
@@ -175,7 +177,7 @@ class _Head:
         timeout: float | None = None,  # noqa: ASYNC109 - httpcore's
     ) -> bytes:
         if not self.left:
-            raise SourceFailed("bad-body", "answered with over 16 KiB of headers")
+            raise SourceFailed(FetchOutcome.BAD_BODY, "answered with over 16 KiB of headers")
         data = await read(min(max_bytes, self.left), timeout)
         self.left -= len(data)
         return data
