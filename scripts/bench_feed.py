@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import random
+import re
 import select
 import socket
 import ssl
@@ -27,14 +28,12 @@ from urllib.parse import parse_qs, urlsplit
 import attrs
 
 from ratebridge.euro import CONVERSION_RATES
-from ratebridge.levels import ranges
 
 T = TypeVar("T")
 
 HEARTBEAT = b'\x81\x14{"type":"heartbeat"}'
 REPLY_LEAST = 64  # bytes of payload: a heartbeat has fewer, a reply has more
 PATIENCE = 30.0  # s for what ought to take a moment
-UNKNOWN = "BTC"  # a currency that no table has
 
 # Those of freecurrencyapi.
 CODES = [
@@ -48,48 +47,37 @@ CODES = [
 class Rates:
     """Quotes for one euro: ten decimals, other ones each day, the same in each run.
 
-    They are within a tenth of what they last were, so that they can be true; those
-    that are law are what the law says. `latency` is what an answer takes, in seconds.
+    Those that are law are what the law says.
     """
 
     codes: list[str] = attrs.Factory(lambda: list(CODES))
-    latency: float = 0.0
 
     def table(self, day: date) -> dict[str, Decimal]:
         chance = random.Random(day.toordinal())
-        quotes = {}
-        for code in self.codes:
-            low, _high = list(ranges().get(code, {0: (10.0, 10.0)}).values())[-1]
-            # In millionths, to the tenth decimal: 900,000 to 1,100,000 of the usual.
-            usual = Decimal(round(low * chance.randrange(900_000, 1_100_000) * 10_000))
-            quotes[code] = usual.scaleb(-10)
+        quotes = {
+            code: Decimal(chance.randrange(5 * 10**9, 2 * 10**10)).scaleb(-10)
+            for code in self.codes
+        }
         law = {code: units for code, (_, units) in CONVERSION_RATES.items() if code in quotes}
         return {**quotes, **law, "EUR": Decimal(1)}
 
 
 def serve_rates(rates: Rates) -> int:
-    """Serve the rates as freecurrencyapi and as Frankfurter would; returns the port."""
+    """Serve the rates as freecurrencyapi would; returns the port."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
-            time.sleep(rates.latency)
             url = urlsplit(self.path)
             asked = parse_qs(url.query).get("date")
             day = date.fromisoformat(asked[0]) if asked else datetime.now(UTC).date()
             quotes = rates.table(day)
             if url.path == "/v1/historical":
                 body = f'{{"data":{{"{day}":{_object(quotes)}}}}}'
-            elif url.path == "/v1/latest":
-                body = f'{{"data":{_object(quotes)}}}'
             else:
-                body = ",".join(
-                    f'{{"date":"{day}","base":"EUR","quote":"{code}","rate":{units}}}'
-                    for code, units in quotes.items()
-                )
-                body = f"[{body}]"
+                body = f'{{"data":{_object(quotes)}}}'
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -109,19 +97,28 @@ def _object(quotes: dict[str, Decimal]) -> str:
 
 @attrs.frozen
 class Asked:
-    """A request as a frame, and the stake that the reply has to hold (None: an error)."""
+    """A request as a frame, and the stake that the reply has to hold."""
 
     frame: bytes
-    eur: Decimal | None
+    eur: Decimal
 
 
-def make_requests(
-    rates: Rates, days: int, *, unknown: float = 0.0, count: int = 8192
-) -> list[Asked]:
+SPELLINGS: dict[str, Callable[[str], str]] = {
+    "as recorded": lambda text: text,
+    "with spaces": lambda text: json.dumps(json.loads(text)),
+    "+00:00 for Z": lambda text: text.replace('Z"', '+00:00"'),
+    "two more members": lambda text: text.replace(
+        ',"odds"', ',"book":"a house","live":true,"odds"'
+    ),
+    "sorted keys": lambda text: json.dumps(json.loads(text), sort_keys=True, separators=(",", ":")),
+    "an id that is a string": lambda text: re.sub(r'"id":(\d+)', r'"id":"9f8e7d6c-\1"', text),
+}
+
+
+def make_requests(rates: Rates, days: int, spelling: str, count: int = 8192) -> list[Asked]:
     """Requests like the real feed's, of the `days` up to three weeks ago, ids 0, 1, 2 and on.
 
-    `unknown` is the share of those in a currency that no table has. The first
-    of them ask for each day and currency in turn.
+    The first of them ask for each day and currency in turn.
     """
     chance = random.Random(7)
     newest = datetime.now(UTC).date() - timedelta(days=21)
@@ -130,24 +127,17 @@ def make_requests(
     for number in range(count):
         day = newest - timedelta(days=number % days)
         code = rates.codes[number % len(rates.codes)]
-        if chance.random() < unknown:
-            code = UNKNOWN
         stake = Decimal(chance.randrange(10**5, 10**9)).scaleb(-5)
         midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
         made = midnight + timedelta(milliseconds=chance.randrange(86_400_000))
-        text = (
+        text = SPELLINGS[spelling](
             f'{{"type":"message","id":{number},"payload":{{'
             f'"marketId":{chance.randrange(1, 10_000)},"selectionId":{chance.randrange(1, 10_000)},'
             f'"odds":{chance.randrange(101, 1000) / 100},"stake":{stake},"currency":"{code}",'
             f'"date":"{made.replace(tzinfo=None).isoformat(timespec="milliseconds")}Z"}}}}'
         ).encode()
-        units = tables[day].get(code)
-        asked.append(
-            Asked(
-                b"\x81\x7e" + len(text).to_bytes(2) + text,
-                None if units is None else _exact(stake, units),
-            )
-        )
+        frame = b"\x81\x7e" + len(text).to_bytes(2) + text
+        asked.append(Asked(frame, _exact(stake, tables[day][code])))
     return asked
 
 
@@ -181,11 +171,16 @@ class Feed:
         self._beat_due = 0.0
         self._requests: list[Asked] = []
         self._next = 0
+        self._exact = True
         self.heartbeats = 0
 
-    def use(self, requests: list[Asked]) -> None:
-        """What is asked from now on are `requests`, in turn and again."""
+    def use(self, requests: list[Asked], *, exact: bool) -> None:
+        """What is asked from now on are `requests`, in turn and again.
+
+        `exact` replies echo every member; others may lack some.
+        """
         self._requests = requests
+        self._exact = exact
         self._next = 0
 
     def accept(self) -> None:
@@ -241,17 +236,6 @@ class Feed:
             answered += count
             self._ask(count)
         return answered
-
-    def load_until(self, outstanding: int, requests: int) -> None:
-        """Keep so many unanswered until that many `requests` are answered."""
-        self._ask(outstanding)
-        answered = 0
-        while answered < requests:
-            self._turn(time.perf_counter() + PATIENCE)
-            count = self._count()
-            answered += count
-            self._ask(count)
-        self._drain(outstanding)
 
     def _drain(self, outstanding: int) -> None:
         """Wait for the replies that are still to come."""
@@ -393,18 +377,14 @@ class Feed:
     def _judge(self, reply: bytes) -> int:
         """The id of a reply. Raises ValueError when it is not the right one."""
         message = json.loads(reply, parse_float=Decimal)
-        number: int = message["id"]
+        number = int(str(message["id"]).rpartition("-")[2])
         asked = self._requests[number]
-        request = json.loads(asked.frame[4:], parse_float=Decimal)
-        if asked.eur is None:
-            right = message["type"] == "error" and UNKNOWN in message["message"]
-        else:
-            made = datetime.fromisoformat(message["payload"]["date"])
-            late = datetime.now(UTC) - made
-            changed = {"stake": asked.eur, "currency": "EUR", "date": message["payload"]["date"]}
-            right = message == request | {"payload": request["payload"] | changed} and timedelta(
-                milliseconds=-1
-            ) <= late < timedelta(seconds=30)
-        if not right:
-            raise ValueError(f"{request} was answered by {message}, with {asked.eur} expected")
+        right = json.loads(asked.frame[4:], parse_float=Decimal)
+        late = datetime.now(UTC) - datetime.fromisoformat(message["payload"]["date"])
+        right["payload"] |= {"stake": asked.eur, "currency": "EUR"}
+        right["payload"]["date"] = message["payload"]["date"]
+        if not self._exact:
+            right["payload"] = {name: right["payload"][name] for name in message["payload"]}
+        if message != right or not timedelta(milliseconds=-1) <= late < timedelta(seconds=30):
+            raise ValueError(f"{right} was expected, and {message} came")
         return number
