@@ -37,7 +37,7 @@ from typing import Any
 
 import attrs
 import trustme
-from bench_feed import SPELLINGS, Feed, Rates, make_requests, serve_rates
+from bench_feed import CODES, SPELLINGS, Feed, make_requests, serve_rates, table
 from bench_peers import NODE, PEERS
 from bench_plot import plot
 
@@ -109,22 +109,16 @@ class Bench:
     def __init__(self, out: Path, also: dict[str, str], *, tls: bool = False) -> None:
         self.out = out
         self.also = also
-        self.rates = Rates()
         self._scheme = "wss" if tls else "ws"
         self.feed = Feed(_server_tls() if tls else None)
-        self.requests = {
-            spelling: make_requests(self.rates, DAYS, spelling) for spelling in SPELLINGS
-        }
-        self._rates_port = serve_rates(self.rates)
+        self.requests = {spelling: make_requests(DAYS, spelling) for spelling in SPELLINGS}
+        self._rates_port = serve_rates()
         self._tables = out / "tables.json"
         newest = datetime.now(UTC).date()
         days = (newest - timedelta(days=i) for i in range(40))
         self._tables.write_text(
             json.dumps(
-                {
-                    str(day): {code: str(units) for code, units in self.rates.table(day).items()}
-                    for day in days
-                }
+                {str(day): {code: str(units) for code, units in table(day).items()} for day in days}
             )
         )
 
@@ -182,7 +176,7 @@ class Bench:
 
     def _fill_tables(self) -> None:
         """Ask for each day and currency once, so that the service has fetched what it needs."""
-        self.feed.ask_all(DAYS * len(self.rates.codes), 64)
+        self.feed.ask_all(DAYS * len(CODES), 64)
 
     def measure(self, name: str, plan: Plan) -> Figures:
         """All figures of one client in one round."""
@@ -202,10 +196,9 @@ class Bench:
                 if name != FLOOR:
                     self._fill_tables()  # and check the replies
                 for outstanding in LOADS if spelling == USUAL else LOADS[1:]:
-                    load = feed.load(outstanding, plan.warm, plan.seconds, client.cpu)
                     key = str(outstanding) if outstanding == 1 else f"{outstanding} {spelling}"
-                    figures[f"rate_{key}"] = load.requests / load.seconds
-                    figures[f"cpu_{key}"] = (load.after - load.before) / load.requests
+                    rate, cpu = feed.load(outstanding, plan.warm, plan.seconds, client.cpu)
+                    figures[f"rate_{key}"], figures[f"cpu_{key}"] = rate, cpu
             figures["memory"] = client.memory()
         return figures
 

@@ -20,16 +20,15 @@ from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from math import inf
-from typing import Any, Generic, TypeVar
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import attrs
 
 from ratebridge.euro import CONVERSION_RATES
-
-T = TypeVar("T")
 
 HEARTBEAT = b'\x81\x14{"type":"heartbeat"}'
 REPLY_LEAST = 64  # bytes of payload: a heartbeat has fewer, a reply has more
@@ -43,26 +42,19 @@ CODES = [
 ]
 
 
-@attrs.define
-class Rates:
+@cache
+def table(day: date) -> dict[str, Decimal]:
     """Quotes for one euro: ten decimals, other ones each day, the same in each run.
 
     Those that are law are what the law says.
     """
-
-    codes: list[str] = attrs.Factory(lambda: list(CODES))
-
-    def table(self, day: date) -> dict[str, Decimal]:
-        chance = random.Random(day.toordinal())
-        quotes = {
-            code: Decimal(chance.randrange(5 * 10**9, 2 * 10**10)).scaleb(-10)
-            for code in self.codes
-        }
-        law = {code: units for code, (_, units) in CONVERSION_RATES.items() if code in quotes}
-        return {**quotes, **law, "EUR": Decimal(1)}
+    chance = random.Random(day.toordinal())
+    quotes = {code: Decimal(chance.randrange(5 * 10**9, 10**10)).scaleb(-10) for code in CODES}
+    law = {code: units for code, (_, units) in CONVERSION_RATES.items() if code in quotes}
+    return {**quotes, **law, "EUR": Decimal(1)}
 
 
-def serve_rates(rates: Rates) -> int:
+def serve_rates() -> int:
     """Serve the rates as freecurrencyapi would; returns the port."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -73,11 +65,9 @@ def serve_rates(rates: Rates) -> int:
             url = urlsplit(self.path)
             asked = parse_qs(url.query).get("date")
             day = date.fromisoformat(asked[0]) if asked else datetime.now(UTC).date()
-            quotes = rates.table(day)
-            if url.path == "/v1/historical":
-                body = f'{{"data":{{"{day}":{_object(quotes)}}}}}'
-            else:
-                body = f'{{"data":{_object(quotes)}}}'
+            quotes = ",".join(f'"{code}":{units}' for code, units in table(day).items())
+            dated = f'"{day}":{{{quotes}}}' if url.path == "/v1/historical" else quotes
+            body = f'{{"data":{{{dated}}}}}'
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -89,10 +79,6 @@ def serve_rates(rates: Rates) -> int:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, args=(60.0,), daemon=True).start()
     return server.server_port
-
-
-def _object(quotes: dict[str, Decimal]) -> str:
-    return "{" + ",".join(f'"{code}":{units}' for code, units in quotes.items()) + "}"
 
 
 @attrs.frozen
@@ -115,18 +101,17 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
 }
 
 
-def make_requests(rates: Rates, days: int, spelling: str, count: int = 8192) -> list[Asked]:
+def make_requests(days: int, spelling: str, count: int = 8192) -> list[Asked]:
     """Requests like the real feed's, of the `days` up to three weeks ago, ids 0, 1, 2 and on.
 
     The first of them ask for each day and currency in turn.
     """
     chance = random.Random(7)
     newest = datetime.now(UTC).date() - timedelta(days=21)
-    tables = {day: rates.table(day) for day in (newest - timedelta(days=i) for i in range(days))}
     asked = []
     for number in range(count):
         day = newest - timedelta(days=number % days)
-        code = rates.codes[number % len(rates.codes)]
+        code = CODES[number % len(CODES)]
         stake = Decimal(chance.randrange(10**5, 10**9)).scaleb(-5)
         midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
         made = midnight + timedelta(milliseconds=chance.randrange(86_400_000))
@@ -137,23 +122,10 @@ def make_requests(rates: Rates, days: int, spelling: str, count: int = 8192) -> 
             f'"date":"{made.replace(tzinfo=None).isoformat(timespec="milliseconds")}Z"}}}}'
         ).encode()
         frame = b"\x81\x7e" + len(text).to_bytes(2) + text
-        asked.append(Asked(frame, _exact(stake, tables[day][code])))
+        # By exact arithmetic; round() of a Fraction is half to even.
+        euro = round(Fraction(stake) / Fraction(table(day)[code]) * 10**5)
+        asked.append(Asked(frame, Decimal(euro).scaleb(-5)))
     return asked
-
-
-def _exact(stake: Decimal, units: Decimal) -> Decimal:
-    """The amount in euro by exact arithmetic; round() of a Fraction is half to even."""
-    return Decimal(round(Fraction(stake) / Fraction(units) * 10**5)).scaleb(-5)
-
-
-@attrs.frozen
-class Load(Generic[T]):
-    """What came of one load: requests answered, in how many seconds, and two marks."""
-
-    requests: int
-    seconds: float
-    before: T
-    after: T
 
 
 class Feed:
@@ -214,18 +186,20 @@ class Feed:
             self._turn(until)
             self._count()
 
-    def load(self, outstanding: int, warm: float, seconds: float, mark: Callable[[], T]) -> Load[T]:
+    def load(
+        self, outstanding: int, warm: float, seconds: float, cpu: Callable[[], float]
+    ) -> tuple[float, float]:
         """Keep so many requests unanswered; measures `seconds` after the first `warm` ones.
 
-        `mark` is called at the beginning and the end of the time measured.
+        Returns how many were answered a second, and how much `cpu` grew for each.
         """
         self._ask(outstanding)
         self._keep_up(time.perf_counter() + warm)
-        before, began = mark(), time.perf_counter()
+        before, began = cpu(), time.perf_counter()
         answered = self._keep_up(began + seconds)
-        result = Load(answered, time.perf_counter() - began, before, mark())
+        took, used = time.perf_counter() - began, cpu() - before
         self._drain(outstanding)
-        return result
+        return answered / took, used / answered
 
     def _keep_up(self, until: float) -> int:
         """Put a new request for each one answered; the number of these."""
