@@ -16,24 +16,29 @@ PACKAGE = Path(ratebridge.__file__).parent
 # layer lists before it.
 LAYERS = [
     ["errors", "dates", "conversion", "backoff", "budget", "euro", "link.address", "link.framing"],
-    ["providers.registry", "link.upgrade"],
+    ["signals", "providers.registry", "link.upgrade"],
     ["messages", "rates"],
-    ["levels", "plausibility"],
-    ["parsers", "settings", "observer"],
+    ["history", "plausibility"],
+    ["parsers", "settings", "operating.stats", "operating.logs", "observer"],
     ["link.tls", "link.dial", "link.stream", "link.link", "outbox"],
-    ["providers.source", "providers.http", "providers.chain", "providers.ahead"],
+    ["providers.source", "providers.http"],
     ["providers.*"],
+    ["providers.chain", "providers.ahead"],
     ["bridge"],
     ["session"],
     ["supervisor"],
-    ["operating.stats", "operating.logs", "operating.trail"],
-    ["operating.audit", "operating.journal"],
-    ["operating.overview", "operating.metrics", "operating.status"],
+    ["operating.trail"],
+    ["operating.audit"],
+    ["operating.overview", "operating.metrics", "operating.status", "operating.notify"],
     ["app"],
     ["api"],
     ["fakes.feed", "fakes.rates"],
     ["fakes.*"],
-    ["commands.live", "commands.demo", "commands.check", "commands.convert", "commands.verify"],
+    ["commands.options"],
+    [
+        *("commands.demo", "commands.check", "commands.convert", "commands.verify"),
+        *("commands.completion", "commands.samples"),
+    ],
     ["command_line"],
     ["cli"],
 ]
@@ -44,13 +49,14 @@ BOUNDARIES = {
     "httpx": {"providers.http", "fakes.rates"},
     "wsproto": {"link.link", "fakes.feed"},
     "h11": {"link.upgrade", "link.link", "fakes.rates", "operating.status"},
-    "structlog": {"operating.logs", "operating.journal", "commands.demo"},
+    "structlog": {"operating.logs", "commands.demo"},
     "dotenv": {"settings"},
-    "currency_converter": {"providers.ecb"},
+    "prometheus_client": {"operating.metrics"},
+    "currency_converter": {"history"},
 }
 
 # What is slow to import and optional for the running service.
-HEAVY = {"httpx", "operating.status", "currency_converter"}
+HEAVY = {"httpx", "prometheus_client", "operating.status", "currency_converter"}
 
 # What a package exports, and the module that it comes from.
 EXPORTED = {
@@ -61,7 +67,7 @@ EXPORTED = {
 
 PURE = {
     *("errors", "dates", "conversion", "backoff", "messages", "rates"),
-    *("budget", "euro", "levels", "plausibility"),
+    *("budget", "euro", "plausibility"),
     *("link.address", "link.framing"),
 }
 

@@ -14,25 +14,26 @@ _NOT_OFFERED: Final = {
 }
 
 
+# The handshake's own (RFC 6455, 4.1), and those that say where a request ends.
+_OWN: Final = {"host", "upgrade", "connection", "content-length", "transfer-encoding"}
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
-_OWN: Final = ("host", "connection", "upgrade", "content-length", "transfer-encoding")
 
 
 def parse_headers(text: str) -> tuple[tuple[bytes, bytes], ...]:
-    """Headers for the request, from lines `Name: value`; blank lines are skipped.
+    """The headers that stand in a text as lines `Name: value`; blank lines do not count.
 
-    Raises ValueError with what was expected, without the text, which holds secrets.
+    Raises ValueError with what was expected. Nothing is quoted: it may hold a secret.
     """
     headers = []
-    for line in text.splitlines():
-        name, colon, value = line.partition(":")
-        name, value = name.strip(), value.strip()
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
+        name, colon, value = line.partition(":")
+        value = value.strip(" \t\r")
         if not (colon and _TOKEN.fullmatch(name) and value.isascii() and value.isprintable()):
-            raise ValueError("lines `Name: value` of printable ASCII")
+            raise ValueError(f"lines `Name: value` of printable ASCII; line {number} is none")
         if name.lower() in _OWN or name.lower().startswith("sec-websocket-"):
-            raise ValueError("lines `Name: value`, without the handshake's own headers")
+            raise ValueError(f"none of the handshake's own headers; line {number} is one")
         headers.append((name.encode(), value.encode()))
     return tuple(headers)
 
@@ -40,7 +41,7 @@ def parse_headers(text: str) -> tuple[tuple[bytes, bytes], ...]:
 def parse_subprotocol(text: str) -> str:
     """The name of a subprotocol. Raises ValueError with what was expected."""
     if _TOKEN.fullmatch(text) is None:
-        raise ValueError("the name of a subprotocol, without spaces or commas")
+        raise ValueError("the name of one subprotocol, without spaces and commas")
     return text
 
 
