@@ -302,10 +302,13 @@ class RateChain:
 
     def _start(self, source: Source, day: date) -> _Fetch:
         """The one fetch of this sheet, started if none is under way."""
-        # A fetch from before midnight does not bring an ended day's rates.
         today = self._utc_now().date()
         key = source.name, source.asks(day, today), today
         fetch = self._fetches.get(key)
+        yesterday = today - timedelta(days=1)
+        if fetch is None and day < yesterday:
+            # A fetch from before midnight does not bring the rates of the day that it ended.
+            fetch = self._fetches.get((*key[:2], yesterday))
         if fetch is None:
             access, mono = self._access[source.name], trio.current_time()
             if access.budget is not None:
