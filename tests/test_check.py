@@ -45,10 +45,11 @@ from ratebridge.link.address import Address
 from ratebridge.providers.frankfurter import Frankfurter
 from ratebridge.providers.freecurrencyapi import FreeCurrencyApi
 from ratebridge.providers.http import HttpClient
+from ratebridge.providers.registry import NAMES
 from ratebridge.providers.source import Source
 from ratebridge.rates import Quote, RateSheet
 from ratebridge.session import HeartbeatSettings
-from ratebridge.settings import Settings
+from ratebridge.settings import Settings, load_settings
 
 NOW = datetime(2021, 6, 15, 12, tzinfo=UTC)
 FEED = Address("feed.example", 80, "/", secure=False)
@@ -534,21 +535,15 @@ async def test_the_sources_of_the_settings_are_asked_over_the_network():
         rates = FakeRates(key=KEY)
         port = await nursery.start(serve_rates, rates)
         trio.socket.set_custom_hostname_resolver(NoNames())
-        settings = attrs.evolve(
-            QUICK,
-            feed=FEED,
-            providers=("freecurrencyapi", "frankfurter"),
-            freecurrency_api_key=KEY,
-            freecurrency_api_url=f"http://127.0.0.1:{port}/v1",
-            frankfurter_url=f"http://127.0.0.1:{port}/v2",
-        )
+        values = {"FREECURRENCY_API_KEY": KEY, **rates.urls(f"http://127.0.0.1:{port}")}
+        settings = attrs.evolve(load_settings(values, need_feed=False), feed=FEED)
         out = io.StringIO()
         assert not await check(settings, Report(out))  # there is no feed
         nursery.cancel_scope.cancel()
     found = rows(out.getvalue())
     assert [step for step, row in found.items() if row.startswith("ok")] == [
-        *("settings", "freecurrencyapi key", "freecurrencyapi today", "freecurrencyapi past"),
-        *("frankfurter today", "frankfurter past"),
+        *("settings", "freecurrencyapi key"),
+        *(f"{name} {step}" for name in NAMES for step in ("today", "past")),
     ]
 
 
