@@ -17,7 +17,7 @@ from .backoff import Backoff
 from .bridge import Bridge
 from .errors import BadSettings, RatebridgeError
 from .link import Link, open_link
-from .link.dial import Dial, network_dial
+from .link.dial import Dial, NetworkDial
 from .observer import Observer
 from .operating.journal import Journal
 from .operating.logs import configure_logs
@@ -124,7 +124,7 @@ async def serve(
     feed = settings.feed
     # One for the feed and the sources: the system's certificates take 20 ms and over 1 MiB.
     make_tls = cache(partial(tls_context, settings.verify_ssl))
-    dial = dependencies.dial or network_dial(feed, make_tls() if feed.secure else None)
+    dial = dependencies.dial or NetworkDial(feed, make_tls() if feed.secure else None)
     http = HttpClient(make_tls)
 
     # What not every service has is imported by those that have it: it takes 5 ms.

@@ -501,7 +501,7 @@ async def test_the_feed_and_the_sources_have_one_tls_context(secure, monkeypatch
         return HttpClient(make_tls)
 
     monkeypatch.setattr(app, "tls_context", make)
-    monkeypatch.setattr(app, "network_dial", dial_with)
+    monkeypatch.setattr(app, "NetworkDial", dial_with)
     monkeypatch.setattr(app, "HttpClient", client_with)
     with trio.move_on_after(1):
         await serve(Settings(attrs.evolve(FEED, secure=secure), providers=("ecb",)))

@@ -15,7 +15,7 @@ from support import ADDRESS, accept_and_listen, within
 from ratebridge.errors import LinkFailed
 from ratebridge.fakes.feed import FeedPeer, serve_feed
 from ratebridge.link.address import Address
-from ratebridge.link.dial import network_dial, open_tcp
+from ratebridge.link.dial import NetworkDial, open_tcp
 from ratebridge.link.link import open_link
 
 
@@ -116,7 +116,7 @@ async def test_a_connection_that_cannot_be_made_has_its_reason(addresses, errors
     trio.socket.set_custom_hostname_resolver(Names(addresses))
     trio.socket.set_custom_socket_factory(Errors(*errors))
     with pytest.raises(LinkFailed) as caught:
-        await network_dial(ADDRESS, ssl.create_default_context())()
+        await NetworkDial(ADDRESS, ssl.create_default_context())()
     assert (caught.value.reason, caught.value.detail) == (reason, detail)
 
 
@@ -157,7 +157,7 @@ def has_ipv6() -> bool:
 async def test_an_ipv6_address_is_dialled_and_stands_in_brackets_in_the_host_header():
     async with listening("::1") as (port, peers), trio.open_nursery() as nursery:
         address = Address.parse(f"ws://[::1]:{port}/stream?a=b")
-        await open_link(nursery, address, network_dial(address, None))
+        await open_link(nursery, address, NetworkDial(address, None))
         assert (peers[0].host, peers[0].path) == (f"[::1]:{port}", "/stream?a=b")
         nursery.cancel_scope.cancel()
 
