@@ -57,7 +57,7 @@ def tls_context(verify: bool) -> ssl.SSLContext:
 
 def make_sources(settings: Settings, http: HttpClient) -> list[Source]:
     """The rate sources of the settings, in their order."""
-    return [provider(name).make(http, settings.sources) for name in settings.providers]
+    return [provider(name).make(http, settings) for name in settings.providers]
 
 
 def make_chain(

@@ -24,11 +24,11 @@ class _Top(argparse.ArgumentParser):
     """The top-level parser, whose help names the settings."""
 
     def format_help(self) -> str:
-        from .settings import FEED, rows
+        from .settings import FEED, VARIABLES
 
         names = (
             f"  {name}{' (required)' if name == FEED else ''}\n"
-            for name in (row.name for row in rows())
+            for name in (variable.name for variable in VARIABLES.values())
         )
         self.epilog = f"settings, from the environment or a .env file:\n{''.join(names)}"
         return super().format_help()

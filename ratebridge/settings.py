@@ -1,36 +1,40 @@
 """The settings: read from the environment and a `.env` file, and checked together."""
 
+# ruff: noqa: RUF009 - `setting` makes a field of attrs
+
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from io import StringIO
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import attrs
+from dotenv.parser import parse_stream
 
 from .errors import BadSettings
 from .link.address import Address
+from .link.upgrade import parse_headers, parse_subprotocol
 from .messages import clipped, quoted
-from .providers.registry import NAMES, provider
-from .setting import (
-    Setting,
-    Values,
+from .parsers import (
+    base_url,
+    coins,
     file,
     host_names,
     host_port,
+    key,
     one_of,
     seconds,
     seconds_from_zero,
     some_of,
     switch,
 )
+from .providers.registry import NAMES
+
+T = TypeVar("T")
 
 FEED: Final = "CURRENCY_ASSIGNMENT_WS_URI"
 PROVIDERS: Final = "RATEBRIDGE_PROVIDERS"
-USUAL_SOURCES: Final = 2  # without a list: one, and one to fail over to
-_MIN: Final = "RATEBRIDGE_RECONNECT_MIN"
-_MAX: Final = "RATEBRIDGE_RECONNECT_MAX"
 
 DOTENV: Final = Path(".env")
 MAX_DOTENV: Final = 1024 * 1024  # bytes; a larger file does not hold settings
@@ -38,51 +42,213 @@ MAX_DOTENV: Final = 1024 * 1024  # bytes; a larger file does not hold settings
 LogFormat = Literal["auto", "console", "json"]
 
 
-def _row(name: str, parse: Any, default: Any = None, *, secret: bool = False) -> Any:
-    row = Setting(name, parse, default, secret)
-    return attrs.field(default=default, repr=not secret, metadata={"row": row})
+@attrs.frozen
+class Variable:
+    """The environment variable that a field of `Settings` is read from.
+
+    `default` and `meaning` are for people; the meaning is one line of Markdown. The value
+    of a `secret` is never shown. `required_by` is the source that cannot do without it.
+    """
+
+    name: str
+    parse: Callable[[str], Any]
+    default: str
+    meaning: str
+    secret: bool
+    required_by: str | None
+
+
+def setting(
+    name: str,
+    parse: Callable[[str], T],
+    default: T,
+    meaning: str,
+    *,
+    shown: str | None = None,
+    secret: bool = False,
+    required_by: str | None = None,
+) -> T:
+    """A field of `Settings`, in the type of its default; see `Variable` for the arguments.
+
+    `shown` is how the default is told to people, where its own text does not tell it.
+    """
+    variable = Variable(name, parse, shown or _spelled(default), meaning, secret, required_by)
+    return attrs.field(default=default, repr=not secret, metadata={"variable": variable})
+
+
+def _spelled(value: object) -> str:
+    """A default as it would stand in the environment."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case float():
+            return f"{value:g}"
+        case tuple():
+            return ",".join(value) or "none"
+        case _:
+            return str(value or "none")
 
 
 @attrs.frozen
 class Settings:
-    """Everything an operator can set; times are in seconds. The defaults are the protocol's.
+    """Everything an operator can set; times are in seconds, certificates are files in PEM.
 
-    `sources` holds the values of the settings that the rate sources declare.
+    Each field has the environment variable beside it. Without `providers` all sources are
+    asked, in the order of their registry, except those whose key is not set.
     """
 
-    feed: Address | None = _row(FEED, Address.parse, secret=True)
-    verify_ssl: bool = _row("VERIFY_SSL", switch, default=True)
-    providers: tuple[str, ...] = _row(PROVIDERS, some_of(*NAMES), ("frankfurter", "ecb"))
-    cache_ttl: float = _row("RATEBRIDGE_CACHE_TTL", seconds, 7200.0)
-    rate_deadline: float = _row("RATEBRIDGE_RATE_DEADLINE", seconds, 5.0)
-    heartbeat_interval: float = _row("RATEBRIDGE_HEARTBEAT_INTERVAL", seconds, 1.0)
-    heartbeat_timeout: float = _row("RATEBRIDGE_HEARTBEAT_TIMEOUT", seconds, 2.0)
-    reconnect_min: float = _row(_MIN, seconds, 0.25)
-    reconnect_max: float = _row(_MAX, seconds, 5.0)
-    drain_timeout: float = _row("RATEBRIDGE_DRAIN_TIMEOUT", seconds_from_zero, 5.0)
-    log_level: str = _row(
-        "RATEBRIDGE_LOG_LEVEL", one_of("debug", "info", "warning", "error"), "info"
+    feed: Address | None = setting(
+        FEED, Address.parse, None, "the feed, `ws://` or `wss://`", shown="required", secret=True
     )
-    log_format: LogFormat = _row("RATEBRIDGE_LOG_FORMAT", one_of("auto", "console", "json"), "auto")
-    status_address: tuple[str, int] | None = _row("RATEBRIDGE_STATUS_ADDRESS", host_port)
-    status_hosts: tuple[str, ...] = _row("RATEBRIDGE_STATUS_HOSTS", host_names, ())
-    audit_file: Path | None = _row("RATEBRIDGE_AUDIT_FILE", file)
-    sources: Values = attrs.field(factory=Values)
+    feed_headers: tuple[tuple[bytes, bytes], ...] = setting(
+        "RATEBRIDGE_FEED_HEADERS",
+        parse_headers,
+        (),
+        "lines `Name: value`, sent to the feed with each upgrade",
+        secret=True,
+    )
+    feed_subprotocol: str | None = setting(
+        "RATEBRIDGE_FEED_SUBPROTOCOL",
+        parse_subprotocol,
+        None,
+        "the websocket subprotocol that is offered to the feed",
+    )
+    feed_cert_file: Path | None = setting(
+        "RATEBRIDGE_FEED_CERT_FILE", file, None, "a client certificate for the feed, PEM"
+    )
+    feed_key_file: Path | None = setting(
+        "RATEBRIDGE_FEED_KEY_FILE",
+        file,
+        None,
+        "the key of that certificate, unless it stands in the same file",
+    )
+    verify_ssl: bool = setting(
+        "VERIFY_SSL",
+        switch,
+        True,
+        "whether the certificates of feed and sources are checked; `false` is logged as a warning",
+    )
+    freecurrency_api_key: str = setting(
+        "FREECURRENCY_API_KEY",
+        key,
+        "",
+        "required when `freecurrencyapi` is among the sources",
+        secret=True,
+        required_by="freecurrencyapi",
+    )
+    freecurrency_api_url: str = setting(
+        "FREECURRENCY_API_URL",
+        base_url,
+        "https://api.freecurrencyapi.com/v1",
+        "its base URL, for a mirror or a cache",
+        secret=True,
+    )
+    frankfurter_url: str = setting(
+        "FRANKFURTER_URL",
+        base_url,
+        "https://api.frankfurter.dev/v2",
+        "its base URL, for a self-hosted one",
+        secret=True,
+    )
+    ecb_url: str = setting(
+        "ECB_URL",
+        base_url,
+        "https://www.ecb.europa.eu/stats/eurofxref",
+        "the base URL of the ECB's files",
+        secret=True,
+    )
+    coinbase_url: str = setting(
+        "COINBASE_URL",
+        base_url,
+        "https://api.exchange.coinbase.com",
+        "the base URL of Coinbase's exchange",
+        secret=True,
+    )
+    coinbase_coins: tuple[str, ...] = setting(
+        "COINBASE_COINS", coins, ("BTC",), "the coins asked of it, codes separated by commas"
+    )
+    providers: tuple[str, ...] = setting(
+        PROVIDERS,
+        some_of(*NAMES),
+        attrs.Factory(lambda self: usable_sources(self.freecurrency_api_key), takes_self=True),
+        "the sources in the order of trying",
+        shown=f"{','.join(NAMES)}; without a key all but the first",
+    )
+    plausibility: bool = setting(
+        "RATEBRIDGE_PLAUSIBILITY",
+        switch,
+        True,
+        "`off` uses quotes that cannot be true, too",
+        shown="on",
+    )
+    cache_ttl: float = setting(
+        "RATEBRIDGE_CACHE_TTL", seconds, 7200.0, "seconds for which a table of rates is cached"
+    )
+    rate_deadline: float = setting(
+        "RATEBRIDGE_RATE_DEADLINE",
+        seconds,
+        5.0,
+        "seconds for one rate, retries and failover included; then the reply is an error",
+    )
+    heartbeat_interval: float = setting(
+        "RATEBRIDGE_HEARTBEAT_INTERVAL", seconds, 1.0, "seconds between heartbeats sent"
+    )
+    heartbeat_timeout: float = setting(
+        "RATEBRIDGE_HEARTBEAT_TIMEOUT",
+        seconds,
+        2.0,
+        "seconds without a heartbeat received until it reconnects",
+    )
+    reconnect_min: float = setting(
+        "RATEBRIDGE_RECONNECT_MIN", seconds, 0.25, "seconds, the least wait before a reconnect"
+    )
+    reconnect_max: float = setting(
+        "RATEBRIDGE_RECONNECT_MAX", seconds, 5.0, "seconds, the longest wait before a reconnect"
+    )
+    drain_timeout: float = setting(
+        "RATEBRIDGE_DRAIN_TIMEOUT",
+        seconds_from_zero,
+        5.0,
+        "seconds for the requests in flight at a stop",
+    )
+    log_level: str = setting(
+        "RATEBRIDGE_LOG_LEVEL",
+        one_of("debug", "info", "warning", "error"),
+        "info",
+        "`debug`, `info`, `warning` or `error`",
+    )
+    log_format: LogFormat = setting(
+        "RATEBRIDGE_LOG_FORMAT",
+        one_of("auto", "console", "json"),
+        "auto",
+        "`console`, `json`, or `auto`: console on a terminal, JSON otherwise",
+    )
+    status_address: tuple[str, int] | None = setting(
+        "RATEBRIDGE_STATUS_ADDRESS", host_port, None, "`host:port` of the status server"
+    )
+    status_hosts: tuple[str, ...] = setting(
+        "RATEBRIDGE_STATUS_HOSTS",
+        host_names,
+        (),
+        "further host names of the status server, separated by commas; any IP address, "
+        "`localhost` and the host of its address always work",
+    )
+    audit_file: Path | None = setting(
+        "RATEBRIDGE_AUDIT_FILE", file, None, "the file for a JSON line per conversion"
+    )
     unknown: tuple[str, ...] = ()  # variables with our prefix that are not settings
 
 
-_FIELDS: Final = {
-    attribute.name: attribute.metadata["row"]
-    for attribute in attrs.fields(Settings)
-    if attribute.metadata
+VARIABLES: Final[Mapping[str, Variable]] = {
+    field.name: field.metadata["variable"] for field in attrs.fields(Settings) if field.metadata
 }
+"""The variable of each field that has one."""
 
 
-def rows() -> Iterator[Setting[Any]]:
-    """Every setting: the service's own, then those of each source."""
-    yield from _FIELDS.values()
-    for name in NAMES:
-        yield from provider(name).settings
+def usable_sources(key: str) -> tuple[str, ...]:
+    """The sources in the order of trying: all, if there is a key, else those that need none."""
+    needy = {variable.required_by for variable in VARIABLES.values()}
+    return tuple(name for name in NAMES if key or name not in needy)
 
 
 def read_environment(environ: Mapping[str, str], dotenv: Path | None = DOTENV) -> dict[str, str]:
@@ -102,9 +268,6 @@ def _read(environ: Mapping[str, str], dotenv: Path | None) -> tuple[dict[str, st
     found: dict[str, str] = {}
     problems: list[str] = []
     if dotenv is not None and os.path.lexists(dotenv):
-        # This import takes as long as the rest of the module.
-        from dotenv.parser import parse_stream
-
         lines = list(parse_stream(StringIO(_read_dotenv(dotenv), newline=None)))
         wrong = [_number(line.original) for line in lines if line.error]
         problems = [f"{dotenv.name}: line {n}: expected NAME=value" for n in wrong]
@@ -149,32 +312,27 @@ def load_settings(values: Mapping[str, str] | None = None, *, need_feed: bool = 
     read: dict[str, Any] = {}
     if need_feed and FEED not in values:
         problems.append(f"{FEED}: is required but not set")
-    for row in rows():
-        if row.name not in values:
+    for field, variable in VARIABLES.items():
+        if variable.name not in values:
             continue
-        value = values[row.name].strip()
+        value = values[variable.name].strip()
         try:
-            read[row.name] = row.parse(value)
+            read[field] = variable.parse(value)
         except ValueError as expected:
-            got = "" if row.secret else f", got {quoted(value)}"
-            problems.append(f"{row.name}: expected {expected}{got}")
-    lacking = {
-        name: [row for row in provider(name).settings if row.required and row.name not in values]
-        for name in NAMES
-    }
-    usable = [name for name in NAMES if not lacking[name]]
-    for name in read.setdefault(PROVIDERS, tuple(usable[:USUAL_SOURCES])):
-        problems += [
-            f"{row.name}: is required but not set, as {name} is among the sources"
-            for row in lacking[name]
-        ]
-    own = {field: read.pop(row.name) for field, row in _FIELDS.items() if row.name in read}
-    settings = Settings(**own, sources=Values(read))
+            got = "" if variable.secret else f", got {quoted(value)}"
+            problems.append(f"{variable.name}: expected {expected}{got}")
+    settings = Settings(**read)
+    problems += [
+        f"{variable.name}: is required but not set, as {variable.required_by} is among the sources"
+        for variable in VARIABLES.values()
+        if variable.required_by in settings.providers and variable.name not in values
+    ]
     if settings.reconnect_max < settings.reconnect_min:
-        if "reconnect_max" in own:
-            problems.append(f"{_MAX}: expected no less than {_MIN} ({settings.reconnect_min:g})")
+        least, most = VARIABLES["reconnect_min"].name, VARIABLES["reconnect_max"].name
+        if "reconnect_max" in read:
+            problems.append(f"{most}: expected no less than {least} ({settings.reconnect_min:g})")
         settings = attrs.evolve(settings, reconnect_max=settings.reconnect_min)
-    names = {row.name for row in rows()}
+    names = {variable.name for variable in VARIABLES.values()}
     strange = sorted(
         clipped(name) for name in values if name.startswith("RATEBRIDGE_") and name not in names
     )

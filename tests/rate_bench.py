@@ -18,7 +18,7 @@ from ratebridge.providers.http import HttpClient
 from ratebridge.providers.registry import provider
 from ratebridge.providers.source import Http, Source
 from ratebridge.rates import Rate, RateTable, Tables
-from ratebridge.setting import Values
+from ratebridge.settings import load_settings
 
 KEY = "fca_live_s3cr3t"
 START = datetime(2026, 11, 20, 12, 0, 20, tzinfo=UTC)  # a Friday, twenty seconds into its minute
@@ -102,9 +102,9 @@ def make_client(fake: FakeRates, transport: httpx.AsyncBaseTransport | None = No
 
 
 def make_source(name: str, http: Http) -> Source:
-    """The source of that name, sent to the fakes; what it requires beside is `KEY`."""
-    required = {row.name: KEY for row in provider(name).settings if row.required}
-    return provider(name).make(http, Values({**required, **FakeRates().urls(URL)}))
+    """The source of that name, sent to the fakes; its key is `KEY`."""
+    values = {"FREECURRENCY_API_KEY": KEY, **FakeRates().urls(URL)}
+    return provider(name).make(http, load_settings(values, need_feed=False))
 
 
 @asynccontextmanager

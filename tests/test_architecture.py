@@ -16,14 +16,13 @@ PACKAGE = Path(ratebridge.__file__).parent
 # layer lists before it.
 LAYERS = [
     ["errors", "dates", "conversion", "backoff", "budget", "euro", "link.address", "link.framing"],
+    ["providers.registry", "link.upgrade"],
     ["messages", "rates"],
     ["levels", "plausibility"],
-    ["setting", "observer"],
-    ["link.tls", "link.dial", "link.upgrade", "link.stream", "link.link", "outbox"],
+    ["parsers", "settings", "observer"],
+    ["link.tls", "link.dial", "link.stream", "link.link", "outbox"],
     ["providers.source", "providers.http", "providers.chain", "providers.ahead"],
     ["providers.*"],
-    ["providers.registry"],
-    ["settings"],
     ["bridge"],
     ["session"],
     ["supervisor"],
@@ -51,7 +50,7 @@ BOUNDARIES = {
 }
 
 # What is slow to import and optional for the running service.
-HEAVY = {"httpx", "operating.status", "currency_converter", "dotenv"}
+HEAVY = {"httpx", "operating.status", "currency_converter"}
 
 # What a package exports, and the module that it comes from.
 EXPORTED = {

@@ -46,7 +46,6 @@ from ratebridge.providers.http import HttpClient
 from ratebridge.providers.source import Source
 from ratebridge.rates import Quote, RateTable
 from ratebridge.session import HeartbeatSettings
-from ratebridge.setting import Values
 from ratebridge.settings import Settings
 
 NOW = datetime(2021, 6, 15, 12, tzinfo=UTC)
@@ -515,7 +514,9 @@ async def test_the_sources_of_the_settings_are_asked_over_the_network():
             QUICK,
             feed=FEED,
             providers=("freecurrencyapi", "frankfurter"),
-            sources=Values({"FREECURRENCY_API_KEY": KEY, **rates.urls(f"http://127.0.0.1:{port}")}),
+            freecurrency_api_key=KEY,
+            freecurrency_api_url=f"http://127.0.0.1:{port}/v1",
+            frankfurter_url=f"http://127.0.0.1:{port}/v2",
         )
         out = io.StringIO()
         assert not await check(settings, out)  # there is no feed
@@ -534,7 +535,7 @@ async def test_a_source_that_is_down():
         settings = attrs.evolve(
             QUICK,
             feed=FEED,
-            sources=Values({"FRANKFURTER_URL": f"http://127.0.0.1:{free.getsockname()[1]}/v2"}),
+            frankfurter_url=f"http://127.0.0.1:{free.getsockname()[1]}/v2",
         )
         out = io.StringIO()
         assert not await check(settings, out)
@@ -585,12 +586,8 @@ async def test_no_secret_is_printed():
         settings = attrs.evolve(
             QUICK,
             feed=address(port),
-            sources=Values(
-                {
-                    "FREECURRENCY_API_KEY": "source-secret",
-                    "FREECURRENCY_API_URL": "https://source.example/url-secret",
-                }
-            ),
+            freecurrency_api_key="source-secret",
+            freecurrency_api_url="https://source.example/url-secret",
         )
         _, _, text = await outcome(settings, [source])
     assert "FAIL" in text

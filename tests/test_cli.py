@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from ratebridge.cli import main
-from ratebridge.settings import rows
+from ratebridge.settings import VARIABLES
 
 
 def exit_code(*arguments: str) -> object:
@@ -91,7 +91,9 @@ def test_the_help_names_every_setting(capsys):
     assert exit_code("--help") == 0
     shown = capsys.readouterr().out.splitlines()
     assert "  CURRENCY_ASSIGNMENT_WS_URI (required)" in shown
-    assert [row.name for row in rows() if not any(row.name in line.split() for line in shown)] == []
+    assert [
+        v.name for v in VARIABLES.values() if not any(v.name in line.split() for line in shown)
+    ] == []
 
 
 LINES = "expected requests, a JSON line each"

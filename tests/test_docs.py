@@ -7,7 +7,7 @@ import pytest
 
 from ratebridge.command_line import command_line
 from ratebridge.operating import journal
-from ratebridge.settings import rows
+from ratebridge.settings import VARIABLES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,7 +35,7 @@ def test_the_operators_files_name_settings_that_there_are(name):
     text = (ROOT / "scripts" / name).read_text(encoding="utf-8")
     named = re.findall(r"\b(?:RATEBRIDGE|CURRENCY|FREECURRENCY|FRANKFURTER|ECB)_[A-Z_]+", text)
     assert named
-    assert set(named) <= {row.name for row in rows()}
+    assert set(named) <= {variable.name for variable in VARIABLES.values()}
 
 
 def test_the_readme_lists_every_command():

@@ -13,10 +13,10 @@ from ratebridge.app import Dependencies, serve
 from ratebridge.errors import BadSettings, LinkFailed, Loss, SourceFailed
 from ratebridge.link.address import Address
 from ratebridge.providers.registry import NAMES, provider
-from ratebridge.setting import Setting, Values, key
-from ratebridge.settings import Settings, load_settings, read_environment, rows
+from ratebridge.settings import VARIABLES, Settings, load_settings, read_environment
 
 NO_HTTP: Any = None  # of a source that is never asked
+SECRETS = [variable for variable in VARIABLES.values() if variable.secret]
 FEED = {"CURRENCY_ASSIGNMENT_WS_URI": "ws://feed.example/stream"}
 
 
@@ -24,7 +24,9 @@ def test_the_defaults_are_those_of_the_protocol():
     assert load_settings(FEED) == Settings(
         feed=Address("feed.example", 80, "/stream", secure=False),
         verify_ssl=True,
-        providers=("frankfurter", "ecb"),
+        providers=tuple(name for name in NAMES if name != "freecurrencyapi"),
+        plausibility=True,
+        coinbase_coins=("BTC",),
         cache_ttl=7200,
         rate_deadline=5,
         heartbeat_interval=1,
@@ -41,9 +43,8 @@ def test_the_defaults_are_those_of_the_protocol():
 
 
 def test_a_key_puts_freecurrencyapi_first():
-    settings = load_settings({**FEED, "FREECURRENCY_API_KEY": "k3y"})
-    assert settings.providers == ("freecurrencyapi", "frankfurter")
-    assert settings.sources == Values({"FREECURRENCY_API_KEY": "k3y"})
+    assert load_settings({**FEED, "FREECURRENCY_API_KEY": "k3y"}).providers == NAMES
+    assert Settings(freecurrency_api_key="k3y").providers == NAMES
 
 
 def test_a_longer_first_wait_raises_the_longest():
@@ -53,32 +54,50 @@ def test_a_longer_first_wait_raises_the_longest():
 
 def test_every_setting_is_read(tmp_path):
     audit = tmp_path / "audit.jsonl"
-    settings = load_settings(
-        {
-            "CURRENCY_ASSIGNMENT_WS_URI": " wss://[::1]:9000/a?b=c ",
-            "FREECURRENCY_API_KEY": "k3y",
-            "VERIFY_SSL": "False",
-            "FREECURRENCY_API_URL": "http://localhost:8080/v1/",
-            "FRANKFURTER_URL": "http://localhost:8081/v2",
-            "RATEBRIDGE_PROVIDERS": "ecb, Frankfurter",
-            "RATEBRIDGE_CACHE_TTL": "60",
-            "RATEBRIDGE_RATE_DEADLINE": "2.5",
-            "RATEBRIDGE_HEARTBEAT_INTERVAL": "0.5",
-            "RATEBRIDGE_HEARTBEAT_TIMEOUT": "1.5",
-            "RATEBRIDGE_RECONNECT_MIN": "0.1",
-            "RATEBRIDGE_RECONNECT_MAX": "0.2",
-            "RATEBRIDGE_DRAIN_TIMEOUT": "0",
-            "RATEBRIDGE_LOG_LEVEL": "DEBUG",
-            "RATEBRIDGE_LOG_FORMAT": "json",
-            "RATEBRIDGE_STATUS_ADDRESS": "[::1]:8080",
-            "RATEBRIDGE_STATUS_HOSTS": "Ratebridge, status.example",
-            "RATEBRIDGE_AUDIT_FILE": str(audit),
-        }
-    )
-    assert settings == Settings(
+    values = {
+        "CURRENCY_ASSIGNMENT_WS_URI": " wss://[::1]:9000/a?b=c ",
+        "RATEBRIDGE_FEED_HEADERS": "Authorization: Bearer a:b\n\nX-Tenant:  7 \n",
+        "RATEBRIDGE_FEED_SUBPROTOCOL": "bets.v2",
+        "RATEBRIDGE_FEED_CERT_FILE": "client.pem",
+        "RATEBRIDGE_FEED_KEY_FILE": "client.key",
+        "FREECURRENCY_API_KEY": "k3y",
+        "VERIFY_SSL": "False",
+        "FREECURRENCY_API_URL": "http://localhost:8080/v1/",
+        "FRANKFURTER_URL": "http://localhost:8081/v2",
+        "ECB_URL": "http://localhost:8082",
+        "COINBASE_URL": "http://localhost:8083",
+        "COINBASE_COINS": "btc, ETH",
+        "RATEBRIDGE_PROVIDERS": "ecb, Frankfurter",
+        "RATEBRIDGE_PLAUSIBILITY": "off",
+        "RATEBRIDGE_CACHE_TTL": "60",
+        "RATEBRIDGE_RATE_DEADLINE": "2.5",
+        "RATEBRIDGE_HEARTBEAT_INTERVAL": "0.5",
+        "RATEBRIDGE_HEARTBEAT_TIMEOUT": "1.5",
+        "RATEBRIDGE_RECONNECT_MIN": "0.1",
+        "RATEBRIDGE_RECONNECT_MAX": "0.2",
+        "RATEBRIDGE_DRAIN_TIMEOUT": "0",
+        "RATEBRIDGE_LOG_LEVEL": "DEBUG",
+        "RATEBRIDGE_LOG_FORMAT": "json",
+        "RATEBRIDGE_STATUS_ADDRESS": "[::1]:8080",
+        "RATEBRIDGE_STATUS_HOSTS": "Ratebridge, status.example",
+        "RATEBRIDGE_AUDIT_FILE": str(audit),
+    }
+    assert set(values) == {variable.name for variable in VARIABLES.values()}
+    assert load_settings(values) == Settings(
         feed=Address("::1", 9000, "/a?b=c", secure=True),
+        feed_headers=((b"Authorization", b"Bearer a:b"), (b"X-Tenant", b"7")),
+        feed_subprotocol="bets.v2",
+        feed_cert_file=Path("client.pem"),
+        feed_key_file=Path("client.key"),
         verify_ssl=False,
+        freecurrency_api_key="k3y",
+        freecurrency_api_url="http://localhost:8080/v1",
+        frankfurter_url="http://localhost:8081/v2",
+        ecb_url="http://localhost:8082",
+        coinbase_url="http://localhost:8083",
+        coinbase_coins=("BTC", "ETH"),
         providers=("ecb", "frankfurter"),
+        plausibility=False,
         cache_ttl=60,
         rate_deadline=2.5,
         heartbeat_interval=0.5,
@@ -91,13 +110,6 @@ def test_every_setting_is_read(tmp_path):
         status_address=("::1", 8080),
         status_hosts=("ratebridge", "status.example"),
         audit_file=audit,
-        sources=Values(
-            {
-                "FREECURRENCY_API_KEY": "k3y",
-                "FREECURRENCY_API_URL": "http://localhost:8080/v1",
-                "FRANKFURTER_URL": "http://localhost:8081/v2",
-            }
-        ),
     )
 
 
@@ -122,7 +134,15 @@ WRONG = [
     Wrong("FREECURRENCY_API_URL", "http://rates/ v1", "http://"),
     Wrong("FRANKFURTER_URL", "https://user@rates", "http://"),
     Wrong("FRANKFURTER_URL", "https://rates:port", "http://"),
-    Wrong("FRANKFURTER_CALLS", "0", "a whole number above 0"),
+    Wrong("COINBASE_COINS", "BTC,BTC", "codes of three letters"),
+    Wrong("COINBASE_COINS", "USDT", "codes of three letters"),
+    Wrong("RATEBRIDGE_FEED_HEADERS", "no colon", "lines `Name: value`"),
+    Wrong("RATEBRIDGE_FEED_HEADERS", "a b: c", "lines `Name: value`"),
+    Wrong("RATEBRIDGE_FEED_HEADERS", "A: b\x7f", "printable ASCII"),
+    Wrong("RATEBRIDGE_FEED_HEADERS", "Host: h", "without the handshake's own"),
+    Wrong("RATEBRIDGE_FEED_HEADERS", "Sec-WebSocket-Key: h", "without the handshake's own"),
+    Wrong("RATEBRIDGE_FEED_SUBPROTOCOL", "a, b", "the name of a subprotocol"),
+    Wrong("RATEBRIDGE_PLAUSIBILITY", "perhaps", "true or false"),
     Wrong("RATEBRIDGE_PROVIDERS", "ecb,ecb", "a list"),
     Wrong("RATEBRIDGE_PROVIDERS", "bank", "a list"),
     Wrong("RATEBRIDGE_CACHE_TTL", "two hours", "seconds above 0"),
@@ -198,19 +218,17 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("row", [row for row in rows() if row.secret], ids=lambda row: row.name)
-def test_no_value_of_a_secret_setting_is_ever_printed(row, shape):
+@pytest.mark.parametrize("secret", SECRETS, ids=lambda secret: secret.name)
+def test_no_value_of_a_secret_setting_is_ever_printed(secret, shape):
     """Whichever it is, good or bad, however its source uses it."""
-    needed = {row.name: "k3y" for name in NAMES for row in provider(name).settings if row.required}
-    values = {**FEED, **needed, "RATEBRIDGE_PROVIDERS": ",".join(NAMES)}
+    values = {**FEED, "FREECURRENCY_API_KEY": "k3y"}
     try:
-        settings = load_settings({**values, row.name: shape.format(SECRET)})
+        settings = load_settings({**values, secret.name: shape.format(SECRET)})
     except BadSettings as bad:
         shown = f"{bad} {bad!r}"
     else:
-        sources = [provider(name).make(NO_HTTP, settings.sources) for name in NAMES]
-        hidden = attrs.evolve(settings, feed=None) if row.name in FEED else settings
-        shown = f"{settings} {settings!r} {attrs.asdict(hidden)} {sources}"
+        sources = [provider(name).make(NO_HTTP, settings) for name in NAMES]
+        shown = f"{settings} {settings!r} {sources}"
     assert SECRET not in shown
 
 
@@ -224,14 +242,12 @@ async def test_no_secret_is_logged_by_a_service_that_can_reach_nothing(autojump_
     async def dial():
         raise LinkFailed(Loss.REFUSED, "connection refused")
 
-    values = {"RATEBRIDGE_PROVIDERS": ",".join(NAMES)}
-    for row in rows():
-        fits = [text for shape in SHAPES if is_good(row, text := shape.format(f"h/{SECRET}"))]
-        if row.secret:
-            values[row.name] = fits[0]
-    assert len(values) > len(NAMES)
+    values = {}
+    for variable in SECRETS:
+        texts = [shape.format(f"h/{SECRET}") for shape in (*SHAPES, "X-Token: {0}")]
+        values[variable.name] = next(text for text in texts if is_good(variable, text))
     settings = load_settings(values)
-    sources = [provider(name).make(Unreachable(), settings.sources) for name in NAMES]
+    sources = [provider(name).make(Unreachable(), settings) for name in NAMES]
     stop = trio.Event()
     with structlog.testing.capture_logs() as log:
         async with trio.open_nursery() as nursery:
@@ -242,19 +258,12 @@ async def test_no_secret_is_logged_by_a_service_that_can_reach_nothing(autojump_
     assert SECRET not in str(log)
 
 
-def is_good(row, text):
+def is_good(variable, text):
     try:
-        row.parse(text)
+        variable.parse(text)
     except ValueError:
         return False
     return True
-
-
-def test_a_setting_of_a_source_is_a_secret_unless_it_says_otherwise():
-    assert Setting("NEW", key).secret
-    of_sources = {row.name for name in NAMES for row in provider(name).settings}
-    shown = {name for name in of_sources if name.endswith("_CALLS")}
-    assert {row.name for row in rows() if row.secret} == {*FEED, *of_sources} - shown
 
 
 def test_an_unknown_variable_is_reported_with_the_problems():

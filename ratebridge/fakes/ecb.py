@@ -9,7 +9,6 @@ from zipfile import ZIP_DEFLATED, ZipFile
 
 import attrs
 
-from ..providers.ecb import URL
 from .rates import COMMON, Call, FakeAnswer, FakeSource, Fault, working_day
 
 ECB: Final = "ecb"
@@ -29,7 +28,7 @@ class FakeEcb(FakeSource):
     """`published` is the hour of the day, in UTC, at which its rates appear."""
 
     prefix = "/stats/eurofxref"
-    url = URL
+    url = "ECB_URL"
 
     published: int = 15
 

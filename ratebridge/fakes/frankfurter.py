@@ -6,7 +6,6 @@ from typing import Final
 
 import attrs
 
-from ..providers.frankfurter import URL
 from .rates import (
     COMMON,
     CONTEXT,
@@ -50,7 +49,7 @@ class FakeFrankfurter(FakeSource):
     """Frankfurter v2."""
 
     prefix = "/v2"
-    url = URL
+    url = "FRANKFURTER_URL"
     units = _UNITS
 
     @staticmethod

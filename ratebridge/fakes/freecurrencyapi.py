@@ -7,7 +7,6 @@ from typing import Final
 
 import attrs
 
-from ..providers.freecurrencyapi import URL
 from .rates import (
     COMMON,
     CONTEXT,
@@ -44,7 +43,7 @@ class FakeFreeCurrencyApi(FakeSource):
     """
 
     prefix = "/v1"
-    url = URL
+    url = "FREECURRENCY_API_URL"
 
     key: str | None = None
     per_minute: int = 10

@@ -27,7 +27,6 @@ import h11
 import trio
 
 from ..providers.registry import NAMES
-from ..setting import Setting
 
 if TYPE_CHECKING:
     import httpx
@@ -122,14 +121,14 @@ class Refusal(Exception):
 
 
 class FakeSource(ABC):
-    """One source, below the path `prefix`; `url` is the setting of its base URL.
+    """One source, below the path `prefix`; `url` names the setting of its base URL.
 
     `units` are the usual units for one euro. A subclass is an attrs class whose options
     are fields with defaults.
     """
 
     prefix: ClassVar[str]
-    url: ClassVar[Setting[str]]
+    url: ClassVar[str]
     units: ClassVar[Mapping[str, Decimal]] = COMMON
 
     @abstractmethod
@@ -207,7 +206,7 @@ class FakeRates:
 
     def urls(self, base: str) -> dict[str, str]:
         """The settings of the sources' URLs, for a server at `base`."""
-        return {fake.url.name: base + fake.prefix for fake in self.sources.values()}
+        return {fake.url: base + fake.prefix for fake in self.sources.values()}
 
     def answer(self, target: str, headers: Mapping[str, str]) -> FakeAnswer:
         """Answer a GET of `target` (path and query); header names are in lower case."""

@@ -55,32 +55,24 @@ class NetworkDial:
 
 async def open_tcp(
     address: Address, proxy: Proxy | None = None, proxy_tls: ssl.SSLContext | None = None
-) -> trio.SocketStream | trio.SSLStream[trio.SocketStream]:
+) -> Network:
     """A connection to an address, through a proxy if there is one. Raises `LinkFailed`.
 
-    `proxy_tls` is for a proxy that is spoken to by https. Then the stream is one in TLS.
+    `proxy_tls` is for a proxy that is spoken to by https.
     """
     names()
     if proxy is None:
         return await connect(address.host, address.port)
-    async with AsyncExitStack() as on_failure:
-        try:
-            if proxy.scheme.startswith("socks"):
-                return await connect_by_socks(address, proxy)
-            tunnel: trio.SocketStream | trio.SSLStream[trio.SocketStream]
-            tunnel = network = await connect(proxy.host, proxy.port)
-            on_failure.push_async_callback(trio.aclose_forcefully, network)
-            if proxy.scheme == "https":
-                assert proxy_tls is not None, "TLS needs a context"
-                tunnel = trio.SSLStream(network, proxy_tls, proxy.host, https_compatible=True)
-            await connect_by_http(tunnel, address, proxy)
-        except LinkFailed as failure:
-            raise LinkFailed(Loss.PROXY, f"the proxy: {failure.detail}") from None
-        except trio.BrokenResourceError as error:  # which trio's TLS raises too, from its own
-            failure = tls_failure(error.__cause__ or error, 0)
-            raise LinkFailed(Loss.PROXY, f"the proxy: {failure.detail}") from None
-        on_failure.pop_all()
-    return tunnel
+    try:
+        if proxy.scheme.startswith("socks"):
+            return await connect_by_socks(address, proxy)
+        tunnel: Network = await connect(proxy.host, proxy.port)
+        if proxy.scheme == "https":
+            assert proxy_tls is not None, "TLS needs a context"
+            tunnel = await add_tls_in_tls(tunnel, proxy.host, proxy_tls)
+        return await connect_by_http(tunnel, address, proxy)
+    except LinkFailed as failure:
+        raise LinkFailed(Loss.PROXY, f"the proxy: {failure.detail}") from None
 
 
 async def connect(host: str, port: int) -> trio.SocketStream:

@@ -1,4 +1,4 @@
-"""TLS: what is checked of a peer, and TLS on a socket in two steps, to seal bytes and to write them.
+"""TLS: what is checked of a peer; and TLS on a socket in two steps, to seal and to write.
 
 trio's SSLStream does both steps at once and waits meanwhile. Here what is sealed is
 bytes like any, which the link's queue writes at once or later, in their order.
@@ -50,11 +50,11 @@ def tls_context(
                 "RATEBRIDGE_FEED_CERT_FILE, RATEBRIDGE_FEED_KEY_FILE: expected a certificate and "
                 f"its key in PEM, without a passphrase ({why})"
             ) from None
-    wrap = context.wrap_bio
+    wrap: Any = context.wrap_bio
 
-    def wrap_without_dot(*args: Any, server_hostname: Any = None, **more: Any) -> ssl.SSLObject:
+    def wrap_without_dot(*args: Any, server_hostname: str, **more: Any) -> Any:
         # A dot at the end is for the lookup. Neither SNI (RFC 6066, 3) nor a certificate has it.
-        return wrap(*args, server_hostname=server_hostname.rstrip("."), **more)
+        return wrap(*args, server_hostname=server_hostname.removesuffix("."), **more)
 
     context.wrap_bio = wrap_without_dot  # type: ignore[method-assign]
     return context

@@ -15,10 +15,10 @@ from .address import Address
 
 # The handshake's own (RFC 6455, 4.1), and those that say where a request ends.
 _OWN: Final = {"host", "upgrade", "connection", "content-length", "transfer-encoding"}
-_TOKEN: Final = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110, 5.6.2
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 
 
-def parse_headers(text: str) -> tuple[tuple[str, str], ...]:
+def parse_headers(text: str) -> tuple[tuple[bytes, bytes], ...]:
     """The headers that stand in a text as lines `Name: value`; blank lines do not count.
 
     Raises ValueError with what was expected. Nothing is quoted: it may hold a secret.
@@ -27,19 +27,19 @@ def parse_headers(text: str) -> tuple[tuple[str, str], ...]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
-        found = re.fullmatch(rf"({_TOKEN}):[ \t]*([ -~\t]*?)[ \t\r]*", line)
-        if found is None:
-            raise ValueError(f"lines `Name: value` in ASCII; line {number} is none")
-        name, value = found.groups()
+        name, colon, value = line.partition(":")
+        value = value.strip(" \t\r")
+        if not (colon and _TOKEN.fullmatch(name) and value.isascii() and value.isprintable()):
+            raise ValueError(f"lines `Name: value` of printable ASCII; line {number} is none")
         if name.lower() in _OWN or name.lower().startswith("sec-websocket-"):
             raise ValueError(f"none of the handshake's own headers; line {number} is one")
-        headers.append((name, value))
+        headers.append((name.encode(), value.encode()))
     return tuple(headers)
 
 
 def parse_subprotocol(text: str) -> str:
     """The name of a subprotocol. Raises ValueError with what was expected."""
-    if not re.fullmatch(_TOKEN, text):
+    if _TOKEN.fullmatch(text) is None:
         raise ValueError("the name of one subprotocol, without spaces and commas")
     return text
 
@@ -48,15 +48,13 @@ def parse_subprotocol(text: str) -> str:
 class UpgradeOptions:
     """What an upgrade brings beside the handshake: headers as name and value, a subprotocol."""
 
-    headers: tuple[tuple[str, str], ...] = attrs.field(default=(), repr=False)
+    headers: tuple[tuple[bytes, bytes], ...] = attrs.field(default=(), repr=False)
     subprotocol: str | None = None
 
     def extra_headers(self, address: Address) -> list[tuple[bytes, bytes]]:
         """The headers, and the one that the user and the password of the address become."""
-        headers = [(name.encode(), value.encode()) for name, value in self.headers]
-        if address.authorization is not None:
-            headers.append((b"Authorization", address.authorization.encode()))
-        return headers
+        given = address.authorization
+        return [*self.headers, *([(b"Authorization", given.encode())] if given else [])]
 
 
 class UpgradeResponse:

@@ -27,10 +27,7 @@ from ..conversion import is_quote
 from ..dates import EARLIEST
 from ..errors import SourceFailed
 from ..rates import FAILURE_LIFE, MAX_DAYS_BACK, Quote, RateTable
-from ..setting import Setting, base_url
 from .source import Http, Provider, read_body
-
-URL: Final = Setting("ECB_URL", base_url, "https://www.ecb.europa.eu/stats/eurofxref")
 
 RECENT: Final = timedelta(days=80)  # well within the 90 days of the smaller file
 RECHECK: Final = 600.0  # s until a file that may have grown is fetched again
@@ -271,4 +268,4 @@ def _history(today: date, rows: Iterable[tuple[str, Row]]) -> History:
     return History(found)
 
 
-PROVIDER: Final = Provider(Ecb.name, lambda http, values: Ecb(http, values[URL]), (URL,))
+PROVIDER: Final = Provider(Ecb.name, lambda http, settings: Ecb(http, settings.ecb_url))

@@ -13,13 +13,9 @@ from msgspec import Raw
 from ..budget import Budget
 from ..errors import SourceFailed
 from ..rates import RateTable
-from ..setting import Setting, base_url, count
 from .source import Http, Provider, json_decoder, make_table, read_body
 
 MONTH_OF_CALLS: Final = 250_000  # one in 10 s: it has no quota, but blocks abuse
-
-URL: Final = Setting("FRANKFURTER_URL", base_url, "https://api.frankfurter.dev/v2")
-CALLS: Final = Setting("FRANKFURTER_CALLS", count, MONTH_OF_CALLS, secret=False)
 
 
 class _Row(msgspec.Struct):
@@ -39,8 +35,8 @@ class Frankfurter:
     name = "frankfurter"
     quota = None
 
-    def __init__(self, http: Http, url: str, calls: int = MONTH_OF_CALLS) -> None:
-        self.budget: Final = Budget.of_month(calls)
+    def __init__(self, http: Http, url: str) -> None:
+        self.budget: Final = Budget.of_month(MONTH_OF_CALLS)
         self._http = http
         self._url = url
 
@@ -57,7 +53,5 @@ class Frankfurter:
 
 
 PROVIDER: Final = Provider(
-    Frankfurter.name,
-    lambda http, values: Frankfurter(http, values[URL], values[CALLS]),
-    (URL, CALLS),
+    Frankfurter.name, lambda http, settings: Frankfurter(http, settings.frankfurter_url)
 )

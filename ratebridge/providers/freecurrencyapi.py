@@ -15,7 +15,6 @@ from msgspec import Raw
 from ..budget import Budget
 from ..errors import SourceFailed
 from ..rates import RateTable
-from ..setting import Setting, base_url, count, key
 from .source import (
     Answer,
     Http,
@@ -30,10 +29,6 @@ from .source import (
 )
 
 MONTH_OF_CALLS: Final = 5000  # of the free plan
-
-KEY: Final = Setting("FREECURRENCY_API_KEY", key, required=True)
-URL: Final = Setting("FREECURRENCY_API_URL", base_url, "https://api.freecurrencyapi.com/v1")
-CALLS: Final = Setting("FREECURRENCY_API_CALLS", count, MONTH_OF_CALLS, secret=False)
 
 LATE: Final = timedelta(hours=1)  # yesterday's table may be missing for so long after midnight
 
@@ -76,8 +71,8 @@ class FreeCurrencyApi:
 
     name = "freecurrencyapi"
 
-    def __init__(self, http: Http, key: str, url: str, calls: int = MONTH_OF_CALLS) -> None:
-        self.budget: Final = Budget.of_month(calls)
+    def __init__(self, http: Http, key: str, url: str) -> None:
+        self.budget: Final = Budget.of_month(MONTH_OF_CALLS)
         self._http = http
         self._headers = {"apikey": key}
         self._url = url
@@ -199,10 +194,11 @@ def next_month(now: datetime) -> datetime:
 
 PROVIDER: Final = Provider(
     FreeCurrencyApi.name,
-    lambda http, values: FreeCurrencyApi(http, values[KEY], values[URL], values[CALLS]),
-    (KEY, URL, CALLS),
+    lambda http, settings: FreeCurrencyApi(
+        http, settings.freecurrency_api_key, settings.freecurrency_api_url
+    ),
     hints={
-        "refused-key": f"compare {KEY.name} with the one in the source's dashboard",
+        "refused-key": "compare FREECURRENCY_API_KEY with the one in the source's dashboard",
         "quota-month": "wait, take a larger plan, or put another source first in "
         "RATEBRIDGE_PROVIDERS",
         "quota-minute": "wait a minute and try again",

@@ -18,7 +18,7 @@ from ..budget import Budget
 from ..conversion import is_quote
 from ..errors import SourceFailed
 from ..rates import MAX_DAYS_BACK, Quote, RateTable
-from ..setting import Setting, Values
+from ..settings import Settings
 
 T = TypeVar("T")
 
@@ -95,15 +95,15 @@ class Source(Protocol):
 class Provider:
     """The declaration of a source's module, as `PROVIDER`; nothing else of it is used.
 
-    `make` makes the source from an HTTP client and the values of its `settings`.
+    `make` makes the source from an HTTP client and the settings; its own are fields of
+    `Settings`, and so is which of them it requires.
     `hints` say what to do about a failure, by outcome. `check` is a step of the command
     `check` before the tables: its name, and a function of the source that returns what
     it found or raises `SourceFailed`.
     """
 
     name: str
-    make: Callable[[Http, Values], Source]
-    settings: tuple[Setting[Any], ...] = ()
+    make: Callable[[Http, Settings], Source]
     hints: Mapping[str, str] = attrs.Factory(dict)
     check: tuple[str, Callable[[Any], Awaitable[str]]] | None = None
 

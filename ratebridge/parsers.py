@@ -1,54 +1,19 @@
-"""One setting: a row with its name, parser, default and secrecy; and the parsers.
+"""Parsers of settings: from the text of a variable to its value. Pure, but for `file`.
 
-A parser turns a text into a value, or raises ValueError with what it expects. The
-error must not quote the text, which may be a secret.
+Each raises ValueError with what it expects. That text never quotes the value, which may be
+a secret.
 """
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import TypeVar
 from urllib.parse import urlsplit
 
-import attrs
+from .messages import is_currency
 
-T = TypeVar("T")
-
-
-@attrs.frozen
-class Setting(Generic[T]):
-    """The row of a setting. Its value is never shown unless `secret` is False.
-
-    A URL is a secret too, as it can hold a token. A `required` setting must be set if
-    its source is among the providers.
-    """
-
-    name: str
-    parse: Callable[[str], T]
-    default: T | None = None
-    secret: bool = True
-    required: bool = False
-
-
-class Values:
-    """The values of settings, looked up by their rows; the repr shows names only."""
-
-    __slots__ = ("_set",)
-
-    def __init__(self, by_name: Mapping[str, Any] | None = None) -> None:
-        self._set = dict(by_name or {})
-
-    def __getitem__(self, setting: Setting[T]) -> T:
-        return cast("T", self._set.get(setting.name, setting.default))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Values) and self._set == other._set
-
-    __hash__ = None  # type: ignore[assignment]  # it holds a dict
-
-    def __repr__(self) -> str:
-        return f"Values({', '.join(self._set)})"
+W = TypeVar("W", bound=str)
 
 
 def key(value: str) -> str:
@@ -101,11 +66,12 @@ def seconds(value: str) -> float:
     return number
 
 
-def one_of(*words: str) -> Callable[[str], str]:
-    def parse(value: str) -> str:
-        if value.lower() not in words:
-            raise ValueError(f"one of {', '.join(words)}")
-        return value.lower()
+def one_of(*words: W) -> Callable[[str], W]:
+    def parse(value: str) -> W:
+        for word in words:
+            if value.lower() == word:
+                return word
+        raise ValueError(f"one of {', '.join(words)}")
 
     return parse
 
@@ -128,10 +94,12 @@ def host_port(value: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def count(value: str) -> int:
-    if not re.fullmatch(r"\d{1,9}", value, re.ASCII) or int(value) == 0:
-        raise ValueError("a whole number above 0")
-    return int(value)
+def coins(value: str) -> tuple[str, ...]:
+    """Codes that a request can name: those of the wire have three letters."""
+    codes = tuple(code.strip().upper() for code in value.split(","))
+    if not all(map(is_currency, codes)) or len(set(codes)) < len(codes):
+        raise ValueError("a list, separated by commas, of codes of three letters")
+    return codes
 
 
 def host_names(value: str) -> tuple[str, ...]:
