@@ -1,5 +1,6 @@
 """The service assembled from its settings, and how it is run."""
 
+import os
 import random
 import signal
 import ssl
@@ -15,9 +16,11 @@ import trio
 from . import __version__
 from .backoff import Backoff
 from .bridge import Bridge
-from .errors import BadSettings, RatebridgeError
-from .link import Link, open_link
+from .errors import BadSettings, LinkFailed, RatebridgeError
+from .link import Address, Link, open_link
 from .link.dial import Dial, NetworkDial
+from .link.tls import tls_context
+from .link.upgrade import UpgradeOptions
 from .observer import Observer
 from .operating.journal import Journal
 from .operating.logs import configure_logs
@@ -28,6 +31,7 @@ from .providers.chain import RateChain
 from .providers.http import HttpClient
 from .providers.registry import provider
 from .providers.source import Source
+from .proxies import Proxies
 from .rates import Tables
 from .session import HeartbeatSettings
 from .settings import FEED, Settings
@@ -43,16 +47,21 @@ utc_now: Final = partial(datetime.now, UTC)
 """The wall clock."""
 
 
-def tls_context(verify: bool) -> ssl.SSLContext:
-    """The TLS context for the feed and the sources."""
-    if verify:
-        context = ssl.create_default_context()
-    else:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # without the system's certificates
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    context.set_alpn_protocols(["http/1.1"])  # for the upgrade too; httpcore sets it anyway
-    return context
+def feed_dial(
+    settings: Settings, feed: Address, proxies: Proxies, make_tls: Callable[[], ssl.SSLContext]
+) -> NetworkDial:
+    """The way to the feed by the settings. `make_tls` makes the TLS context of the sources.
+
+    Raises `BadSettings` for a client certificate that cannot be used.
+    """
+    tls = None
+    if feed.secure:
+        tls = make_tls()
+        if settings.feed_cert_file is not None:
+            tls = tls_context(settings.verify_ssl, settings.feed_cert_file, settings.feed_key_file)
+    proxy = proxies.find("wss" if feed.secure else "ws", feed.host, feed.port)
+    proxy_tls = make_tls() if proxy is not None and proxy.scheme == "https" else None
+    return NetworkDial(feed, tls, proxy, proxy_tls)
 
 
 def make_sources(settings: Settings, http: HttpClient) -> list[Source]:
@@ -124,8 +133,13 @@ async def serve(
     feed = settings.feed
     # One for the feed and the sources: the system's certificates take 20 ms and over 1 MiB.
     make_tls = cache(partial(tls_context, settings.verify_ssl))
-    dial = dependencies.dial or NetworkDial(feed, make_tls() if feed.secure else None)
-    http = HttpClient(make_tls)
+    if "SSLKEYLOGFILE" in os.environ:  # one that cannot be written is told at the start
+        make_tls()
+    proxies = Proxies.read(os.environ)
+    network = feed_dial(settings, feed, proxies, make_tls)
+    dial = dependencies.dial or network
+    options = UpgradeOptions(settings.feed_headers, settings.feed_subprotocol)
+    http = HttpClient(make_tls, proxies=proxies)
 
     # What not every service has is imported by those that have it: it takes 5 ms.
     status = None
@@ -142,12 +156,18 @@ async def serve(
         opened.pop_all()
 
     async def open_feed(nursery: trio.Nursery) -> Link:
-        return await open_link(nursery, feed, dial)
+        try:
+            return await open_link(nursery, feed, dial, options)
+        except LinkFailed:
+            network.next_address()
+            raise
 
     if not settings.verify_ssl:
         journal.warn("tls.unverified", detail="VERIFY_SSL is off: certificates are not checked")
     for name in settings.unknown:
         journal.warn("settings.unknown", name=name)
+    for entry in proxies.ignored:
+        journal.warn("settings.no_proxy", entry=entry, detail="this entry of NO_PROXY is ignored")
     journal.note(
         "service.started",
         version=__version__,

@@ -6,8 +6,8 @@ known in lower case too, which comes first.
 """
 
 from collections.abc import Mapping
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from typing import Final
+from ipaddress import ip_address, ip_network
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 import attrs
@@ -19,7 +19,7 @@ PORTS: Final = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}  # cu
 
 @attrs.frozen
 class Proxy:
-    """A proxy. `scheme` is one of `PORTS`; `password` is percent-decoded, as `user` is."""
+    """A proxy. `scheme` is one of `PORTS`; user and password are percent-decoded."""
 
     scheme: str
     host: str
@@ -35,98 +35,87 @@ class Proxy:
         """
         try:
             parts = urlsplit(url if "://" in url else f"http://{url}")
-            host, port = parts.hostname, parts.port
-            good = parts.scheme in PORTS and host and host.isascii() and url.isprintable()
-        except ValueError:
-            good = False
-        if not good or port == 0:
-            raise ValueError("a proxy's URL with http://, https://, socks5:// or socks5h://")
-        assert host is not None, "it was looked at above"
-        user, password = unquote(parts.username or ""), unquote(parts.password or "")
-        return cls(parts.scheme, host, port or PORTS[parts.scheme], user, password)
+            port = PORTS[parts.scheme] if parts.port is None else parts.port
+            if parts.hostname and port and url.isascii() and url.isprintable():
+                secrets = unquote(parts.username or ""), unquote(parts.password or "")
+                return cls(parts.scheme, parts.hostname, port, *secrets)
+        except (KeyError, ValueError):
+            pass
+        raise ValueError("a proxy's URL with http://, https://, socks5:// or socks5h://")
+
+    @property
+    def authority(self) -> str:
+        """Host and port, as a URL has them."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-@attrs.frozen
-class Exempt:
-    """An entry of `NO_PROXY`: a domain or a network of addresses, and a port if it has one."""
+def parse_exempt(entry: str) -> tuple[Any, int | None]:
+    """An entry of `NO_PROXY`: a network of addresses or a domain; and its port, if it has one.
 
-    host: str | IPv4Network | IPv6Network
-    port: int | None = None
-
-    @classmethod
-    def parse(cls, entry: str) -> "Exempt":
-        """`.domain`, `*.domain`, `domain`, `address`, `address/prefix`; `:port` behind them.
-
-        An IPv6 address with a port stands in brackets. Raises ValueError for anything else.
-        """
-        try:
-            return cls(ip_network(entry, strict=False))
-        except ValueError:
-            parts = urlsplit(f"//{entry}")
-            name = (parts.hostname or "").removeprefix("*").strip(".")
-            if parts.netloc != entry or not name or set(entry[1:]) & set("*@%"):
-                raise ValueError("a host, a domain or a network") from None
-            try:
-                return cls(ip_network(name), parts.port)
-            except ValueError:
-                return cls(name, parts.port)
-
-    def covers(self, host: str, port: int) -> bool:
-        """Whether a host is this one or in it."""
-        if self.port not in (None, port):
-            return False
-        if isinstance(self.host, str):
-            return f".{host.lower().rstrip('.')}".endswith(f".{self.host}")
-        try:
-            return ip_address(host) in self.host
-        except ValueError:
-            return False
+    It is `domain`, `.domain`, `*.domain`, `address` or `address/prefix`, and `:port` behind
+    all but the last; an IPv6 address before a port stands in brackets. Raises ValueError
+    for anything else.
+    """
+    try:
+        return ip_network(entry, strict=False), None
+    except ValueError:
+        parts = urlsplit(f"//{entry}")
+    name = (parts.hostname or "").removeprefix("*").strip(".")
+    if parts.netloc != entry or not name or set(entry[1:]) & set("*@%"):
+        raise ValueError("a host, a domain or a network")
+    try:
+        return ip_network(name), parts.port
+    except ValueError:
+        return name, parts.port
 
 
 @attrs.frozen
 class Proxies:
     """The proxies for http and for https, and the hosts that need none.
 
-    `ignored` are the entries of `NO_PROXY` that mean nothing; they are to be warned of.
+    `exempt` are entries as `parse_exempt` gives them. `ignored` are those that it refused,
+    which are to be warned of.
     """
 
     by_scheme: Mapping[str, Proxy] = attrs.Factory(dict)
-    exempt: tuple[Exempt, ...] = ()
+    exempt: tuple[tuple[Any, int | None], ...] = ()
     ignored: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> "Proxies":
         """The proxies that the environment names. Raises `BadSettings` for one that is none."""
-
-        def value(name: str) -> str:
-            return (environ.get(name.lower()) or environ.get(name) or "").strip()
-
+        names = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+        values = {name: environ.get(name.lower()) or environ.get(name) or "" for name in names}
         by_scheme: dict[str, Proxy] = {}
-        problems = []
-        for name, schemes in (
-            ("ALL_PROXY", ("http", "https")),
-            ("HTTP_PROXY", ("http",)),
-            ("HTTPS_PROXY", ("https",)),
-        ):
+        problems, exempt, ignored = [], [], []
+        for name, schemes in zip(names, (("http", "https"), ("http",), ("https",)), strict=False):
             try:
-                if url := value(name):
+                if url := values[name].strip():
                     by_scheme |= dict.fromkeys(schemes, Proxy.parse(url))
             except ValueError as expected:
                 problems.append(f"{name}: expected {expected}")
         if problems:
             raise BadSettings(*problems)
-        exempt, ignored = [], []
-        for entry in value("NO_PROXY").replace(",", " ").split() if by_scheme else ():
+        for entry in values["NO_PROXY"].lower().replace(",", " ").split() if by_scheme else ():
             if entry == "*":
                 return cls()
             try:
-                exempt.append(Exempt.parse(entry.lower()))
+                exempt.append(parse_exempt(entry))
             except ValueError:
                 ignored.append(entry)
         return cls(by_scheme, tuple(exempt), tuple(ignored))
 
     def find(self, scheme: str, host: str, port: int) -> Proxy | None:
         """The proxy on the way to a host, by the scheme http, https, ws or wss; None if none is."""
-        if any(entry.covers(host, port) for entry in self.exempt):
-            return None
-        return self.by_scheme.get({"ws": "http", "wss": "https"}.get(scheme, scheme))
+        try:
+            address = ip_address(host)
+        except ValueError:
+            address = None
+        for exempt, only_port in self.exempt:
+            if isinstance(exempt, str):
+                covered = f".{host.lower().rstrip('.')}".endswith(f".{exempt}")
+            else:
+                covered = address is not None and address in exempt
+            if covered and only_port in (None, port):
+                return None
+        return self.by_scheme.get(scheme.replace("ws", "http"))

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from typing import Final
 
+import attrs
 import h11
 import trio
 
@@ -14,13 +15,14 @@ from ..errors import LinkFailed, Loss
 from ..names import names
 from ..proxies import Proxy
 from .address import Address
-from .tls import READ_SIZE, TlsStream, certificate_wanted
+from .tls import READ_SIZE, TlsStream
 
 Dial = Callable[[], Awaitable[trio.abc.Stream]]
 
 USER_TIMEOUT: Final = 5000  # ms until what is not acknowledged breaks TCP
 
 
+@attrs.define(eq=False)
 class NetworkDial:
     """A dial, see `Dial`: opens TCP to `address`, and TLS where the address says so.
 
@@ -28,48 +30,40 @@ class NetworkDial:
     a proxy that is spoken to by https.
     """
 
-    def __init__(
-        self,
-        address: Address,
-        tls: ssl.SSLContext | None,
-        proxy: Proxy | None = None,
-        proxy_tls: ssl.SSLContext | None = None,
-    ) -> None:
-        assert tls is not None or not address.secure, "TLS needs a context"
-        self._address = address
-        self._tls = tls
-        self._proxy = proxy
-        self._proxy_tls = proxy_tls
+    address: Address
+    tls: ssl.SSLContext | None
+    proxy: Proxy | None = None
+    proxy_tls: ssl.SSLContext | None = None
 
     async def __call__(self) -> trio.abc.Stream:
         """Open a stream. Raises `LinkFailed`."""
-        stream = await open_tcp(self._address, self._proxy, self._proxy_tls)
-        if self._tls is None or not self._address.secure:
+        stream = await open_tcp(self.address, self.proxy, self.proxy_tls)
+        if not self.address.secure:
             return stream
-        return await add_tls(stream, self._address, self._tls)
+        assert self.tls is not None, "TLS needs a context"
+        return await add_tls(stream, self.address, self.tls)
 
     def next_address(self) -> None:
         """The last attempt failed, here or behind: begin with the host's next address."""
-        names().skip((self._proxy or self._address).host)
+        names().skip((self.proxy or self.address).host)
 
 
 async def open_tcp(
     address: Address, proxy: Proxy | None = None, proxy_tls: ssl.SSLContext | None = None
-) -> Network:
+) -> trio.abc.Stream:
     """A connection to an address, through a proxy if there is one. Raises `LinkFailed`.
 
     `proxy_tls` is for a proxy that is spoken to by https.
     """
-    names()
+    names()  # from now on they look up
     if proxy is None:
         return await connect(address.host, address.port)
     try:
         if proxy.scheme.startswith("socks"):
             return await connect_by_socks(address, proxy)
-        tunnel: Network = await connect(proxy.host, proxy.port)
-        if proxy.scheme == "https":
-            assert proxy_tls is not None, "TLS needs a context"
-            tunnel = await add_tls_in_tls(tunnel, proxy.host, proxy_tls)
+        tunnel: trio.abc.Stream = await connect(proxy.host, proxy.port)
+        if proxy_tls is not None:
+            tunnel = await add_tls(tunnel, proxy, proxy_tls)
         return await connect_by_http(tunnel, address, proxy)
     except LinkFailed as failure:
         raise LinkFailed(Loss.PROXY, f"the proxy: {failure.detail}") from None
@@ -87,55 +81,64 @@ async def connect(host: str, port: int) -> trio.SocketStream:
     return stream
 
 
-async def connect_by_http(stream: trio.abc.Stream, address: Address, proxy: Proxy) -> None:
+async def connect_by_http(stream: trio.abc.Stream, peer: Address, proxy: Proxy) -> trio.abc.Stream:
     """Ask a proxy for a tunnel (RFC 9110, 9.3.6). Raises `LinkFailed`."""
-    host = f"[{address.host}]" if ":" in address.host else address.host
-    target = f"{host}:{address.port}"
-    headers = [("Host", target)]
-    if proxy.user:
-        pair = b64encode(f"{proxy.user}:{proxy.password}".encode()).decode()
-        headers.append(("Proxy-Authorization", f"Basic {pair}"))
+    host = f"[{peer.host}]" if ":" in peer.host else peer.host
+    target = f"{host}:{peer.port}"
+    pair = b64encode(f"{proxy.user}:{proxy.password}".encode()).decode()
+    secret = [("Proxy-Authorization", f"Basic {pair}")] if proxy.user else []
+    request = h11.Request(method="CONNECT", target=target, headers=[("Host", target), *secret])
     connection = h11.Connection(h11.CLIENT)
-    request = h11.Request(method="CONNECT", target=target, headers=headers)
-    await stream.send_all(connection.send(request) + connection.send(h11.EndOfMessage()))
-    try:
-        while not isinstance(event := connection.next_event(), h11.Response):
-            if event is h11.NEED_DATA:
-                connection.receive_data(await stream.receive_some(READ_SIZE))
-    except h11.ProtocolError:
-        raise LinkFailed(Loss.PROXY, "it does not answer in HTTP") from None
-    if not 200 <= event.status_code < 300:
-        raise LinkFailed(Loss.PROXY, f"it answered HTTP {event.status_code}")
+    async with AsyncExitStack() as on_failure:
+        on_failure.push_async_callback(trio.aclose_forcefully, stream)
+        try:
+            await stream.send_all(connection.send(request) or b"")
+            connection.send(h11.EndOfMessage())
+            while not isinstance(event := connection.next_event(), h11.Response):
+                if event is h11.NEED_DATA:
+                    connection.receive_data(bytes(await stream.receive_some(READ_SIZE)))
+        except (h11.ProtocolError, trio.BrokenResourceError):
+            raise LinkFailed(Loss.PROXY, "it broke off, or does not speak HTTP") from None
+        if not 200 <= event.status_code < 300:
+            raise LinkFailed(Loss.PROXY, f"it answered HTTP {event.status_code}")
+        on_failure.pop_all()
+    return stream
 
 
-async def connect_by_socks(address: Address, proxy: Proxy) -> trio.SocketStream:
+async def connect_by_socks(peer: Address, proxy: Proxy) -> trio.SocketStream:
     """Let a proxy connect, by SOCKS 5 (RFC 1928). Raises `LinkFailed`."""
-    from python_socks import ProxyConnectionError, ProxyError, ProxyType
+    import python_socks
     from python_socks.async_.trio import Proxy as SocksProxy
 
-    looked_up_there = proxy.scheme == "socks5h"
-    tunnel = SocksProxy(
-        *(ProxyType.SOCKS5, proxy.host, proxy.port, proxy.user, proxy.password, looked_up_there)
-    )
+    there = proxy.scheme == "socks5h"  # the name is looked up
+    way = (python_socks.ProxyType.SOCKS5, proxy.host, proxy.port, proxy.user, proxy.password)
     try:
-        return trio.SocketStream(await tunnel.connect(address.host, address.port))
-    except ProxyError as error:
+        return trio.SocketStream(await SocksProxy(*way, there).connect(peer.host, peer.port))
+    except python_socks.ProxyError as error:
         raise LinkFailed(Loss.PROXY, str(error)) from None
-    except ProxyConnectionError as error:
+    except (OSError, ValueError) as error:  # ValueError is of a password that is too long
         raise tcp_failure(error.__cause__ or error) from None
-    except (OSError, ValueError) as error:  # such as a password that is too long
-        raise tcp_failure(error) from None
 
 
-async def add_tls(stream: trio.SocketStream, address: Address, tls: ssl.SSLContext) -> TlsStream:
+async def add_tls(
+    stream: trio.abc.Stream, peer: Address | Proxy, tls: ssl.SSLContext
+) -> TlsStream | trio.SSLStream[trio.abc.Stream]:
     """Put TLS on a connection; on failure that is closed. Raises `LinkFailed`."""
     async with AsyncExitStack() as on_failure:
         on_failure.push_async_callback(trio.aclose_forcefully, stream)
-        secured = TlsStream(stream, tls, address.host)
+        secured: TlsStream | trio.SSLStream[trio.abc.Stream]
         try:
-            await secured.handshake()
+            if isinstance(stream, trio.SocketStream):
+                secured = TlsStream(stream, tls, peer.host)
+                await secured.handshake()
+            else:  # it is a tunnel in TLS
+                secured = trio.SSLStream(
+                    stream, tls, server_hostname=peer.host, https_compatible=True
+                )
+                await secured.do_handshake()
         except (trio.BrokenResourceError, ssl.SSLError) as error:
-            raise tls_failure(error, secured.flights) from None
+            cause = error.__cause__ if isinstance(error.__cause__, ssl.SSLError) else error
+            raise tls_failure(cause) from None
         on_failure.pop_all()
     return secured
 
@@ -155,8 +158,8 @@ def tcp_failure(error: BaseException) -> LinkFailed:
     return LinkFailed(Loss.UNREACHABLE, why or "no connection could be made")
 
 
-def tls_failure(cause: BaseException, flights: int) -> LinkFailed:
-    """Why a handshake failed, from what it raised and how many flights were sent before."""
+def tls_failure(cause: BaseException) -> LinkFailed:
+    """Why a handshake failed, from what it raised."""
     if isinstance(cause, ssl.SSLCertVerificationError):
         return LinkFailed(
             Loss.CERTIFICATE, f"the certificate does not pass: {cause.verify_message}"
@@ -167,5 +170,5 @@ def tls_failure(cause: BaseException, flights: int) -> LinkFailed:
         # "[SSL: NAME] words (_ssl.c:1006)". Not every alert has a name in Python: that of ALPN
         # has none.
         words = str(cause).partition("] ")[2].rpartition(" (")[0]
-        return certificate_wanted(cause, flights) or LinkFailed(Loss.TLS, f"TLS failed: {words}")
+        return LinkFailed(Loss.TLS, f"TLS failed: {words}")
     return LinkFailed(Loss.TLS, "the peer broke off the TLS handshake")

@@ -15,6 +15,8 @@ from ..errors import BadSettings, CannotStart, LinkFailed, Loss
 
 READ_SIZE: Final = 64 * 1024  # bytes, the most that one read gives
 
+_WANTED: Final = "the peer wants a client certificate"
+
 
 def tls_context(
     verify: bool, cert_file: Path | None = None, key_file: Path | None = None
@@ -56,21 +58,8 @@ def tls_context(
         # A dot at the end is for the lookup. Neither SNI (RFC 6066, 3) nor a certificate has it.
         return wrap(*args, server_hostname=server_hostname.removesuffix("."), **more)
 
-    context.wrap_bio = wrap_without_dot  # type: ignore[method-assign]
+    context.wrap_bio = wrap_without_dot  # type: ignore[method-assign,assignment]
     return context
-
-
-def certificate_wanted(error: ssl.SSLError, flights: int) -> LinkFailed | None:
-    """The failure, if an alert of the peer says that it wants a certificate of the client.
-
-    TLS 1.3 has an alert for that (RFC 8446, 4.4.2.4), which comes behind the handshake. By
-    TLS 1.2 it is "handshake failure" after the client's second flight (RFC 5246, 7.4.6);
-    before that it is about something else. `flights` is how many the client has sent.
-    """
-    wanted = error.reason == "TLSV13_ALERT_CERTIFICATE_REQUIRED"
-    if wanted or (error.reason == "SSLV3_ALERT_HANDSHAKE_FAILURE" and flights > 1):
-        return LinkFailed(Loss.CLIENT_CERTIFICATE, "the peer wants a client certificate")
-    return None
 
 
 class TlsStream(trio.abc.Stream):
@@ -82,21 +71,29 @@ class TlsStream(trio.abc.Stream):
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
         self.socket: Final = network.socket
-        self.flights = 0  # of the handshake, sent so far
 
     async def handshake(self) -> None:
-        """Agree with the peer. Raises `ssl.SSLError` and `trio.BrokenResourceError`."""
+        """Agree with the peer.
+
+        Raises `LinkFailed` if the peer wants a certificate of the client, and else
+        `ssl.SSLError` or `trio.BrokenResourceError`.
+        """
+        flights = 0  # sent so far
         while True:
             try:
                 self._tls.do_handshake()
             except ssl.SSLWantReadError:
                 flight = self.owed()
-                self.flights += bool(flight)
+                flights += bool(flight)
                 await self._network.send_all(flight)
                 self._feed(await self._network.receive_some(READ_SIZE))
-            except ssl.SSLError:
+            except ssl.SSLError as error:
                 with suppress(trio.BrokenResourceError):
                     await self._network.send_all(self.owed())  # the alert that says why
+                # TLS 1.2 has no alert for a certificate that was asked for and did not come. This
+                # one after the client's second flight, its place, is about it (RFC 5246, 7.4.6).
+                if error.reason == "SSLV3_ALERT_HANDSHAKE_FAILURE" and flights > 1:
+                    raise LinkFailed(Loss.CLIENT_CERTIFICATE, _WANTED) from None
                 raise
             else:
                 await self._network.send_all(self.owed())
@@ -136,8 +133,10 @@ class TlsStream(trio.abc.Stream):
             pass  # the end without a goodbye, found again at the next call
         except ssl.SSLError as error:
             if not chunks:  # else the texts first: at the next call it is the end
-                failed = certificate_wanted(error, self.flights)
-                raise failed or trio.BrokenResourceError("TLS has failed") from None
+                # That of TLS 1.3 comes behind the handshake (RFC 8446, 4.4.2.4).
+                if error.reason == "TLSV13_ALERT_CERTIFICATE_REQUIRED":
+                    raise LinkFailed(Loss.CLIENT_CERTIFICATE, _WANTED) from None
+                raise trio.BrokenResourceError("TLS has failed") from None
         return b"".join(chunks)
 
     def owed(self) -> bytes:

@@ -16,9 +16,11 @@ of 100 leaks the slot of a request that is cancelled in its queue.
 """
 
 import logging
+import os
 import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -37,7 +39,14 @@ if TYPE_CHECKING:
 MAX_BODY: Final = 1024 * 1024  # bytes; a table has some 15 KiB, the ECB's whole history 650
 MAX_PIECES: Final = 4096  # of a body: enough for segments of 536 bytes and chunks of 512
 
-NO_PROXIES: Final = Proxies()
+HEADERS: Final = {
+    "Accept": "application/json",
+    "Accept-Encoding": "identity",
+    "Connection": "close",
+    "User-Agent": f"ratebridge/{__version__}",
+}
+
+_NO_ADDRESS: Final = "could not be reached (its address is not valid)"
 
 # httpx and httpcore write whole URLs and headers to their logs.
 logging.getLogger("httpx").disabled = True
@@ -51,18 +60,20 @@ class HttpClient:
         make_tls: makes the TLS context.
         transport: replaces the network in tests. Then nothing is made in a thread, as a
             virtual clock does not wait for one.
-        proxies: those on the way to the sources.
+        proxies: those on the way to the sources; by default those of the environment.
+
+    Raises `BadSettings` for a proxy of the environment that is none.
     """
 
     def __init__(
         self,
         make_tls: Callable[[], ssl.SSLContext],
         transport: "httpx.AsyncBaseTransport | None" = None,
-        proxies: Proxies = NO_PROXIES,
+        proxies: Proxies | None = None,
     ) -> None:
         self._make_tls = make_tls
         self._transport = transport
-        self._proxies = proxies
+        self._proxies = proxies or Proxies.read({} if transport else os.environ)
         self._making = trio.Lock()
         self._clients: dict[Proxy | None, httpx.AsyncClient] = {}
 
@@ -75,9 +86,8 @@ class HttpClient:
         tls = self._make_tls()
         way = None
         if proxy is not None:
-            host = f"[{proxy.host}]" if ":" in proxy.host else proxy.host
             way = httpx.Proxy(
-                f"{proxy.scheme}://{host}:{proxy.port}",
+                f"{proxy.scheme}://{proxy.authority}",
                 ssl_context=tls if proxy.scheme == "https" else None,
                 auth=(proxy.user, proxy.password) if proxy.user else None,
             )
@@ -88,25 +98,8 @@ class HttpClient:
             trust_env=False,  # `Proxies` has read it
             timeout=None,  # noqa: S113 - the caller has a deadline for the whole request
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
-            headers={
-                "Accept": "application/json",
-                "Accept-Encoding": "identity",
-                "Connection": "close",
-                "User-Agent": f"ratebridge/{__version__}",
-            },
+            headers=HEADERS,
         )
-
-    async def _client_for(self, proxy: Proxy | None) -> "httpx.AsyncClient":
-        async with self._making:
-            if proxy not in self._clients:
-                make = partial(self._make, proxy)
-                try:
-                    in_thread = self._transport is None
-                    client = await trio.to_thread.run_sync(make) if in_thread else make()
-                except RuntimeError:  # "can't start new thread"
-                    client = make()
-                self._clients[proxy] = client
-            return self._clients[proxy]
 
     async def aclose(self) -> None:
         """Close the connections, even if cancelled."""
@@ -124,59 +117,63 @@ class HttpClient:
         resolver = names()
         try:
             parts = urlsplit(url)
-            port = parts.port or (443 if parts.scheme == "https" else 80)
-            proxy = self._proxies.find(parts.scheme, parts.hostname or "", port)
-        except ValueError as error:
-            raise SourceFailed(FetchOutcome.UNREACHABLE, explain(error), again=True) from None
-        client = await self._client_for(proxy)
+            host, port = parts.hostname or "", parts.port or (443 if parts.scheme[4:] else 80)
+        except ValueError:
+            raise SourceFailed(FetchOutcome.UNREACHABLE, _NO_ADDRESS, again=True) from None
+        proxy = self._proxies.find(parts.scheme, host, port)
+        async with self._making:
+            if proxy not in self._clients:
+                make = partial(self._make, proxy)
+                try:
+                    threaded = self._transport is None
+                    client = await trio.to_thread.run_sync(make) if threaded else make()
+                except RuntimeError:  # "can't start new thread"
+                    client = make()
+                self._clients[proxy] = client
         import httpx
 
         well = False
+        streaming = self._clients[proxy].stream("GET", url, params=params, headers=headers)
         try:
-            answer = await self._get(client, url, params, headers)
+            answer = await read(streaming)
             well = answer.status < 500
             return answer
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise SourceFailed(FetchOutcome.UNREACHABLE, explain(error), again=True) from None
         finally:
             if not well:  # cancelled at the caller's deadline, too
-                resolver.skip(proxy.host if proxy else parts.hostname or "")
-
-    async def _get(
-        self,
-        client: "httpx.AsyncClient",
-        url: str,
-        params: Mapping[str, str],
-        headers: Mapping[str, str] | None,
-    ) -> Answer:
-        async with client.stream("GET", url, params=params, headers=headers) as response:
-            if response.is_redirect:
-                raise SourceFailed(
-                    FetchOutcome.REDIRECT, "answered with a redirect, which is not followed"
-                )
-            coding = response.headers.get("content-encoding", "").strip().lower()
-            if coding not in ("", "identity"):
-                raise SourceFailed(FetchOutcome.BAD_BODY, "answered with a compressed body")
-            body = bytearray()
-            pieces = 0
-            # httpx's generators are closed by the garbage collector unless they end by an error
-            # of their own, such as this cancellation.
-            with trio.CancelScope() as reading:
-                async for piece in response.aiter_raw():
-                    body += piece
-                    pieces += 1
-                    if len(body) > MAX_BODY or pieces > MAX_PIECES:
-                        reading.cancel()
-                    await trio.lowlevel.cancel_shielded_checkpoint()
-            if len(body) > MAX_BODY:
-                raise SourceFailed(FetchOutcome.BAD_BODY, "answered with over 1 MiB")
-            if pieces > MAX_PIECES:
-                raise SourceFailed(FetchOutcome.BAD_BODY, f"answered in over {MAX_PIECES} pieces")
-            # dict(headers) would look each name up among all of them, in quadratic time.
-            return Answer(response.status_code, dict(response.headers.items()), bytes(body))
+                resolver.skip(proxy.host if proxy else host)
 
 
-def explain(error: Exception) -> str:
+async def read(streaming: "AbstractAsyncContextManager[httpx.Response]") -> Answer:
+    """A whole answer. Raises `SourceFailed` for one that is not read, and httpx's errors."""
+    bad = partial(SourceFailed, FetchOutcome.BAD_BODY)
+    async with streaming as response:
+        if response.is_redirect:
+            text = "answered with a redirect, which is not followed"
+            raise SourceFailed(FetchOutcome.REDIRECT, text)
+        if response.headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
+            raise bad("answered with a compressed body")
+        body = bytearray()
+        pieces = 0
+        # httpx's generators are closed by the garbage collector unless they end by an error
+        # of their own, such as this cancellation.
+        with trio.CancelScope() as reading:
+            async for piece in response.aiter_raw():
+                body += piece
+                pieces += 1
+                if len(body) > MAX_BODY or pieces > MAX_PIECES:
+                    reading.cancel()
+                await trio.lowlevel.cancel_shielded_checkpoint()
+        if len(body) > MAX_BODY:
+            raise bad("answered with over 1 MiB")
+        if pieces > MAX_PIECES:
+            raise bad(f"answered in over {MAX_PIECES} pieces")
+        # dict(headers) would look each name up among all of them, in quadratic time.
+        return Answer(response.status_code, dict(response.headers.items()), bytes(body))
+
+
+def explain(error: BaseException) -> str:
     """Why a request failed, without httpx's own text, which may have a URL."""
     import httpx
 
@@ -194,8 +191,8 @@ def explain(error: Exception) -> str:
                 return "could not be reached (host not found)"
             case ConnectionRefusedError():
                 return "could not be reached (connection refused)"
-            case ValueError() | httpx.InvalidURL():
-                return "could not be reached (its address is not valid)"
+            case UnicodeError() | httpx.InvalidURL():
+                return _NO_ADDRESS
         if getattr(cause, "error_status_hint", None) == 431:  # h11's, for what has no end
             return "answered with over 100 KiB of headers"
     if isinstance(error, httpx.ConnectError):
