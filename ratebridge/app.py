@@ -139,7 +139,7 @@ async def serve(
     network = feed_dial(settings, feed, proxies, make_tls)
     dial = dependencies.dial or network
     options = UpgradeOptions(settings.feed_headers, settings.feed_subprotocol)
-    http = HttpClient(make_tls, proxies=proxies)
+    http = HttpClient(make_tls)
 
     # What not every service has is imported by those that have it: it takes 5 ms.
     status = None

@@ -35,7 +35,8 @@ class Proxy:
         """
         try:
             parts = urlsplit(url if "://" in url else f"http://{url}")
-            port = PORTS[parts.scheme] if parts.port is None else parts.port
+            usual = PORTS[parts.scheme]
+            port = usual if parts.port is None else parts.port
             if parts.hostname and port and url.isascii() and url.isprintable():
                 secrets = unquote(parts.username or ""), unquote(parts.password or "")
                 return cls(parts.scheme, parts.hostname, port, *secrets)

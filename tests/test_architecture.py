@@ -16,7 +16,7 @@ PACKAGE = Path(ratebridge.__file__).parent
 # layer lists before it.
 LAYERS = [
     ["errors", "dates", "conversion", "backoff", "budget", "euro", "link.address", "link.framing"],
-    ["providers.registry", "link.upgrade"],
+    ["providers.registry", "link.upgrade", "names", "proxies"],
     ["messages", "rates"],
     ["levels", "plausibility"],
     ["parsers", "settings", "observer"],
@@ -43,14 +43,15 @@ BOUNDARIES = {
     "trio_websocket": {"link.link"},
     "httpx": {"providers.http", "fakes.rates"},
     "wsproto": {"link.link", "fakes.feed"},
-    "h11": {"link.upgrade", "link.link", "fakes.rates", "operating.status"},
+    "h11": {"link.upgrade", "link.dial", "link.link", "fakes.rates", "operating.status"},
+    "python_socks": {"link.dial"},
     "structlog": {"operating.logs", "operating.journal", "commands.demo"},
     "dotenv": {"settings"},
     "currency_converter": {"providers.ecb"},
 }
 
 # What is slow to import and optional for the running service.
-HEAVY = {"httpx", "operating.status", "currency_converter"}
+HEAVY = {"httpx", "python_socks", "operating.status", "currency_converter"}
 
 # What a package exports, and the module that it comes from.
 EXPORTED = {
@@ -62,7 +63,7 @@ EXPORTED = {
 PURE = {
     *("errors", "dates", "conversion", "backoff", "messages", "rates"),
     *("budget", "euro", "levels", "plausibility"),
-    *("link.address", "link.framing"),
+    *("link.address", "link.framing", "proxies"),
 }
 
 

@@ -28,7 +28,7 @@ from ratebridge.fakes.rates import (
     memory_transport,
     serve_rates,
 )
-from ratebridge.providers.http import MAX_HEAD, MAX_PIECES, HttpClient
+from ratebridge.providers.http import MAX_PIECES, HttpClient
 
 KEY = "fca_live_s3cr3t"
 MAX_BODY = 1024 * 1024  # bytes, as it stands in the error

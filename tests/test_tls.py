@@ -12,11 +12,10 @@ import trio
 import trustme
 from support import ADDRESS, socket_pair, tls_contexts, within
 
-from ratebridge.app import tls_context
 from ratebridge.errors import LinkFailed
 from ratebridge.link.address import Address
 from ratebridge.link.dial import add_tls
-from ratebridge.link.tls import TlsStream
+from ratebridge.link.tls import TlsStream, tls_context
 
 T = TypeVar("T")
 
