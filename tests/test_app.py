@@ -392,7 +392,7 @@ async def test_a_service_fetches_todays_table_and_logs_its_start_each_minute_and
 
 
 async def test_a_proxy_of_no_use_is_a_bad_setting_and_leaves_no_port_open(monkeypatch):
-    monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:1")
+    monkeypatch.setenv("HTTPS_PROXY", "gopher://127.0.0.1:1")
     with pytest.raises(BadSettings, match="HTTPS_PROXY"):
         await serve(Settings(FEED, status_address=("127.0.0.1", 0)))
 

@@ -216,7 +216,7 @@ def test_a_mock_server_can_stand_in_for_the_sources_too(monkeypatch, capsys):
         server.terminate()
     used = [line.split()[1] for line in shown.out.splitlines() if line.startswith("source")]
     assert (codes, used) == ([0, 0, 1], ["freecurrencyapi", "frankfurter"])
-    assert shown.err.startswith("currency 'ZZZ' is not known to freecurrencyapi, ")
+    assert shown.err.startswith("currency 'ZZZ' is not known to freecurrencyapi ")
     assert server.returncode == 0
     assert exited.value.code == 2
     assert capsys.readouterr().err == f"--rates-port: Address already in use: {port}\n"
