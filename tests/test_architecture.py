@@ -21,7 +21,13 @@ LAYERS = [
     ["levels", "plausibility"],
     ["parsers", "settings", "observer"],
     ["link.tls", "link.dial", "link.stream", "link.link", "outbox"],
-    ["providers.source", "providers.http", "providers.chain", "providers.ahead"],
+    [
+        "providers.source",
+        "providers.transport",
+        "providers.http",
+        "providers.chain",
+        "providers.ahead",
+    ],
     ["providers.*"],
     ["bridge"],
     ["session"],
@@ -41,9 +47,12 @@ LAYERS = [
 # The boundaries: a library, and the only modules that may import it.
 BOUNDARIES = {
     "trio_websocket": {"link.link"},
-    "httpx": {"providers.http", "fakes.rates"},
+    "httpx": {"providers.http", "providers.transport", "fakes.rates"},
     "wsproto": {"link.link", "fakes.feed"},
-    "h11": {"link.upgrade", "link.dial", "link.link", "fakes.rates", "operating.status"},
+    "h11": {
+        *("link.upgrade", "link.dial", "link.link", "providers.http", "providers.transport"),
+        *("fakes.rates", "operating.status"),
+    },
     "python_socks": {"link.dial"},
     "structlog": {"operating.logs", "operating.journal", "commands.demo"},
     "dotenv": {"settings"},

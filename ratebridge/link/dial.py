@@ -62,7 +62,8 @@ async def open_tcp(
         if proxy.scheme.startswith("socks"):
             return await connect_by_socks(address, proxy)
         tunnel: trio.abc.Stream = await connect(proxy.host, proxy.port)
-        if proxy_tls is not None:
+        if proxy.scheme == "https":
+            assert proxy_tls is not None, "TLS needs a context"
             tunnel = await add_tls(tunnel, proxy, proxy_tls)
         return await connect_by_http(tunnel, address, proxy)
     except LinkFailed as failure:
@@ -116,7 +117,9 @@ async def connect_by_socks(peer: Address, proxy: Proxy) -> trio.SocketStream:
         return trio.SocketStream(await SocksProxy(*way, there).connect(peer.host, peer.port))
     except python_socks.ProxyError as error:
         raise LinkFailed(Loss.PROXY, str(error)) from None
-    except (OSError, ValueError) as error:  # ValueError is of a password that is too long
+    except ValueError:  # not ASCII, or over 255 characters
+        raise LinkFailed(Loss.PROXY, "SOCKS cannot carry its user and password") from None
+    except OSError as error:
         raise tcp_failure(error.__cause__ or error) from None
 
 

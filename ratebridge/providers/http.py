@@ -1,36 +1,33 @@
-"""The one module that knows httpx: a bounded GET.
+"""A bounded GET, by httpx.
 
 httpx is imported and the certificates are read when a source is first asked, off the
 event loop. That takes as long as the rest of the start, and the feed must not wait
 for it.
 
-Each request has a connection of its own. On a kept connection, surplus bytes of one
-answer would be taken for the next one; with so few requests a handshake for each is
-cheap. Cookies are not stored. A body is bounded in bytes and in pieces, and other
-tasks run between the pieces, because parsing takes time for each. What is no body (the
-head, the lengths of chunks, the trailer) is bounded by httpcore: 100 KiB for each.
+Each request has a connection of its own (`transport`). On a kept connection, surplus
+bytes of one answer would be taken for the next one; with so few requests a handshake
+for each is cheap. Cookies are not stored. A body is bounded in bytes and in pieces, and
+other tasks run between the pieces, because parsing takes time for each. What is no body
+(a head, the length of a chunk, the trailer) is bounded by h11: 16 KiB for each.
 
 The caller limits the time by a cancel scope, as httpx has no limit for a whole
-request, and does the retries. It must keep few requests open at a time: httpx's pool
-of 100 leaks the slot of a request that is cancelled in its queue.
+request, and does the retries.
 """
 
 import logging
 import os
-import socket
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
 
+import h11
 import trio
 
 from .. import __version__
-from ..errors import FetchOutcome, SourceFailed
-from ..names import names
-from ..proxies import Proxies, Proxy
+from ..errors import FetchOutcome, LinkFailed, SourceFailed
+from ..proxies import Proxies
 from .source import Answer
 
 if TYPE_CHECKING:
@@ -45,8 +42,6 @@ HEADERS: Final = {
     "Connection": "close",
     "User-Agent": f"ratebridge/{__version__}",
 }
-
-_NO_ADDRESS: Final = "could not be reached (its address is not valid)"
 
 # httpx and httpcore write whole URLs and headers to their logs.
 logging.getLogger("httpx").disabled = True
@@ -75,26 +70,17 @@ class HttpClient:
         self._transport = transport
         self._proxies = proxies or Proxies.read({} if transport else os.environ)
         self._making = trio.Lock()
-        self._clients: dict[Proxy | None, httpx.AsyncClient] = {}
+        self._client: httpx.AsyncClient | None = None
 
-    def _make(self, proxy: Proxy | None) -> "httpx.AsyncClient":
-        """A client whose requests take this proxy."""
+    def _make(self) -> "httpx.AsyncClient":
         from http.cookiejar import CookieJar, DefaultCookiePolicy
 
         import httpx
 
-        tls = self._make_tls()
-        way = None
-        if proxy is not None:
-            way = httpx.Proxy(
-                f"{proxy.scheme}://{proxy.authority}",
-                ssl_context=tls if proxy.scheme == "https" else None,
-                auth=(proxy.user, proxy.password) if proxy.user else None,
-            )
+        from .transport import Transport
+
         return httpx.AsyncClient(
-            verify=tls,
-            transport=self._transport,
-            proxy=way,
+            transport=self._transport or Transport(self._make_tls(), self._proxies),
             trust_env=False,  # `Proxies` has read it
             timeout=None,  # noqa: S113 - the caller has a deadline for the whole request
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
@@ -102,10 +88,10 @@ class HttpClient:
         )
 
     async def aclose(self) -> None:
-        """Close the connections, even if cancelled."""
-        with trio.CancelScope(shield=True):
-            for client in self._clients.values():
-                await client.aclose()
+        """Close the client, even if cancelled."""
+        if self._client is not None:
+            with trio.CancelScope(shield=True):
+                await self._client.aclose()
 
     async def get(
         self, url: str, params: Mapping[str, str], headers: Mapping[str, str] | None = None
@@ -114,35 +100,29 @@ class HttpClient:
 
         Raises `SourceFailed`, whose text names neither the URL nor a header.
         """
-        resolver = names()
-        try:
-            parts = urlsplit(url)
-            host, port = parts.hostname or "", parts.port or (443 if parts.scheme[4:] else 80)
-        except ValueError:
-            raise SourceFailed(FetchOutcome.UNREACHABLE, _NO_ADDRESS, again=True) from None
-        proxy = self._proxies.find(parts.scheme, host, port)
         async with self._making:
-            if proxy not in self._clients:
-                make = partial(self._make, proxy)
+            if self._client is None:
                 try:
                     threaded = self._transport is None
-                    client = await trio.to_thread.run_sync(make) if threaded else make()
+                    made = await trio.to_thread.run_sync(self._make) if threaded else self._make()
                 except RuntimeError:  # "can't start new thread"
-                    client = make()
-                self._clients[proxy] = client
+                    made = self._make()
+                self._client = made
         import httpx
 
-        well = False
-        streaming = self._clients[proxy].stream("GET", url, params=params, headers=headers)
+        text = "broke off the connection"
         try:
-            answer = await read(streaming)
-            well = answer.status < 500
-            return answer
-        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
-            raise SourceFailed(FetchOutcome.UNREACHABLE, explain(error), again=True) from None
-        finally:
-            if not well:  # cancelled at the caller's deadline, too
-                resolver.skip(proxy.host if proxy else host)
+            return await read(self._client.stream("GET", url, params=params, headers=headers))
+        except LinkFailed as failure:
+            text = f"could not be reached ({failure.detail})"
+        except h11.RemoteProtocolError as error:
+            if error.error_status_hint == 431:  # what has no end
+                text = "answered with over 16 KiB of headers"
+        except (httpx.InvalidURL, UnicodeError):
+            text = "could not be reached (its address is not valid)"
+        except (httpx.HTTPError, trio.BrokenResourceError):
+            pass
+        raise SourceFailed(FetchOutcome.UNREACHABLE, text, again=True)
 
 
 async def read(streaming: "AbstractAsyncContextManager[httpx.Response]") -> Answer:
@@ -171,40 +151,3 @@ async def read(streaming: "AbstractAsyncContextManager[httpx.Response]") -> Answ
             raise bad(f"answered in over {MAX_PIECES} pieces")
         # dict(headers) would look each name up among all of them, in quadratic time.
         return Answer(response.status_code, dict(response.headers.items()), bytes(body))
-
-
-def explain(error: BaseException) -> str:
-    """Why a request failed, without httpx's own text, which may have a URL."""
-    import httpx
-
-    for cause in causes(error):
-        match cause:
-            case httpx.ProxyError():
-                status = str(cause)[:3]
-                answer = f"answered HTTP {status}" if status.isdigit() else "refused"
-                return f"could not be reached (its proxy {answer})"
-            case ssl.SSLCertVerificationError():
-                return f"has a certificate that does not pass ({cause.verify_message})"
-            case ssl.SSLError():
-                return "could not be reached (TLS failed)"
-            case socket.gaierror():
-                return "could not be reached (host not found)"
-            case ConnectionRefusedError():
-                return "could not be reached (connection refused)"
-            case UnicodeError() | httpx.InvalidURL():
-                return _NO_ADDRESS
-        if getattr(cause, "error_status_hint", None) == 431:  # h11's, for what has no end
-            return "answered with over 100 KiB of headers"
-    if isinstance(error, httpx.ConnectError):
-        return "could not be reached"
-    return "broke off the connection"
-
-
-def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and its causes, the members of groups included."""
-    while error is not None:
-        yield error
-        if isinstance(error, BaseExceptionGroup):
-            for failed in error.exceptions:
-                yield from causes(failed)
-        error = error.__cause__ or error.__context__
