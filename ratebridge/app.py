@@ -6,7 +6,7 @@ import signal
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from typing import Final, TypeVar
 
@@ -26,13 +26,13 @@ from .operating.journal import Journal
 from .operating.logs import configure_logs
 from .operating.stats import Stats
 from .outbox import Outbox
-from .providers.ahead import fetch_ahead
+from .providers.ahead import fetch_at_midnight
 from .providers.chain import RateChain
 from .providers.http import HttpClient
 from .providers.registry import provider
 from .providers.source import Source
 from .proxies import Proxies
-from .rates import Tables
+from .rates import RateCache
 from .session import HeartbeatSettings
 from .settings import FEED, Settings
 from .supervisor import Supervisor
@@ -80,11 +80,12 @@ def make_chain(
     """The chain of these sources; its fetches run in `nursery`."""
     return RateChain(
         sources,
-        Tables(settings.cache_ttl),
+        RateCache(timedelta(seconds=settings.cache_ttl)),
         nursery,
         deadline=settings.rate_deadline,
         utc_now=clock,
         observer=observer,
+        judge=settings.plausibility,
         jitter=jitter,
     )
 
@@ -203,7 +204,9 @@ async def serve(
             backoff=Backoff(settings.reconnect_min, settings.reconnect_max, dependencies.jitter),
             observer=journal,
         )
-        service_nursery.start_soon(fetch_ahead, chain, dependencies.clock, name="rates ahead")
+        service_nursery.start_soon(
+            fetch_at_midnight, chain, dependencies.clock, name="rates at midnight"
+        )
         service_nursery.start_soon(_summarize, journal, bridge, outbox, chain, name="summary")
         if status is not None:
             from .operating.overview import Service
@@ -240,7 +243,7 @@ async def _drain(bridge: Bridge, outbox: Outbox) -> None:
 async def _summarize(journal: Journal, bridge: Bridge, outbox: Outbox, chain: RateChain) -> None:
     while True:
         await trio.sleep(SUMMARY_EVERY)
-        journal.summarize(waiting=bridge.waiting, outbox=len(outbox), tables=len(chain.tables))
+        journal.summarize(waiting=bridge.waiting, outbox=len(outbox), sheets=len(chain.cache))
 
 
 def run(settings: Settings) -> None:

@@ -30,7 +30,6 @@ class Moment(msgspec.Struct, frozen=True, gc=False):
 
     mono: float
     utc: datetime
-    today: date
     wire: str
 
 
@@ -61,7 +60,7 @@ class Bridge:
     def moment(self) -> Moment:
         """Now, for all the frames that were read together."""
         utc = self._utc_now()
-        return Moment(self._trio_now(), utc, utc.date(), wire_time(utc))
+        return Moment(self._trio_now(), utc, wire_time(utc))
 
     def answer(self, frame: bytes, moment: Moment) -> Heartbeat | Reply | None:
         """Take one text frame, which came at `moment`.
@@ -104,7 +103,7 @@ class Bridge:
             raise NoRate(Refusal.STOPPING, "the service is stopping")
         if request.currency == "EUR":
             return self._convert(request, None, moment)
-        rate = self._chain.cached_rate(request.currency, day, moment.today, moment.mono)
+        rate = self._chain.cached_rate(request.currency, day, moment.utc)
         if rate is not None:
             return self._convert(request, rate, moment)
         if self.waiting >= MOST_WAITING or self._waiting_bytes > MOST_WAITING_BYTES:

@@ -155,20 +155,17 @@ class NoRate(RatebridgeError):
 
 @attrs.frozen(eq=False, str=False)
 class SourceFailed(RatebridgeError):
-    """One attempt to get a day's table from one source failed.
+    """One call to a rate source failed, or it has no usable quote.
 
-    `outcome` is a stable word for metrics, `text` a safe half-sentence for people.
-    `again` says whether the request may be retried, `after` after how many seconds,
-    `limited_for` for how many seconds the source must not be asked for anything. `age`
-    is how many seconds ago it failed, if another request did.
+    `text` is safe to show, and continues a sentence that begins with the source's name. `again`
+    says whether the call may be repeated at once, `limited_for` for how many seconds the source
+    must not be asked for anything.
     """
 
-    outcome: str
+    outcome: FetchOutcome
     text: str
     again: bool = False
-    after: float | None = None
     limited_for: float | None = None
-    age: float = 0.0
 
     def __str__(self) -> str:
         return self.text

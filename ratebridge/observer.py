@@ -10,7 +10,7 @@ from datetime import date, datetime
 from typing import TYPE_CHECKING, TypeAlias
 
 from .errors import LinkFailed, NoRate, Refused, SourceFailed
-from .rates import Rate, RateTable
+from .rates import Rate, RateSheet
 
 if TYPE_CHECKING:
     from .messages import Request
@@ -56,16 +56,22 @@ class Observer:
 
     # The rates.
 
-    def fetched(self, table: RateTable, seconds: float) -> None:
-        """A source gave a table."""
+    def fetched(self, sheet: RateSheet, seconds: float) -> None:
+        """A source gave a sheet, `seconds` after it was asked."""
 
     def implausible_quotes(
         self, provider: str, day: date, quotes: Mapping[str, SourceFailed]
     ) -> None:
         """A source gave quotes that cannot be true and are not used; reasons by currency."""
 
-    def fetch_failed(self, provider: str, day: date, failure: SourceFailed) -> None:
-        """A source gave no table, retries included."""
+    def fetch_failed(
+        self, provider: str, asked: str, failure: SourceFailed, meanwhile: datetime | None
+    ) -> None:
+        """A source gave no sheet, retries included.
+
+        `asked` is what it was asked for, such as "2021-05"; `meanwhile` is when the sheet was
+        fetched that is used meanwhile, None if there is none.
+        """
 
     def rate_limited(self, provider: str, failure: SourceFailed) -> None:
         """A source is not asked again for `failure.limited_for` seconds."""

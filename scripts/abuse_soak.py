@@ -28,17 +28,6 @@ FAULTS: Final = (
     *("reset", "reset", "fin", "close", "close", "garbage", "silence", "unread"),
     *("refused", "stall"),
 )
-    "reset",
-    "reset",
-    "fin",
-    "close",
-    "close",
-    "garbage",
-    "silence",
-    "unread",
-    "refused",
-    "stall",
-]
 
 
 @attrs.define(eq=False)

@@ -2,14 +2,13 @@
 
 import os
 import signal
-from functools import cache
 
 import pytest
 from hypothesis import HealthCheck, settings
 from support import virtual_clock
 from trio.testing import MockClock
 
-from ratebridge.providers import ecb
+from ratebridge.history import embedded
 
 # Most machines have it not, and what a process leaves unwritten at its end depends on it.
 os.environ.pop("PYTHONUNBUFFERED", None)
@@ -21,8 +20,8 @@ settings.register_profile(
 settings.load_profile("patient")
 
 
-# It takes a fifth of a second, and nothing changes in it.
-ecb._read_embedded = cache(ecb._read_embedded)
+# Loaded here once: a virtual clock does not wait for the thread that would load it.
+embedded()
 
 
 @pytest.fixture

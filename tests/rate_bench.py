@@ -1,7 +1,9 @@
 """A chain over the fake sources in memory, on the clock of the test."""
 
+import io
 import ssl
-from collections.abc import AsyncIterator, Mapping
+import zipfile
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -17,7 +19,7 @@ from ratebridge.providers.chain import RateChain
 from ratebridge.providers.http import HttpClient
 from ratebridge.providers.registry import provider
 from ratebridge.providers.source import Http, Source
-from ratebridge.rates import Rate, RateTable, Tables
+from ratebridge.rates import MOST_QUOTES, Rate, RateCache, RateSheet
 from ratebridge.settings import load_settings
 
 KEY = "fca_live_s3cr3t"
@@ -45,19 +47,21 @@ class Notes(Observer):
     """An observer that keeps what the chain tells it."""
 
     def __init__(self) -> None:
-        self.fetches: list[tuple[RateTable, float]] = []  # and the seconds
-        self.failures: list[tuple[str, date, SourceFailed]] = []
+        self.fetches: list[tuple[RateSheet, float]] = []  # and the seconds
+        self.failures: list[tuple[str, str, SourceFailed, datetime | None]] = []
         self.silences: list[tuple[str, SourceFailed]] = []
         self.crashes: list[tuple[str, BaseException]] = []
         self.implausible: list[tuple[str, date, list[str]]] = []
         self.clock_jumps: list[float] = []
         self.clock_differences: list[tuple[str, float]] = []
 
-    def fetched(self, table: RateTable, seconds: float) -> None:
-        self.fetches.append((table, seconds))
+    def fetched(self, sheet: RateSheet, seconds: float) -> None:
+        self.fetches.append((sheet, seconds))
 
-    def fetch_failed(self, provider: str, day: date, failure: SourceFailed) -> None:
-        self.failures.append((provider, day, failure))
+    def fetch_failed(
+        self, provider: str, asked: str, failure: SourceFailed, meanwhile: datetime | None
+    ) -> None:
+        self.failures.append((provider, asked, failure, meanwhile))
 
     def rate_limited(self, provider: str, failure: SourceFailed) -> None:
         self.silences.append((provider, failure))
@@ -87,7 +91,7 @@ class Bench:
 
     def cached(self, currency: str, day: date) -> Rate | None:
         """The cached rate."""
-        return self.chain.cached_rate(currency, day, self.wall().date(), trio.current_time())
+        return self.chain.cached_rate(currency, day, self.wall())
 
     async def ask(self, currency: str, day: date = DAY) -> Any:
         """The `Rate` or the `NoRate` that a request gets, cached or fetched."""
@@ -101,8 +105,9 @@ def make_client(fake: FakeRates, transport: httpx.AsyncBaseTransport | None = No
     return HttpClient(lambda: TLS, transport or memory_transport(fake))
 
 
-def make_source(name: str, http: Http) -> Source:
+def make_source(name: str, http: Http | None) -> Source:
     """The source of that name, sent to the fakes; its key is `KEY`."""
+    assert http is not None, "a source with a name has a client"
     values = {"FREECURRENCY_API_KEY": KEY, **FakeRates().urls(URL)}
     return provider(name).make(http, load_settings(values, need_feed=False))
 
@@ -113,28 +118,45 @@ async def open_bench(
     start: datetime = START,
     deadline: float = 5.0,
     life: float = 7200.0,
-    most: int = 512,
+    most_quotes: int = MOST_QUOTES,
+    judge: bool = True,
     jitter: float = 0.5,
     fake: FakeRates | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> AsyncIterator[Bench]:
-    """The sources named (freecurrencyapi and frankfurter, if none is), in their order."""
+    """The sources named (freecurrencyapi and frankfurter, if none is), in their order.
+
+    `life` is that of a sheet, in seconds.
+    """
     wall = Wall(start)
     fake = fake or FakeRates(wall, key=KEY, per_minute=10**6, per_month=10**6)
-    http = make_client(fake, transport)
+    named = sources or ("freecurrencyapi", "frankfurter")
+    http = make_client(fake, transport) if any(isinstance(one, str) for one in named) else None
     notes = Notes()
     async with trio.open_nursery() as nursery:
         chain = RateChain(
-            [
-                make_source(source, http) if isinstance(source, str) else source
-                for source in sources or ("freecurrencyapi", "frankfurter")
-            ],
-            Tables(life, most),
+            [make_source(source, http) if isinstance(source, str) else source for source in named],
+            RateCache(timedelta(seconds=life), most_quotes),
             nursery,
             deadline=deadline,
             utc_now=wall,
             observer=notes,
+            judge=judge,
             jitter=lambda: jitter,
         )
         yield Bench(fake, chain, nursery, notes, wall)
         nursery.cancel_scope.cancel()
+
+
+def csv(columns: Sequence[str], rows: Iterable[tuple[object, Sequence[str]]]) -> str:
+    """A history of the ECB: a day and its numbers a row."""
+    lines = [("Date", *columns), *((str(day), *numbers) for day, numbers in rows)]
+    return "\n".join(",".join([*line, ""]) for line in lines)
+
+
+def as_zip(text: str | bytes, name: str = "eurofxref-hist.csv", how: int = 8) -> bytes:
+    """A zip with one file; `how` it is compressed, deflated if not given."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", how) as archive:
+        archive.writestr(name, text)
+    return file.getvalue()

@@ -13,11 +13,11 @@ from support import CLOCK_START, elapsed
 
 from ratebridge.bridge import MOST_WAITING_BYTES, Bridge
 from ratebridge.fakes.feed import request_text
-from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI
+from ratebridge.fakes.frankfurter import FRANKFURTER
 from ratebridge.fakes.rates import HANG, Fault, quote
 from ratebridge.messages import HEARTBEAT, THE_HEARTBEAT
 from ratebridge.outbox import Reply
-from ratebridge.rates import Quote, RateTable
+from ratebridge.rates import Quote, RateSheet
 
 NOON = "2026-11-03T12:00:00Z"
 MOST_WAITING = 1_000  # as the contract has it
@@ -71,11 +71,28 @@ class Desk:
 
 @asynccontextmanager
 async def open_desk(*sources, **how):
-    async with open_bench(*sources, **how) as bench:
+    async with open_bench(*sources or ("frankfurter",), **how) as bench:
         later: list[Reply] = []
         log = Log()
         bridge = Bridge(bench.chain, bench.nursery, later.append, utc_now=bench.wall, observer=log)
         yield Desk(bridge, log, later, bench.fake, bench.nursery)
+
+
+class Asked:
+    """A source that keeps for which days it was asked."""
+
+    name = "asked"
+    currencies = quota = every = None
+
+    def __init__(self):
+        self.days = []
+
+    def asks(self, day, today):
+        return str(day)
+
+    async def fetch(self, day, now):
+        self.days.append(str(day))
+        return RateSheet("asked", str(day), day, day, {day: {"USD": Quote(Decimal(1))}}, now)
 
 
 def said(reply):
@@ -97,7 +114,7 @@ async def test_a_reply_comes_later_when_the_rate_has_to_be_fetched_and_at_once_f
         assert elapsed() == 1.0
         (reply,) = desk.later
         at_once = desk.ask("two", "253.67", "USD", NOON)
-        euro = Decimal("253.67") / Decimal(quote(FREECURRENCYAPI, "USD", DAY))
+        euro = Decimal("253.67") / Decimal(quote(FRANKFURTER, "USD", DAY))
         payload = {"marketId": 123456, "selectionId": 987654, "odds": Decimal("2.2")}
         payload |= {"stake": round(euro, 5), "currency": "EUR", "date": "2026-11-20T12:00:21.000Z"}
         assert said(reply) == {"type": "message", "id": 1, "payload": payload}
@@ -157,10 +174,11 @@ async def test_a_bad_request_is_answered_with_what_is_bad(autojump_clock):
     ids=["yesterday", "today there", "yesterday here", "five minutes ahead", "the first"],
 )
 async def test_the_utc_day_chooses_the_table(autojump_clock, text, day):
-    async with open_desk("frankfurter") as desk:
+    asked = Asked()
+    async with open_desk(asked) as desk:
         assert desk.ask(1, "1", "USD", text) is None
         await desk.bridge.wait_settled()
-        assert [call.day for call in desk.fake.calls] == [day]
+        assert asked.days == [day]
         assert said(desk.later[0])["type"] == "message"
 
 
@@ -182,12 +200,13 @@ async def test_days_without_rates_are_refused_without_a_call(autojump_clock, tex
 
 async def test_a_request_for_today_on_each_side_of_midnight(autojump_clock):
     evening = datetime(2026, 11, 20, 23, 59, 59, tzinfo=UTC)
-    async with open_desk("frankfurter", start=evening) as desk:
+    asked = Asked()
+    async with open_desk(asked, start=evening) as desk:
         desk.ask(1, "1", "USD", "2026-11-21T00:00:30Z")
         await trio.sleep(2)
         desk.ask(2, "1", "USD", "2026-11-21T00:00:30Z")
         await desk.bridge.wait_settled()
-        assert [call.day for call in desk.fake.calls] == ["2026-11-20", "2026-11-21"]
+        assert asked.days == ["2026-11-20", "2026-11-21"]
 
 
 # When there is no rate.
@@ -197,20 +216,20 @@ async def test_an_unknown_currency_is_named(autojump_clock):
     async with open_desk() as desk:
         desk.ask(1, "1", "BTC", NOON)
         await desk.bridge.wait_settled()
-        text = "currency 'BTC' is not known to freecurrencyapi or frankfurter"
+        text = "currency 'BTC' is not known to frankfurter"
         assert text_of(desk.later[0]) == text_of(desk.ask(2, "1", "BTC", NOON)) == text
 
 
 async def test_a_failure_is_answered_within_the_deadline_and_other_days_at_once(autojump_clock):
     async with open_desk(deadline=5.0) as desk:
-        desk.fake.disturb = lambda call: HANG if call.day == str(DAY) else None
+        desk.fake.disturb = lambda call: HANG if call.params["to"] > str(DAY) else None
         desk.ask(1, "1", "USD", NOON)
-        desk.ask(2, "1", "USD", "2026-11-04T12:00:00Z")
+        desk.ask(2, "1", "USD", "2026-09-04T12:00:00Z")
         await trio.sleep(0.1)
         assert [said(reply)["id"] for reply in desk.later] == [2]
         await desk.bridge.wait_settled()
         assert elapsed() == 5.0
-        assert text_of(desk.later[1]).startswith("no rate for 'USD' on 2026-11-03: freecurrencyapi")
+        assert text_of(desk.later[1]).startswith("no rate for 'USD' on 2026-11-03: frankfurter")
         assert desk.log.refusals == [(b"1", "unavailable", 5.0)]
 
 
@@ -239,7 +258,7 @@ async def test_those_that_wait_are_bounded_in_bytes(autojump_clock):
             waiting += 1
         assert MOST_WAITING_BYTES < waiting * 61_000 < MOST_WAITING_BYTES + 200_000
         await desk.bridge.wait_settled()
-        assert desk.ask("x", "1", "USD", "2026-11-02T12:00:00Z") is None
+        assert desk.ask("x", "1", "USD", "2026-09-02T12:00:00Z") is None
 
 
 async def test_a_thousand_different_days_are_all_answered_by_the_deadline(autojump_clock):
@@ -262,17 +281,13 @@ async def test_a_stopping_bridge_refuses_what_is_new_and_answers_what_waits(auto
         assert said(desk.later[0])["type"] == "message"
 
 
-class Fragile:
+class Fragile(Asked):
     """A source with a bug for one day."""
-
-    name = "fragile"
-    quota = budget = None
 
     async def fetch(self, day, now):
         if day == DAY:
             raise ZeroDivisionError("oops")
-        quotes = {code: Quote(Decimal(1), day) for code in ("EUR", "USD")}
-        return RateTable("fragile", day, quotes, now)
+        return await super().fetch(day, now)
 
 
 async def test_a_bug_in_a_source_costs_one_error(autojump_clock):

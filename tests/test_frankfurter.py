@@ -1,7 +1,7 @@
 """Frankfurter: what is asked, and how rows are read."""
 
 import json
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
 import pytest
@@ -11,7 +11,7 @@ from ratebridge.errors import SourceFailed
 from ratebridge.fakes.frankfurter import FRANKFURTER
 from ratebridge.fakes.rates import FakeRates, Fault, quote
 from ratebridge.providers.frankfurter import Frankfurter
-from ratebridge.rates import Quote
+from ratebridge.rates import MAX_DAYS_BACK, Quote
 
 DAY = date(2021, 5, 18)
 
@@ -26,76 +26,106 @@ def source(fake):
     return Frankfurter(make_client(fake), f"{URL}/v2")
 
 
-async def failure_of(source, day=DAY):
-    with pytest.raises(SourceFailed) as caught:
-        await source.fetch(day, START)
-    return caught.value
-
-
-async def test_a_day_is_one_call_for_all_currencies(fake, source):
-    table = await source.fetch(DAY, START)
-    assert (table.provider, table.day, table.fetched) == ("frankfurter", DAY, START)
-    assert len(table.quotes) > 55
-    assert table.quotes["EUR"] == Quote(Decimal(1), DAY)
-    assert table.quotes["ZWL"] == Quote(Decimal(quote(FRANKFURTER, "ZWL", DAY)), DAY)
+async def test_a_month_is_one_call_with_five_days_around_it(fake, source):
+    sheet = await source.fetch(DAY, START)
+    assert (sheet.provider, sheet.asked, sheet.fetched) == ("frankfurter", "2021-05", START)
+    assert (sheet.first, sheet.last) == (date(2021, 5, 1), date(2021, 5, 31))
+    assert source.asks(sheet.first, START.date()) == source.asks(sheet.last, START.date())
+    assert sheet.find("ZWL", DAY) == (Quote(Decimal(quote(FRANKFURTER, "ZWL", DAY))), DAY)
+    assert len(sheet.currencies) > 55
+    assert "EUR" not in sheet.currencies
     (call,) = fake.calls
-    assert (call.path, call.params) == ("/v2/rates", {"date": "2021-05-18", "base": "EUR"})
-    assert call.key is None
-    assert source.quota is None
+    assert (call.path, call.key) == ("/v2/rates", None)
+    assert call.params == {"from": "2021-04-26", "to": "2021-06-05", "base": "EUR"}
+    assert (source.quota, source.currencies) == (None, None)
 
 
-async def test_today_is_asked_for_by_its_date_too(fake, source):
-    table = await source.fetch(START.date(), START)
-    assert fake.calls[0].params["date"] == "2026-11-20"
-    assert not table.final
-    assert max(quote.day for quote in table.quotes.values()) == START.date()
+@pytest.mark.parametrize(
+    ("day", "until"), [("2026-11-20", "2026-11-20"), ("2026-10-31", "2026-11-05")]
+)
+async def test_days_to_come_are_not_asked_for(fake, source, day, until):
+    sheet = await source.fetch(date.fromisoformat(day), START)
+    assert fake.calls[0].params["to"] == until
+    assert sheet.last == date.fromisoformat(day)
+    assert max(sheet.rows) == date.fromisoformat(until)
 
 
-async def test_each_quote_keeps_its_own_day(source):
-    sunday, friday, thursday = date(2021, 5, 16), date(2021, 5, 14), date(2021, 5, 13)
-    table = await source.fetch(sunday, START)
-    assert (table.quotes["USD"].day, table.quotes["UAH"].day) == (friday, thursday)
+async def test_each_day_of_a_month_has_the_last_row_at_or_before_it_of_five_days(source):
+    sheet = await source.fetch(DAY, START)
+    for number in range(1, 32):
+        day = date(2021, 5, number)
+        friday = day - timedelta(days=max(0, day.weekday() - 4))
+        found, known_on = sheet.find("USD", day)
+        assert known_on == friday  # the first of May was a Saturday
+        assert str(found.units) == quote(FRANKFURTER, "USD", friday)
+        fortnightly = sheet.find("TMT", day)  # on the 1st and the 15th; not carried any further
+        back = (number - 1) % 14 if number < 29 else number - 15
+        assert (fortnightly is not None) is (back <= MAX_DAYS_BACK)
 
 
-async def test_a_row_carried_too_far_is_left_out(source):
-    assert "TMT" in (await source.fetch(date(2021, 5, 20), START)).quotes
-    assert "TMT" not in (await source.fetch(date(2021, 5, 21), START)).quotes
-
-
-async def test_a_table_that_does_not_have_one_euro_for_one_euro_is_refused(fake, source):
-    fake.order(FRANKFURTER, Fault(quotes={"EUR": "0.9"}))
-    failure = await failure_of(source)
-    assert str(failure) == "has two different quotes for EUR on 2021-05-18"
-
-
-async def test_another_base_is_refused(fake, source):
-    fake.order(FRANKFURTER, Fault(base="USD"))
-    failure = await failure_of(source)
-    assert str(failure) == "answered with another base than the euro"
-    assert (failure.outcome, failure.again) == ("bad-table", False)
+async def test_a_row_without_a_rate_costs_itself_and_those_of_other_days_do_not_matter(
+    fake, source
+):
+    rows = [
+        {"date": day, "base": "EUR", "quote": code, "rate": rate}
+        for day, code, rate in [
+            *(("2021-05-18", "EUR", 1.0), ("2021-05-18", "USD", 1.2), ("2021-05-18", "CZK", None)),
+            *(("2021-04-25", "USD", 7), ("2021-06-06", "USD", 7), ("2021-06-05", "XAU", 0.0003)),
+        ]
+    ]
+    rows.append({"date": "2021-05-18", "base": "EUR", "quote": "GBP"})
+    fake.order(FRANKFURTER, Fault(body=json.dumps(rows).encode()))
+    sheet = await source.fetch(DAY, START)
+    assert sheet.rows.keys() == {DAY, date(2021, 6, 5)}
+    assert sheet.rows[DAY] == {"USD": Quote(Decimal("1.2"))}
+    assert str(sheet.rows[date(2021, 6, 5)]["XAU"]) == "gives it in too few digits (0.0003)"
 
 
 ROW = {"date": "2021-05-18", "base": "EUR", "quote": "USD", "rate": 1.2}
 
 
+def body(*rows):
+    return Fault(body=json.dumps(rows).encode())
+
+
 @pytest.mark.parametrize(
-    "body",
+    ("fault", "outcome", "why"),
     [
-        b'{"amount":1.0,"base":"EUR","date":"2021-05-18","rates":{"USD":1.2}}',
-        json.dumps([ROW]).encode()[:-3],
-        json.dumps([{**ROW, "date": "18.05.2021"}]).encode(),
-        json.dumps([{**ROW, "quote": 1}]).encode(),
+        (Fault(base="USD"), "bad-table", "answered with another base than the euro"),
+        (body(ROW, {**ROW, "base": "USD", "date": "1999-01-04"}), "bad-table", "another base"),
+        (Fault(quotes={"EUR": "0.9"}), "bad-table", "has another quote than 1 for EUR on"),
+        (
+            body(ROW, {**ROW, "rate": 1.3}),
+            "bad-table",
+            "two different quotes for USD on 2021-05-18",
+        ),
+        (Fault(empty=True), "no-table", "has no rates for 2021-05"),
+        *(
+            (fault, "bad-body", "answered with something else than rates")
+            for fault in (
+                Fault(body=b'{"amount":1.0,"base":"EUR","rates":{"USD":1.2}}'),
+                Fault(cut=1000),
+                body({**ROW, "date": "18.05.2021"}),
+                body({**ROW, "quote": 1}),
+                body({"date": "2021-05-18", "rate": 1.2}),
+            )
+        ),
     ],
-    ids=range(4),
+    ids=range(10),
 )
-async def test_a_body_of_another_shape(fake, source, body):
-    fake.order(FRANKFURTER, Fault(body=body))
-    failure = await failure_of(source)
-    assert (failure.outcome, failure.again) == ("bad-body", False)
-    assert str(failure) == "answered with something else than rates"
+async def test_what_contradicts_itself_or_has_another_shape_is_refused(
+    fake, source, fault, outcome, why
+):
+    fake.order(FRANKFURTER, fault)
+    with pytest.raises(SourceFailed, match=why) as caught:
+        await source.fetch(DAY, START)
+    assert (caught.value.outcome, caught.value.again) == (outcome, False)
 
 
-async def test_a_far_future_has_no_table(source):
-    now = datetime(2030, 1, 1, tzinfo=UTC)
-    with pytest.raises(SourceFailed, match="no usable table"):
-        await source.fetch(date(2030, 1, 1), now)
+async def test_the_first_month_of_the_euro_and_that_of_a_leap_day(fake, source):
+    await source.fetch(date(1999, 1, 4), START)
+    await source.fetch(date(2024, 2, 29), datetime(2024, 3, 1, tzinfo=UTC))
+    assert [(call.params["from"], call.params["to"]) for call in fake.calls] == [
+        ("1998-12-27", "1999-02-05"),
+        ("2024-01-27", "2024-03-01"),
+    ]

@@ -4,10 +4,15 @@ import json
 import logging
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from fractions import Fraction
+from math import ceil
 
+import attrs
 import pytest
 import structlog
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rate_bench import KEY, START, URL, Wall, make_client
 
 from ratebridge.errors import SourceFailed
@@ -16,250 +21,343 @@ from ratebridge.fakes.freecurrencyapi import (
     NO_CALLS_THIS_MINUTE,
     NO_CALLS_THIS_MONTH,
 )
-from ratebridge.fakes.rates import HTML, FakeRates, Fault, quote
-from ratebridge.providers.freecurrencyapi import FreeCurrencyApi, next_month
+from ratebridge.fakes.rates import HANG, HTML, FakeRates, Fault, quote
+from ratebridge.providers.freecurrencyapi import CURRENCIES, FreeCurrencyApi, next_month
 from ratebridge.rates import Quote
 
 DAY = date(2021, 5, 18)
 TODAY = START.date()
+NO_BASE = Fault(status=422, body=b'{"errors":{"base_currency":["is invalid"]}}')
 
 
-def open_source(start=START, **how):
+@attrs.frozen
+class Scene:
+    """The source, its stand-in, and their wall clock, which runs with trio's."""
+
+    fake: FakeRates
+    source: FreeCurrencyApi
+    wall: Wall
+
+    async def fetch(self, day=DAY):
+        return await self.source.fetch(day, self.wall())
+
+    async def failure(self, day=DAY):
+        with pytest.raises(SourceFailed) as caught:
+            await self.fetch(day)
+        return caught.value
+
+    @property
+    def calls(self):
+        """The ends of the paths."""
+        return [call.path.rpartition("/")[2] for call in self.fake.calls]
+
+    @property
+    def bases(self):
+        calls = [call for call in self.fake.calls if not call.path.endswith("/status")]
+        return [call.params.get("base_currency") for call in calls]
+
+
+def open_scene(*faults, start=START, life=7200.0, **options):
+    """`faults` are those of the calls for rates: `/status` is answered."""
     wall = Wall(start)
-    fake = FakeRates(wall, key=KEY, **how)
-    return fake, FreeCurrencyApi(make_client(fake), KEY, f"{URL}/v1"), wall
+    fake = FakeRates(wall, **{"key": KEY, **options})
+    left = list(faults)
+    fake.disturb = lambda call: left.pop(0) if left and not call.path.endswith("/status") else None
+    return Scene(fake, FreeCurrencyApi(make_client(fake), KEY, f"{URL}/v1", life), wall)
 
 
-async def failure_of(source, day=DAY, now=START):
-    with pytest.raises(SourceFailed) as caught:
-        await source.fetch(day, now)
-    return caught.value
-
-
-async def test_an_ended_day_is_asked_for_by_its_date():
-    fake, source, _ = open_source()
-    table = await source.fetch(DAY, START)
-    assert (table.provider, table.day, table.fetched) == ("freecurrencyapi", DAY, START)
-    assert table.final
-    assert len(table.quotes) == 33
-    assert table.quotes["USD"] == Quote(Decimal(quote(FREECURRENCYAPI, "USD", DAY)), DAY)
-    (call,) = fake.calls
-    assert call.path == "/v1/historical"
-    assert call.params == {"date": "2021-05-18", "base_currency": "EUR"}
-    assert call.key == KEY
+async def test_an_ended_day_is_asked_for_by_its_date(autojump_clock):
+    scene = open_scene()
+    sheet = await scene.fetch()
+    assert (sheet.provider, sheet.asked, sheet.fetched) == ("freecurrencyapi", "2021-05-18", START)
+    assert (sheet.first, sheet.last) == (DAY, DAY)
+    assert sheet.is_final(DAY)
+    assert sheet.currencies == CURRENCIES == scene.source.currencies
+    assert len(CURRENCIES) == 32
+    usd = Quote(Decimal(quote(FREECURRENCYAPI, "USD", DAY)))
+    assert sheet.find("USD", DAY) == (usd, DAY)
+    assert scene.calls == ["status", "historical"]
+    assert scene.fake.calls[1].params == {"date": "2021-05-18", "base_currency": "EUR"}
+    assert {call.key for call in scene.fake.calls} == {KEY}
 
 
 async def test_today_is_the_latest():
-    fake, source, _ = open_source()
-    table = await source.fetch(TODAY, START)
-    assert not table.final
-    assert table.quotes["USD"].day == TODAY
-    assert (fake.calls[0].path, fake.calls[0].params) == ("/v1/latest", {"base_currency": "EUR"})
+    scene = open_scene()
+    sheet = await scene.fetch(TODAY)
+    assert (sheet.find("USD", TODAY)[1], sheet.is_final(TODAY), sheet.latest) == (
+        *(TODAY, False, False),
+    )
+    assert scene.calls == ["status", "latest"]
+    assert scene.fake.calls[1].params == {"base_currency": "EUR"}
 
 
-@pytest.mark.parametrize("minutes", [0, 59])
-async def test_just_after_midnight_the_latest_stands_in_for_yesterday(minutes):
-    now = datetime(2026, 11, 20, 0, minutes, tzinfo=UTC)
-    fake, source, _ = open_source(now)
-    fake.order(FREECURRENCYAPI, Fault(status=422))
-    table = await source.fetch(date(2026, 11, 19), now)
-    assert [call.path for call in fake.calls] == ["/v1/historical", "/v1/latest"]
-    assert (table.day, table.latest, table.final) == (date(2026, 11, 19), True, False)
+NO_DAY = Fault(status=422, body=b'{"errors":{"date":["must be before today"]}}')
+AT_00, AT_59, AT_61 = (datetime(2026, 11, 20, m // 60, m % 60, tzinfo=UTC) for m in (0, 59, 61))
 
 
-@pytest.mark.parametrize(
-    ("day", "now"),
-    [
-        (date(2026, 11, 19), datetime(2026, 11, 20, 1, 1, tzinfo=UTC)),
-        (date(2026, 11, 18), datetime(2026, 11, 20, 0, 1, tzinfo=UTC)),
-    ],
-    ids=["late in the night", "the day before yesterday"],
-)
+@pytest.mark.parametrize("now", [AT_00, AT_59])
+async def test_just_after_midnight_the_latest_stands_in_for_yesterday(now):
+    scene = open_scene(NO_DAY, start=now)
+    yesterday = date(2026, 11, 19)
+    sheet = await scene.fetch(yesterday)
+    assert scene.calls == ["status", "historical", "latest"]
+    assert (sheet.first, sheet.latest, sheet.is_final(yesterday)) == (yesterday, True, False)
+
+
+@pytest.mark.parametrize(("day", "now"), [(19, AT_61), (18, AT_00)], ids=["late", "older"])
 async def test_the_latest_does_not_stand_in_for_an_older_day_or_for_long(day, now):
-    fake, source, _ = open_source(now)
-    fake.order(FREECURRENCYAPI, Fault(status=422))
-    failure = await failure_of(source, day, now)
-    assert (failure.outcome, failure.again) == ("http-422", False)
-    assert fake.count() == 1
+    scene = open_scene(NO_DAY, start=now)
+    failure = await scene.failure(date(2026, 11, day))
+    assert (str(failure), failure.again) == ("answered HTTP 422", False)
+    assert scene.calls == ["status", "historical"]
 
 
-async def test_a_plan_without_the_euro_base_is_asked_once_more_without_it():
-    fake, source, _ = open_source(dollar_only=True)
-    table = await source.fetch(DAY, START)
-    assert table.quotes["USD"].units == 1
-    assert table.quotes["EUR"].units == Decimal(quote(FREECURRENCYAPI, "EUR", DAY, "USD"))
-    await source.fetch(TODAY, START)
-    assert [call.params.get("base_currency") for call in fake.calls] == ["EUR", None, None]
-    assert [call.status for call in fake.calls] == [403, 200, 200]
+# The base.
 
 
-async def test_a_403_for_another_reason_stays_one_and_the_base_stays_the_euro():
-    fake, source, _ = open_source()
-    fake.order(FREECURRENCYAPI, Fault(status=403), Fault(status=403))
-    failure = await failure_of(source)
-    assert (failure.outcome, failure.again) == ("refused-key", False)
-    assert str(failure) == "did not accept the key (HTTP 403)"
-    await source.fetch(DAY, START)
-    assert [call.params.get("base_currency") for call in fake.calls] == ["EUR", None, "EUR"]
+@pytest.mark.parametrize("how", [{"dollar_only": True}, NO_BASE], ids=["403", "422"])
+async def test_where_the_euro_is_no_base_it_is_the_dollar_from_then_on(how):
+    scene = open_scene(how) if how is NO_BASE else open_scene(**how)
+    sheet = await scene.fetch()
+    euro = Decimal(quote(FREECURRENCYAPI, "EUR", DAY, "USD"))
+    assert sheet.find("USD", DAY) == (Quote(Decimal(1), euro), DAY)
+    await scene.fetch(TODAY)
+    assert scene.bases == ["EUR", None, None]
+
+
+@pytest.mark.parametrize("fault", [Fault(status=403), NO_BASE])
+async def test_a_base_that_is_refused_for_another_reason_stays_the_euro(fault):
+    scene = open_scene(fault, fault)
+    failure = await scene.failure()
+    key = fault.status == 403
+    assert failure.outcome == ("refused-key" if key else "http-4xx")
+    assert str(failure) == ("did not accept the key (HTTP 403)" if key else "answered HTTP 422")
+    await scene.fetch()
+    assert scene.bases == ["EUR", None, "EUR"]
+
+
+async def test_a_page_of_a_content_network_is_no_bad_key():
+    page = attrs.evolve(HTML, status=403, headers={"content-type": "text/html; charset=utf-8"})
+    scene = open_scene(page)
+    failure = await scene.failure()
+    assert (failure.outcome, str(failure)) == ("http-4xx", "answered HTTP 403")
+    assert scene.bases == ["EUR"]
 
 
 async def test_a_wrong_key():
-    fake = FakeRates(lambda: START, key="another")
-    source = FreeCurrencyApi(make_client(fake), KEY, f"{URL}/v1")
-    failure = await failure_of(source)
+    failure = await open_scene(key="another").failure()
     assert (failure.outcome, failure.again) == ("refused-key", False)
     assert str(failure) == "did not accept the key (HTTP 401)"
 
 
+# The tables.
+
+
+def historical(*tables):
+    return Fault(body=json.dumps({"data": dict(tables)}).encode())
+
+
+async def test_a_dollar_table_needs_no_row_of_the_dollar():
+    rates = {"EUR": 0.8, "GBP": 0.7, "CZK": None}
+    sheet = await open_scene(historical(("2021-05-18", rates))).fetch()
+    assert sheet.rows == {DAY: {"GBP": Quote(Decimal("0.7"), Decimal("0.8"))}}
+
+
 @pytest.mark.parametrize(
-    "body",
+    ("fault", "outcome", "why"),
     [
-        b'{"data":{"2021-05-18":1}}',
-        b'{"data":{"yesterday":{"EUR":1}}}',
-        b'{"data":{"2021-05-18":{"EUR":1,"US',
+        (Fault(quotes={"EUR": "0"}), "bad-table", "has no EUR on 2021-05-18"),
+        (Fault(quotes={"EUR": "0.00001"}), "bad-table", "has no EUR on 2021-05-18"),
+        (Fault(quotes={"EUR": "0.9"}), "bad-table", "has no quote of 1 for a base on 2021-05-18"),
+        (historical(("2021-05-18", {"EUR": "1", "USD": "1.2"})), "bad-table", "not JSON numbers"),
+        (historical(("2021-05-18", {"EUR": 1})), "no-table", "has no rates for 2021-05-18"),
+        (Fault(empty=True), "no-table", "has no rates for 2021-05-18"),
+        *(
+            (historical((day, {"EUR": 1, "USD": 1.2})), "no-table", "has no rates for 2021-05-18")
+            for day in ("2021-05-12", "2021-05-19")
+        ),
+        (
+            Fault(body=b'{"data":{"2021-05-18":{"EUR":1,"USD":1.2,"USD":1.3}}}'),
+            *("bad-table", "has two different quotes for USD on 2021-05-18"),
+        ),
+        (
+            Fault(body=b'{"data":{"2021-05-18" : {"EUR":1,"USD":1.2},"2021-05-18":{"EUR":1}}}'),
+            *("bad-table", "has two tables for one day"),
+        ),
+        *(
+            (Fault(body=body), "bad-body", "answered with something else than rates")
+            for body in (
+                b'{"data":{"2021-05-18":1}}',
+                b'{"data":{"yesterday":{"EUR":1}}}',
+                b'{"data":{"2021-05-18":{"EUR":1,"US',
+            )
+        ),
     ],
+    ids=range(13),
 )
-async def test_a_body_of_another_shape(body):
-    fake, source, _ = open_source()
-    fake.order(FREECURRENCYAPI, Fault(body=body))
-    failure = await failure_of(source)
-    assert (failure.outcome, failure.again) == ("bad-body", False)
-    assert str(failure) == "answered with something else than rates"
-
-
-async def test_a_table_without_the_euro_is_of_no_use():
-    fake, source, _ = open_source()
-    fake.order(FREECURRENCYAPI, Fault(quotes={"EUR": "0"}))
-    assert (await failure_of(source)).outcome == "bad-table"
-
-
-async def test_a_currency_with_two_quotes_spoils_the_table():
-    fake, source, _ = open_source()
-    body = b'{"data":{"2021-05-18":{"EUR":1,"USD":1.2,"GBP":0.8,"USD":1.3}}}'
-    fake.order(FREECURRENCYAPI, Fault(body=body), Fault(quotes={"EUR": "0.9"}))
-    assert str(await failure_of(source)) == "has two different quotes for USD on 2021-05-18"
-    assert str(await failure_of(source)) == "has no quote of 1 for its own base on 2021-05-18"
-
-
-def historical(*days):
-    data = {str(day): {"EUR": 1, "USD": 1.2} for day in days}
-    return Fault(body=json.dumps({"meta": 1, "data": data}).encode())
-
-
-async def test_two_tables_for_one_day_are_none():
-    fake, source, _ = open_source()
-    table = b'"2021-05-18" : {"EUR":1,"USD":1.%d}'
-    fake.order(FREECURRENCYAPI, Fault(body=b'{"data":{%b,%b}}' % (table % 2, table % 3)))
-    assert str(await failure_of(source)) == "has two tables for one day"
+async def test_a_table_that_is_of_no_use_says_why(fault, outcome, why):
+    failure = await open_scene(fault).failure()
+    assert (failure.outcome, failure.again) == (outcome, False)
+    assert why in str(failure)
 
 
 async def test_a_table_of_some_days_before_is_taken_for_what_it_is():
-    fake, source, _ = open_source()
-    sunday, friday = date(2021, 5, 16), date(2021, 5, 14)
-    fake.order(FREECURRENCYAPI, historical(friday, date(2021, 5, 13), date(2021, 5, 17)))
-    table = await source.fetch(sunday, START)
-    assert table.day == sunday
-    assert {quote.day for quote in table.quotes.values()} == {friday}
+    tables = [(day, {"EUR": 1, "USD": 1.2}) for day in ("2021-05-13", "2021-05-14", "2021-05-17")]
+    sheet = await open_scene(historical(*tables)).fetch(date(2021, 5, 16))
+    assert sheet.find("USD", date(2021, 5, 16)) == (Quote(Decimal("1.2")), date(2021, 5, 14))
 
 
-@pytest.mark.parametrize("days", [-6, 1], ids=["six days before", "the day after"])
-async def test_a_table_of_another_day_is_none(days):
-    fake, source, _ = open_source()
-    fake.order(FREECURRENCYAPI, historical(DAY + timedelta(days=days)))
-    assert (await failure_of(source)).outcome == "bad-table"
-
-
-# Quotas.
-
-
-async def test_quotas_are_kept_as_figures():
-    _, source, wall = open_source(per_month=5000)
-    assert (source.quota.minute_left, source.quota.month_left) == (None, None)
-    await source.fetch(DAY, wall())
-    quota = source.quota
-    assert (quota.minute_left, quota.month_left, quota.month_total) == (9, 4999, 5000)
-
-
-async def test_headers_that_say_nothing_change_no_figure():
-    fake, source, wall = open_source()
-    await source.fetch(DAY, wall())
-    nothing = {f"x-ratelimit-remaining-quota-{period}": "?" for period in ("minute", "month")}
-    fake.order(FREECURRENCYAPI, Fault(headers={**nothing, "x-ratelimit-limit-quota-month": ""}))
-    await source.fetch(DAY, wall())
-    quota = source.quota
-    assert (quota.minute_left, quota.month_left, quota.month_total) == (9, 4999, 5000)
+# The minute.
 
 
 async def test_when_the_minute_is_used_up_nothing_is_asked_until_the_next(autojump_clock):
-    fake, source, wall = open_source(per_minute=2)  # twenty seconds into its minute
-    await source.fetch(DAY, wall())
-    await source.fetch(DAY, wall())
+    scene = open_scene(per_minute=2)  # twenty seconds into its minute
+    await scene.fetch()
+    await scene.fetch()
     await trio.sleep(10)
-    failure = await failure_of(source, now=wall())
+    failure = await scene.failure()
     assert (failure.outcome, failure.again) == ("quota-minute", True)
     assert str(failure) == "has no calls left this minute"
-    assert failure.after == failure.limited_for == pytest.approx(30)
-    assert fake.count() == 2
-    assert failure.after is not None
-    await trio.sleep(failure.after)
-    await source.fetch(DAY, wall())
-    assert fake.count() == 3
+    assert failure.limited_for == pytest.approx(30)
+    assert scene.calls == ["status", "historical", "historical"]
+    await trio.sleep(failure.limited_for)
+    await scene.fetch()
 
 
-async def test_a_429_on_the_minute(autojump_clock):
-    fake, source, wall = open_source()
-    fake.order(FREECURRENCYAPI, NO_CALLS_THIS_MINUTE)
-    failure = await failure_of(source, now=wall())
-    assert (failure.outcome, failure.again, failure.after) == ("quota-minute", True, 40)
-    await trio.sleep(40)
-    await source.fetch(DAY, wall())
+@pytest.mark.parametrize(
+    ("fault", "wait"),
+    [
+        (NO_CALLS_THIS_MINUTE, 40),
+        (Fault(status=429), 40),
+        (Fault(status=429, headers={"retry-after": "7"}), 7),
+        (
+            Fault(
+                status=429,
+                headers={
+                    "date": "Fri, 20 Nov 2026 12:00:00 GMT",
+                    "retry-after": "Fri, 20 Nov 2026 12:02:00 GMT",
+                },
+            ),
+            120,
+        ),
+    ],
+    ids=["of the quota", "without a word", "seconds", "a date"],
+)
+async def test_a_429_on_the_minute_says_when_to_come_back(autojump_clock, fault, wait):
+    scene = open_scene(fault)
+    failure = await scene.failure()
+    assert (failure.outcome, failure.again, failure.limited_for) == ("quota-minute", True, wait)
+    await trio.sleep(wait)
+    await scene.fetch()
 
 
-async def test_a_429_that_says_when_to_come_back(autojump_clock):
-    fake, source, wall = open_source()
-    fake.order(FREECURRENCYAPI, Fault(status=429, headers={"retry-after": "7"}))
-    failure = await failure_of(source, now=wall())
-    assert (failure.after, failure.limited_for) == (7, 7)
+# The month.
 
 
-async def test_a_429_on_the_month_rests_until_the_next(autojump_clock):
-    fake, source, wall = open_source()
-    fake.order(FREECURRENCYAPI, NO_CALLS_THIS_MONTH)
-    failure = await failure_of(source, now=wall())
+async def test_quotas_are_kept_as_figures():
+    quiet = {f"x-ratelimit-remaining-quota-{period}": "?" for period in ("minute", "month")}
+    scene = open_scene(Fault(), Fault(headers={**quiet, "x-ratelimit-limit-quota-month": ""}))
+    quota = scene.source.quota
+    assert (quota.minute_left, quota.month_left, quota.month_total) == (None, None, None)
+    for _ in range(2):
+        await scene.fetch()
+        assert (quota.minute_left, quota.month_left, quota.month_total) == (9, 4999, 5000)
+
+
+async def test_the_status_is_asked_for_at_first_each_hour_without_an_answer_and_each_month(
+    autojump_clock,
+):
+    scene = open_scene(start=datetime(2026, 11, 30, 20, 30, tzinfo=UTC))
+    for minutes, asked in ((60, 1), (61, 0), (30, 1), (60, 0), (0, 1)):
+        before = scene.calls.count("status")
+        await scene.fetch()
+        assert scene.calls.count("status") - before == asked
+        await trio.sleep(60 * minutes)
+
+
+async def test_a_status_that_does_not_answer_delays_by_a_second_and_says_nothing(autojump_clock):
+    scene = open_scene()
+    scene.fake.order(FREECURRENCYAPI, HANG)
+    began = trio.current_time()
+    assert await scene.fetch()
+    assert trio.current_time() - began == 1
+    scene.fake.order(FREECURRENCYAPI, Fault(status=500))
+    await trio.sleep(3601)
+    assert await scene.fetch()
+
+
+async def test_ended_days_are_asked_for_while_more_is_left_than_today_needs(autojump_clock):
+    """Two calls a day; on the 20th eleven days are left."""
+    scene = open_scene(life=43200, per_month=50, per_minute=1000)
+    for _ in range(28):
+        await scene.fetch()
+    failure = await scene.failure()
+    assert (failure.outcome, failure.again, failure.limited_for) == ("quota-month", False, None)
+    assert str(failure) == "has 22 calls left this month, kept for the rates of the days to come"
+    for _ in range(2):
+        await scene.fetch(TODAY)
+    for day in (TODAY, DAY):
+        assert (await scene.failure(day)).outcome == "quota-month"
+    assert scene.source.quota.month_left == 20
+    scene.wall.jump(timedelta(days=1))
+    await scene.fetch(TODAY + timedelta(days=1))
+    scene.wall.jump(timedelta(days=10))
+    await scene.fetch()
+
+
+@settings(max_examples=30)
+@given(
+    left=st.integers(1, 6_000),
+    total=st.none() | st.integers(1, 10_000),
+    life=st.floats(1, 10**6),
+    day=st.integers(1, 30),
+    today=st.booleans(),
+)
+def test_what_is_kept_is_a_call_each_life_for_each_day_and_half_of_the_month_at_most(
+    left, total, life, day, today
+):
+    async def ask():
+        now = datetime(2026, 11, day, 12, tzinfo=UTC)
+        scene = open_scene(start=now, life=life)
+        month = {"remaining": left} if total is None else {"remaining": left, "total": total}
+        status = json.dumps({"quotas": {"month": month}}).encode()
+        scene.fake.order(FREECURRENCYAPI, Fault(body=status))
+        days = 30 - day + (not today)
+        kept = min(ceil(Fraction(86400 / life) * days), (5000 if total is None else total) // 2)
+        if left > kept:
+            assert await scene.fetch(now.date() if today else DAY)
+        else:
+            failure = await scene.failure(now.date() if today else DAY)
+            assert str(failure).startswith(f"has {left} calls left this month, kept for")
+
+    trio.run(ask)
+
+
+async def test_a_429_on_the_month_rests_for_an_hour_and_asks_the_status_then(autojump_clock):
+    scene = open_scene(NO_CALLS_THIS_MONTH)
+    failure = await scene.failure()
     assert (failure.outcome, failure.again) == ("quota-month", False)
-    assert str(failure) == "has no calls left this month (until 2026-12-01 UTC)"
-    ten_days_and_a_half = (datetime(2026, 12, 1, tzinfo=UTC) - START).total_seconds()
-    assert failure.limited_for == ten_days_and_a_half
-    assert source.quota.month_left == 0
-    await trio.sleep(ten_days_and_a_half - 1)
-    assert (await failure_of(source, now=wall())).limited_for == pytest.approx(1)
-    assert fake.count() == 1
-    await trio.sleep(1)
-    await source.fetch(DAY, wall())
+    assert str(failure) == "has no calls left this month"
+    assert failure.limited_for == 3600
+    assert scene.source.quota.month_left == 0
+    await trio.sleep(3599)
+    assert (await scene.failure()).outcome == "quota-month"
+    assert scene.calls == ["status", "historical"]
+    await trio.sleep(2)
+    await scene.fetch()  # the plan is a larger one, or it was a mistake
+    assert scene.calls[2:] == ["status", "historical"]
 
 
-async def test_the_last_call_of_a_month_is_good(autojump_clock):
-    fake, source, wall = open_source(per_month=1)
-    await source.fetch(DAY, wall())
-    assert (await failure_of(source, now=wall())).outcome == "quota-month"
-    assert fake.count() == 1
-
-
-async def test_a_month_used_up_is_not_forgotten_for_a_minute_used_up(autojump_clock):
-    """Of two fetches at a time the one refused for the minute may be answered last."""
-    fake, source, wall = open_source()
-    fake.latency = 1.0
-    fake.order(FREECURRENCYAPI, NO_CALLS_THIS_MONTH, NO_CALLS_THIS_MINUTE)
-    failures = []
-
-    async def fetch_in_vain():
-        failures.append((await failure_of(source, now=wall())).outcome)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(fetch_in_vain)
-        await trio.sleep(0.5)
-        nursery.start_soon(fetch_in_vain)
-    assert failures == ["quota-month", "quota-month"]
+async def test_the_last_call_of_a_month_is_good_and_the_next_month_needs_no_status(autojump_clock):
+    last_day = datetime(2026, 11, 30, 23, 59, 30, tzinfo=UTC)
+    scene = open_scene(start=last_day, per_month=1)
+    await scene.fetch(last_day.date())
+    failure = await scene.failure(last_day.date())
+    assert (failure.outcome, failure.limited_for) == ("quota-month", 30)
+    assert scene.calls == ["status", "latest"]
+    await trio.sleep(30)
+    scene.fake.order(FREECURRENCYAPI, Fault(status=404))
+    await scene.fetch(last_day.date() + timedelta(days=1))
 
 
 @pytest.mark.parametrize(
@@ -273,26 +371,34 @@ def test_next_month(now, then):
     assert next_month(now) == then
 
 
+# The key.
+
+
 async def test_check_asks_for_the_status_which_is_not_counted():
-    fake, source, _ = open_source(per_month=100)
-    assert await source.check_key() == "accepted, 100 of 100 calls left this month"
-    assert (source.quota.month_left, source.quota.month_total) == (100, 100)
-    assert (fake.calls[0].path, fake.calls[0].key) == ("/v1/status", KEY)
-    fake.order(FREECURRENCYAPI, Fault(status=401), HTML)
-    with pytest.raises(SourceFailed, match="did not accept the key"):
-        await source.check_key()
-    with pytest.raises(SourceFailed, match="something else"):
-        await source.check_key()
+    scene = open_scene(per_month=100)
+    assert await scene.source.check_key() == "accepted, 100 of 100 calls left this month"
+    quota = scene.source.quota
+    assert (quota.month_left, quota.month_total) == (100, 100)
+    assert (scene.calls, scene.fake.calls[0].key) == (["status"], KEY)
+    for month, said in ((b'{"remaining":7}', "accepted, 7 calls left"), (b"{}", "accepted")):
+        body = b'{"quotas":{"month":%b}}' % month
+        scene.fake.order(FREECURRENCYAPI, Fault(body=body))
+        assert (await scene.source.check_key()).startswith(said)
+    none_left = Fault(body=b'{"quotas":{"month":{"remaining":0,"total":9}}}')
+    scene.fake.order(FREECURRENCYAPI, Fault(status=401), HTML, none_left)
+    for why in ("did not accept the key", "something else", "accepted, but 0 of 9 calls left"):
+        with pytest.raises(SourceFailed, match=why):
+            await scene.source.check_key()
 
 
 @pytest.mark.parametrize("status", [200, 401, 403, 422, 429, 500])
 async def test_the_key_is_in_the_header_and_nowhere_else(status, caplog):
     caplog.set_level(logging.DEBUG)
-    fake, source, _ = open_source()
-    fake.disturb = lambda _call: Fault(status=status, body=KEY.encode(), headers={"x-key": KEY})
+    scene = open_scene()
+    scene.fake.disturb = lambda _call: Fault(status, {"x-key": KEY}, KEY.encode())
     with structlog.testing.capture_logs() as logs:
-        failure = await failure_of(source)
-    assert fake.count() == (2 if status == 403 else 1)
-    assert all(call.key == KEY for call in fake.calls)
-    assert not any(KEY in str(call.params) + call.path for call in fake.calls)
-    assert KEY not in f"{source!r}{failure}{failure!r}{caplog.text}{logs}"
+        failure = await scene.failure()
+    assert len(scene.calls) == (3 if status == 403 else 2)
+    assert all(call.key == KEY for call in scene.fake.calls)
+    assert not any(KEY in str(call.params) + call.path for call in scene.fake.calls)
+    assert KEY not in f"{scene.source!r}{failure}{failure!r}{caplog.text}{logs}"

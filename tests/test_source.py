@@ -1,131 +1,63 @@
-"""What all sources do with a quote, a table and a header."""
+"""What all sources do with a quote, an answer and a header."""
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from fractions import Fraction
 from string import ascii_uppercase
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from ratebridge.errors import SourceFailed
+from ratebridge.errors import FetchOutcome, SourceFailed
 from ratebridge.providers.source import (
+    AT_A_TIME,
     LONGEST_WAIT,
-    MAX_AGE,
     MAX_ROWS,
-    Answer,
+    HttpAnswer,
+    drop_euro,
     is_coarse,
     json_decoder,
-    make_table,
+    make_sheet,
     read_body,
     read_count,
     read_members,
     read_quote,
+    read_rows,
     retry_after,
 )
-from ratebridge.rates import Quote
+from ratebridge.rates import Quote, Row
 
-DAY = date(2026, 11, 8)
+DAY, FRIDAY = date(2026, 11, 8), date(2026, 11, 6)
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
-GOOD = [("EUR", Raw(b"1"), DAY), ("USD", Raw(b"1.1616963437"), DAY)]
+USD = ("USD", Raw(b"1.1616963437"), DAY)
+
+
+# Quotes.
 
 
 @pytest.mark.parametrize(
-    "text", ["1", "1.0", "0.0000000001", "1e-10", "1E+10", "10000000000", "12.5e-3"]
+    "text", ["1", "1.0", "0.0000000001", "1e-10", "1E+10", "10000000000", "12.5e-3", "33.40"]
 )
-def test_a_number_in_range_is_a_quote(text):
-    assert read_quote(Raw(text.encode())) == Decimal(text)
-
-
-def test_a_quote_keeps_its_digits():
-    quote = read_quote(Raw(b"33.40"))
+def test_a_number_in_range_is_a_quote_with_all_its_digits(text):
+    quote = read_quote(Raw(text.encode()))
     assert quote is not None
-    assert quote.as_tuple() == Decimal("33.40").as_tuple()
+    assert quote.as_tuple() == Decimal(text).as_tuple()
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        *(
-            "0",
-            "0.0",
-            "-1.2",
-            "-0",
-            '"1.2"',
-            '"NaN"',
-            "null",
-            "true",
-            "{}",
-            "[1]",
-            "NaN",
-            "Infinity",
-            "",
-        ),
+        *("0", "0.0", "-1.2", "-0", '"1.2"', '"NaN"', "null", "true", "{}", "[1]", "NaN", ""),
         *("1e-11", "0.00000000009", "1e11", "10000000000.1", "1e999999", "1e-999999"),
         *("1e99999999999999999999", "1." + "1" * 34, "9" * 81),
+        *("1,2", "1_0", "01", "1.", "1 ", "1e", "\u0661"),
     ],
 )
 def test_anything_else_is_none(text):
     assert read_quote(Raw(text.encode())) is None
-
-
-@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity"])
-@pytest.mark.parametrize("body", ["[1,%s]", "[ %s ,2]", "[{},%s]", "[%s,%s]"])
-def test_a_number_that_json_does_not_know_costs_that_number(text, body):
-    decode = json_decoder(list[Raw])
-    pair = read_body(decode, Answer(200, {}, body.replace("%s", text).encode()))
-    assert b"null" in map(bytes, pair)
-    assert len(pair) == 2
-
-
-@pytest.mark.parametrize("body", ["[NaN1]", "[nan]", "[1,+NaN]", "[Infinity.0]", "NaN"])
-def test_what_only_looks_like_one_spoils_the_body(body):
-    with pytest.raises(SourceFailed, match="something else than rates"):
-        read_body(json_decoder(list[Raw]), Answer(200, {}, body.encode()))
-
-
-def test_a_table_holds_each_quote_with_its_day():
-    friday = date(2026, 11, 6)
-    table = make_table("fake", DAY, NOW, [*GOOD, ("UAH", Raw(b"33.4"), friday)])
-    assert (table.provider, table.day, table.fetched) == ("fake", DAY, NOW)
-    assert table.quotes == {
-        "EUR": Quote(Decimal(1), DAY),
-        "USD": Quote(Decimal("1.1616963437"), DAY),
-        "UAH": Quote(Decimal("33.4"), friday),
-    }
-
-
-@pytest.mark.parametrize(
-    ("quoted_on", "kept"),
-    [
-        (date(2026, 11, 2), False),
-        (date(2026, 11, 3), True),
-        (date(2026, 11, 8), True),
-        (date(2026, 11, 9), False),
-    ],
-    ids=["six days before", "five days before", "that day", "the day after"],
-)
-def test_a_quote_of_another_day_is_left_out(quoted_on, kept):
-    table = make_table("fake", DAY, NOW, [*GOOD, ("UAH", Raw(b"33.4"), quoted_on)])
-    assert ("UAH" in table.quotes) is kept
-
-
-def test_one_bad_quote_costs_that_quote():
-    table = make_table("fake", DAY, NOW, [*GOOD, ("GBP", Raw(b"0"), DAY)])
-    assert set(table.quotes) == {"EUR", "USD"}
-
-
-@pytest.mark.parametrize("rows", [[], GOOD[:1], GOOD[1:]], ids=["nothing", "EUR only", "no EUR"])
-def test_a_table_of_no_use_is_a_failure(rows):
-    with pytest.raises(SourceFailed) as caught:
-        make_table("fake", DAY, NOW, rows)
-    assert caught.value.outcome == "bad-table"
-    assert str(caught.value) == "has no usable table for 2026-11-08"
-
-
-# What is too coarse.
 
 
 @pytest.mark.parametrize("text", ["0.00027", "0.01999", "0.000275", "2e-4", "0.0199", "0.000001"])
@@ -148,90 +80,134 @@ def test_trailing_zeros_that_json_cuts_off_make_no_quote_coarse(text):
 def test_coarse_is_what_the_fraction_says(number, places):
     number = round(number, places)
     if number > 0:
-        last_digit = Fraction(1, 10 ** max(places_written(number), 5))
+        last_digit = Fraction(1, 10 ** max(len(f"{number:f}".partition(".")[2]), 5))
         assert is_coarse(number) is (last_digit / Fraction(number) > Fraction(5, 10_000))
 
 
-def places_written(number):
-    return len(f"{number:f}".partition(".")[2])
+# Rows.
 
 
-def test_a_coarse_quote_is_left_out_with_its_reason():
-    table = make_table("fake", DAY, NOW, [*GOOD, ("XAU", Raw(b"0.00027"), DAY)])
-    assert set(table.quotes) == {"EUR", "USD"}
-    assert [(code, str(why)) for code, why in table.refused.items()] == [
-        ("XAU", "gives it in too few digits (0.00027)")
-    ]
+async def read(*rows):
+    """The rows that are kept, as currencies and texts of a day."""
+    return {
+        day: {code: str(getattr(row, "units", row)) for code, row in of_day.items()}
+        for day, of_day in (await read_rows(rows)).items()
+    }
 
 
-# Contradictions.
+async def test_each_row_stands_on_its_own_day():
+    older = ("USD", Raw(b"1.20"), FRIDAY)
+    assert await read(USD, older) == {DAY: {"USD": "1.1616963437"}, FRIDAY: {"USD": "1.20"}}
 
 
-def rows(*more):
-    return [*GOOD, *((code, Raw(text), day) for code, text, day in more)]
+async def test_one_bad_quote_costs_that_quote_and_a_coarse_one_has_its_reason():
+    assert await read(USD, ("GBP", Raw(b"0"), DAY), ("XAU", Raw(b"0.00027"), DAY)) == {
+        DAY: {"USD": "1.1616963437", "XAU": "gives it in too few digits (0.00027)"}
+    }
 
 
-CONTRADICTIONS = [
-    ([("GBP", b"0.85", DAY), ("GBP", b"0.86", DAY)], "two different quotes for GBP"),
-    ([("GBP", b"0.85", DAY), ("GBP", b"0.86", date(2026, 1, 1))], "two different quotes for GBP"),
-    ([("GBP", b"0.85", DAY), ("GBP", b"null", DAY)], "two different quotes for GBP"),
-    ([("GBP", b"null", DAY), ("GBP", b"0.85", DAY)], "two different quotes for GBP"),
-    ([("EUR", b"0.9", DAY)], "two different quotes for EUR"),
-]
-
-
-@pytest.mark.parametrize(("more", "why"), CONTRADICTIONS)
-def test_a_table_that_contradicts_itself_is_refused_whole(more, why):
-    with pytest.raises(SourceFailed, match=why) as caught:
-        make_table("fake", DAY, NOW, rows(*more))
-    assert caught.value.outcome == "bad-table"
-
-
-@pytest.mark.parametrize(
-    ("euro", "dollar", "good"),
-    [(b"1", b"1.2", True), (b"0.9", b"1", True), (b"0.9", b"1.2", False)],
-    ids=["of the euro", "of the dollar", "of neither"],
-)
-def test_a_table_is_for_one_of_its_base(euro, dollar, good):
-    table = [("EUR", Raw(euro), DAY), ("USD", Raw(dollar), DAY), ("GBP", Raw(b"0.8"), DAY)]
-    if good:
-        assert len(make_table("fake", DAY, NOW, table, bases=("EUR", "USD")).quotes) == 3
-    else:
-        with pytest.raises(SourceFailed, match="no quote of 1 for its own base"):
-            make_table("fake", DAY, NOW, table, bases=("EUR", "USD"))
-
-
-def test_the_same_quote_twice_is_no_contradiction_and_the_younger_counts():
-    older = date(2026, 11, 6)
-    for days in [(older, DAY), (DAY, older)]:
-        table = make_table("fake", DAY, NOW, rows(*(("GBP", b"0.850", day) for day in days)))
-        assert table.quotes["GBP"].day == DAY
-
-
-# What is no table.
-
-
-def test_what_is_no_code_of_three_capitals_is_no_currency():
+async def test_what_is_no_code_of_three_capitals_is_no_currency():
     names = ["", "US", "USDT", "usd", "U\u00a3D", "US1", "A" * 70_000]
-    table = make_table("fake", DAY, NOW, rows(*((name, b"2", DAY) for name in names)))
-    assert set(table.quotes) == {"EUR", "USD"}
+    assert await read(USD, *((name, Raw(b"2"), DAY) for name in names)) == await read(USD)
 
 
-def test_a_table_has_five_hundred_rows_at_most():
-    codes = [f"A{first}{second}" for first in ascii_uppercase for second in ascii_uppercase]
-    table = [*GOOD, *((code, Raw(b"2"), DAY) for code in codes)]
-    assert len(make_table("fake", DAY, NOW, table[:MAX_ROWS]).quotes) == MAX_ROWS
-    with pytest.raises(SourceFailed, match="over 500 rows") as caught:
-        make_table("fake", DAY, NOW, table[: MAX_ROWS + 1])
+CONTRADICTIONS = [(b"0.85", b"0.86"), (b"0.85", b"null"), (b"null", b"0.85"), (b"0", b"0.85")]
+
+
+@pytest.mark.parametrize("texts", CONTRADICTIONS)
+async def test_an_answer_that_contradicts_itself_is_refused_whole(texts):
+    rows = [("GBP", Raw(text), DAY) for text in texts]
+    with pytest.raises(SourceFailed) as caught:
+        await read(USD, *rows)
     assert caught.value.outcome == "bad-table"
+    assert str(caught.value) == "has two different quotes for GBP on 2026-11-08"
+
+
+async def test_the_same_quote_twice_or_of_two_days_is_no_contradiction():
+    rows = [("GBP", Raw(text), DAY) for text in (b"0.85", b"0.850", b"85e-2")]
+    assert (await read(*rows))[DAY].keys() == {"GBP"}
+
+
+async def test_a_day_has_five_hundred_rows_at_most():
+    codes = [f"A{first}{second}" for first in ascii_uppercase for second in ascii_uppercase]
+    rows = [(code, Raw(b"2"), day) for day in (FRIDAY, DAY) for code in codes[:MAX_ROWS]]
+    assert [len(of_day) for of_day in (await read_rows(rows)).values()] == [MAX_ROWS, MAX_ROWS]
+    with pytest.raises(SourceFailed, match="has over 500 rows for 2026-11-08") as caught:
+        await read_rows([*rows, ("usd", Raw(b"2"), DAY)])
+    assert caught.value.outcome == "bad-table"
+
+
+@pytest.mark.parametrize("text", [b'"1.2"', b"null", b"-1", b"0"])
+async def test_quotes_that_are_none_one_and_all_are_a_failure(text):
+    assert await read_rows([]) == {}
+    with pytest.raises(SourceFailed, match="gives quotes that are not JSON numbers") as caught:
+        await read_rows([("USD", Raw(text), DAY), ("GBP", Raw(text), DAY)])
+    assert caught.value.outcome == "bad-table"
+
+
+async def test_other_tasks_run_between_the_rows_of_an_answer():
+    turns = 0
+
+    async def count_turns():
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count_turns)
+        await trio.lowlevel.checkpoint()
+        begun = turns
+        await read_rows(("US", Raw(b"2"), date.fromordinal(n + 1)) for n in range(20 * AT_A_TIME))
+        assert turns - begun >= 18
+        nursery.cancel_scope.cancel()
+
+
+def test_the_euros_own_row_is_one_or_missing():
+    rows: dict[str, Row] = {"EUR": Quote(Decimal("1.0")), "USD": Quote(Decimal("1.2"))}
+    for _ in range(2):
+        drop_euro(rows, DAY)
+        assert rows == {"USD": Quote(Decimal("1.2"))}
+    for bad in (Quote(Decimal(2)), SourceFailed(FetchOutcome.COARSE, "gives it in few digits")):
+        with pytest.raises(SourceFailed, match="another quote than 1 for EUR on 2026-11-08"):
+            drop_euro({"EUR": bad}, DAY)
+
+
+def test_a_sheet_names_its_currencies_and_one_without_rows_is_a_failure():
+    days = FRIDAY, DAY
+    rows = {FRIDAY: {"GBP": Quote(Decimal("0.85"))}, DAY: {"USD": Quote(Decimal("1.2"))}}
+    sheet = make_sheet("fake", "2026-11", days, rows, NOW)
+    assert (sheet.provider, sheet.asked, sheet.first, sheet.last) == ("fake", "2026-11", *days)
+    assert (sheet.fetched, set(sheet.currencies)) == (NOW, {"GBP", "USD"})
+    empty: dict[date, dict[str, Row]] = {DAY: {}}
+    for nothing in ({}, empty):
+        with pytest.raises(SourceFailed, match="has no rates for 2026-11") as caught:
+            make_sheet("fake", "2026-11", days, nothing, NOW)
+        assert caught.value.outcome == "no-table"
+
+
+# JSON.
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("body", ["[1,%s]", "[ %s ,2]", "[{},%s]", "[%s,%s]"])
+def test_a_number_that_json_does_not_know_costs_that_number(text, body):
+    decode = json_decoder(list[Raw])
+    pair = read_body(decode, HttpAnswer(200, {}, body.replace("%s", text).encode()))
+    assert b"null" in map(bytes, pair)
+    assert len(pair) == 2
+
+
+@pytest.mark.parametrize("body", ["[NaN1]", "[nan]", "[1,+NaN]", "[Infinity.0]", "NaN"])
+def test_what_only_looks_like_one_spoils_the_body(body):
+    with pytest.raises(SourceFailed, match="something else than rates"):
+        read_body(json_decoder(list[Raw]), HttpAnswer(200, {}, body.encode()))
 
 
 def test_members_come_in_their_order_with_those_of_the_same_name():
     text = b'{"EUR": 1, "USD": 1.20, "USD": 12e-1, "GBP": "0.8", "x": {"CZK": 25}, "JPY": null}'
     assert [(name, bytes(raw)) for name, raw in read_members(Raw(text))] == [
-        ("EUR", b"1"),
-        ("USD", b"1.20"),
-        ("USD", b"12e-1"),
+        *(("EUR", b"1"), ("USD", b"1.20"), ("USD", b"12e-1")),
         *(("GBP", b""), ("x", b""), ("JPY", b"")),
     ]
 
@@ -249,43 +225,38 @@ def test_what_is_no_object_of_members_is_a_failure(text, outcome):
     assert caught.value.outcome == outcome
 
 
+# Headers.
+
+
 @pytest.mark.parametrize(
     ("header", "count"),
-    [("7", 7), ("0", 0), ("-1", -1), ("9" * 12, 10**12 - 1)],
+    [
+        *(("7", 7), ("0", 0), ("-1", -1), ("9" * 12, 10**12 - 1)),
+        *((bad, None) for bad in (None, "", "many", "1.5", "1_0", "\u0661", " 7", "9" * 13)),
+    ],
 )
 def test_a_count_is_a_whole_number(header, count):
     assert read_count(header) == count
 
 
-@pytest.mark.parametrize("header", [None, "", "many", "1.5", "1_0", "\u0661", " 7", "9" * 13])
-def test_anything_else_is_no_count(header):
-    assert read_count(header) is None
-
-
 MIDNIGHT = "Fri, 20 Nov 2026 00:00:00 GMT"
+HALF_PAST = "Fri, 20 Nov 2026 00:30:00 GMT"
 
 
 @pytest.mark.parametrize(
-    ("headers", "made", "clock"),
+    ("headers", "clock"),
     [
-        ({"date": MIDNIGHT}, NOW, NOW),
-        ({"date": "Fri, 20 Nov 2026 02:00:00 +0200", "age": "-1"}, NOW, NOW),
-        *(({"date": MIDNIGHT, "age": none}, NOW, NOW) for none in ("0", "old")),
-        # Some caches leave the date as it was, others make it the present one.
-        ({"date": MIDNIGHT, "age": "60"}, NOW - timedelta(seconds=60), None),
-        ({"date": MIDNIGHT, "age": "9" * 12}, NOW - timedelta(seconds=MAX_AGE), None),
-        *(({"date": bad, "age": "60"}, None, None) for bad in ("", "soon", "0" * 41)),
-        ({}, None, None),
+        ({"date": MIDNIGHT}, NOW),
+        ({"date": "Fri, 20 Nov 2026 02:00:00 +0200", "age": "-1"}, NOW),
+        ({"date": "Fri, 20 Nov 2026 00:00:00", "age": "old"}, NOW),
+        ({"date": MIDNIGHT, "age": "60"}, None),  # some caches make it the present one
+        *(({"date": bad}, None) for bad in ("", "soon", "0" * 41, "31 Dec 9999 23:59:59 -1")),
+        ({}, None),
     ],
 )
-def test_a_table_tells_the_time_by_its_sources_clock(headers, made, clock):
-    table = make_table("fake", DAY, NOW, GOOD, headers=headers)
-    assert (table.made, table.source_clock) == (made, clock)
-
-
-def test_the_oldest_answer_is_of_a_day_there_is():
-    headers = {"date": "Mon, 01 Jan 100 00:00:00 GMT", "age": "9" * 12}
-    assert make_table("fake", DAY, NOW, GOOD, headers=headers).made is not None
+def test_a_sheet_tells_the_time_by_its_sources_clock(headers, clock):
+    rows = {DAY: {"USD": Quote(Decimal("1.2"))}}
+    assert make_sheet("fake", "x", (DAY, DAY), rows, NOW, headers).source_clock == clock
 
 
 @pytest.mark.parametrize(
@@ -295,10 +266,33 @@ def test_the_oldest_answer_is_of_a_day_there_is():
         ({"retry-after": "999999999"}, LONGEST_WAIT),
         ({"retry-after": "0"}, None),
         ({"retry-after": "-5"}, None),
-        ({"retry-after": "Fri, 20 Nov 2026 12:00:00 GMT"}, None),
-        ({"retry-after": "\u00b2"}, None),
+        ({"retry-after": HALF_PAST, "date": MIDNIGHT}, 1800.0),
+        ({"retry-after": MIDNIGHT, "date": HALF_PAST}, None),
+        ({"retry-after": "Fri, 20 Nov 2099 00:00:00 GMT", "date": MIDNIGHT}, LONGEST_WAIT),
+        ({"retry-after": HALF_PAST}, None),  # by whose clock?
+        ({"retry-after": "\u00b2", "date": MIDNIGHT}, None),
         ({}, None),
     ],
 )
-def test_retry_after_is_taken_in_seconds(headers, seconds):
+def test_retry_after_is_a_number_of_seconds_or_a_date(headers, seconds):
     assert retry_after(headers) == seconds
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome", "again", "wait"),
+    [
+        *((204, "http-other", False, None), (301, "http-other", False, None)),
+        *((404, "http-4xx", False, None), (422, "http-4xx", False, None)),
+        *((429, "http-4xx", True, 1800.0), (500, "http-5xx", True, None)),
+        *((502, "http-5xx", True, None), (503, "http-5xx", True, 1800.0)),
+    ],
+)
+def test_a_status_is_a_failure_and_two_of_them_say_when_to_come_back(status, outcome, again, wait):
+    headers = {"retry-after": HALF_PAST, "date": MIDNIGHT}
+    with pytest.raises(SourceFailed, match=f"answered HTTP {status}") as caught:
+        read_body(bytes, HttpAnswer(status, headers, b""))
+    assert (caught.value.outcome, caught.value.again) == (outcome, again)
+    assert caught.value.limited_for == wait
+    with pytest.raises(SourceFailed) as caught:
+        read_body(bytes, HttpAnswer(status, {}, b""))
+    assert (caught.value.again, caught.value.limited_for) == (status >= 500, None)

@@ -313,10 +313,11 @@ async def say(run: Callable[[Source], Awaitable[str]], source: Source, _made: No
 
 async def fetch_table(source: Source, day: date, now: datetime, _made: None) -> Found:
     began = trio.current_time()
-    table = await source.fetch(day, now)
-    newest = max(quote.day for code, quote in table.quotes.items() if code != "EUR")
+    sheet = await source.fetch(day, now)
+    found = [row for code in sorted(sheet.currencies) if (row := sheet.find(code, day)) is not None]
+    newest = max((known_on for _, known_on in found), default=day)
     older = "" if newest == day else f", of {newest}"
-    return Found(f"{len(table.quotes)} currencies for {day}{older} in {took(began)}")
+    return Found(f"{len(found)} currencies for {day}{older} in {took(began)}")
 
 
 def describe_settings(settings: Settings) -> tuple[str, str]:

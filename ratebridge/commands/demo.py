@@ -25,7 +25,7 @@ from ..messages import quoted
 from ..operating.journal import Journal
 from ..operating.logs import configure_logs
 from ..operating.stats import Stats
-from ..providers.ecb import Ecb
+from ..providers.ecb import Ecb, load_embedded
 from ..settings import Settings
 from .live import REDRAWS, LiveView
 
@@ -39,7 +39,7 @@ def run_demo(*, count: int | None, rate: float) -> int:
     ecb = Ecb()
 
     async def demo(stop: trio.Event) -> None:
-        newest = await ecb.last_day() - timedelta(days=1)
+        newest = (await load_embedded()).newest - timedelta(days=1)
         requests = random_requests(random.Random(), newest, _CURRENCIES)
         feed = StandIn(itertools.islice(requests, count), rate)
         peers: list[FeedPeer] = []

@@ -75,30 +75,38 @@ class FakeFrankfurter(FakeSource):
         if call.path != f"{self.prefix}/rates":
             raise Refusal(404, "not found")
         for name in params:
-            if name not in ("date", "base", "quotes", "providers"):
+            if name not in ("date", "from", "to", "base", "quotes", "providers"):
                 raise Refusal(422, f"unknown parameter: {name}")
         today = call.at.date()
-        day = read_day(params["date"]) if "date" in params else today
-        if day is None:
+        if "from" in params:
+            first, last = read_day(params["from"]), read_day(params.get("to") or str(today))
+        else:
+            first = last = read_day(params["date"]) if "date" in params else today
+        if first is None or last is None or last < first:
             raise Refusal(422, "invalid date")
         base = params.get("base", "EUR")
         codes = params["quotes"].split(",") if "quotes" in params else list(_UNITS)
         for code in (base, *codes):
             if code not in _UNITS:
                 raise Refusal(422, f"invalid currency: {code}")
-        if fault.empty or day > today + timedelta(days=1):
+        if fault.empty or first > today + timedelta(days=1):
             return "[]"
         base = fault.base or base
         rows = []
         for code in codes:
-            quoted_on = _day_of_row(code, day)
-            if "date" not in params and code in _AHEAD:
-                quoted_on = day + timedelta(days=1)
-            if quoted_on is not None:
+            ahead = code in _AHEAD and not params.keys() & {"date", "from"}
+            days = [today + timedelta(days=1)] if ahead else _days_of_rows(code, first, last)
+            for quoted_on in days:
                 rate = fault.quotes.get(code) or self.quote(code, quoted_on, base)
                 row = {"date": f'"{quoted_on}"', "base": f'"{base}"', "quote": f'"{code}"'}
                 rows.append(json_object({**row, "rate": rate}))
         return f"[{','.join(rows)}]"
+
+
+def _days_of_rows(currency: str, first: date, last: date) -> list[date]:
+    """The days of the rows of a range: those that were published, and the last before them."""
+    days = (first + timedelta(days=number) for number in range((last - first).days + 1))
+    return sorted({known for day in days if (known := _day_of_row(currency, day)) is not None})
 
 
 def _day_of_row(currency: str, day: date) -> date | None:

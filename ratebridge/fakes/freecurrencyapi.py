@@ -27,7 +27,7 @@ _TEN_PLACES: Final = Decimal("1e-10")
 
 NO_CALLS_THIS_MINUTE: Final = Fault(
     status=429,
-    headers={"x-ratelimit-remaining-quota-minute": "0", "x-ratelimit-remaining-quota-month": "9"},
+    headers={"x-ratelimit-remaining-quota-minute": "0", "x-ratelimit-remaining-quota-month": "900"},
     body=b'{"message":"API rate limit exceeded for \'quota\'"}',
 )
 NO_CALLS_THIS_MONTH: Final = attrs.evolve(

@@ -26,6 +26,7 @@ import attrs
 import h11
 import trio
 
+from ..history import embedded
 from ..providers.registry import NAMES
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def units_of(text: str) -> dict[str, Decimal]:
     return {code: Decimal(units) for code, units in zip(words[::2], words[1::2], strict=True)}
 
 
-# Approximate units for one euro of currencies that most sources have.
+# Approximate units for one euro of currencies that most sources have. Where the ECB has quoted a
+# currency, what it quoted counts: rates of another year would be implausible.
 COMMON: Final = units_of("""
     AUD 1.57   BGN 1.9558 BRL 6.4   CAD 1.47  CHF 1.096 CNY 7.85  CZK 25.43 DKK 7.436 EUR 1
     GBP 0.86   HKD 9.49   HRK 7.51  HUF 350.6 IDR 17450 ILS 3.98  INR 89.3  ISK 150.1 JPY 133.1
@@ -148,13 +150,15 @@ class FakeSource(ABC):
 
     @classmethod
     def _made_up(cls, currency: str, day: date) -> Decimal:
-        """Units for one euro: within 1 % of the usual, and within 0.2 % of another source's."""
+        """Units for one euro: within 1 % of the true, and within 0.2 % of another source's."""
         if currency == "EUR":
             return cls.units[currency]
+        known = embedded().nearest(currency, day)
+        about = cls.units[currency] if known is None else Decimal(f"{known[0]:.6g}")
         that_day = zlib.crc32(f"{currency} {day}".encode()) % 20_001 - 10_000
         that_source = zlib.crc32(f"{cls.__name__} {currency} {day}".encode()) % 2_001 - 1_000
         change = Decimal(that_day * 10 + that_source).scaleb(-7)
-        return CONTEXT.multiply(cls.units[currency], 1 + change)
+        return CONTEXT.multiply(about, 1 + change)
 
 
 def fake(name: str) -> type[FakeSource]:
@@ -201,8 +205,11 @@ class FakeRates:
         self._ordered[source] += faults
 
     def count(self, source: str | None = None) -> int:
-        """The calls so far: of one source, or of all."""
-        return sum(source in (None, call.source) for call in self.calls)
+        """The calls for rates so far: of one source, or of all."""
+        return sum(
+            source in (None, call.source) and not call.path.endswith("/status")
+            for call in self.calls
+        )
 
     def urls(self, base: str) -> dict[str, str]:
         """The settings of the sources' URLs, for a server at `base`."""

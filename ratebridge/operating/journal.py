@@ -24,9 +24,9 @@ import trio
 from ..errors import LinkFailed, NoRate, Refused, SourceFailed
 from ..messages import Request, clipped
 from ..observer import Converted, Observer
-from ..rates import Rate, RateTable
+from ..rates import Rate, RateSheet
 from .logs import OFTEN, LineLimit, library_limit
-from .stats import LACKING, RecentError, Stats, outcome_class
+from .stats import LACKING, RecentError, Stats
 
 if TYPE_CHECKING:
     from .audit import Audit
@@ -164,15 +164,16 @@ class Journal(Observer):
 
     # The rates.
 
-    def fetched(self, table: RateTable, seconds: float) -> None:
-        self.stats.fetches[table.provider, "ok"] += 1
-        source = self.stats.sources[table.provider]
+    def fetched(self, sheet: RateSheet, seconds: float) -> None:
+        self.stats.fetches[sheet.provider, "ok"] += 1
+        source = self.stats.sources[sheet.provider]
         source.fetched_at = source.answered_at = trio.current_time()
         source.seconds = seconds
         fields: dict[str, Any] = {
-            "provider": table.provider,
-            "day": str(table.day),
-            "currencies": len(table.quotes),
+            "provider": sheet.provider,
+            "asked": sheet.asked,
+            "days": sheet.days,
+            "currencies": len(sheet.currencies),
             "seconds": round(seconds, 3),
         }
         if source.failure and source.outcome not in LACKING:
@@ -181,8 +182,10 @@ class Journal(Observer):
             self._write_line("info", "rates.fetched", **fields)
         source.outcome, source.failure = "ok", ""
 
-    def fetch_failed(self, provider: str, day: date, failure: SourceFailed) -> None:
-        outcome = outcome_class(failure.outcome)
+    def fetch_failed(
+        self, provider: str, asked: str, failure: SourceFailed, meanwhile: datetime | None
+    ) -> None:
+        outcome = failure.outcome
         self.stats.fetches[provider, outcome] += 1
         source = self.stats.sources[provider]
         source.fetched_at = now = trio.current_time()
@@ -196,8 +199,9 @@ class Journal(Observer):
             "error" if outcome == "refused-key" else "warning",  # a key needs somebody
             kind=failure.outcome,
             provider=provider,
-            day=str(day),
+            asked=asked,
             detail=failure.text,
+            **({} if meanwhile is None else {"meanwhile": f"{meanwhile:%Y-%m-%dT%H:%M:%SZ}"}),
         )
 
     def implausible_quotes(
@@ -215,6 +219,7 @@ class Journal(Observer):
             currencies=len(quotes),
             first=code,
             detail=why.text,
+            setting="RATEBRIDGE_PLAUSIBILITY=off lets them through",
         )
 
     def rate_limited(self, provider: str, failure: SourceFailed) -> None:
@@ -270,7 +275,7 @@ class Journal(Observer):
         """Log a state of the service that an operator should know of."""
         self._write_line("warning", event, **fields)
 
-    def summarize(self, *, waiting: int, outbox: int, tables: int) -> None:
+    def summarize(self, *, waiting: int, outbox: int, sheets: int) -> None:
         """Log the counts of the last minute; called once a minute."""
         stats = self.stats
         counts = (
@@ -293,7 +298,7 @@ class Journal(Observer):
             undelivered=undelivered,
             waiting=waiting,
             outbox=outbox,
-            tables=tables,
+            sheets=sheets,
             connections=stats.links_opened,
             **({} if self.audit is None else {"audit_waiting": self.audit.waiting}),
             **self.audit_head(),

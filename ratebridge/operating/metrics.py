@@ -137,15 +137,16 @@ def _rates(service: Service, now: float) -> Iterator[str]:
         "Conversions by a cached rate; those from euro need no rate and are not counted.",
         stats.from_cache,
     )
-    tables = service.chain.tables.tables()
+    sheets = service.chain.cache.sheets
     held: Counter[tuple[str, ...]] = Counter({(name,): 0 for name in names})
-    held.update((table.provider,) for table, _ in tables)
-    yield from _gauges("tables", "Day-tables of rates held.", ("provider",), held)
+    held.update((sheet.provider,) for sheet in sheets)
+    yield from _gauges("sheets", "Sheets of rates held, one a call.", ("provider",), held)
+    oldest = min((sheet.fetched for sheet in sheets), default=None)
     yield from _gauges(
-        "oldest_table_age_seconds",
-        "Seconds since the oldest table held was fetched; absent with none.",
+        "oldest_sheet_age_seconds",
+        "Seconds since the oldest sheet held was fetched; absent with none.",
         (),
-        {(): now - min(fetched for _, fetched in tables)} if tables else {},
+        {} if oldest is None else {(): (service.utc_now() - oldest).total_seconds()},
     )
     yield from _gauges(
         "quota_calls_left",

@@ -19,7 +19,7 @@ from ..dates import wire_time
 from ..outbox import Outbox
 from ..providers.chain import RateChain
 from ..providers.source import Quota, Source
-from ..rates import RateTable
+from ..rates import RateSheet
 from ..settings import Settings
 from .audit import Audit
 from .stats import LACKING, SourceStats, Stats
@@ -156,8 +156,8 @@ def overview(service: Service, history: History, now: float, taken: int = 0) -> 
     def instant(at: float) -> str:
         return wire_time(today - timedelta(seconds=now - at))
 
-    tables = sorted(service.chain.tables.tables(), key=lambda held: held[0].provider)
-    tables.sort(key=lambda held: held[0].day, reverse=True)
+    sheets = sorted(service.chain.cache.sheets, key=lambda sheet: sheet.provider)
+    sheets.sort(key=lambda sheet: sheet.last, reverse=True)
     recent_errors = sorted(stats.recent_errors.values(), key=lambda error: error.at, reverse=True)
     feed = service.settings.feed
     return {
@@ -197,17 +197,18 @@ def overview(service: Service, history: History, now: float, taken: int = 0) -> 
         },
         "audit": None if (audit := service.audit) is None else _audit(audit),
         "sources": [_source(service, source, now) for source in service.chain.sources],
-        "tables": {
-            "held": len(tables),
+        "sheets": {
+            "held": len(sheets),
             "shown": [
                 {
-                    "day": str(table.day),
-                    "provider": table.provider,
-                    "currencies": len(table.quotes),
-                    "age": now - fetched_at,
-                    "remark": _remark(table, today.date()),
+                    "asked": sheet.asked,
+                    "provider": sheet.provider,
+                    "days": sheet.days,
+                    "currencies": len(sheet.currencies),
+                    "age": (today - sheet.fetched).total_seconds(),
+                    "remark": _remark(sheet, today.date()),
                 }
-                for table, fetched_at in tables[:MOST_SHOWN]
+                for sheet in sheets[:MOST_SHOWN]
             ],
         },
         "recent_errors": [
@@ -221,11 +222,11 @@ def overview(service: Service, history: History, now: float, taken: int = 0) -> 
     }
 
 
-def _remark(table: RateTable, today: date) -> str:
-    """Why a table may still change, if so."""
-    if table.final:
+def _remark(sheet: RateSheet, today: date) -> str:
+    """Why a sheet may still change, if so."""
+    if sheet.is_final(sheet.last):
         return ""
-    return "today's" if table.day == today else "not final"
+    return "with today" if sheet.last == today else "not final"
 
 
 def _source(service: Service, source: Source, now: float) -> dict[str, Any]:

@@ -49,13 +49,6 @@ class SourceStats:
     limit: str = ""  # why it is not asked until then, in half a sentence
 
 
-def outcome_class(outcome: str) -> str:
-    """The outcome of a fetch, with an HTTP status replaced by its class."""
-    if not outcome.startswith("http-"):
-        return outcome
-    return f"http-{outcome[5]}xx" if outcome[5:6] in "345" and len(outcome) == 8 else "http-other"
-
-
 @attrs.define
 class RecentError:
     """A kind of error: when it last occurred, its last text, and its count."""

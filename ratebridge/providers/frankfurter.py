@@ -1,55 +1,67 @@
-"""Frankfurter v2: some 160 currencies from 80 central banks, no key, self-hostable.
+"""Frankfurter v2: some 220 currencies of over 80 central banks, no key, self-hostable.
 
-A blend of the banks' rates, cut to 5 decimals, so that small ones have few digits. Each row has
-its own day.
+A blend of the banks' rates, cut to five decimals, so that small ones have few digits. Each row has
+its own day. One call brings a calendar month, with the days around it: a range has a row only for a
+day on which a quote was published, so the rate of the first days stands in rows before them; and a
+spike on the last days shows by the rows behind them.
 """
 
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Final
 
 import msgspec
 from msgspec import Raw
 
-from ..budget import Budget
-from ..errors import SourceFailed
-from ..rates import RateTable
-from .source import Http, Provider, json_decoder, make_table, read_body
+from ..errors import FetchOutcome, SourceFailed
+from ..rates import MAX_DAYS_BACK, RateSheet
+from .source import Http, Provider, drop_euro, json_decoder, make_sheet, read_body, read_rows
 
-MONTH_OF_CALLS: Final = 250_000  # one in 10 s: it has no quota, but blocks abuse
+MARGIN: Final = timedelta(days=MAX_DAYS_BACK)
 
 
 class _Row(msgspec.Struct):
     day: date = msgspec.field(name="date")
     base: str
     quote: str
-    rate: Raw
+    rate: Raw = Raw(b"null")
 
 
 _rows = json_decoder(list[_Row])
-_EURO_ROW: Final = Raw(b"1")
 
 
 class Frankfurter:
-    """One call for each day-table, with a euro base."""
+    """One call for each calendar month, with the euro as the base."""
 
     name = "frankfurter"
+    currencies = None
     quota = None
+    every = 10.0  # s: it has no quota, but blocks abuse
 
     def __init__(self, http: Http, url: str) -> None:
-        self.budget: Final = Budget.of_month(MONTH_OF_CALLS)
         self._http = http
         self._url = url
 
-    async def fetch(self, day: date, now: datetime) -> RateTable:
-        """See `Source`. The day is always sent: without it the answer may hold tomorrow's rows."""
-        params = {"date": day.isoformat(), "base": "EUR"}
+    def asks(self, day: date, today: date) -> str:  # noqa: ARG002
+        """See `Source`: the month."""
+        return f"{day:%Y-%m}"
+
+    async def fetch(self, day: date, now: datetime) -> RateSheet:
+        """See `Source`."""
+        first = day.replace(day=1)
+        last = (first + timedelta(days=31)).replace(day=1) - timedelta(days=1)
+        until = min(last + MARGIN, now.date())
+        params = {"from": str(first - MARGIN), "to": str(until), "base": "EUR"}
         answer = await self._http.get(f"{self._url}/rates", params)
         rows = read_body(_rows, answer)
         if any(row.base != "EUR" for row in rows):
-            raise SourceFailed("bad-table", "answered with another base than the euro")
-        quotes = [(row.quote, row.rate, row.day) for row in rows]
-        rows_with_euro = [*quotes, ("EUR", _EURO_ROW, day)]
-        return make_table(self.name, day, now, rows_with_euro, headers=answer.headers)
+            raise SourceFailed(FetchOutcome.BAD_TABLE, "answered with another base than the euro")
+        good = await read_rows(
+            (row.quote, row.rate, row.day) for row in rows if first - MARGIN <= row.day <= until
+        )
+        for published_on, published in good.items():
+            drop_euro(published, published_on)
+        days = first, min(last, now.date())
+        return make_sheet(self.name, self.asks(day, day), days, good, now, answer.headers)
 
 
 PROVIDER: Final = Provider(

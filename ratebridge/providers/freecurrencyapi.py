@@ -1,38 +1,49 @@
 """freecurrencyapi.com: 33 currencies, a key, 10 calls a minute and 5,000 a month in its free plan.
 
 Its rates are not the ECB's. A weekend has rates of its own.
+
+The month is the source's own count, which it tells with each answer, and by `/status`, which it
+does not count. An ended day is asked for only while more calls are left than the rates of today
+need until the month ends: one each life of a sheet, for each day left. Today is asked for while
+more are left than the days after it need. So neither restarts nor a feed use up a month.
 """
 
 import re
 from datetime import UTC, date, datetime, timedelta
+from math import ceil
 from typing import Final
 
-import attrs
 import msgspec
 import trio
 from msgspec import Raw
 
-from ..budget import Budget
-from ..errors import SourceFailed
-from ..rates import RateTable
+from ..errors import FetchOutcome, SourceFailed
+from ..rates import MAX_DAYS_BACK, Quote, RateSheet
 from .source import (
-    Answer,
     Http,
+    HttpAnswer,
     Provider,
     Quota,
     json_decoder,
-    make_table,
+    make_sheet,
     read_body,
     read_count,
     read_members,
+    read_rows,
     retry_after,
 )
 
-MONTH_OF_CALLS: Final = 5000  # of the free plan
-
+_CODES: Final = (
+    "AUD BGN BRL CAD CHF CNY CZK DKK GBP HKD HRK HUF IDR ILS INR ISK JPY KRW MXN MYR NOK NZD PHP "
+    "PLN RON RUB SEK SGD THB TRY USD ZAR"
+)
+CURRENCIES: Final = frozenset(_CODES.split())  # and EUR
+MONTH_OF_CALLS: Final = 5000  # of the free plan, where it does not tell
+MOST_FOR_TODAY: Final = 0.5  # of the month: for more than that a life of sheets is too short
+COUNT_LIFE: Final = timedelta(hours=1)  # others may use the key, and a plan can be changed
+STATUS_WITHIN: Final = 1.0  # s; without it the next answer tells
 LATE: Final = timedelta(hours=1)  # yesterday's table may be missing for so long after midnight
 
-_BASES: Final = ("EUR", "USD")  # the one requested, and the only one of some plans
 _NOTHING: Final = Raw(b"{}")
 _DAY_NAME: Final = re.compile(rb'"(\d{4}-\d\d-\d\d)"\s*:')
 
@@ -64,87 +75,146 @@ _status = json_decoder(_Status)
 
 
 class FreeCurrencyApi:
-    """One call for each day-table, with a euro base.
+    """One call for each day, with the euro as the base where the plan allows it.
 
-    The key goes in a header, so that no URL holds it.
+    The key goes in a header, so that no URL holds it. `life` is that of a sheet, in seconds.
     """
 
     name = "freecurrencyapi"
+    currencies = CURRENCIES
+    every = 30 * 86400 / MONTH_OF_CALLS
 
-    def __init__(self, http: Http, key: str, url: str) -> None:
-        self.budget: Final = Budget.of_month(MONTH_OF_CALLS)
+    def __init__(self, http: Http, key: str, url: str, life: float = 7200.0) -> None:
         self._http = http
         self._headers = {"apikey": key}
         self._url = url
+        self._life = life
         self._base: dict[str, str] = {"base_currency": "EUR"}
         self.quota: Final = Quota()
+        self._counted: datetime | None = None  # when the source told what is left of the month
         self._limited_until = 0.0  # trio time
-        self._limit = SourceFailed("quota-minute", "")
 
-    async def fetch(self, day: date, now: datetime) -> RateTable:
+    def asks(self, day: date, today: date) -> str:  # noqa: ARG002
+        """See `Source`: the day."""
+        return str(day)
+
+    async def fetch(self, day: date, now: datetime) -> RateSheet:
         """See `Source`. Today is `/latest`, any other day `/historical`."""
-        ended = day < now.date()
-        if ended:
-            answer = await self._get("historical", {"date": day.isoformat()}, now)
+        self._raise_if_limited()
+        counted = self._counted
+        if counted is None or counted.month != now.month or now - counted > COUNT_LIFE:
+            with trio.move_on_after(STATUS_WITHIN):
+                await self._read_status(now)
+            if self._counted is counted:
+                self.quota.month_left = None  # or the count of a month that is over would stay
+        self._keep_for_today(day, now)
+        if day < now.date():
+            answer = await self._get("historical", {"date": str(day)}, now)
             # Just after midnight it may lack yesterday; `/latest` has yesterday's last quotes.
-            midnight = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
-            if answer.status != 422 or now - midnight > LATE:
+            ended = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
+            if answer.status != 422 or now - ended > LATE:
                 days = read_body(_historical, answer).data
                 names = _DAY_NAME.findall(answer.body)  # the decoder keeps the last of two
                 if len(set(names)) < len(names):
-                    raise SourceFailed("bad-table", "has two tables for one day")
-                quoted_on = max((known for known in days if known <= day), default=day)
-                return self._table(day, now, answer, days.get(quoted_on, _NOTHING), quoted_on)
+                    raise SourceFailed(FetchOutcome.BAD_TABLE, "has two tables for one day")
+                oldest = day - timedelta(days=MAX_DAYS_BACK)
+                quoted_on = max((known for known in days if oldest <= known <= day), default=day)
+                return await self._sheet(day, now, answer, days.get(quoted_on, _NOTHING), quoted_on)
         answer = await self._get("latest", {}, now)
-        return self._table(day, now, answer, read_body(_latest, answer).data, day, latest=ended)
+        quotes = read_body(_latest, answer).data
+        return await self._sheet(day, now, answer, quotes, day, latest=day < now.date())
 
-    def _table(
+    async def _sheet(
         self,
         day: date,
         now: datetime,
-        answer: Answer,
+        answer: HttpAnswer,
         quotes: Raw,
         quoted_on: date,
         *,
         latest: bool = False,
-    ) -> RateTable:
-        rows = ((currency, raw, quoted_on) for currency, raw in read_members(quotes))
-        return make_table(
-            self.name, day, now, rows, headers=answer.headers, bases=_BASES, latest=latest
+    ) -> RateSheet:
+        """The sheet of a table of quotes in any base, with the euro made their other side."""
+        members = read_members(quotes)
+        rows = (await read_rows((code, raw, quoted_on) for code, raw in members)).get(quoted_on, {})
+        euro, dollar = rows.pop("EUR", None), rows.get("USD")
+        if rows and not isinstance(euro, Quote):
+            raise SourceFailed(FetchOutcome.BAD_TABLE, f"has no EUR on {day}")
+        if isinstance(euro, Quote) and euro.units != 1:
+            if isinstance(dollar, Quote) and dollar.units != 1:
+                raise SourceFailed(FetchOutcome.BAD_TABLE, f"has no quote of 1 for a base on {day}")
+            rows = {
+                code: Quote(row.units, euro.units) if isinstance(row, Quote) else row
+                for code, row in rows.items()
+            }
+        by_day = {quoted_on: rows}
+        return make_sheet(
+            self.name, str(day), (day, day), by_day, now, answer.headers, latest=latest
         )
+
+    def _keep_for_today(self, day: date, now: datetime) -> None:
+        """Raise `SourceFailed` if the calls left are for the rates of today, or of later days."""
+        left = self.quota.month_left
+        if left is None:
+            return
+        to_next_month = next_month(now) - now
+        each_day = 86400 / self._life
+        days = to_next_month.days + (day < now.date())
+        most = (self.quota.month_total or MONTH_OF_CALLS) * MOST_FOR_TODAY
+        kept = min(ceil(each_day * days), int(most))
+        if left <= 0:
+            wait = min(to_next_month, COUNT_LIFE).total_seconds()
+            raise SourceFailed(
+                FetchOutcome.QUOTA_MONTH, "has no calls left this month", limited_for=wait
+            )
+        if left <= kept:
+            raise SourceFailed(
+                FetchOutcome.QUOTA_MONTH,
+                f"has {left} calls left this month, kept for the rates of the days to come",
+            )
 
     async def check_key(self) -> str:
         """Ask `/status`, which no quota counts, for the key's validity and remaining calls."""
-        answer = await self._http.get(f"{self._url}/status", {}, self._headers)
+        answer = await self._read_status(datetime.now(UTC))
         _check_key(answer)
         month = read_body(_status, answer).quotas.month
-        self.quota.month_left = month.remaining
-        self.quota.month_total = month.total
         if month.remaining is None:
             return "accepted"
         total = "" if month.total is None else f" of {month.total:,}"
         left = f"{month.remaining:,}{total} calls left this month"
         if month.remaining <= 0:
-            raise SourceFailed("quota-month", f"accepted, but {left}")
+            raise SourceFailed(FetchOutcome.QUOTA_MONTH, f"accepted, but {left}")
         return f"accepted, {left}"
 
-    async def _get(self, path: str, params: dict[str, str], now: datetime) -> Answer:
+    async def _read_status(self, now: datetime) -> HttpAnswer:
+        """The answer of `/status`; what it says of the month is noted."""
+        answer = await self._http.get(f"{self._url}/status", {}, self._headers)
+        try:
+            month = read_body(_status, answer).quotas.month
+        except SourceFailed:
+            return answer  # the next call tells why, and with which consequence
+        self.quota.month_left, self.quota.month_total = month.remaining, month.total
+        self._counted = now
+        return answer
+
+    async def _get(self, path: str, params: dict[str, str], now: datetime) -> HttpAnswer:
         """A usable answer. Raises `SourceFailed` while the quota is used up."""
-        self._raise_if_limited()
         url = f"{self._url}/{path}"
         answer = await self._http.get(url, {**params, **self._base}, self._headers)
-        if answer.status == 403 and self._base:
+        base_refused = answer.status == 403 and _refuses_the_key(answer)
+        if self._base and (base_refused or _names_the_base(answer)):
             # Some plans allow only the dollar as the base, which a table may have as well.
-            answer = await self._http.get(url, params, self._headers)
-            if answer.status == 200:
+            other = await self._http.get(url, params, self._headers)
+            if other.status == 200:
                 self._base = {}
+                answer = other
         self._read_quota(answer, now)
         if answer.status == 429:
             self._raise_if_limited()
         _check_key(answer)
         return answer
 
-    def _read_quota(self, answer: Answer, now: datetime) -> None:
+    def _read_quota(self, answer: HttpAnswer, now: datetime) -> None:
         def count(name: str) -> int | None:
             return read_count(answer.headers.get(f"x-ratelimit-{name}"))
 
@@ -155,36 +225,41 @@ class FreeCurrencyApi:
         quota.minute_left = quota.minute_left if minute is None else minute
         quota.month_left = quota.month_left if month is None else month
         quota.month_total = quota.month_total if total is None else total
-        if month is not None and month <= 0:
-            first = next_month(now)
-            self._limit_for(
-                (first - now).total_seconds(),
-                SourceFailed(
-                    "quota-month", f"has no calls left this month (until {first:%Y-%m-%d} UTC)"
-                ),
-            )
-        elif answer.status == 429 or (minute is not None and minute <= 0):
+        if month is not None:
+            self._counted = now
+        if answer.status == 429 and month is not None and month <= 0:
+            self._keep_for_today(now.date(), now)
+        if answer.status == 429 or (minute is not None and minute <= 0):
             to_next_minute = 60 - now.second - now.microsecond / 1e6
-            self._limit_for(
-                retry_after(answer.headers) or to_next_minute,
-                SourceFailed("quota-minute", "has no calls left this minute", again=True),
-            )
-
-    def _limit_for(self, seconds: float, why: SourceFailed) -> None:
-        until = trio.current_time() + seconds
-        if until > self._limited_until:
-            self._limited_until = until
-            self._limit = why
+            wait = retry_after(answer.headers) or to_next_minute
+            self._limited_until = max(self._limited_until, trio.current_time() + wait)
 
     def _raise_if_limited(self) -> None:
         left = self._limited_until - trio.current_time()
         if left > 0:
-            raise attrs.evolve(self._limit, after=left, limited_for=left)
+            raise SourceFailed(
+                FetchOutcome.QUOTA_MINUTE,
+                "has no calls left this minute",
+                again=True,
+                limited_for=left,
+            )
 
 
-def _check_key(answer: Answer) -> None:
-    if answer.status in (401, 403):
-        raise SourceFailed("refused-key", f"did not accept the key (HTTP {answer.status})")
+def _names_the_base(answer: HttpAnswer) -> bool:
+    """Whether a 422 (validation error) is about the base currency, and not about the date."""
+    return answer.status == 422 and b'"base_currency"' in answer.body
+
+
+def _refuses_the_key(answer: HttpAnswer) -> bool:
+    """Whether it is a 401 or 403 of the source's own, and no page of a content network."""
+    return answer.status in (401, 403) and "html" not in answer.headers.get("content-type", "")
+
+
+def _check_key(answer: HttpAnswer) -> None:
+    if _refuses_the_key(answer):
+        raise SourceFailed(
+            FetchOutcome.REFUSED_KEY, f"did not accept the key (HTTP {answer.status})"
+        )
 
 
 def next_month(now: datetime) -> datetime:
@@ -195,13 +270,17 @@ def next_month(now: datetime) -> datetime:
 PROVIDER: Final = Provider(
     FreeCurrencyApi.name,
     lambda http, settings: FreeCurrencyApi(
-        http, settings.freecurrency_api_key, settings.freecurrency_api_url
+        http,
+        settings.freecurrency_api_key,
+        settings.freecurrency_api_url,
+        settings.cache_ttl,
     ),
     hints={
-        "refused-key": "compare FREECURRENCY_API_KEY with the one in the source's dashboard",
-        "quota-month": "wait, take a larger plan, or put another source first in "
+        FetchOutcome.REFUSED_KEY: "compare FREECURRENCY_API_KEY with the one in the source's "
+        "dashboard",
+        FetchOutcome.QUOTA_MONTH: "wait, take a larger plan, or put another source first in "
         "RATEBRIDGE_PROVIDERS",
-        "quota-minute": "wait a minute and try again",
+        FetchOutcome.QUOTA_MINUTE: "wait a minute and try again",
     },
     check=("key", FreeCurrencyApi.check_key),
 )

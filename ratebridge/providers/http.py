@@ -28,7 +28,7 @@ import trio
 from .. import __version__
 from ..errors import FetchOutcome, LinkFailed, SourceFailed
 from ..proxies import Proxies
-from .source import Answer
+from .source import HttpAnswer
 
 if TYPE_CHECKING:
     import httpx
@@ -95,7 +95,7 @@ class HttpClient:
 
     async def get(
         self, url: str, params: Mapping[str, str], headers: Mapping[str, str] | None = None
-    ) -> Answer:
+    ) -> HttpAnswer:
         """GET `url` with `params`, without redirects and compression.
 
         Raises `SourceFailed`, whose text names neither the URL nor a header.
@@ -125,7 +125,7 @@ class HttpClient:
         raise SourceFailed(FetchOutcome.UNREACHABLE, text, again=True)
 
 
-async def read(streaming: "AbstractAsyncContextManager[httpx.Response]") -> Answer:
+async def read(streaming: "AbstractAsyncContextManager[httpx.Response]") -> HttpAnswer:
     """A whole answer. Raises `SourceFailed` for one that is not read, and httpx's errors."""
     bad = partial(SourceFailed, FetchOutcome.BAD_BODY)
     async with streaming as response:
@@ -150,4 +150,4 @@ async def read(streaming: "AbstractAsyncContextManager[httpx.Response]") -> Answ
         if pieces > MAX_PIECES:
             raise bad(f"answered in over {MAX_PIECES} pieces")
         # dict(headers) would look each name up among all of them, in quadratic time.
-        return Answer(response.status_code, dict(response.headers.items()), bytes(body))
+        return HttpAnswer(response.status_code, dict(response.headers.items()), bytes(body))

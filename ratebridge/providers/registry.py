@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .source import Provider
 
 # In the default order of failover.
-NAMES: Final = ("freecurrencyapi", "frankfurter", "ecb")
+NAMES: Final = ("freecurrencyapi", "frankfurter", "ecb", "coinbase")
 
 
 @cache

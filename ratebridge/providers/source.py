@@ -1,10 +1,10 @@
-"""The interface of rate sources, and how they read quotes, tables and headers."""
+"""What a rate source is, and how sources read quotes, sheets and headers."""
 
 import json
 import re
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from email.utils import parsedate_to_datetime
 from types import MappingProxyType
@@ -12,21 +12,21 @@ from typing import Any, Final, Protocol, TypeVar
 
 import attrs
 import msgspec
+import trio
 from msgspec import Raw
 
-from ..budget import Budget
 from ..conversion import is_quote
-from ..errors import SourceFailed
-from ..rates import MAX_DAYS_BACK, Quote, RateTable
+from ..errors import FetchOutcome, SourceFailed
+from ..history import History
+from ..rates import Quote, RateSheet, Row
 from ..settings import Settings
 
 T = TypeVar("T")
 
-LONGEST_WAIT: Final = 86400  # s, the longest Retry-After that is obeyed
-
-MAX_AGE: Final = 10**9  # s of an answer in a cache: some thirty years
-MAX_ROWS: Final = 500  # three times what the largest source lists
+LONGEST_WAIT: Final = 86400.0  # s, the longest Retry-After that is obeyed
+MAX_ROWS: Final = 500  # of a day: three times what the largest source lists
 SOURCE_DECIMALS: Final = 5  # every source gives so many, though JSON cuts trailing zeros
+AT_A_TIME: Final = 500  # rows that are read before the other tasks have their turn: some 2 ms
 
 _COARSEST: Final = 2000  # a quote of fewer last digits is coarse: one is over 0.05 % of it
 _MAX_MEMBERS: Final = 64 * 1024  # bytes of an object of quotes; 500 of 34 digits take 23 KiB
@@ -34,12 +34,14 @@ _CURRENCY: Final = re.compile(r"[A-Z]{3}", re.ASCII)
 _DATE_TEXT: Final = 40  # characters; an HTTP date has 29
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 _QUOTE_TEXT: Final = 80  # characters: enough for 34 digits, too few for a number bomb
+_NUMBER: Final = re.compile(rb"(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")  # of JSON, not negative
 _COUNT: Final = re.compile(r"-?\d{1,12}", re.ASCII)
 _NOT_JSON: Final = re.compile(rb"(?<=[:,\[\s])-?(?:NaN|Infinity)(?=[\s,\]}])")
+_ONE: Final = Decimal(1)
 
 
 @attrs.frozen
-class Answer:
+class HttpAnswer:
     """An HTTP answer of any status, with lower-case header names."""
 
     status: int
@@ -52,7 +54,7 @@ class Http(Protocol):
 
     async def get(
         self, url: str, params: Mapping[str, str], headers: Mapping[str, str] | None = None
-    ) -> Answer:
+    ) -> HttpAnswer:
         """GET `url` with `params`, whatever the status of the answer. Raises `SourceFailed`."""
         ...
 
@@ -67,17 +69,19 @@ class Quota:
 
 
 class Source(Protocol):
-    """A source of day-tables. `name` is what the settings call it."""
+    """A source of rates. `name` is what the settings call it."""
 
     @property
     def name(self) -> str: ...
 
-    async def fetch(self, day: date, now: datetime) -> RateTable:
-        """All quotes valid on a day no later than the UTC day of `now`.
+    @property
+    def currencies(self) -> frozenset[str] | None:
+        """Those that it can have; None: any. It is asked for no other."""
+        ...
 
-        One call, or as few as the source allows, without a time limit. Raises
-        `SourceFailed`.
-        """
+    @property
+    def every(self) -> float | None:
+        """Seconds from call to call in the long run, see `Budget`; None: as often as needed."""
         ...
 
     @property
@@ -85,9 +89,15 @@ class Source(Protocol):
         """The quota as last reported; None for a source without one."""
         ...
 
-    @property
-    def budget(self) -> Budget | None:
-        """How often it may be asked; None for a source that may always be asked."""
+    def asks(self, day: date, today: date) -> str:
+        """What a call for this day would ask for. Days with the same text come in one call."""
+        ...
+
+    async def fetch(self, day: date, now: datetime) -> RateSheet:
+        """A sheet that answers for a day no later than the UTC day of `now`, as `asks` names it.
+
+        One call, or as few as the source allows, without a time limit. Raises `SourceFailed`.
+        """
         ...
 
 
@@ -95,11 +105,9 @@ class Source(Protocol):
 class Provider:
     """The declaration of a source's module, as `PROVIDER`; nothing else of it is used.
 
-    `make` makes the source from an HTTP client and the settings; its own are fields of
-    `Settings`, and so is which of them it requires.
-    `hints` say what to do about a failure, by outcome. `check` is a step of the command
-    `check` before the tables: its name, and a function of the source that returns what
-    it found or raises `SourceFailed`.
+    `make` makes the source from an HTTP client and the settings. `hints` say what to do about a
+    failure, by outcome. `check` is a step of the command `check` before the rates: its name, and a
+    function of the source that returns what it found or raises `SourceFailed`.
     """
 
     name: str
@@ -108,26 +116,28 @@ class Provider:
     check: tuple[str, Callable[[Any], Awaitable[str]]] | None = None
 
 
-def read_body(decode: Callable[[bytes], T], answer: Answer) -> T:
+def read_body(decode: Callable[[bytes], T], answer: HttpAnswer) -> T:
     """The decoded body of a 200.
 
-    Raises `SourceFailed` for any other status, and if `decode` raises a `DecodeError`,
-    ValueError or RecursionError.
+    Raises `SourceFailed` for any other status, and if `decode` raises a `DecodeError`, ValueError
+    or RecursionError.
     """
     status = answer.status
     if status != 200:
-        wait = retry_after(answer.headers) if status == 429 else None
+        wait = retry_after(answer.headers) if status in (429, 503) else None
+        kinds = {4: FetchOutcome.HTTP_4XX, 5: FetchOutcome.HTTP_5XX}
         raise SourceFailed(
-            f"http-{status}",
+            kinds.get(status // 100, FetchOutcome.HTTP_OTHER),
             f"answered HTTP {status}",
             again=status >= 500 or wait is not None,
-            after=wait,
             limited_for=wait,
         )
     try:
         return decode(answer.body)
     except (msgspec.DecodeError, ValueError, RecursionError):
-        raise SourceFailed("bad-body", "answered with something else than rates") from None
+        raise SourceFailed(
+            FetchOutcome.BAD_BODY, "answered with something else than rates"
+        ) from None
 
 
 def json_decoder(kind: type[T]) -> Callable[[bytes], T]:
@@ -136,14 +146,20 @@ def json_decoder(kind: type[T]) -> Callable[[bytes], T]:
     So that such a quote costs its currency alone, like any other bad quote.
     """
     decode = msgspec.json.Decoder(kind).decode
-    return lambda body: decode(_NOT_JSON.sub(b"null", body))
+
+    def decode_body(body: bytes) -> T:
+        if b"NaN" in body or b"Infinity" in body:
+            body = _NOT_JSON.sub(b"null", body)
+        return decode(body)
+
+    return decode_body
 
 
 def read_quote(raw: Raw) -> Decimal | None:
     """A JSON value as a quote; None unless it is a number in range."""
     text = bytes(raw)
-    if not text or text[0] not in b"0123456789" or len(text) > _QUOTE_TEXT:
-        return None  # negative numbers and strings go here too
+    if len(text) > _QUOTE_TEXT or _NUMBER.fullmatch(text) is None:
+        return None
     try:
         quote = Decimal(text.decode("ascii"))
     except InvalidOperation:
@@ -154,8 +170,8 @@ def read_quote(raw: Raw) -> Decimal | None:
 def is_coarse(quote: Decimal) -> bool:
     """Whether the last digit of a quote is worth more than 0.05 % of it.
 
-    JSON numbers lack trailing zeros: 1.1 may stand for 1.10000. So the last digit is
-    the last one written, and at least the fifth decimal, which every source gives.
+    JSON numbers lack trailing zeros: 1.1 may stand for 1.10000. So the last digit is the last one
+    written, and at least the fifth decimal, which every source gives.
     """
     exponent = quote.as_tuple().exponent
     assert isinstance(exponent, int), "the quote is finite"
@@ -165,11 +181,11 @@ def is_coarse(quote: Decimal) -> bool:
 def read_members(raw: Raw) -> list[tuple[str, Raw]]:
     """The members of a JSON object of numbers in order, duplicate names included.
 
-    Any other value becomes an empty text. Raises `SourceFailed` for anything but an
-    object, and for one that is too large.
+    Any other value becomes an empty text. Raises `SourceFailed` for anything but an object, and for
+    one that is too large.
     """
     if len(bytes(raw)) > _MAX_MEMBERS:
-        raise SourceFailed("bad-table", "answered with more than a table of rates")
+        raise SourceFailed(FetchOutcome.BAD_TABLE, "answered with more than a table of rates")
 
     def number(text: str) -> Raw:
         return Raw(text.encode())
@@ -181,58 +197,83 @@ def read_members(raw: Raw) -> list[tuple[str, Raw]]:
     except (ValueError, RecursionError):
         pairs = None
     if not isinstance(pairs, tuple):
-        raise SourceFailed("bad-body", "answered with something else than rates")
+        raise SourceFailed(FetchOutcome.BAD_BODY, "answered with something else than rates")
     return [(name, value if isinstance(value, Raw) else Raw(b"")) for name, value in pairs]
 
 
-def make_table(
-    provider: str,
-    day: date,
-    fetched: datetime,
-    rows: Iterable[tuple[str, Raw, date]],
-    *,
-    headers: Mapping[str, str] = _NO_HEADERS,
-    bases: Sequence[str] = ("EUR",),
-    latest: bool = False,
-) -> RateTable:
-    """A table of the good rows: (currency, quote as JSON, the day it is of).
+async def read_rows(rows: Iterable[tuple[str, Raw, date]]) -> dict[date, dict[str, Row]]:
+    """The good rows of an answer, by their own day and by currency.
 
-    Left out are bad quotes, quotes of a later day or one more than five days earlier,
-    and names that are not three capitals. A coarse quote is refused, see `is_coarse`.
-    `headers` are those of the answer, for its date; `bases` are the allowed base
-    currencies; `latest` is as in `RateTable`. Raises `SourceFailed` if EUR or every
-    other currency is missing, and for a table that contradicts itself: two different
-    quotes for one currency, or a base that is not 1.
+    A row is a currency, its quote as JSON, and the day it is of. Left out are bad quotes, and names
+    that are not three capitals; a coarse quote becomes the reason why it is not used. Raises
+    `SourceFailed` for an answer that contradicts itself by two different quotes for one currency on
+    one day, that has over `MAX_ROWS` rows for a day, or whose quotes are bad one and all.
     """
-    oldest = day - timedelta(days=MAX_DAYS_BACK)
-    seen: dict[str, Decimal | None] = {}
-    quotes: dict[str, Quote] = {}
-    refused: dict[str, SourceFailed] = {}
-    for number, (name, raw, quoted_on) in enumerate(rows):
-        if number >= MAX_ROWS:
-            raise SourceFailed("bad-table", f"has over {MAX_ROWS} rows for {day}")
+    good: dict[date, dict[str, Row]] = {}
+    seen: dict[tuple[date, str], Decimal | None] = {}
+    counts: dict[date, int] = {}
+    numbers = 0
+    for place, (name, raw, day) in enumerate(rows):
+        if place % AT_A_TIME == AT_A_TIME - 1:
+            await trio.lowlevel.checkpoint()
+        counts[day] = counts.get(day, 0) + 1
+        if counts[day] > MAX_ROWS:
+            raise SourceFailed(FetchOutcome.BAD_TABLE, f"has over {MAX_ROWS} rows for {day}")
         if _CURRENCY.fullmatch(name) is None:
             continue
         currency = sys.intern(name)
         units = read_quote(raw)
-        if seen.setdefault(currency, units) != units:
-            raise SourceFailed("bad-table", f"has two different quotes for {currency} on {day}")
-        if units is None or not oldest <= quoted_on <= day:
+        if seen.setdefault((day, currency), units) != units:
+            raise SourceFailed(
+                FetchOutcome.BAD_TABLE, f"has two different quotes for {currency} on {day}"
+            )
+        if units is None:
             continue
-        if is_coarse(units):
-            refused[currency] = SourceFailed("coarse", f"gives it in too few digits ({units:f})")
-        elif currency not in quotes or quotes[currency].day < quoted_on:
-            quotes[currency] = Quote(units, quoted_on)
-    given = [quotes[base].units for base in bases if base in quotes]
-    if given and 1 not in given:
-        raise SourceFailed("bad-table", f"has no quote of 1 for its own base on {day}")
-    if "EUR" not in quotes or len(quotes) < 2:
-        raise SourceFailed("bad-table", f"has no usable table for {day}")
-    made = source_clock = read_date(headers.get("date"))
-    age = read_count(headers.get("age")) or 0
-    if made is not None and age > 0:  # from a cache on the way, and some date their copies anew
-        made, source_clock = made - timedelta(seconds=min(age, MAX_AGE)), None
-    return RateTable(provider, day, quotes, fetched, refused, latest, made, source_clock)
+        numbers += 1
+        good.setdefault(day, {})[currency] = (
+            SourceFailed(FetchOutcome.COARSE, f"gives it in too few digits ({units:f})")
+            if is_coarse(units)
+            else Quote(units)
+        )
+    if seen and not numbers:
+        raise SourceFailed(FetchOutcome.BAD_TABLE, "gives quotes that are not JSON numbers")
+    return good
+
+
+def drop_euro(rows: dict[str, Row], day: date) -> None:
+    """Take the euro's own row out. Raises `SourceFailed` if there is one and it is not 1."""
+    euro = rows.pop("EUR", None)
+    if euro is not None and not (isinstance(euro, Quote) and euro.units == 1):
+        raise SourceFailed(FetchOutcome.BAD_TABLE, f"has another quote than 1 for EUR on {day}")
+
+
+def make_sheet(
+    provider: str,
+    asked: str,
+    days: tuple[date, date],
+    rows: Mapping[date, Mapping[str, Row]],
+    now: datetime,
+    headers: Mapping[str, str] = _NO_HEADERS,
+    *,
+    latest: bool = False,
+) -> RateSheet:
+    """A sheet for the days from `days[0]` to `days[1]`, asked for at `now`.
+
+    `headers` are those of the answer, for its date; `latest` is as in `RateSheet`. Raises
+    `SourceFailed` if no row is left.
+    """
+    if not any(rows.values()):
+        raise SourceFailed(FetchOutcome.NO_TABLE, f"has no rates for {asked}")
+    # An answer from a cache on the way has its age, and some caches date their copies anew.
+    from_cache = (read_count(headers.get("age")) or 0) > 0
+    clock = None if from_cache else read_date(headers.get("date"))
+    if isinstance(rows, History):
+        currencies = frozenset(rows.currencies)
+    else:
+        currencies = frozenset(code for of_day in rows.values() for code in of_day)
+    return RateSheet(
+        provider, asked, *days, rows, now, currencies, latest=latest, source_clock=clock
+    )
 
 
 def read_count(header: str | None) -> int | None:
@@ -241,7 +282,7 @@ def read_count(header: str | None) -> int | None:
 
 
 def read_date(header: str | None) -> datetime | None:
-    """The instant of a Date header (RFC 9110); None if there is none."""
+    """The instant of an HTTP date (RFC 9110, 5.6.7); None if it is none."""
     if header is None or len(header) > _DATE_TEXT:
         return None
     try:
@@ -252,6 +293,16 @@ def read_date(header: str | None) -> datetime | None:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """The seconds of a Retry-After header, bounded; None if there is none in seconds."""
-    seconds = read_count(headers.get("retry-after"))
-    return float(min(seconds, LONGEST_WAIT)) if seconds is not None and seconds > 0 else None
+    """The seconds of a Retry-After header, bounded; None if there is none.
+
+    It is a number of seconds, or a date (RFC 9110, 10.2.3), which is seen from the answer's own.
+    """
+    value = headers.get("retry-after")
+    seconds: float | None = read_count(value)
+    if (
+        seconds is None
+        and (until := read_date(value))
+        and (since := read_date(headers.get("date")))
+    ):
+        seconds = (until - since).total_seconds()
+    return min(float(seconds), LONGEST_WAIT) if seconds is not None and seconds > 0 else None

@@ -1,7 +1,7 @@
 """An observer that writes to the trace, and checks of the queues' bounds."""
 
 from collections.abc import Callable, MutableMapping, Sequence
-from datetime import date, datetime
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -119,9 +119,11 @@ class Recorder(Journal):
 
     # The rates.
 
-    def fetch_failed(self, provider: str, day: date, failure: SourceFailed) -> None:
-        super().fetch_failed(provider, day, failure)
-        self._sources[provider].remember(day)
+    def fetch_failed(
+        self, provider: str, asked: str, failure: SourceFailed, meanwhile: datetime | None
+    ) -> None:
+        super().fetch_failed(provider, asked, failure, meanwhile)
+        self._sources[provider].remember(asked)
 
     def internal_error(self, where: str, error: BaseException) -> None:
         super().internal_error(where, error)

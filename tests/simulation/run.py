@@ -16,6 +16,7 @@ from trio.testing import MockClock
 
 from ratebridge import app, bridge, outbox
 from ratebridge.app import Dependencies, serve
+from ratebridge.history import embedded
 from ratebridge.link.address import Address
 from ratebridge.link.tls import tls_context
 from ratebridge.settings import Settings
@@ -30,6 +31,8 @@ from .recorder import Recorder, watched_bridge, watched_outbox
 from .sources import ScriptedSource
 from .trace import Trace
 from .traffic import Traffic
+
+embedded()  # a virtual clock would not wait for the thread that loads it
 
 MEAN_LENGTH: Final = 30.0  # s, of a run
 MIDDAY: Final = datetime(2025, 6, 13, 12, tzinfo=UTC)

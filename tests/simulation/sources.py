@@ -10,18 +10,18 @@ from typing import Final
 import attrs
 import trio
 
-from ratebridge.budget import Budget
-from ratebridge.errors import SourceFailed
+from ratebridge.errors import FetchOutcome, SourceFailed
 from ratebridge.fakes.frankfurter import FRANKFURTER
 from ratebridge.fakes.rates import quote as fake_quote
 from ratebridge.providers.source import Quota
-from ratebridge.rates import Quote, RateTable
+from ratebridge.rates import Quote, RateSheet
 
 from .faults import Faults
 from .trace import Trace
 from .traffic import KNOWN
 
-MOST_FETCHES: Final = 8  # at a time (traps, "Numbers that work")
+MOST_FETCHES: Final = 8  # of a source at a time
+STALLED: Final = 10.0  # s after which a fetch may get another beside it
 FAILURE_LIFE: Final = 5.0  # s for which a failure is remembered (sources, "What they share")
 
 # The states of a source, and their weights.
@@ -40,7 +40,7 @@ MOODS: Final = {
 
 @attrs.frozen
 class Given:
-    """A table that was given: at trio time `at`, with the quotes in it."""
+    """A sheet that was given: at trio time `at`, with the quotes in it."""
 
     day: date
     at: float
@@ -52,7 +52,8 @@ class ScriptedSource:
     """A source whose state changes. It keeps the tables that it gave, for the oracle."""
 
     quota: Quota | None = None
-    budget = Budget(burst=1000, every=1.0)
+    currencies: frozenset[str] | None = None
+    every: float | None = None
 
     def __init__(self, name: str, faults: Faults, chance: random.Random, trace: Trace) -> None:
         self.name = name
@@ -60,24 +61,29 @@ class ScriptedSource:
         self.given: Final[dict[date, list[Given]]] = {}
         self._chance = chance
         self._trace = trace
-        self._under_way: set[date] = set()
-        self._rests_until: dict[date, float] = {}
+        self._under_way: dict[date, list[float]] = {}  # when the fetches began
+        self._rests_until: dict[str, float] = {}
 
-    async def fetch(self, day: date, now: datetime) -> RateTable:
+    def asks(self, day: date, today: date) -> str:
+        """See `Source`."""
+        return str(day)
+
+    async def fetch(self, day: date, now: datetime) -> RateSheet:
         """See `Source`."""
         self._judge(day, now)
-        self._under_way.add(day)
+        began = trio.current_time()
+        self._under_way.setdefault(day, []).append(began)
         self._trace.fetches += 1
         try:
             await self._act()
-            return self._table(day, now)
+            return self._sheet(day, now)
         finally:
-            self._under_way.discard(day)
+            self._under_way[day].remove(began)
             self._trace.fetches -= 1
 
-    def remember(self, day: date) -> None:
-        """The service has seen this table fail."""
-        self._rests_until[day] = trio.current_time() + FAILURE_LIFE
+    def remember(self, asked: str) -> None:
+        """The service has seen this call fail."""
+        self._rests_until[asked] = trio.current_time() + FAILURE_LIFE
 
     async def _act(self) -> None:
         """Wait as long as the state requires; raises in most states."""
@@ -89,21 +95,21 @@ class ScriptedSource:
         await trio.sleep(chance.uniform(1, 8) if state == "slow" else chance.uniform(0.01, 0.3))
         match state:
             case "down":
-                raise SourceFailed("unreachable", "could not be reached", again=True)
+                raise SourceFailed(FetchOutcome.UNREACHABLE, "could not be reached", again=True)
             case "error 500":
-                raise SourceFailed("http-500", "answered HTTP 500", again=True)
+                raise SourceFailed(FetchOutcome.HTTP_5XX, "answered HTTP 500", again=True)
             case "hang":
                 await trio.sleep_forever()
             case "wrong table":
-                raise SourceFailed("bad-table", "has no usable table")
+                raise SourceFailed(FetchOutcome.BAD_TABLE, "has no usable table")
             case "quota gone":
                 left = max(until - now, 0.1)
                 text = "has no calls left this minute"
-                raise SourceFailed("quota-minute", text, again=True, after=left, limited_for=left)
+                raise SourceFailed(FetchOutcome.QUOTA_MINUTE, text, again=True, limited_for=left)
             case "bug":
                 raise ZeroDivisionError("a bug in a source")
 
-    def _table(self, day: date, now: datetime) -> RateTable:
+    def _sheet(self, day: date, now: datetime) -> RateSheet:
         final = now.date() > day
         # While a day runs its quotes change, so each table of it has others.
         version = 0 if final else 1 + len(self.given.get(day, ()))
@@ -111,21 +117,20 @@ class ScriptedSource:
         if self.faults.at(trio.current_time())[0] == "lacking":
             quotes = {code: quotes[code] for code in ("EUR", "USD")}
         self.given.setdefault(day, []).append(Given(day, trio.current_time(), final, quotes))
-        return RateTable(
-            self.name, day, {code: Quote(units, day) for code, units in quotes.items()}, now
-        )
+        rows = {code: Quote(quotes[code], quotes["EUR"]) for code in quotes if code != "EUR"}
+        return RateSheet(self.name, str(day), day, day, {day: rows}, now)
 
     def _judge(self, day: date, now: datetime) -> None:
         complain = self._trace.complain
         if day > now.date():
             complain(f"{self.name} is asked for {day}, which has not come")
-        if self._trace.fetches >= MOST_FETCHES:
-            complain(f"over {MOST_FETCHES} fetches at a time")
+        if sum(map(len, self._under_way.values())) >= MOST_FETCHES:
+            complain(f"{self.name} is asked for over {MOST_FETCHES} sheets at a time")
         if now.date() - day == timedelta(days=1):
             return  # it may have been today when it was asked for: then it has another table now
-        if day in self._under_way:
+        if any(trio.current_time() - began < STALLED for began in self._under_way.get(day, ())):
             complain(f"{self.name} is asked twice at a time for {day}")
-        if trio.current_time() < self._rests_until.get(day, 0.0) - 1e-6:
+        if trio.current_time() < self._rests_until.get(str(day), 0.0) - 1e-6:
             complain(f"{self.name} is asked for {day} although it has just failed")
 
 
