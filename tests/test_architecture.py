@@ -16,12 +16,18 @@ PACKAGE = Path(ratebridge.__file__).parent
 # layer lists before it.
 LAYERS = [
     ["errors", "dates", "conversion", "backoff", "budget", "euro", "link.address", "link.framing"],
-    ["signals", "providers.registry", "link.upgrade"],
+    ["signals", "providers.registry", "link.upgrade", "names", "proxies"],
     ["messages", "rates"],
     ["levels", "plausibility"],
     ["parsers", "settings", "observer"],
     ["link.tls", "link.dial", "link.stream", "link.link", "outbox"],
-    ["providers.source", "providers.http", "providers.chain", "providers.ahead"],
+    [
+        "providers.source",
+        "providers.transport",
+        "providers.http",
+        "providers.chain",
+        "providers.ahead",
+    ],
     ["providers.*"],
     ["bridge"],
     ["session"],
@@ -45,16 +51,20 @@ LAYERS = [
 # The boundaries: a library, and the only modules that may import it.
 BOUNDARIES = {
     "trio_websocket": {"link.link"},
-    "httpx": {"providers.http", "fakes.rates"},
+    "httpx": {"providers.http", "providers.transport", "fakes.rates"},
     "wsproto": {"link.link", "fakes.feed"},
-    "h11": {"link.upgrade", "link.link", "fakes.rates", "operating.status"},
+    "h11": {
+        *("link.upgrade", "link.dial", "link.link", "providers.http", "providers.transport"),
+        *("fakes.rates", "operating.status"),
+    },
+    "python_socks": {"link.dial"},
     "structlog": {"operating.logs", "operating.journal", "commands.demo"},
     "dotenv": {"settings"},
     "currency_converter": {"providers.ecb"},
 }
 
 # What is slow to import and optional for the running service.
-HEAVY = {"httpx", "operating.status", "currency_converter"}
+HEAVY = {"httpx", "python_socks", "operating.status", "currency_converter"}
 
 # What a package exports, and the module that it comes from.
 EXPORTED = {
@@ -66,7 +76,7 @@ EXPORTED = {
 PURE = {
     *("errors", "dates", "conversion", "backoff", "messages", "rates"),
     *("budget", "euro", "levels", "plausibility"),
-    *("link.address", "link.framing"),
+    *("link.address", "link.framing", "proxies"),
 }
 
 

@@ -42,6 +42,7 @@ from ratebridge.fakes.frankfurter import FRANKFURTER
 from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI
 from ratebridge.fakes.rates import FakeRates, Fault, memory_transport, serve_rates
 from ratebridge.link.address import Address
+from ratebridge.link.upgrade import UpgradeOptions
 from ratebridge.providers.frankfurter import Frankfurter
 from ratebridge.providers.freecurrencyapi import FreeCurrencyApi
 from ratebridge.providers.http import HttpClient
@@ -330,7 +331,11 @@ async def talk(script: Script, heartbeat: HeartbeatSettings = RHYTHM) -> tuple[d
         async with trio.open_nursery() as nursery:
             await report.run(
                 [
-                    ("upgrade", inf, partial(upgrade, FEED, heartbeat.interval, nursery)),
+                    (
+                        "upgrade",
+                        inf,
+                        partial(upgrade, FEED, UpgradeOptions(), heartbeat.interval, nursery),
+                    ),
                     ("heartbeat", inf, partial(hear_heartbeats, heartbeat)),
                 ],
                 await feed.dial(),

@@ -96,7 +96,7 @@ class Wrong:
 
 WRONG = [
     Wrong("CURRENCY_ASSIGNMENT_WS_URI", "http://feed", "ws://"),
-    Wrong("CURRENCY_ASSIGNMENT_WS_URI", "ws://user:pass@feed", "without user"),
+    Wrong("CURRENCY_ASSIGNMENT_WS_URI", "ws://us%3Aer:pass@feed", "user has no colon"),
     Wrong("CURRENCY_ASSIGNMENT_WS_URI", "ws://feed/#part", "without a fragment"),
     Wrong("CURRENCY_ASSIGNMENT_WS_URI", "ws://feed:99999", "valid host and port"),
     Wrong("CURRENCY_ASSIGNMENT_WS_URI", "ws://", "with a host"),
@@ -113,9 +113,9 @@ WRONG = [
     Wrong("RATEBRIDGE_FEED_HEADERS", "no colon", "lines `Name: value`"),
     Wrong("RATEBRIDGE_FEED_HEADERS", "a b: c", "lines `Name: value`"),
     Wrong("RATEBRIDGE_FEED_HEADERS", "A: b\x7f", "printable ASCII"),
-    Wrong("RATEBRIDGE_FEED_HEADERS", "Host: h", "none of the handshake's own"),
-    Wrong("RATEBRIDGE_FEED_HEADERS", "Sec-WebSocket-Key: h", "none of the handshake's own"),
-    Wrong("RATEBRIDGE_FEED_SUBPROTOCOL", "a, b", "the name of one subprotocol"),
+    Wrong("RATEBRIDGE_FEED_HEADERS", "Host: h", "without the handshake's own"),
+    Wrong("RATEBRIDGE_FEED_HEADERS", "Sec-WebSocket-Key: h", "without the handshake's own"),
+    Wrong("RATEBRIDGE_FEED_SUBPROTOCOL", "a, b", "the name of a subprotocol"),
     Wrong("RATEBRIDGE_PLAUSIBILITY", "perhaps", "true or false"),
     Wrong("RATEBRIDGE_PROVIDERS", "ecb,ecb", "a list"),
     Wrong("RATEBRIDGE_PROVIDERS", "bank", "a list"),
@@ -307,9 +307,23 @@ def test_a_file_without_a_secret_is_a_problem(content, problem, tmp_path):
     assert caught.value.args == (f"FREECURRENCY_API_KEY_FILE: expected {problem}",)
 
 
-def test_a_key_needs_its_certificate():
-    with pytest.raises(BadSettings, match="expected RATEBRIDGE_FEED_CERT_FILE beside it"):
-        load_settings({**FEED, "RATEBRIDGE_FEED_KEY_FILE": "client.key"})
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"RATEBRIDGE_FEED_KEY_FILE": "k"}, "expected RATEBRIDGE_FEED_CERT_FILE beside it"),
+        (
+            {
+                "CURRENCY_ASSIGNMENT_WS_URI": "wss://user:pass@feed",
+                "RATEBRIDGE_FEED_HEADERS": "authorization: Bearer x",
+            },
+            "expected a user and password in one of them",
+        ),
+    ],
+)
+def test_values_that_contradict_each_other_are_a_problem(values, problem):
+    with pytest.raises(BadSettings) as caught:
+        load_settings({**FEED, **values})
+    assert [line.partition(": ")[2] for line in caught.value.args] == [problem]
 
 
 DOTENV = """

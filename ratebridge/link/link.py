@@ -20,11 +20,13 @@ from .address import Address
 from .dial import Dial
 from .framing import MAX_FRAME, client_close, client_frames, masking_keys
 from .stream import Handler, LinkStream, Write
+from .upgrade import UpgradeOptions
 
 OPEN_WITHIN: Final = 5.0  # s for DNS, TCP, TLS and upgrade together
 WRITE_WITHIN: Final = 2.0  # s, the period after which a heartbeat is overdue
 WRITE_POLLS: Final = 8  # in that time: a stall of our own counts as one of them, not as the peer's
 LAST_WORDS: Final = 0.1  # s to read what came before the end, when a write has failed
+NO_OPTIONS: Final = UpgradeOptions()
 CLOSE_WITHIN: Final = 1.0  # s for the close handshake; a container gets 10 s for all
 
 
@@ -158,24 +160,28 @@ def _discard(_texts: Sequence[bytes]) -> None:
     """Nobody wants what still comes."""
 
 
-async def open_link(nursery: trio.Nursery, address: Address, dial: Dial) -> Link:
+async def open_link(
+    nursery: trio.Nursery, address: Address, dial: Dial, options: UpgradeOptions = NO_OPTIONS
+) -> Link:
     """Open a link, whose tasks live in `nursery`; it ends, by force, when that is cancelled.
 
     Raises `LinkFailed` when it is not open within `OPEN_WITHIN` seconds, and
     when the peer, or the way to it, refuses.
     """
     with trio.move_on_after(OPEN_WITHIN):
-        link: Link = await nursery.start(_run_link, address, dial, name="link")
+        link: Link = await nursery.start(_run_link, address, dial, options, name="link")
         return link
     raise LinkFailed(Loss.OPEN_TIMEOUT, f"no connection within {OPEN_WITHIN:g} s")
 
 
-async def _run_link(address: Address, dial: Dial, *, task_status: trio.TaskStatus[Link]) -> None:
+async def _run_link(
+    address: Address, dial: Dial, options: UpgradeOptions, *, task_status: trio.TaskStatus[Link]
+) -> None:
     """The life of a link: trio-websocket's task, and ours beside it."""
     link: Link | None = None
     failure = LinkFailed(Loss.RESET, "the peer broke off")
     network = await dial()
-    stream = LinkStream(network)
+    stream = LinkStream(network, options.subprotocol)
     try:
         async with trio.open_nursery() as websocket_nursery:
             websocket = await trio_websocket.wrap_client_stream(
@@ -183,6 +189,8 @@ async def _run_link(address: Address, dial: Dial, *, task_status: trio.TaskStatu
                 stream,  # type: ignore[arg-type]  # it asks for the two that trio has
                 address.authority,
                 address.target,
+                subprotocols=[options.subprotocol] if options.subprotocol else None,
+                extra_headers=options.extra_headers(address),
                 max_message_size=MAX_FRAME,
             )
             link = Link(stream, websocket)

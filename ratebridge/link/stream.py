@@ -55,14 +55,14 @@ class LinkStream(trio.abc.Stream):
     was cut short.
     """
 
-    def __init__(self, network: trio.abc.Stream) -> None:
+    def __init__(self, network: trio.abc.Stream, subprotocol: str | None = None) -> None:
         self._network = network
         # A socket is read and written without a task switch; another stream by its own methods.
         self._tls = network if isinstance(network, TlsStream) else None
         self._fd: int | None = None
         if isinstance(network, trio.SocketStream | TlsStream):
             self._fd = network.socket.fileno()
-        self._response: UpgradeResponse | None = UpgradeResponse()  # until it is read
+        self._response: UpgradeResponse | None = UpgradeResponse(subprotocol)
         self._behind_response: bytes | None = None  # the first of the frames, came with it
         self._cutter = FrameCutter()
         self._handler: Handler | None = None
@@ -188,23 +188,23 @@ class LinkStream(trio.abc.Stream):
         return data
 
     async def _receive_response(self, response: UpgradeResponse) -> bytes:
-        """A piece of the response to the upgrade, and no byte of the frames behind it.
+        """The head of the response to the upgrade, and no byte of the frames behind it.
 
         Raises `LinkFailed` when it grants no upgrade, and when there will be no
         more of it: trio-websocket would wait on.
         """
-        try:
-            data = bytes(await self._network.receive_some(READ_SIZE))
-        except trio.BrokenResourceError:
-            data = b""
-        if not data:
-            raise LinkFailed(Loss.RESET, "the peer broke off the upgrade")
-        behind = response.feed(data)
-        if behind is None:
-            return data
+        behind = None
+        while behind is None:
+            try:
+                data = bytes(await self._network.receive_some(READ_SIZE))
+            except trio.BrokenResourceError:
+                data = b""
+            if not data:
+                raise LinkFailed(Loss.RESET, "the peer broke off the upgrade")
+            behind = response.feed(data)
         self._response = None
         self._behind_response = behind or None
-        return data[: len(data) - len(behind)]
+        return response.head
 
     def _read(self, fd: int) -> bytes | None:
         """What has come: None if it is nothing yet, empty at the end."""
