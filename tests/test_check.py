@@ -184,6 +184,25 @@ async def test_a_certificate_is_shown_with_its_issuer_and_end(tmp_path, monkeypa
         assert hints(text) == ["VERIFY_SSL is off, so anybody can pass for the feed or a source"]
 
 
+async def test_a_feed_that_wants_a_client_certificate(tmp_path, monkeypatch):
+    authority = trustme.CA()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(server)
+    authority.configure_trust(server)
+    server.verify_mode = ssl.CERT_REQUIRED
+    client = tmp_path / "client.pem"
+    authority.issue_cert("client").private_key_and_cert_chain_pem.write_to_path(str(client))
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    async with on_a_port(healthy, server) as (port, _):
+        settings = attrs.evolve(QUICK, feed=address(port, secure=True, host="localhost"))
+        passed, found, _ = await outcome(settings)
+        assert not passed
+        assert found["tls"].startswith("ok"), "by TLS 1.3 the refusal comes behind the handshake"
+        passed, found, _ = await outcome(attrs.evolve(settings, feed_cert_file=client))
+        assert passed, found
+
+
 # What is wrong is named.
 
 
