@@ -22,9 +22,8 @@ from .link.tls import tls_context
 from .link.upgrade import UpgradeOptions
 from .observer import Observer
 from .operating.audit import Audit
-from .operating.journal import Journal
-from .operating.logs import HostLog, configure_logs
-from .operating.stats import Stats
+from .operating.logs import HostLog, configure_logs, event_log
+from .operating.notify import notify
 from .outbox import Outbox
 from .providers.ahead import fetch_at_midnight
 from .providers.chain import RateChain
@@ -104,14 +103,14 @@ class Dependencies:
     """What a service needs beyond its settings; tests replace these.
 
     `dial` connects to the feed, `sources` give the rates, `clock` is the wall clock in
-    UTC, `jitter` gives random numbers from 0 to 1. `journal` is private.
+    UTC, `jitter` gives random numbers from 0 to 1. `observer` is private.
     """
 
     dial: Dial | None = None
     sources: Sequence[Source] | None = None
     clock: Callable[[], datetime] = utc_now
     jitter: Callable[[], float] = random.random
-    journal: Journal = attrs.Factory(lambda: Journal(Stats(), log=HostLog()))
+    observer: Observer = attrs.Factory(lambda: Observer(HostLog()))
 
 
 @attrs.frozen
@@ -119,7 +118,7 @@ class Parts:
     """The parts of a service that is built. Its tasks live in `nursery`."""
 
     nursery: trio.Nursery
-    journal: Journal
+    observer: Observer
     chain: RateChain
     bridge: Bridge
     outbox: Outbox
@@ -159,7 +158,7 @@ async def serve(
             supervisor_nursery.start_soon(parts.supervisor.run, name="supervisor")
             await stop.wait()
             bridge, outbox = parts.bridge, parts.outbox
-            parts.journal.note("service.stopping", waiting=bridge.waiting, outbox=len(outbox))
+            parts.observer.note("service.stopping", waiting=bridge.waiting, outbox=len(outbox))
             bridge.stopping = True
             with trio.move_on_after(settings.drain_timeout):
                 await bridge.wait_settled()
@@ -177,7 +176,7 @@ async def build(
     What is opened here, such as the audit file and the port of the status server, is in use
     already; only the supervisor does not run yet. `on_open` is called when a connection opens.
     """
-    journal = dependencies.journal
+    observer = dependencies.observer
     if settings.feed is None:
         raise BadSettings(f"{FEED}: is required but not set")
     feed = settings.feed
@@ -203,45 +202,45 @@ async def build(
             # With its server and its metrics it takes several times 20 ms.
             from .operating.status import StatusServer
 
-            status = StatusServer(settings.status_address, journal)
+            status = StatusServer(settings.status_address, observer)
             opened.callback(status.close)
         if settings.audit_file is not None:
-            journal.audit = Audit(settings.audit_file, journal)
+            observer.audit = Audit(settings.audit_file, observer)
         opened.pop_all()
 
     if not settings.verify_ssl:
-        journal.warn("tls.unverified", detail="VERIFY_SSL is off: certificates are not checked")
+        observer.warn("tls.unverified", detail="VERIFY_SSL is off: certificates are not checked")
     for name in settings.unknown:
         other = resembled(name)
-        journal.warn("settings.unknown", name=name, **({"resembles": other} if other else {}))
+        observer.warn("settings.unknown", name=name, **({"resembles": other} if other else {}))
     for entry in proxies.ignored:
-        journal.warn("settings.no_proxy", entry=entry, detail="this entry of NO_PROXY is ignored")
-    journal.note(
+        observer.warn("settings.no_proxy", entry=entry, detail="this entry of NO_PROXY is ignored")
+    observer.note(
         "service.started",
         version=__version__,
         feed=feed.authority,
         sources=list(settings.providers),
-        **journal.audit_head(),
+        **observer.audit_head(),
     )
     async with (
-        aclosing(journal),
+        aclosing(observer),
         aclosing(http),
-        open_outbox(journal) as outbox,
+        open_outbox(observer) as outbox,
         trio.open_nursery() as service_nursery,
     ):
         chain = make_chain(
             settings,
             dependencies.sources or make_sources(settings, http),
             service_nursery,
-            journal,
+            observer,
             dependencies.clock,
             dependencies.jitter,
         )
-        if journal.audit is not None:
+        if observer.audit is not None:
             with trio.CancelScope(shield=True):  # or the status server's port stayed open
-                await service_nursery.start(journal.audit.run)
+                await service_nursery.start(observer.audit.run)
         bridge = Bridge(
-            chain, service_nursery, outbox.add, utc_now=dependencies.clock, observer=journal
+            chain, service_nursery, outbox.add, utc_now=dependencies.clock, observer=observer
         )
         supervisor = Supervisor(
             open_feed,
@@ -249,34 +248,36 @@ async def build(
             outbox,
             heartbeat=HeartbeatSettings(settings.heartbeat_interval, settings.heartbeat_timeout),
             backoff=Backoff(settings.reconnect_min, settings.reconnect_max, dependencies.jitter),
-            observer=journal,
+            observer=observer,
         )
+        service_nursery.start_soon(outbox.drop_the_old, name="old replies")
         service_nursery.start_soon(
             fetch_at_midnight, chain, dependencies.clock, name="rates at midnight"
         )
+        service_nursery.start_soon(notify, observer.stats, bridge, name="notify")
         if status is not None:
             from .operating.overview import Service
 
             # In this nursery it still answers while the service drains.
             view = Service(
                 settings,
-                journal.stats,
+                observer.stats,
                 bridge,
                 outbox,
                 chain,
                 trio.current_time(),
                 dependencies.clock,
-                journal.audit,
+                observer.audit,
             )
             await service_nursery.start(status.run, view, name="status server")
-        yield Parts(service_nursery, journal, chain, bridge, outbox, supervisor)
+        yield Parts(service_nursery, observer, chain, bridge, outbox, supervisor)
         service_nursery.cancel_scope.cancel()
 
 
 async def _summarize(parts: Parts) -> None:
     while True:
         await trio.sleep(SUMMARY_EVERY)
-        parts.journal.summarize(
+        parts.observer.summarize(
             waiting=parts.bridge.waiting, outbox=len(parts.outbox), sheets=len(parts.chain.cache)
         )
 
@@ -287,5 +288,5 @@ def run(settings: Settings) -> None:
     Its audit file, if there is one, is reopened at SIGHUP. Raises as `serve` does.
     """
     configure_logs(settings.log_level, settings.log_format)
-    dependencies = Dependencies(journal=Journal(Stats()))
+    dependencies = Dependencies(observer=Observer(event_log()))
     run_until_signal(lambda stop: serve(settings, stop, dependencies))

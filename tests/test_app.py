@@ -18,10 +18,11 @@ import trio
 
 from ratebridge import __version__, app
 from ratebridge.app import Dependencies, open_outbox, serve
-from ratebridge.errors import BadSettings, CannotStart, FetchOutcome, SourceFailed
+from ratebridge.errors import BadSettings, CannotStart, FetchOutcome, Loss, SourceFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, request_text
 from ratebridge.link.address import Address
-from ratebridge.operating.journal import Journal
+from ratebridge.observer import Observer
+from ratebridge.operating.logs import event_log
 from ratebridge.operating.stats import Stats
 from ratebridge.outbox import Reply
 from ratebridge.providers.http import HttpClient
@@ -95,7 +96,7 @@ async def running(
 
         async def run() -> None:
             dependencies = Dependencies(
-                feed.dial, [bank], clock, lambda: 0.5, Journal(stats, clock)
+                feed.dial, [bank], clock, lambda: 0.5, Observer(event_log(), clock, stats)
             )
             await serve(Settings(FEED, **settings), stop, dependencies)
             ended.set()
@@ -250,7 +251,7 @@ async def test_when_heartbeats_stop_and_requests_go_on_the_link_is_refreshed(aut
         opened = trio.current_time()
         await service.next_peer(1)
         assert 2 <= trio.current_time() - opened <= 3.2
-        assert service.stats.lost["stale"] == 1
+        assert service.stats.lost[Loss.STALE] == 1
 
 
 async def test_a_reply_whose_rate_came_after_the_link_was_lost_goes_first_on_the_next(
@@ -367,13 +368,13 @@ async def test_undelivered_replies_at_the_stop_are_logged_by_id_and_count(autoju
 async def test_what_is_left_in_the_outbox_is_undelivered_whichever_way_the_service_ends(
     autojump_clock,
 ):
-    journal = Journal(Stats())
+    observer = Observer()
     with trio.CancelScope() as scope:  # as a second signal does
-        async with open_outbox(journal) as outbox:
+        async with open_outbox(observer) as outbox:
             outbox.add(Reply(b"1", b"a reply", trio.current_time()))
             scope.cancel()
             await trio.lowlevel.checkpoint()
-    assert journal.stats.undelivered == 1
+    assert observer.stats.undelivered == 1
 
 
 async def test_a_service_logs_its_start_each_minute_and_its_end(autojump_clock, log):

@@ -18,23 +18,18 @@ LAYERS = [
     ["errors", "dates", "conversion", "backoff", "budget", "euro", "link.address", "link.framing"],
     ["signals", "providers.registry", "link.upgrade", "names", "proxies"],
     ["messages", "rates"],
-    ["levels", "plausibility"],
-    ["parsers", "settings", "observer"],
+    ["history", "plausibility"],
+    ["parsers", "settings", "operating.stats", "operating.logs", "observer"],
     ["link.tls", "link.dial", "link.stream", "link.link", "outbox"],
-    [
-        "providers.source",
-        "providers.transport",
-        "providers.http",
-        "providers.chain",
-        "providers.ahead",
-    ],
+    ["providers.source", "providers.transport", "providers.http"],
     ["providers.*"],
+    ["providers.chain", "providers.ahead"],
     ["bridge"],
     ["session"],
     ["supervisor"],
-    ["operating.stats", "operating.logs", "operating.trail"],
-    ["operating.audit", "operating.journal"],
-    ["operating.overview", "operating.metrics", "operating.status"],
+    ["operating.trail"],
+    ["operating.audit"],
+    ["operating.overview", "operating.metrics", "operating.status", "operating.notify"],
     ["app"],
     ["api"],
     ["fakes.feed", "fakes.rates"],
@@ -42,7 +37,7 @@ LAYERS = [
     ["commands.options"],
     [
         *("commands.demo", "commands.check", "commands.convert", "commands.verify"),
-        "commands.completion",
+        *("commands.completion", "commands.samples"),
     ],
     ["command_line"],
     ["cli"],
@@ -58,13 +53,17 @@ BOUNDARIES = {
         *("fakes.rates", "operating.status"),
     },
     "python_socks": {"link.dial"},
-    "structlog": {"operating.logs", "operating.journal", "commands.demo"},
+    "structlog": {"operating.logs", "commands.demo"},
     "dotenv": {"settings"},
-    "currency_converter": {"providers.ecb"},
+    "prometheus_client": {"operating.metrics"},
+    "currency_converter": {"history"},
 }
 
 # What is slow to import and optional for the running service.
-HEAVY = {"httpx", "python_socks", "operating.status", "currency_converter"}
+HEAVY = {
+    *("httpx", "python_socks", "prometheus_client"),
+    *("operating.status", "currency_converter"),
+}
 
 # What a package exports, and the module that it comes from.
 EXPORTED = {
@@ -75,7 +74,7 @@ EXPORTED = {
 
 PURE = {
     *("errors", "dates", "conversion", "backoff", "messages", "rates"),
-    *("budget", "euro", "levels", "plausibility"),
+    *("budget", "euro", "plausibility"),
     *("link.address", "link.framing", "proxies"),
 }
 

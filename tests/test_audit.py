@@ -36,10 +36,9 @@ from ratebridge.observer import Observer
 from ratebridge.operating import audit as audit_module
 from ratebridge.operating import trail as trail_module
 from ratebridge.operating.audit import FLUSH_EVERY, LAST_WITHIN, SLOW, Audit
-from ratebridge.operating.journal import Journal
-from ratebridge.operating.stats import Stats
+from ratebridge.operating.logs import event_log
 from ratebridge.operating.trail import FEW, MOST, START, Chain, Head, find_end
-from ratebridge.rates import Quote, Rate, RateTable
+from ratebridge.rates import Quote, Rate, RateSheet
 from ratebridge.settings import Settings
 
 NOW = datetime(2021, 5, 20, 8, 0, 0, 412_000, tzinfo=UTC)
@@ -756,12 +755,16 @@ class Bank:
     let: trio.Event
     name: str = "bank"
     quota: None = None
-    budget: None = None
+    currencies: None = None
+    every: None = None
 
-    async def fetch(self, day: date, now: datetime) -> RateTable:
+    def asks(self, day: date, today: date) -> str:
+        return str(day)
+
+    async def fetch(self, day: date, now: datetime) -> RateSheet:
         await self.let.wait()
-        quotes = {"EUR": Quote(Decimal(1), day), "USD": Quote(Decimal("1.2222"), day)}
-        return RateTable(self.name, day, quotes, now)
+        rows = {day: {"USD": Quote(Decimal("1.2222"))}}
+        return RateSheet(self.name, str(day), day, day, rows, now, frozenset({"USD"}))
 
 
 async def test_the_service_keeps_a_line_per_conversion_and_its_log_proves_them(path):
@@ -781,15 +784,15 @@ async def test_the_service_keeps_a_line_per_conversion_and_its_log_proves_them(p
             await peer.receive()
 
     with structlog.testing.capture_logs() as logs:
-        journal = Journal(Stats())
+        observer = Observer(event_log())
         async with trio.open_nursery() as nursery:
             feed = MemoryFeed(nursery, script)
             settings = Settings(Address("feed.example", 80, "/", secure=False), audit_file=path)
             dependencies = Dependencies(dial=feed.dial, sources=[Bank(let)], clock=lambda: NOW)
 
             async def run() -> None:
-                await serve(settings, stop, attrs.evolve(dependencies, journal=journal))
-                journal.summarize(waiting=0, outbox=0, tables=0)
+                await serve(settings, stop, attrs.evolve(dependencies, observer=observer))
+                observer.summarize(waiting=0, outbox=0, sheets=0)
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(run)

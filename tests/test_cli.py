@@ -4,6 +4,7 @@ import io
 import os
 import signal
 import socket
+from importlib.resources import files
 
 import pytest
 import shtab
@@ -166,3 +167,15 @@ def test_a_report_whose_reader_left_before_the_last_flush_has_not_passed(monkeyp
     with io.FileIO(writer, "w") as raw, io.TextIOWrapper(io.BufferedWriter(raw)) as out:
         monkeypatch.setattr("sys.stdout", out)
         assert exit_code("verify", "FILE") == 1
+
+
+def test_the_samples_are_listed_and_printed(capsys):
+    assert exit_code("samples") == 0
+    names = capsys.readouterr().out.splitlines()
+    folder = files("ratebridge") / "samples"
+    texts = {file.read_text("utf-8") for file in folder.iterdir()}
+    for name in names:
+        assert exit_code("samples", name) == 0
+        texts.remove(capsys.readouterr().out)
+    assert texts == set(), "each has a name"
+    assert exit_code("samples", "none") == 2

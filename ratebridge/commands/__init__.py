@@ -9,6 +9,7 @@ MODULES: Final = {
     "convert": "convert",
     "verify": "verify",
     "completion": "completion",
+    "samples": "samples",
 }
 """The module of each command; one is imported when its command is named, or all for the help."""
 

@@ -5,7 +5,7 @@
 #    source ~/.local/share/bash_completion/ratebridge
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_ratebridge_subparsers=(demo mock-server check convert verify completion)
+_shtab_ratebridge_subparsers=(demo mock-server check convert verify completion samples)
 
 _shtab_ratebridge_demo_option_strings=(-h --help --env-file --count --rate --forever)
 _shtab_ratebridge_mock_server_option_strings=(-h --help --env-file --host --port --rates-port --rate --replay --loop --seed --quiet)
@@ -13,6 +13,7 @@ _shtab_ratebridge_check_option_strings=(-h --help --env-file --json)
 _shtab_ratebridge_convert_option_strings=(-h --help --env-file --date --source --json)
 _shtab_ratebridge_verify_option_strings=(-h --help --env-file --head --from --json)
 _shtab_ratebridge_completion_option_strings=(-h --help --env-file)
+_shtab_ratebridge_samples_option_strings=(-h --help --env-file)
 _shtab_ratebridge_option_strings=(-h --help -V --version --env-file)
 
 _shtab_ratebridge_demo___env_file_COMPGEN=_shtab_compgen_files
@@ -22,10 +23,12 @@ _shtab_ratebridge_convert___env_file_COMPGEN=_shtab_compgen_files
 _shtab_ratebridge_verify_pos_0_COMPGEN=_shtab_compgen_files
 _shtab_ratebridge_verify___env_file_COMPGEN=_shtab_compgen_files
 _shtab_ratebridge_completion___env_file_COMPGEN=_shtab_compgen_files
+_shtab_ratebridge_samples___env_file_COMPGEN=_shtab_compgen_files
 _shtab_ratebridge___env_file_COMPGEN=_shtab_compgen_files
 
 _shtab_ratebridge_completion_pos_0_choices=(bash zsh)
-_shtab_ratebridge_pos_0_choices=(demo mock-server check convert verify completion)
+_shtab_ratebridge_samples_pos_0_choices=(alerts dashboard kubernetes logrotate systemd)
+_shtab_ratebridge_pos_0_choices=(demo mock-server check convert verify completion samples)
 
 _shtab_ratebridge_demo__h_nargs=0
 _shtab_ratebridge_demo___help_nargs=0
@@ -47,6 +50,8 @@ _shtab_ratebridge_verify___help_nargs=0
 _shtab_ratebridge_verify___json_nargs=0
 _shtab_ratebridge_completion__h_nargs=0
 _shtab_ratebridge_completion___help_nargs=0
+_shtab_ratebridge_samples__h_nargs=0
+_shtab_ratebridge_samples___help_nargs=0
 _shtab_ratebridge_pos_0_nargs=A...
 _shtab_ratebridge__h_nargs=0
 _shtab_ratebridge___help_nargs=0

@@ -15,6 +15,7 @@ _shtab_ratebridge_commands() {
     convert:'One conversion, with the source and day of its rate.'
     demo:'A feed and the service on this machine: no key, no account, no network.'
     mock-server:'A fake feed for a service to connect to.'
+    samples:'Prints a sample file for operators, or what there is.'
     verify:'Recomputes every line of an audit trail and its hash chain. Reports each line that is'
   )
   _describe 'ratebridge commands' _commands
@@ -86,6 +87,15 @@ _shtab_ratebridge_mock_server_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_ratebridge_mock_server_defaults_added=0
 
+_shtab_ratebridge_samples_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--env-file[read settings from this file instead of .env]:FILE:_files"
+  ":the sample\; without it, a list:(alerts dashboard kubernetes logrotate systemd)"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_ratebridge_samples_defaults_added=0
+
 _shtab_ratebridge_verify_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--env-file[read settings from this file instead of .env]:FILE:_files"
@@ -122,6 +132,7 @@ _shtab_ratebridge() {
         convert) _arguments -C -s $_shtab_ratebridge_convert_options ;;
         demo) _arguments -C -s $_shtab_ratebridge_demo_options ;;
         mock-server) _arguments -C -s $_shtab_ratebridge_mock_server_options ;;
+        samples) _arguments -C -s $_shtab_ratebridge_samples_options ;;
         verify) _arguments -C -s $_shtab_ratebridge_verify_options ;;
       esac
   esac

@@ -23,9 +23,8 @@ from ..fakes.feed import FeedPeer, StandIn, random_requests, requests_of, serve_
 from ..fakes.rates import FakeRates, serve_rates
 from ..link.address import Address
 from ..messages import quoted
-from ..operating.journal import Journal
-from ..operating.logs import configure_logs
-from ..operating.stats import Stats
+from ..observer import Observer
+from ..operating.logs import configure_logs, event_log
 from ..providers.ecb import Ecb, load_embedded
 from ..settings import Settings
 from ..signals import run_until_signal
@@ -103,8 +102,8 @@ def run_demo(options: argparse.Namespace) -> int:
                 stop.set()
 
             feed_nursery.start_soon(stop_when_done)
-            journal = Journal(Stats())
-            await serve(settings, stop, Dependencies(sources=[ecb], journal=journal))
+            observer = Observer(event_log())
+            await serve(settings, stop, Dependencies(sources=[ecb], observer=observer))
             feed_nursery.cancel_scope.cancel()
         print(
             f"{feed.sent} requests, {feed.replies - feed.errors} converted, "

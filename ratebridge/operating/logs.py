@@ -14,11 +14,12 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, MutableMapping
 from functools import partial, partialmethod
-from typing import Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import structlog
 
-from ..settings import LogFormat
+if TYPE_CHECKING:
+    from ..settings import LogFormat
 
 OFTEN: Final = 10  # lines of one kind in any minute: enough to identify the problem
 MINUTE: Final = 60.0  # s
@@ -189,7 +190,12 @@ def _event_first(_logger: Any, _method: str, event: MutableMapping[str, Any]) ->
     return {key: event[key] for key in ("timestamp", "level", "event")} | dict(event)
 
 
-def configure_logs(level: str, log_format: LogFormat, stream: TextIO | None = None) -> LogWriter:
+def event_log() -> Any:
+    """structlog's log for the events of an `Observer`, however it is configured."""
+    return structlog.get_logger()
+
+
+def configure_logs(level: str, log_format: "LogFormat", stream: TextIO | None = None) -> LogWriter:
     """Configure structlog for the process; `level` is a name such as "info".
 
     Lines go to `stream` (default: standard error); the writer is closed at the exit.
