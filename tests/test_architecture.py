@@ -18,17 +18,12 @@ LAYERS = [
     ["errors", "dates", "conversion", "backoff", "budget", "euro", "link.address", "link.framing"],
     ["providers.registry", "link.upgrade", "names", "proxies"],
     ["messages", "rates"],
-    ["levels", "plausibility"],
+    ["history", "plausibility"],
     ["parsers", "settings", "observer"],
     ["link.tls", "link.dial", "link.stream", "link.link", "outbox"],
-    [
-        "providers.source",
-        "providers.transport",
-        "providers.http",
-        "providers.chain",
-        "providers.ahead",
-    ],
+    ["providers.source", "providers.transport", "providers.http"],
     ["providers.*"],
+    ["providers.chain", "providers.ahead"],
     ["bridge"],
     ["session"],
     ["supervisor"],
@@ -56,7 +51,7 @@ BOUNDARIES = {
     "python_socks": {"link.dial"},
     "structlog": {"operating.logs", "operating.journal", "commands.demo"},
     "dotenv": {"settings"},
-    "currency_converter": {"providers.ecb"},
+    "currency_converter": {"history"},
 }
 
 # What is slow to import and optional for the running service.
@@ -71,7 +66,7 @@ EXPORTED = {
 
 PURE = {
     *("errors", "dates", "conversion", "backoff", "messages", "rates"),
-    *("budget", "euro", "levels", "plausibility"),
+    *("budget", "euro", "plausibility"),
     *("link.address", "link.framing", "proxies"),
 }
 

@@ -675,14 +675,10 @@ async def test_an_ended_days_rates_are_used_while_their_source_is_down_and_today
         assert bench.cached("USD", DAY) == replace(final, cached=True)
         await trio.sleep(1)
         assert bench.fake.count() == calls + 1, "asked again behind the request's back"
-        assert [
-            (asked, str(failure), meanwhile)
-            for _, asked, failure, meanwhile in bench.notes.failures
-        ] == [
-            (str(DAY), "answered HTTP 404", START),
-            (str(TODAY), "answered HTTP 404", None),
-            (str(DAY), "answered HTTP 404", START),
-        ]
+        assert Counter((asked, meanwhile) for _, asked, _, meanwhile in bench.notes.failures) == {
+            (str(DAY), START): 2,
+            (str(TODAY), None): 1,
+        }
         bench.fake.disturb = well
         await trio.sleep(20)
         bench.cached("USD", DAY)
