@@ -115,12 +115,12 @@ class LinkFailed(RatebridgeError):
 class Unreadable(RatebridgeError):
     """A frame that cannot be answered: no JSON, no object, no type, no id.
 
-    The first argument is one of a few stable words, usable as a metric label.
+    The first argument is a `Drop` or its word.
     """
 
     @property
-    def reason(self) -> str:
-        return str(self.args[0])
+    def reason(self) -> Drop:
+        return Drop(self.args[0])
 
 
 @attrs.frozen(eq=False, str=False)

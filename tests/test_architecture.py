@@ -16,10 +16,10 @@ PACKAGE = Path(ratebridge.__file__).parent
 # layer lists before it.
 LAYERS = [
     ["errors", "dates", "conversion", "backoff", "budget", "euro", "link.address", "link.framing"],
-    ["providers.registry", "link.upgrade", "names", "proxies"],
+    ["signals", "providers.registry", "link.upgrade", "names", "proxies"],
     ["messages", "rates"],
     ["history", "plausibility"],
-    ["parsers", "settings", "observer"],
+    ["parsers", "settings", "operating.stats", "operating.logs", "observer"],
     ["link.tls", "link.dial", "link.stream", "link.link", "outbox"],
     ["providers.source", "providers.transport", "providers.http"],
     ["providers.*"],
@@ -27,14 +27,18 @@ LAYERS = [
     ["bridge"],
     ["session"],
     ["supervisor"],
-    ["operating.stats", "operating.logs", "operating.trail"],
-    ["operating.audit", "operating.journal"],
-    ["operating.overview", "operating.metrics", "operating.status"],
+    ["operating.trail"],
+    ["operating.audit"],
+    ["operating.overview", "operating.metrics", "operating.status", "operating.notify"],
     ["app"],
     ["api"],
     ["fakes.feed", "fakes.rates"],
     ["fakes.*"],
-    ["commands.live", "commands.demo", "commands.check", "commands.convert", "commands.verify"],
+    ["commands.options"],
+    [
+        *("commands.demo", "commands.check", "commands.convert", "commands.verify"),
+        *("commands.completion", "commands.samples"),
+    ],
     ["command_line"],
     ["cli"],
 ]
@@ -49,13 +53,14 @@ BOUNDARIES = {
         *("fakes.rates", "operating.status"),
     },
     "python_socks": {"link.dial"},
-    "structlog": {"operating.logs", "operating.journal", "commands.demo"},
+    "structlog": {"operating.logs", "commands.demo"},
     "dotenv": {"settings"},
+    "prometheus_client": {"operating.metrics"},
     "currency_converter": {"history"},
 }
 
 # What is slow to import and optional for the running service.
-HEAVY = {"httpx", "python_socks", "operating.status", "currency_converter"}
+HEAVY = {"httpx", "python_socks", "prometheus_client", "operating.status", "currency_converter"}
 
 # What a package exports, and the module that it comes from.
 EXPORTED = {

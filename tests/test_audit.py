@@ -36,8 +36,7 @@ from ratebridge.observer import Observer
 from ratebridge.operating import audit as audit_module
 from ratebridge.operating import trail as trail_module
 from ratebridge.operating.audit import FLUSH_EVERY, LAST_WITHIN, MOST_BLOCKS, SLOW, Audit
-from ratebridge.operating.journal import Journal
-from ratebridge.operating.stats import Stats
+from ratebridge.operating.logs import event_log
 from ratebridge.operating.trail import START, Chain, Head
 from ratebridge.rates import Quote, Rate, RateTable
 from ratebridge.settings import Settings
@@ -928,15 +927,15 @@ async def test_the_service_keeps_a_line_per_conversion_and_its_log_proves_them(t
             await peer.receive()
 
     with structlog.testing.capture_logs() as logs:
-        journal = Journal(Stats())
+        observer = Observer(event_log())
         async with trio.open_nursery() as nursery:
             feed = MemoryFeed(nursery, script)
             settings = Settings(Address("feed.example", 80, "/", secure=False), audit_file=path)
             dependencies = Dependencies(dial=feed.dial, sources=[Bank(let)], clock=lambda: NOW)
 
             async def run() -> None:
-                await serve(settings, stop, attrs.evolve(dependencies, journal=journal))
-                journal.summarize(waiting=0, outbox=0, tables=0)
+                await serve(settings, stop, attrs.evolve(dependencies, observer=observer))
+                observer.summarize(waiting=0, outbox=0, tables=0)
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(run)
@@ -958,9 +957,9 @@ async def test_the_service_keeps_a_line_per_conversion_and_its_log_proves_them(t
 
 async def test_a_service_without_an_audit_file_keeps_none(tmp_path, autojump_clock, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    journal = Journal(Stats())
-    journal.converted([(request(), EUROS, DOLLAR, NOW)], 0.001)
-    assert journal.audit is None
+    observer = Observer()
+    observer.converted([(request(), EUROS, DOLLAR, NOW)], 0.001)
+    assert observer.audit is None
 
 
 # A real process.

@@ -12,7 +12,7 @@ from ratebridge.app import Dependencies, serve
 from ratebridge.errors import SourceFailed
 from ratebridge.fakes.feed import FeedPeer, serve_feed
 from ratebridge.link.address import Address
-from ratebridge.operating.journal import Journal
+from ratebridge.observer import Observer
 from ratebridge.operating.stats import Stats
 from ratebridge.rates import RateTable
 from ratebridge.settings import Settings
@@ -93,7 +93,7 @@ async def test_each_bad_message_gets_its_answer_and_the_connection_lives_on():
             dependencies = Dependencies(
                 sources=[NoSource()],
                 clock=lambda: datetime(2021, 6, 1, tzinfo=UTC),
-                journal=Journal(stats),
+                observer=Observer(stats=stats),
             )
             await serve(settings, stop, dependencies)
             feed_nursery.cancel_scope.cancel()

@@ -11,6 +11,7 @@ A line that was cut short, by a kill or a full disk, is not part of the trail an
 the next line continues from the last whole one. At the end of the trail it is an error.
 """
 
+import argparse
 import gzip
 import os
 import re
@@ -25,7 +26,7 @@ from decimal import Decimal
 from functools import lru_cache
 from hashlib import sha256
 from time import monotonic
-from typing import BinaryIO, Final, Literal, NamedTuple, TextIO, cast
+from typing import Any, BinaryIO, Final, Literal, NamedTuple, TextIO, cast
 
 import msgspec
 
@@ -35,6 +36,7 @@ from ..errors import BadSettings
 from ..messages import clipped, parse_stake
 from ..operating.trail import MOST_LINE, START, Head
 from ..rates import MAX_DAYS_BACK
+from .options import COUNT, add_command
 
 LISTED: Final = 10  # lines of each kind that are listed
 SHOWN_EVERY: Final = 0.2  # s between updates of the progress
@@ -543,3 +545,55 @@ class _Progress:
         if self._terminal is not None and self._shown:
             print("\r\x1b[K", end="", file=self._terminal, flush=True)
             self._shown = False
+
+
+def declare(commands: Any) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands,
+        "verify",
+        run,
+        "recomputes every line of an audit trail and its hash chain",
+        ("ratebridge verify audit.jsonl", "a trail in one file"),
+        (
+            "ratebridge verify audit.jsonl.2.gz audit.jsonl.1 audit.jsonl",
+            "in several, oldest first",
+        ),
+        (
+            "ratebridge verify --head 1200:9f86... audit.jsonl",
+            "does it hold the line that the log names?",
+        ),
+        description="Recomputes every line of an audit trail and its hash chain. Reports each line "
+        "that is\naltered, missing, duplicated, moved or without its hash, and where.\n\n"
+        "Exit codes: 0 every line is true and in its place and every head was found; 1 anything\n"
+        "else, such as an empty trail, or one that begins late or ends in a line cut short; 2 bad\n"
+        "usage, or a file that cannot be opened; 130 or 143 interrupted.\n\n"
+        "Only a head shows that the last lines are missing, or that the whole trail was written\n"
+        "anew. A head is the number and hash of a line; the log has one as audit_head each minute.",
+    )
+    parser.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="+",
+        help="an audit file; gzipped if its name ends in .gz; - for standard input",
+    )
+    parser.add_argument(
+        "--head",
+        metavar="N:HASH",
+        action="append",
+        default=[],
+        help="number and hash of a line that must be in the trail; can be repeated",
+    )
+    parser.add_argument(
+        "--from",
+        dest="first",
+        metavar="N",
+        type=COUNT,
+        default=1,
+        help="the number that the trail may begin with if older files are gone (default: 1)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
+    return run_verify(options.files, options.head, options.first)
