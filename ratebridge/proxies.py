@@ -44,11 +44,6 @@ class Proxy:
             pass
         raise ValueError("a proxy's URL with http://, https://, socks5:// or socks5h://")
 
-    @property
-    def authority(self) -> str:
-        """Host and port, as a URL has them."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
 
 def parse_exempt(entry: str) -> tuple[Any, int | None]:
     """An entry of `NO_PROXY`: a network of addresses or a domain; and its port, if it has one.

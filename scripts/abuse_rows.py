@@ -245,6 +245,7 @@ async def audit_stopped(scene: Scene) -> None:
 async def dead_name_server(scene: Scene) -> None:
     """The first name server is dead: each lookup of the feed takes 12 s, as glibc has it."""
     await scene.start(patched(scene, {"feed.test": 12.0}), host="feed.test")
+    await trio.sleep(0.5)  # for its log
     started, up = (
         datetime.fromisoformat(event["timestamp"])
         for event in scene.log

@@ -281,7 +281,9 @@ class ProxyPeer:
             secret = data.partition(b"Proxy-Authorization: Basic ")[2].partition(b"\r")[0]
             self.asked.append(f"CONNECT {host} {b64decode(secret).decode()}")
             status, port = self.refusal or 200, int(number)
-            answer = f"HTTP/1.1 {status} As You Like\r\nVia: me\r\n\r\n".encode()
+            answer = (
+                f"HTTP/1.1 102 \r\n\r\nHTTP/1.1 {status} As You Like\r\nVia: me\r\n\r\n".encode()
+            )
         for at in range(0, len(answer), self.pieces):
             await stream.send_all(answer[at : at + self.pieces])
         if self.refusal is None:

@@ -60,10 +60,7 @@ BOUNDARIES = {
 }
 
 # What is slow to import and optional for the running service.
-HEAVY = {
-    *("httpx", "python_socks", "prometheus_client"),
-    *("operating.status", "currency_converter"),
-}
+HEAVY = {"httpx", "python_socks", "prometheus_client", "operating.status", "currency_converter"}
 
 # What a package exports, and the module that it comes from.
 EXPORTED = {

@@ -289,19 +289,6 @@ async def test_a_password_that_socks_cannot_say_is_no_bug():
                 await NetworkDial(FEED, None, by)()
 
 
-@pytest.mark.parametrize("by", [None, Proxy("http", "feed.test", 1)])
-async def test_the_next_attempt_begins_with_the_next_address(by):
-    feed = Address("feed.test" if by is None else "other.test", 80, "/", secure=False)
-    known = Known(["127.0.0.1", "127.0.0.2"])
-    resolver = names()
-    resolver._look_up = known.getaddrinfo
-    await resolver.getaddrinfo(b"feed.test", 80)
-    NetworkDial(feed, None, by).next_address()
-    assert [entry[4][0] for entry in await resolver.getaddrinfo(b"feed.test", 80)] == [
-        *("127.0.0.2", "127.0.0.1")
-    ]
-
-
 @pytest.mark.parametrize("fault", ["HTTP 503", "hangs up", "hangs"])
 async def test_a_service_finds_the_address_that_works_behind_one_that_does_not(fault, monkeypatch):
     """The first accepts TCP each time. A `hang` ends with the attempt."""

@@ -208,38 +208,9 @@ async def test_a_refused_connection(host):
     assert await failure_of(f"http://{host}:{port}/v1/latest") == refused
 
 
-class Nowhere(trio.abc.HostnameResolver):
-    """A resolver that finds no host."""
-
-    async def getaddrinfo(self, host, port, family=0, type=0, proto=0, flags=0):  # noqa: A002 - trio's
-        raise trio.socket.gaierror(trio.socket.EAI_NONAME, "Name or service not known")
-
-    async def getnameinfo(self, sockaddr, flags):
-        raise NotImplementedError
-
-
-async def test_the_host_is_not_found():
-    trio.socket.set_custom_hostname_resolver(Nowhere())
-    text = await failure_of("http://rates.invalid/v1/latest")
-    assert text == "could not be reached (the host was not found)"
-
-
 @pytest.mark.parametrize("host", ["a" * 64 + ".test", "rates..test", "[::1"])
 async def test_an_invalid_address(host):
     assert "not valid)" in await failure_of(f"http://{host}/v1/latest")
-
-
-class NoRoute(trio.abc.SocketFactory):
-    """A system that has no sockets to give."""
-
-    def socket(self, family=0, type=0, proto=0):  # noqa: A002 - trio's
-        raise OSError(101, "Network is unreachable")
-
-
-async def test_an_unreachable_address():
-    trio.socket.set_custom_socket_factory(NoRoute())
-    text = await failure_of("http://127.0.0.1:1/v1/latest")
-    assert text == "could not be reached (Network is unreachable)"
 
 
 @pytest.fixture(scope="module")
@@ -271,20 +242,6 @@ async def test_a_certificate_of_an_unknown_authority(authority):
     async with open_tls_server(authority, "127.0.0.1") as port:
         text = await failure_of(f"https://127.0.0.1:{port}/v1/latest")
     assert text.startswith("could not be reached (the certificate does not pass: unable to get")
-
-
-async def test_a_certificate_for_another_host(authority):
-    trusting = ssl.create_default_context()
-    authority.configure_trust(trusting)
-    async with open_tls_server(authority, "rates.test") as port:
-        text = await failure_of(f"https://127.0.0.1:{port}/v1/latest", trusting)
-    assert "the certificate does not pass: IP address mismatch" in text
-
-
-async def test_plain_http_where_tls_is_wanted():
-    async with open_server(FakeRates()) as (_, url):
-        text = await failure_of(url.replace("http:", "https:"))
-    assert "TLS" in text
 
 
 # Secrets.

@@ -139,7 +139,7 @@ def test_the_lines_of_a_text_are_headers_and_user_and_password_are_one_more():
     ],
 )
 def test_what_is_no_header_of_ours_to_send_is_refused_without_quoting_it(line):
-    with pytest.raises(ValueError, match=r"lines `Name: value`.* line 2 ") as caught:
+    with pytest.raises(ValueError, match=r"; line 2 is ") as caught:
         parse_headers(f"good: one\n{line}\n")
     assert "s3cret" not in str(caught.value)
 
@@ -147,7 +147,7 @@ def test_what_is_no_header_of_ours_to_send_is_refused_without_quoting_it(line):
 def test_a_subprotocol_is_one_name():
     assert parse_subprotocol("rates.v1") == "rates.v1"
     for text in ("", "a b", "a,b", "a\n", "\u00e9", '"a"'):
-        with pytest.raises(ValueError, match="the name of a subprotocol"):
+        with pytest.raises(ValueError, match="the name of one subprotocol"):
             parse_subprotocol(text)
 
 

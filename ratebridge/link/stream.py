@@ -59,7 +59,7 @@ class LinkStream(trio.abc.Stream):
         self._fd: int | None = None
         if isinstance(network, trio.SocketStream | TlsStream):
             self._fd = network.socket.fileno()
-        self._response: UpgradeResponse | None = UpgradeResponse(subprotocol)  # until it is read
+        self._response: UpgradeResponse | None = UpgradeResponse(subprotocol)
         self._behind_response = b""  # the first of the frames, came with it
         self._passed = b""  # for trio-websocket, which has not taken it yet
         self._wants_more = False  # trio-websocket has dealt with all that it took
@@ -129,8 +129,7 @@ class LinkStream(trio.abc.Stream):
             if not data:
                 raise LinkFailed(Loss.RESET, "the peer broke off the upgrade")
             behind = self._response.feed(data)
-        head, self._response = self._response.head, None
-        self._behind_response = behind
+        head, self._response, self._behind_response = self._response.head, None, behind
         return head
 
     # Out.

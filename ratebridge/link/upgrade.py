@@ -32,7 +32,7 @@ def parse_headers(text: str) -> tuple[tuple[bytes, bytes], ...]:
         if not (colon and _TOKEN.fullmatch(name) and value.isascii() and value.isprintable()):
             raise ValueError(f"lines `Name: value` of printable ASCII; line {number} is none")
         if name.lower() in _OWN or name.lower().startswith("sec-websocket-"):
-            raise ValueError(f"lines `Name: value` without the handshake's own; line {number} is")
+            raise ValueError(f"none of the handshake's own headers; line {number} is one")
         headers.append((name.encode(), value.encode()))
     return tuple(headers)
 
@@ -40,7 +40,7 @@ def parse_headers(text: str) -> tuple[tuple[bytes, bytes], ...]:
 def parse_subprotocol(text: str) -> str:
     """The name of a subprotocol. Raises ValueError with what was expected."""
     if _TOKEN.fullmatch(text) is None:
-        raise ValueError("the name of a subprotocol, without spaces and commas")
+        raise ValueError("the name of one subprotocol, without spaces and commas")
     return text
 
 

@@ -108,11 +108,12 @@ class HttpClient:
                 except RuntimeError:  # "can't start new thread"
                     made = self._make()
                 self._client = made
+            client = self._client
         import httpx
 
         text = "broke off the connection"
         try:
-            return await read(self._client.stream("GET", url, params=params, headers=headers))
+            return await read(client.stream("GET", url, params=params, headers=headers))
         except LinkFailed as failure:
             text = f"could not be reached ({failure.detail})"
         except h11.RemoteProtocolError as error:
