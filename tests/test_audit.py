@@ -37,7 +37,7 @@ from ratebridge.operating import audit as audit_module
 from ratebridge.operating import trail as trail_module
 from ratebridge.operating.audit import FLUSH_EVERY, LAST_WITHIN, SLOW, Audit
 from ratebridge.operating.logs import event_log
-from ratebridge.operating.trail import FEW, MOST, START, Chain, Head, find_end
+from ratebridge.operating.trail import START, Chain, Head, find_head
 from ratebridge.rates import Quote, Rate, RateSheet
 from ratebridge.settings import Settings
 
@@ -149,27 +149,20 @@ def line(asked: Request, eur: str = "207.55196", rate: Rate | None = DOLLAR) -> 
 
 def test_lines_are_the_nine_facts_in_a_chain_of_sha_256():
     chain = Chain()
-    records = [(request(message_id), EUROS, DOLLAR, NOW) for message_id in range(3 + FEW + MOST)]
-    # In pieces: the chain goes on from one call to the next. The last one makes two blocks.
+    records = [(request(message_id), EUROS, DOLLAR, NOW) for message_id in range(50)]
+    # In pieces: the chain goes on from one call to the next.
     text = b"".join(map(chain.conversions, (records[:1], records[1:3], records[3:])))
-    lines = text.decode().splitlines()
     prev = "0" * 64
-    begin = 0
-    for end in (1, 2, 3, 3 + MOST, 3 + MOST + FEW):
-        facts = [
-            f'{{"n":{n + 1},"prev":"{prev}","at":"2021-05-20T08:00:00.412Z","id":{n},'
+    for number, line in enumerate(text.decode().splitlines()):
+        facts = (
+            f'{{"n":{number + 1},"prev":"{prev}","at":"2021-05-20T08:00:00.412Z","id":{number},'
             '"date":"2021-05-18T21:32:42.324Z","stake":"253.67","currency":"USD","rate":"1.2222",'
             '"rate_date":"2021-05-18","provider":"ecb","eur":"207.55196"'
-            for n in range(begin, end)
-        ]
-        facts[1:] = [line.replace(f',"prev":"{prev}"', "") for line in facts[1:]]
-        block = "}\n".join(facts)
-        prev = hashlib.sha256(block.encode()).hexdigest()
-        assert "\n".join(lines[begin:end]) == f'{block},"hash":"{prev}"}}'
-        begin = end
-    assert begin == len(lines)
-    assert chain.head == (begin, prev)
-    assert str(chain.head) == f"{begin}:{prev}"
+        )
+        prev = hashlib.sha256(facts.encode()).hexdigest()
+        assert line == f'{facts},"hash":"{prev}"}}'
+    assert chain.head == (50, prev)
+    assert str(chain.head) == f"50:{prev}"
 
 
 @attrs.frozen
@@ -379,25 +372,6 @@ def test_the_chain_of_a_pipe_goes_on_from_a_file_beside_it(path, moved):
     assert Audit(path, Listener()).head.number == 1
 
 
-async def test_a_block_that_a_kill_cut_short_is_ended_by_the_next_run(path, moved, autojump_clock):
-    records = [(request(message_id), EUROS, DOLLAR, NOW) for message_id in range(FEW + MOST)]
-    text = Chain().conversions(records)
-    for whole in (1, MOST, MOST + 3):  # lines, and a half
-        begun = b"".join(text.splitlines(keepends=True)[:whole])
-        path.write_bytes(begun + b'{"n":99,')
-        if whole > 1:
-            path.rename(moved)
-        await keep(path, 7, 8)
-        files = [moved, path] if whole > 1 else [path]
-        assert is_true(*files)
-        assert sum(len(ids_of_whole(file)) for file in files) == whole + 2
-        path.unlink()
-
-
-def ids_of_whole(path: Path) -> list[bytes]:
-    return [line for line in path.read_bytes().splitlines() if line.endswith(b"}")]
-
-
 async def test_the_chain_goes_on_behind_what_the_last_run_wrote_just_before_it_left_the_file(
     path, autojump_clock, monkeypatch
 ):
@@ -419,11 +393,11 @@ def test_what_is_no_line_holds_no_head_whatever_an_id_looks_like(path, monkeypat
     # An id that looks like the end of a line, cut short there, and more lines of other kinds.
     cut = line(request(2)).replace(b'"id":2', b'"id":{"a":1,"hash":"%b"}' % (b"0" * 64))
     path.write_bytes(text + cut[: cut.index(b"}") + 1] + b"\n" + b"hello\n" * 30)
-    assert find_end(path) == (Head(1, json.loads(text)["hash"]), b"")
+    assert find_head(path) == Head(1, json.loads(text)["hash"])
     path.unlink()
     path.touch()
     monkeypatch.setattr(Path, "iterdir", forbid)
-    assert find_end(path) == (START, b""), "in a directory that cannot be listed"
+    assert find_head(path) == START, "in a directory that cannot be listed"
 
 
 def test_a_file_system_without_locks_keeps_a_trail_all_the_same(path, monkeypatch):

@@ -1,8 +1,8 @@
 """The command `verify`: checks an audit trail by exact arithmetic and by its hash chain.
 
 `operating/trail` defines the lines and the chain. A line is true if it has their format, its euros
-follow from its stake and rate, its rate is of a day that its date allows, and its hash (or that of
-its block) is that of its content. A trail is true if every line is, and each continues from the one
+follow from its stake and rate, its rate is of a day that its date allows, and its hash is that
+of its content. A trail is true if every line is, and each continues from the one
 before it, from number 1 on.
 
 A line that a kill or a power cut left unfinished is not part of the trail. It is reported, and not
@@ -129,8 +129,6 @@ class Trail:
         self._number = 0  # of the last line in its place
         self._prev: bytes | None = None  # what follows it has to have, if known
         self._unplaced = 0  # unreadable lines since then: they may fill a gap
-        self._block: list[bytes] = []  # lines that wait for their hash
-        self._block_at: Place = (None, None)  # of the last of them
         self._ends_cut = False
 
     def tell(self, kind: str, problem: str, at: Place = (None, None), lines: int = 1) -> None:
@@ -170,7 +168,6 @@ class Trail:
             self._number = number - 1 if before in self.heads else min(number, self._first) - 1
             self._prev = START.hash.encode() if number == 1 else None
         elif number == 1:
-            self._end_block()
             self._number, self._prev = 0, None
             what = "begins a new chain: nothing binds it to the lines before it"
             self.tell("not bound", what, at)
@@ -182,11 +179,9 @@ class Trail:
         if skipped > 0:
             what = f"is number {number}: {_lines(skipped)} missing before it"
             self.tell("missing", what, at, skipped)
-        if prev and self._block:
-            self._end_block()
-        if not prev and not self._block:
+        if not prev:
             self.tell("not proven", "is not proven: it has no hash of the line before", at)
-        elif number == self._number + 1 and prev and self._prev not in (None, prev):
+        elif number == self._number + 1 and self._prev not in (None, prev):
             what = "does not go on from the line before: one of them took the place of another"
             self.tell("not bound", what, at)
         self._number, self._unplaced = number, 0
@@ -194,29 +189,18 @@ class Trail:
             self.starts += 1
         if lost:
             self.tell("lost", f"stands for {_lines(int(lost))} lost", at, int(lost))
-        self._block.append(line.string[:HASH] if digest else line.string)
-        self._block_at = at
-        if digest:
-            self._end_block(digest)
-
-    def _end_block(self, digest: bytes | None = None) -> None:
-        """Check the lines that wait for their hash, if any; it is None if there is none."""
-        block, self._block, self._prev = self._block, [], None
-        others = f", or one of the {_lines(len(block) - 1)} before it" if len(block) > 1 else ""
-        if digest and sha256(b"\n".join(block)).hexdigest().encode() == digest:
+        self._prev = None
+        if not digest:
+            self.tell("not proven", "is not proven: the hash is missing", at)
+        elif sha256(line.string[:HASH]).hexdigest().encode() != digest:
+            self.tell("altered", "was altered: the hash is not that of the content", at)
+        else:
             self._prev = digest
-            self.head = Head(self._number, digest.decode())
+            self.head = Head(number, digest.decode())
             self.not_found.discard(self.head)
-        elif digest:
-            what = f"was altered{others}: the hash is not that of the content"
-            self.tell("altered", what, self._block_at, len(block))
-        elif block:
-            what = f"is not proven{others}: the hash is missing"
-            self.tell("not proven", what, self._block_at, len(block))
 
     def end(self) -> bool:
         """Take the end of the trail; whether the trail is true."""
-        self._end_block()
         if not self.lines:
             self.tell("at the end", "an empty trail shows nothing")
         if self._ends_cut:

@@ -30,7 +30,7 @@ import trio
 
 from ..errors import CannotStart
 from ..observer import Converted, Observer
-from .trail import Chain, Head, find_end
+from .trail import Chain, Head, find_head
 
 FLUSH_EVERY: Final = 0.25  # s; a second is promised, which leaves room for a slow disk
 SLOW: Final = 5.0  # s: a write that takes longer is reported as failed
@@ -60,7 +60,7 @@ class AuditFile:
         self._open()
         self.reopened = False
         try:
-            self.head, self.unfinished = find_end(path)  # now that no other process can write
+            self.head = find_head(path)  # now that no other process can write
         except OSError:
             self._close()
             raise
@@ -149,7 +149,7 @@ class Audit:
         except OSError as error:
             why = f"RATEBRIDGE_AUDIT_FILE: cannot be read and written ({error.strerror})"
             raise CannotStart(why) from None
-        self._chain = Chain(self._file.head, self._file.unfinished, started or datetime.now(UTC))
+        self._chain = Chain(self._file.head, started or datetime.now(UTC))
         self._text = bytearray()  # lines of the next block
         self._blocks: deque[Block] = deque()
         self._reopen = False

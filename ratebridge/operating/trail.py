@@ -14,9 +14,7 @@ euro already has the rate 1 of the request's own UTC day, by the provider "none"
 
 `n` counts the lines from 1. `hash` is the SHA-256, in hex, of the line's bytes before `,"hash"`.
 `prev` is the hash before it in the trail, and 64 zeros in line 1. So each line shows whether it
-was altered, and which line came before it. Under load, when more than `FEW` conversions were made
-together, up to `MOST` lines are a block: the first has `prev`, the last has `hash`, and the hash is
-that of all bytes from the first `{` to before `,"hash"`. It costs half as much.
+was altered, and which line came before it.
 
 A number and a hash are a head of the trail. A head that is kept elsewhere, as in the log, proves
 every line up to it. Without one the chain shows neither that its last lines are missing nor that
@@ -31,8 +29,7 @@ the first of them:
     {"n":13,"prev":"…","at":"2021-05-18T21:32:43.001Z","lost":17,"hash":"…"}
 
 A line that a kill or a power cut left unfinished, or NUL bytes after it, stay on a line of their
-own, and are not part of the chain. The next line continues from the last whole one. If that is in
-the middle of a block, the next line ends the block: it has no `prev`.
+own, and are not part of the chain. The next line continues from the last whole one.
 """
 
 import gzip
@@ -51,11 +48,10 @@ from ..messages import MAX_TEXT, Request
 from ..observer import Converted
 from ..rates import Rate
 
-FEW: Final = 16  # conversions made together, up to which each line has its own hash
-MOST: Final = 32  # lines of a block: an altered one is located to its block
 MOST_LINE: Final = 6 * MAX_TEXT + 4096  # bytes; an escape in an id takes six for one
 MOST_PRICES: Final = 4096  # cached texts of rates, about 1 MB
-TAIL: Final = (2 * MOST + 1) * MOST_LINE  # bytes: two blocks, the last without its end
+LAST: Final = 64  # lines of a file that are looked at; the first may lack its beginning
+TAIL: Final = 2 * MOST_LINE  # bytes: the last whole line, and one cut short after it
 
 _TEXT: Final = r'[^"]*'
 _NUMBER: Final = r"(?:0|[1-9]\d*)(?:\.\d+)?"
@@ -91,24 +87,18 @@ START: Final = Head(0, "0" * 64)  # before the first line
 class Chain:
     """Makes lines; `head` is that of the last one.
 
-    It continues from `head`, with `unfinished` whole lines after it, of a block without its end.
-    The first line tells that the process `started` then.
+    It continues from `head`. The first line tells that the process `started` then.
     """
 
-    def __init__(
-        self, head: Head = START, unfinished: bytes = b"", started: datetime | None = None
-    ) -> None:
+    def __init__(self, head: Head = START, started: datetime | None = None) -> None:
         self.head = head
-        self._unfinished = unfinished
-        self._number = head.number + unfinished.count(b"\n")
         self._started = "" if started is None else f',"started":"{wire_time(started)}"'
         self._prices: dict[int, tuple[str, Rate]] = {}  # by the identity of the rate
 
     def conversions(self, records: Sequence[Converted]) -> bytes:
         """A line for each record."""
-        number = self._number
         prices = self._prices
-        lines = []
+        facts = []
         at = None
         for request, eur, rate, replied in records:
             if replied is not at:  # conversions that were made together have one time
@@ -119,34 +109,30 @@ class Chain:
             stake = str(request.stake)
             if "E" in stake:
                 stake = format(request.stake, "f")
-            number += 1
-            lines.append(
-                f'{{"n":{number},"at":"{when}",'
+            facts.append(
+                f'"at":"{when}",'
                 f'"id":{raw_id.decode() if raw_id.isdigit() else printable(raw_id)},'
                 # A valid date is printable ASCII.
                 f'"date":{request.date.decode()},"stake":"{stake}{price}{eur}"'
             )
-        # Nothing below can fail: a bug above leaves the chain as it was.
-        size = 1 if len(lines) <= FEW else MOST
-        blocks = [self._block(lines[at : at + size]) for at in range(0, len(lines), size)]
-        return "".join(blocks).encode()
+        return self._chained(facts)  # which cannot fail: a bug above leaves the chain as it was
 
     def loss(self, at: datetime, lines: int) -> bytes:
         """The line in place of `lines` lost ones, the first of them at `at`."""
-        line = f'{{"n":{self._number + 1},"at":"{wire_time(at)}","lost":{lines}'
-        return self._block([line]).encode()
+        return self._chained([f'"at":"{wire_time(at)}","lost":{lines}'])
 
-    def _block(self, lines: list[str]) -> str:
-        """Chain these lines, which lack their ends."""
-        prev = "" if self._unfinished else f',"prev":"{self.head.hash}"'
-        number, comma, facts = lines[0].partition(",")
-        lines[0] = f"{number}{prev}{self._started}{comma}{facts}"
-        text = "}\n".join(lines)
-        digest = sha256(self._unfinished + text.encode()).hexdigest()
-        self._number += len(lines)
-        self._unfinished, self._started = b"", ""
-        self.head = Head(self._number, digest)
-        return f'{text},"hash":"{digest}"}}\n'
+    def _chained(self, facts: Sequence[str]) -> bytes:
+        """The lines of these facts."""
+        number, digest = self.head
+        lines = []
+        for fact in facts:
+            number += 1
+            text = f'{{"n":{number},"prev":"{digest}"{self._started},{fact}'
+            self._started = ""
+            digest = sha256(text.encode()).hexdigest()
+            lines.append(f'{text},"hash":"{digest}"}}\n')
+        self.head = Head(number, digest)
+        return "".join(lines).encode()
 
     def _make_price(self, request: Request, rate: Rate | None) -> str:
         """What stands between the stake and its euros: it depends on the rate alone."""
@@ -163,12 +149,12 @@ class Chain:
         return price
 
 
-def find_end(path: Path) -> tuple[Head, bytes]:
-    """The head from which the chain in this file continues, and whole lines of a block after it.
+def find_head(path: Path) -> Head:
+    """The head from which the chain in this file continues.
 
-    The head is in the file itself, or else in the newest file beside it that holds one and whose
+    It is in the file itself, or else in the newest file beside it that holds one and whose
     name goes on with "." or "-", such as `audit.jsonl.1`, `audit.jsonl-20240101` or
-    `audit.jsonl.2.gz`. Without any, it is `START`. Raises OSError if a file cannot be read.
+    `audit.jsonl.2.gz`; without any, `START`. Raises OSError if a file cannot be read.
     """
     beside = (f"{path.name}.", f"{path.name}-")
     try:
@@ -176,16 +162,11 @@ def find_end(path: Path) -> tuple[Head, bytes]:
         files.sort(key=lambda file: file.stat().st_mtime_ns, reverse=True)
     except OSError:  # the directory cannot be listed
         files = []
-    head = START
-    unfinished: list[bytes] = []
     for text in (text for file in (path, *files) for text in reversed(_last_lines(file))):
         line = LINE.fullmatch(text.removesuffix(b"\n"))
         if line and line["hash"]:
-            head = Head(int(line["n"]), line["hash"].decode())
-            break
-        if line:
-            unfinished.append(line[0] + b"\n")
-    return head, b"".join(reversed(unfinished))
+            return Head(int(line["n"]), line["hash"].decode())
+    return START
 
 
 def _last_lines(path: Path) -> deque[bytes]:
@@ -198,7 +179,7 @@ def _last_lines(path: Path) -> deque[bytes]:
         with gzip.open(path) if packed else path.open("rb") as file:
             if not packed:
                 file.seek(max(0, about.st_size - TAIL))
-            return deque(file, maxlen=2 * MOST + 1)
+            return deque(file, maxlen=LAST)
     except (EOFError, gzip.BadGzipFile, zlib.error):
         return deque()  # not whole yet: it is being made from a file that is still there
 
