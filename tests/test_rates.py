@@ -18,8 +18,8 @@ ONE = Quote(Decimal(1))
 FAILURE = SourceFailed(FetchOutcome.TIMEOUT, "gave no answer")
 
 
-def at(day: date, *clock: int) -> datetime:
-    return datetime.combine(day, time(*clock), UTC)
+def at(day: date, hour: int = 0, minute: int = 0, second: int = 0) -> datetime:
+    return datetime.combine(day, time(hour, minute, second), UTC)
 
 
 AFTER = at(NEXT, 12)
