@@ -448,15 +448,20 @@ def log():
     structlog.reset_defaults()
 
 
-async def test_an_unknown_setting_is_logged(autojump_clock):
+async def test_what_does_nothing_in_the_environment_is_logged(autojump_clock, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", "feed.example, ::1/999")
     with structlog.testing.capture_logs() as log:
         async with running(beat, unknown=("VERIFY_SLL", "RATEBRIDGE_FOO")):
             await trio.sleep(1)
-    told = [event for event in log if event["event"] == "settings.unknown"]
+    told = [event for event in log if event["event"].startswith("settings.")]
     warning = {"event": "settings.unknown", "log_level": "warning"}
-    assert told == [
+    assert told[:2] == [
         {**warning, "name": "VERIFY_SLL", "resembles": "VERIFY_SSL"},
         {**warning, "name": "RATEBRIDGE_FOO"},
+    ]
+    assert [(event["event"], event["entry"]) for event in told[2:]] == [
+        ("settings.no_proxy", "::1/999")
     ]
 
 
