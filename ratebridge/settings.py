@@ -4,7 +4,7 @@
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
 from io import StringIO
@@ -290,13 +290,7 @@ def load_settings(
             got = "" if variable.secret else f", got {quoted(values[name].strip())}"
             problems.append(f"{name}: expected {expected}{got}")
     settings = Settings(**read)
-    problems += [
-        f"{variable.name}: is required but not set, as {variable.required_by} is among the sources"
-        for field, variable in VARIABLES.items()
-        if variable.required_by in settings.providers and field not in given
-    ]
-    if settings.feed_key_file is not None and "feed_cert_file" not in given:
-        problems.append("RATEBRIDGE_FEED_KEY_FILE: expected RATEBRIDGE_FEED_CERT_FILE beside it")
+    problems += contradictions(settings, given)
     if settings.reconnect_max < settings.reconnect_min:
         if "reconnect_max" in read:
             least = f"RATEBRIDGE_RECONNECT_MIN ({settings.reconnect_min:g})"
@@ -311,6 +305,19 @@ def load_settings(
     if problems:
         raise BadSettings(*problems, *map(unknown_in_words, unknown))
     return attrs.evolve(settings, unknown=tuple(unknown))
+
+
+def contradictions(settings: Settings, given: Collection[str]) -> Iterator[str]:
+    """What is wrong with good values together, a line each; `given` are the fields that are set."""
+    for field, variable in VARIABLES.items():
+        if variable.required_by in settings.providers and field not in given:
+            why = f"as {variable.required_by} is among the sources"
+            yield f"{variable.name}: is required but not set, {why}"
+    names = {name.lower() for name, _ in settings.feed_headers}
+    if settings.feed is not None and settings.feed.authorization and b"authorization" in names:
+        yield f"{FEED}, RATEBRIDGE_FEED_HEADERS: expected a user and password in one of them"
+    if settings.feed_key_file is not None and "feed_cert_file" not in given:
+        yield "RATEBRIDGE_FEED_KEY_FILE: expected RATEBRIDGE_FEED_CERT_FILE beside it"
 
 
 def unknown_in_words(name: str) -> str:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -16,11 +17,10 @@ import structlog
 import trio
 
 from ratebridge import __version__, app
-from ratebridge.app import Dependencies, open_outbox, serve, tls_context
+from ratebridge.app import Dependencies, open_outbox, serve
 from ratebridge.errors import BadSettings, CannotStart, FetchOutcome, Loss, SourceFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, request_text
 from ratebridge.link.address import Address
-from ratebridge.link.dial import Dial
 from ratebridge.observer import Observer
 from ratebridge.operating.logs import event_log
 from ratebridge.operating.stats import Stats
@@ -415,31 +415,29 @@ async def test_a_service_that_is_cancelled_at_once_leaves_no_file_locked_and_no_
             await serve(settings, dependencies=Dependencies(sources=[Bank()]))
 
 
-def test_certificates_are_checked_unless_told_otherwise():
-    assert tls_context(verify=True).verify_mode.name == "CERT_REQUIRED"
-    unchecked = tls_context(verify=False)
-    assert unchecked.verify_mode.name == "CERT_NONE"
-    assert not unchecked.check_hostname
-
-
 async def test_the_feed_and_the_sources_have_one_tls_context(monkeypatch, autojump_clock):
     used: list[object] = []
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
-    def dial_with(_address: Address, tls: object) -> Dial:
-        used.append(tls)
-        return trio.sleep_forever
-
-    def client_with(make_tls: Callable[[], ssl.SSLContext]) -> HttpClient:
+    def client_with(make_tls: Callable[[], ssl.SSLContext], **more: Any) -> HttpClient:
         used.append(make_tls())
-        return HttpClient(make_tls)
+        return HttpClient(make_tls, **more)
 
-    monkeypatch.setattr(app, "tls_context", lambda _verify: context)
-    monkeypatch.setattr(app, "network_dial", dial_with)
+    def make(*how: object) -> ssl.SSLContext:
+        used.append(how)
+        return context
+
+    monkeypatch.setattr(app, "tls_context", make)
     monkeypatch.setattr(app, "HttpClient", client_with)
+    settings = Settings(attrs.evolve(FEED, secure=True), providers=("ecb",))
     with trio.move_on_after(1):
-        await serve(Settings(attrs.evolve(FEED, secure=True), providers=("ecb",)))
-    assert used == [context, context]
+        await serve(settings, None, Dependencies(trio.sleep_forever))
+    assert used == [(True,), context]
+    files = Path("client.pem"), Path("client.key")
+    with_certificate = attrs.evolve(settings, feed_cert_file=files[0], feed_key_file=files[1])
+    assert app.feed_tls(settings, context) is context
+    app.feed_tls(with_certificate, context)
+    assert used[-1] == (True, *files)
 
 
 @pytest.fixture
@@ -450,15 +448,20 @@ def log():
     structlog.reset_defaults()
 
 
-async def test_an_unknown_setting_is_logged(autojump_clock):
+async def test_what_does_nothing_in_the_environment_is_logged(autojump_clock, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", "feed.example, ::1/999")
     with structlog.testing.capture_logs() as log:
         async with running(beat, unknown=("VERIFY_SLL", "RATEBRIDGE_FOO")):
             await trio.sleep(1)
-    told = [event for event in log if event["event"] == "settings.unknown"]
+    told = [event for event in log if event["event"].startswith("settings.")]
     warning = {"event": "settings.unknown", "log_level": "warning"}
-    assert told == [
+    assert told[:2] == [
         {**warning, "name": "VERIFY_SLL", "resembles": "VERIFY_SSL"},
         {**warning, "name": "RATEBRIDGE_FOO"},
+    ]
+    assert [(event["event"], event["entry"]) for event in told[2:]] == [
+        ("settings.no_proxy", "::1/999")
     ]
 
 

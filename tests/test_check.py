@@ -42,13 +42,15 @@ from ratebridge.fakes.frankfurter import FRANKFURTER
 from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI
 from ratebridge.fakes.rates import FakeRates, Fault, memory_transport, serve_rates
 from ratebridge.link.address import Address
+from ratebridge.link.upgrade import UpgradeOptions
 from ratebridge.providers.frankfurter import Frankfurter
 from ratebridge.providers.freecurrencyapi import FreeCurrencyApi
 from ratebridge.providers.http import HttpClient
+from ratebridge.providers.registry import NAMES
 from ratebridge.providers.source import Source
 from ratebridge.rates import Quote, RateSheet
 from ratebridge.session import HeartbeatSettings
-from ratebridge.settings import Settings
+from ratebridge.settings import Settings, load_settings
 
 NOW = datetime(2021, 6, 15, 12, tzinfo=UTC)
 FEED = Address("feed.example", 80, "/", secure=False)
@@ -180,6 +182,25 @@ async def test_a_certificate_is_shown_with_its_issuer_and_end(tmp_path, monkeypa
         assert passed
         assert found["tls"] == "ok the certificate is not checked, as VERIFY_SSL is off"
         assert hints(text) == ["VERIFY_SSL is off, so anybody can pass for the feed or a source"]
+
+
+async def test_a_feed_that_wants_a_client_certificate(tmp_path, monkeypatch):
+    authority = trustme.CA()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(server)
+    authority.configure_trust(server)
+    server.verify_mode = ssl.CERT_REQUIRED
+    client = tmp_path / "client.pem"
+    authority.issue_cert("client").private_key_and_cert_chain_pem.write_to_path(str(client))
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    async with on_a_port(healthy, server) as (port, _):
+        settings = attrs.evolve(QUICK, feed=address(port, secure=True, host="localhost"))
+        passed, found, _ = await outcome(settings)
+        assert not passed
+        assert found["tls"].startswith("ok"), "by TLS 1.3 the refusal comes behind the handshake"
+        passed, found, _ = await outcome(attrs.evolve(settings, feed_cert_file=client))
+        assert passed, found
 
 
 # What is wrong is named.
@@ -329,7 +350,11 @@ async def talk(script: Script, heartbeat: HeartbeatSettings = RHYTHM) -> tuple[d
         async with trio.open_nursery() as nursery:
             await report.run(
                 [
-                    ("upgrade", inf, partial(upgrade, FEED, heartbeat.interval, nursery)),
+                    (
+                        "upgrade",
+                        inf,
+                        partial(upgrade, FEED, UpgradeOptions(), heartbeat.interval, nursery),
+                    ),
                     ("heartbeat", inf, partial(hear_heartbeats, heartbeat)),
                 ],
                 await feed.dial(),
@@ -534,21 +559,15 @@ async def test_the_sources_of_the_settings_are_asked_over_the_network():
         rates = FakeRates(key=KEY)
         port = await nursery.start(serve_rates, rates)
         trio.socket.set_custom_hostname_resolver(NoNames())
-        settings = attrs.evolve(
-            QUICK,
-            feed=FEED,
-            providers=("freecurrencyapi", "frankfurter"),
-            freecurrency_api_key=KEY,
-            freecurrency_api_url=f"http://127.0.0.1:{port}/v1",
-            frankfurter_url=f"http://127.0.0.1:{port}/v2",
-        )
+        values = {"FREECURRENCY_API_KEY": KEY, **rates.urls(f"http://127.0.0.1:{port}")}
+        settings = attrs.evolve(load_settings(values, need_feed=False), feed=FEED)
         out = io.StringIO()
         assert not await check(settings, Report(out))  # there is no feed
         nursery.cancel_scope.cancel()
     found = rows(out.getvalue())
     assert [step for step, row in found.items() if row.startswith("ok")] == [
-        *("settings", "freecurrencyapi key", "freecurrencyapi today", "freecurrencyapi past"),
-        *("frankfurter today", "frankfurter past"),
+        *("settings", "freecurrencyapi key"),
+        *(f"{name} {step}" for name in NAMES for step in ("today", "past")),
     ]
 
 

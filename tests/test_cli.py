@@ -71,7 +71,7 @@ def test_bad_usage_is_exit_code_2_with_how_to_use_it(arguments, capsys):
     assert capsys.readouterr().err.startswith("usage: ratebridge")
 
 
-def test_a_verification_that_a_signal_stops_says_that_it_shows_nothing(monkeypatch, capsys):
+def test_a_verification_that_a_signal_stops_has_not_passed(monkeypatch, capsys):
     class Endless(io.BytesIO):
         def readline(self, _size: int | None = -1) -> bytes:
             signal.raise_signal(signal.SIGTERM)
@@ -79,7 +79,7 @@ def test_a_verification_that_a_signal_stops_says_that_it_shows_nothing(monkeypat
 
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(Endless()))
     assert exit_code("verify", "-") == 143
-    assert capsys.readouterr().out == "Stopped before the end of the trail: it is not verified.\n"
+    assert capsys.readouterr().out == ""
 
 
 def test_the_help_tells_each_settings_default_and_meaning(capsys):

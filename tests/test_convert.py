@@ -286,7 +286,16 @@ def test_an_env_file_takes_the_place_of_dotenv(words, tmp_path):
 
 def test_a_mock_server_can_stand_in_for_the_sources_too(monkeypatch, capsys):
     """As an operator would try the service without network: any key will do."""
-    command = [sys.executable, "-m", "ratebridge", "mock-server", "--port", "0", "--rates-port"]
+    command = [
+        sys.executable,
+        "-m",
+        "ratebridge",
+        "mock-server",
+        "--quiet",
+        "--port",
+        "0",
+        "--rates-port",
+    ]
     with subprocess.Popen([*command, "0"], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         listening = [json.loads(server.stdout.readline()) for _ in range(2)][1]

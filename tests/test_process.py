@@ -134,12 +134,6 @@ def test_bad_settings_are_reported_together_with_exit_code_2_and_no_traceback(tm
     assert "s3cr" not in ended.stderr
 
 
-def test_bad_usage_is_exit_code_2(tmp_path):
-    ended = run_command("no-such-command", cwd=tmp_path)
-    assert ended.returncode == 2
-    assert "usage: ratebridge" in ended.stderr
-
-
 @pytest.mark.parametrize("stop_by", [signal.SIGTERM, signal.SIGINT])
 def test_recorded_requests_are_all_answered_and_a_signal_stops_with_exit_code_0(tmp_path, stop_by):
     replies: dict[str, Any] = {}

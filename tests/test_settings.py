@@ -51,65 +51,40 @@ def test_a_longer_first_wait_raises_the_longest():
     assert (settings.reconnect_min, settings.reconnect_max) == (9.0, 9.0)
 
 
-def test_every_setting_is_read(tmp_path):
-    audit = tmp_path / "audit.jsonl"
-    values = {
-        "CURRENCY_ASSIGNMENT_WS_URI": " wss://[::1]:9000/a?b=c ",
-        "RATEBRIDGE_FEED_HEADERS": "Authorization: Bearer a:b\n\nX-Tenant:  7 \n",
-        "RATEBRIDGE_FEED_SUBPROTOCOL": "bets.v2",
-        "RATEBRIDGE_FEED_CERT_FILE": "client.pem",
-        "RATEBRIDGE_FEED_KEY_FILE": "client.key",
-        "FREECURRENCY_API_KEY": "k3y",
-        "VERIFY_SSL": "False",
-        "FREECURRENCY_API_URL": "http://localhost:8080/v1/",
-        "FRANKFURTER_URL": "http://localhost:8081/v2",
-        "ECB_URL": "http://localhost:8082",
-        "COINBASE_URL": "http://localhost:8083",
-        "COINBASE_COINS": "btc, ETH",
-        "RATEBRIDGE_PROVIDERS": "ecb, Frankfurter",
-        "RATEBRIDGE_PLAUSIBILITY": "off",
-        "RATEBRIDGE_CACHE_TTL": "60",
-        "RATEBRIDGE_RATE_DEADLINE": "2.5",
-        "RATEBRIDGE_HEARTBEAT_INTERVAL": "0.5",
-        "RATEBRIDGE_HEARTBEAT_TIMEOUT": "1.5",
-        "RATEBRIDGE_RECONNECT_MIN": "0.1",
-        "RATEBRIDGE_RECONNECT_MAX": "0.2",
-        "RATEBRIDGE_DRAIN_TIMEOUT": "0",
-        "RATEBRIDGE_LOG_LEVEL": "DEBUG",
-        "RATEBRIDGE_LOG_FORMAT": "json",
-        "RATEBRIDGE_STATUS_ADDRESS": "[::1]:8080",
-        "RATEBRIDGE_STATUS_HOSTS": "Ratebridge, status.example",
-        "RATEBRIDGE_AUDIT_FILE": str(audit),
-    }
+READ: list[tuple[str, str, Any]] = [
+    ("feed", " wss://[::1]:9000/a?b=c ", Address("::1", 9000, "/a?b=c", secure=True)),
+    ("feed_headers", "A: Bearer a:b\n\nX-T:  7 \n", ((b"A", b"Bearer a:b"), (b"X-T", b"7"))),
+    ("feed_subprotocol", "bets.v2", "bets.v2"),
+    ("feed_cert_file", "client.pem", Path("client.pem")),
+    ("feed_key_file", "client.key", Path("client.key")),
+    ("verify_ssl", "False", False),
+    ("freecurrency_api_key", "k3y", "k3y"),
+    ("freecurrency_api_url", "http://localhost:8080/v1/", "http://localhost:8080/v1"),
+    ("frankfurter_url", "http://localhost:8081/v2", "http://localhost:8081/v2"),
+    ("ecb_url", "http://localhost:8082", "http://localhost:8082"),
+    ("coinbase_url", "http://localhost:8083", "http://localhost:8083"),
+    ("coinbase_coins", "btc, ETH", ("BTC", "ETH")),
+    ("providers", "ecb, Frankfurter", ("ecb", "frankfurter")),
+    ("plausibility", "off", False),
+    ("cache_ttl", "60", 60.0),
+    ("rate_deadline", "2.5", 2.5),
+    ("heartbeat_interval", "0.5", 0.5),
+    ("heartbeat_timeout", "1.5", 1.5),
+    ("reconnect_min", "0.1", 0.1),
+    ("reconnect_max", "0.2", 0.2),
+    ("drain_timeout", "0", 0.0),
+    ("log_level", "DEBUG", "debug"),
+    ("log_format", "json", "json"),
+    ("status_address", "[::1]:8080", ("::1", 8080)),
+    ("status_hosts", "Ratebridge, status.example", ("ratebridge", "status.example")),
+    ("audit_file", "audit.jsonl", Path("audit.jsonl")),
+]
+
+
+def test_every_setting_is_read():
+    values = {VARIABLES[field].name: text for field, text, _ in READ}
     assert set(values) == {variable.name for variable in VARIABLES.values()}
-    assert load_settings(values) == Settings(
-        feed=Address("::1", 9000, "/a?b=c", secure=True),
-        feed_headers=((b"Authorization", b"Bearer a:b"), (b"X-Tenant", b"7")),
-        feed_subprotocol="bets.v2",
-        feed_cert_file=Path("client.pem"),
-        feed_key_file=Path("client.key"),
-        verify_ssl=False,
-        freecurrency_api_key="k3y",
-        freecurrency_api_url="http://localhost:8080/v1",
-        frankfurter_url="http://localhost:8081/v2",
-        ecb_url="http://localhost:8082",
-        coinbase_url="http://localhost:8083",
-        coinbase_coins=("BTC", "ETH"),
-        providers=("ecb", "frankfurter"),
-        plausibility=False,
-        cache_ttl=60,
-        rate_deadline=2.5,
-        heartbeat_interval=0.5,
-        heartbeat_timeout=1.5,
-        reconnect_min=0.1,
-        reconnect_max=0.2,
-        drain_timeout=0,
-        log_level="debug",
-        log_format="json",
-        status_address=("::1", 8080),
-        status_hosts=("ratebridge", "status.example"),
-        audit_file=audit,
-    )
+    assert load_settings(values) == Settings(**{field: value for field, _, value in READ})
 
 
 @attrs.frozen
@@ -121,7 +96,7 @@ class Wrong:
 
 WRONG = [
     Wrong("CURRENCY_ASSIGNMENT_WS_URI", "http://feed", "ws://"),
-    Wrong("CURRENCY_ASSIGNMENT_WS_URI", "ws://user:pass@feed", "without user"),
+    Wrong("CURRENCY_ASSIGNMENT_WS_URI", "ws://us%3Aer:pass@feed", "user has no colon"),
     Wrong("CURRENCY_ASSIGNMENT_WS_URI", "ws://feed/#part", "without a fragment"),
     Wrong("CURRENCY_ASSIGNMENT_WS_URI", "ws://feed:99999", "valid host and port"),
     Wrong("CURRENCY_ASSIGNMENT_WS_URI", "ws://", "with a host"),
@@ -332,9 +307,23 @@ def test_a_file_without_a_secret_is_a_problem(content, problem, tmp_path):
     assert caught.value.args == (f"FREECURRENCY_API_KEY_FILE: expected {problem}",)
 
 
-def test_a_key_needs_its_certificate():
-    with pytest.raises(BadSettings, match="expected RATEBRIDGE_FEED_CERT_FILE beside it"):
-        load_settings({**FEED, "RATEBRIDGE_FEED_KEY_FILE": "client.key"})
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"RATEBRIDGE_FEED_KEY_FILE": "k"}, "expected RATEBRIDGE_FEED_CERT_FILE beside it"),
+        (
+            {
+                "CURRENCY_ASSIGNMENT_WS_URI": "wss://user:pass@feed",
+                "RATEBRIDGE_FEED_HEADERS": "authorization: Bearer x",
+            },
+            "expected a user and password in one of them",
+        ),
+    ],
+)
+def test_values_that_contradict_each_other_are_a_problem(values, problem):
+    with pytest.raises(BadSettings) as caught:
+        load_settings({**FEED, **values})
+    assert [line.partition(": ")[2] for line in caught.value.args] == [problem]
 
 
 DOTENV = """

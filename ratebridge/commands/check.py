@@ -25,16 +25,19 @@ from typing import Any, ClassVar, Final, TextIO
 import attrs
 import trio
 
-from ..app import Dependencies, make_sources, tls_context
+from ..app import Dependencies, feed_tls, make_sources
 from ..errors import FetchOutcome, LinkFailed, Loss, Refused, SourceFailed, Unreadable
 from ..link.address import Address
 from ..link.dial import add_tls, open_tcp
 from ..link.link import OPEN_WITHIN, Link, open_link
+from ..link.tls import tls_context
+from ..link.upgrade import UpgradeOptions
 from ..messages import HEARTBEAT, Heartbeat, clipped, decode
 from ..operating.logs import configure_logs, with_colors
 from ..providers.http import HttpClient
 from ..providers.registry import NAMES, provider
 from ..providers.source import Provider, Source
+from ..proxies import Proxies, Proxy
 from ..session import HeartbeatSettings
 from ..settings import FEED, Settings, load_settings, unknown_in_words
 from ..signals import run_unless_stopped
@@ -222,18 +225,24 @@ def took(began: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
-async def check_feed(
-    report: Report, address: Address, tls: ssl.SSLContext, heartbeat: HeartbeatSettings
-) -> None:
+async def check_feed(report: Report, settings: Settings, tls: ssl.SSLContext) -> None:
     """The steps from the feed's name to its heartbeats; then close an open connection."""
+    address = settings.feed
+    assert address is not None, "the settings have been judged"
+    way = "wss" if address.secure else "ws"
+    proxy = Proxies.read(os.environ).find(way, address.host, address.port)
+    tls_of_feed = feed_tls(settings, tls)
+    options = UpgradeOptions(settings.feed_headers, settings.feed_subprotocol)
+    heartbeat = HeartbeatSettings(settings.heartbeat_interval, settings.heartbeat_timeout)
     async with trio.open_nursery() as link_nursery:
+        opening = partial(upgrade, address, options, heartbeat.interval, link_nursery)
         made = await report.run(
             [
-                ("dns", OPEN_WITHIN, partial(look_up, address)),
-                ("tcp", OPEN_WITHIN, partial(connect, address)),
-                ("tls", OPEN_WITHIN, partial(secure, address, tls)),
+                ("dns", OPEN_WITHIN, partial(look_up, proxy or address)),
+                ("tcp", OPEN_WITHIN, partial(connect, address, proxy, tls)),
+                ("tls", OPEN_WITHIN, partial(secure, address, tls_of_feed)),
                 # These have limits of their own.
-                ("upgrade", inf, partial(upgrade, address, heartbeat.interval, link_nursery)),
+                ("upgrade", inf, opening),
                 ("heartbeat", inf, partial(hear_heartbeats, heartbeat)),
             ]
         )
@@ -242,7 +251,7 @@ async def check_feed(
         link_nursery.cancel_scope.cancel()
 
 
-async def look_up(address: Address, _made: None) -> Found:
+async def look_up(address: Address | Proxy, _made: None) -> Found:
     try:
         found = await trio.socket.getaddrinfo(
             address.host, address.port, type=trio.socket.SOCK_STREAM
@@ -255,10 +264,13 @@ async def look_up(address: Address, _made: None) -> Found:
     return Found(", ".join(sorted({str(entry[4][0]) for entry in found})))
 
 
-async def connect(address: Address, _made: None) -> Found:
+async def connect(
+    address: Address, proxy: Proxy | None, proxy_tls: ssl.SSLContext, _made: None
+) -> Found:
     began = trio.current_time()
-    stream = await open_tcp(address)
-    return Found(f"connected to port {address.port} in {took(began)}", stream)
+    stream = await open_tcp(address, proxy, proxy_tls)
+    through = f" through the proxy {clipped(proxy.host, 80)}" if proxy else ""
+    return Found(f"connected to port {address.port}{through} in {took(began)}", stream)
 
 
 async def secure(address: Address, tls: ssl.SSLContext, stream: trio.SocketStream) -> Found:
@@ -271,7 +283,11 @@ async def secure(address: Address, tls: ssl.SSLContext, stream: trio.SocketStrea
 
 
 async def upgrade(
-    address: Address, interval: float, nursery: trio.Nursery, stream: trio.abc.Stream
+    address: Address,
+    options: UpgradeOptions,
+    interval: float,
+    nursery: trio.Nursery,
+    stream: trio.abc.Stream,
 ) -> Found:
     """Open the connection, and send heartbeats on it from now on."""
 
@@ -286,7 +302,7 @@ async def upgrade(
             link.put([HEARTBEAT])
             await trio.sleep(interval)
 
-    link = await open_link(nursery, address, dialled)
+    link = await open_link(nursery, address, dialled, options)
     nursery.start_soon(send_heartbeats, name="heartbeat sender")
     return Found(f"open after {took(began)}", link)
 
@@ -385,8 +401,7 @@ async def check(
         else:
             report.line("FAIL", "audit file", "cannot be read and written", _AUDIT_HINT)
     tls = tls_context(settings.verify_ssl)
-    heartbeat = HeartbeatSettings(settings.heartbeat_interval, settings.heartbeat_timeout)
-    await check_feed(report, settings.feed, tls, heartbeat)
+    await check_feed(report, settings, tls)
     async with aclosing(HttpClient(lambda: tls)) as http:
         sources = dependencies.sources or make_sources(settings, http)
         for source in sources:

@@ -145,10 +145,11 @@ def run_mock_server(options: argparse.Namespace) -> int:
         requests = itertools.cycle(recorded) if options.loop else iter(recorded)
 
     def show(request: str, reply: str) -> None:
-        if not options.quiet:
-            log.info("feed.reply", request=request, reply=reply)
+        log.info("feed.reply", request=request, reply=reply)
 
-    feed = StandIn(requests, options.rate, show)
+    feed = StandIn(requests, options.rate)
+    if not options.quiet:
+        feed.on_reply = show
 
     async def mock_server(stop: trio.Event) -> None:
         peers: list[FeedPeer] = []
