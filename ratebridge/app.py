@@ -231,6 +231,7 @@ async def build(
             backoff=Backoff(settings.reconnect_min, settings.reconnect_max, dependencies.jitter),
             observer=observer,
         )
+        service_nursery.start_soon(outbox.drop_the_old, name="old replies")
         service_nursery.start_soon(
             fetch_at_midnight, chain, dependencies.clock, name="rates at midnight"
         )

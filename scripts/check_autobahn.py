@@ -60,11 +60,8 @@ class CannotRun(Exception):
 
 async def echo(link: Link) -> None:
     """Send back every text. Raises `LinkFailed` when the link has ended."""
-
-    def send_back(texts: Sequence[bytes]) -> None:
-        link.put(texts)
-
-    await link.receive(send_back)
+    while True:
+        link.put(await link.receive())
 
 
 def find_python2() -> str:

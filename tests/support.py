@@ -2,8 +2,8 @@
 
 import os
 import ssl
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -228,12 +228,15 @@ async def open_on_a_socket(
 async def take(link: Link, count: int) -> list[bytes]:
     """The texts that come, until there are so many."""
     texts: list[bytes] = []
-    with trio.CancelScope() as enough:
+    while len(texts) < count:
+        texts += await link.receive()
+    return texts
 
-        def keep(batch: Sequence[bytes]) -> None:
-            texts.extend(batch)
-            if len(texts) >= count:
-                enough.cancel()
 
-        await link.receive(keep)
+async def read_on(link: Link) -> list[bytes]:
+    """All the texts that come, until the link ends."""
+    texts: list[bytes] = []
+    with suppress(LinkFailed):
+        while True:
+            texts += await link.receive()
     return texts

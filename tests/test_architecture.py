@@ -18,11 +18,12 @@ LAYERS = [
     ["errors", "dates", "conversion", "backoff", "budget", "euro", "link.address", "link.framing"],
     ["signals", "providers.registry", "link.upgrade"],
     ["messages", "rates"],
-    ["levels", "plausibility"],
+    ["history", "plausibility"],
     ["parsers", "settings", "operating.stats", "operating.logs", "observer"],
     ["link.tls", "link.dial", "link.stream", "link.link", "outbox"],
-    ["providers.source", "providers.http", "providers.chain", "providers.ahead"],
+    ["providers.source", "providers.http"],
     ["providers.*"],
+    ["providers.chain", "providers.ahead"],
     ["bridge"],
     ["session"],
     ["supervisor"],
@@ -51,7 +52,7 @@ BOUNDARIES = {
     "structlog": {"operating.logs", "commands.demo"},
     "dotenv": {"settings"},
     "prometheus_client": {"operating.metrics"},
-    "currency_converter": {"providers.ecb"},
+    "currency_converter": {"history"},
 }
 
 # What is slow to import and optional for the running service.
@@ -66,7 +67,7 @@ EXPORTED = {
 
 PURE = {
     *("errors", "dates", "conversion", "backoff", "messages", "rates"),
-    *("budget", "euro", "levels", "plausibility"),
+    *("budget", "euro", "plausibility"),
     *("link.address", "link.framing"),
 }
 

@@ -311,10 +311,10 @@ async def test_a_life_shorter_than_the_answer_takes_is_one_call_a_request_and_no
 
 
 async def test_a_hundred_days_of_a_source_are_renewed_in_turn(autojump_clock):
-    async with open_bench(Instant(), life=600) as bench:
+    source = Instant()
+    async with open_bench(source, life=600) as bench:
         wishes = [("USD", day) for day in days(100)]
         await ask_all(bench, wishes)
-        source = bench.chain.sources[0]
         await trio.sleep(600)
         for _ in range(60):
             assert all(bench.cached(currency, day) for currency, day in wishes)
@@ -470,8 +470,8 @@ async def test_the_latest_that_stood_in_for_yesterday_is_not_kept_as_its_rates(a
 async def test_a_clock_that_differs_from_a_sources_is_told_once(autojump_clock):
     async with open_bench("frankfurter") as bench:
         for hour, told in ((11, [3600.0]), (11, [3600.0]), (12, [3600.0, 0.0])):
-            date_of_answer = {"date": f"Fri, 20 Nov 2026 {hour}:00:20 GMT"}
-            bench.fake.disturb = lambda _, headers=date_of_answer: Fault(headers=headers)
+            headers = {"date": f"Fri, 20 Nov 2026 {hour}:00:20 GMT"}
+            bench.fake.order(FRANKFURTER, Fault(headers=headers))
             await bench.ask("USD", OTHER_MONTH - timedelta(days=31 * len(bench.fake.calls)))
             assert bench.notes.clock_differences == [("frankfurter", one) for one in told]
 
@@ -675,14 +675,10 @@ async def test_an_ended_days_rates_are_used_while_their_source_is_down_and_today
         assert bench.cached("USD", DAY) == replace(final, cached=True)
         await trio.sleep(1)
         assert bench.fake.count() == calls + 1, "asked again behind the request's back"
-        assert [
-            (asked, str(failure), meanwhile)
-            for _, asked, failure, meanwhile in bench.notes.failures
-        ] == [
-            (str(DAY), "answered HTTP 404", START),
-            (str(TODAY), "answered HTTP 404", None),
-            (str(DAY), "answered HTTP 404", START),
-        ]
+        assert Counter((asked, meanwhile) for _, asked, _, meanwhile in bench.notes.failures) == {
+            (str(DAY), START): 2,
+            (str(TODAY), None): 1,
+        }
         bench.fake.disturb = well
         await trio.sleep(20)
         bench.cached("USD", DAY)

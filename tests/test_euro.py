@@ -19,9 +19,22 @@ def history():
     return CurrencyConverter(decimal=True)
 
 
-def test_each_has_six_significant_digits():
-    """As the regulation adopts them (Regulation 1103/97, article 4)."""
-    assert len(CONVERSION_RATES) == 21
+# Article 1 of Council Regulation (EC) No 2866/98, as amended, typed anew, by year of changeover.
+LEGAL = """
+1999: BEF 40.3399, DEM 1.95583, ESP 166.386, FRF 6.55957, IEP 0.787564, ITL 1936.27, LUF 40.3399,
+      NLG 2.20371, ATS 13.7603, PTE 200.482, FIM 5.94573; 2001: GRD 340.750; 2007: SIT 239.640;
+2008: CYP 0.585274, MTL 0.429300; 2009: SKK 30.1260; 2011: EEK 15.6466; 2014: LVL 0.702804;
+2015: LTL 3.45280; 2023: HRK 7.53450; 2026: BGN 1.95583
+"""
+
+
+def test_each_has_its_day_and_its_six_digits():
+    expected = {}
+    for group in LEGAL.split(";"):
+        year, rates = group.split(":")
+        for code, units in (rate.split() for rate in rates.split(",")):
+            expected[code] = date(int(year), 1, 1), units
+    assert {code: (day, str(units)) for code, (day, units) in CONVERSION_RATES.items()} == expected
     assert {len(units.as_tuple().digits) for _, units in CONVERSION_RATES.values()} == {6}
 
 
@@ -49,8 +62,7 @@ async def test_from_the_changeover_on_it_is_the_law_and_no_source_is_asked(
     autojump_clock, stake, currency, day, eur
 ):
     async with open_bench() as bench:
-        rate = bench.cached(currency, day)
-        assert rate is not None
+        rate = await bench.ask(currency, day)
         assert (rate.provider, rate.day, rate.asked, rate.cached) == ("fixed", day, day, True)
         assert rate.note == "by Council Regulation (EC) No 2866/98"
         assert to_euro(Decimal(stake), rate.units, rate.euro) == Decimal(eur)

@@ -10,10 +10,6 @@ from decimal import Decimal
 import pytest
 
 from ratebridge.errors import FetchOutcome, SourceFailed
-from ratebridge.fakes.coinbase import COINBASE
-from ratebridge.fakes.frankfurter import FRANKFURTER
-from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI
-from ratebridge.fakes.rates import quote as fake_quote
 from ratebridge.history import History, embedded
 from ratebridge.plausibility import ALIKE, BOUNDS, WIDEST, alike, bound, doubt, off
 from ratebridge.rates import Doubted, Quote
@@ -86,17 +82,6 @@ def test_the_bound_widens_with_the_distance_to_the_nearest_quote(days, factor, s
         assert bound(days + 1) == following[BOUNDS.index((days, factor))] > factor
 
 
-@pytest.mark.parametrize("day", [date(1999, 6, 1), date(2010, 6, 1), date(2026, 11, 3)])
-def test_the_made_up_rates_of_the_stand_ins_pass(day):
-    codes = [*TRUE, "TRY", "RUB", "BRL", "ZAR", "HKD", "DKK", "BGN"]
-    for source in (FREECURRENCYAPI, FRANKFURTER):
-        known = [code for code in codes if source == FRANKFURTER or code != "UAH"]
-        rows = {day: row({code: fake_quote(source, code, day) for code in known})}
-        assert doubted_in(rows, day) == (set(), False)
-    coin = Quote(Decimal(1), Decimal(fake_quote(COINBASE, "BTC", day)))
-    assert doubted_in({day: {"BTC": coin}}, day) == (set(), False)
-
-
 ERRORS = [
     ("true", {}, set()),
     ("swapped", {"CZK": "0.0393"}, {"CZK"}),
@@ -150,11 +135,6 @@ def test_the_reason_says_what_was_expected():
 
 
 COARSE = SourceFailed(FetchOutcome.COARSE, "gives it in too few digits (0.00027)")
-
-
-def test_what_has_no_quote_is_left_as_it_is():
-    rows = {DAY: {**row({"UAH": "33.4"}), "XAU": COARSE}}
-    assert doubt(rows, embedded(), DAY) == (rows[DAY], None)
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,10 @@ from support import ask, beat, in_turn, listen, server_frame, tls_contexts
 from ratebridge import app
 from ratebridge.app import Dependencies, serve
 from ratebridge.fakes.feed import FeedGone, FeedPeer, Script, serve_feed
-from ratebridge.link import link
+from ratebridge.link import stream
 from ratebridge.link.address import Address
 from ratebridge.link.dial import Dial, network_dial
-from ratebridge.link.framing import MAX_FRAME
+from ratebridge.link.framing import MAX_MESSAGE
 from ratebridge.observer import Observer
 from ratebridge.operating.stats import Stats
 from ratebridge.settings import Settings
@@ -161,7 +161,7 @@ FAILURES = {
     "close 1011": (open_and(close_with(1011)), "closed"),
     "close with TCP held": (open_and(close_with(1000), hold=True), "closed"),
     "garbage without end": (open_and(send(b"\xff" * 10_000_000)), "protocol-error"),
-    "oversized": (open_and(send(server_frame(b"x" * (MAX_FRAME + 1))), hold=True), "oversized"),
+    "oversized": (open_and(send(server_frame(b"x" * (MAX_MESSAGE + 1))), hold=True), "oversized"),
     "a cut frame": (open_and(send(b"\x81\x7e\x01\x00{")), "reset"),
 }
 
@@ -211,7 +211,7 @@ def narrow(dial: Dial) -> Dial:
 
 async def test_a_peer_who_does_not_read_gets_every_reply_once_over_both_connections(monkeypatch):
     """A frame that left whole counts as written, though its write was cut short; no other does."""
-    monkeypatch.setattr(link, "WRITE_WITHIN", 0.2)
+    monkeypatch.setattr(stream, "WRITE_WITHIN", 0.2)
     count = 1500
     again, read_all = trio.Event(), trio.Event()
 

@@ -56,15 +56,6 @@ async def test_one_call_is_one_sheet_of_all_that_it_can_have(name, day):
     assert 0 <= (day - known_on).days <= MAX_DAYS_BACK
 
 
-@pytest.mark.parametrize("status", [204, 404, 503])
-async def test_a_status_is_a_failure_which_only_the_servers_own_is_worth_trying_again(name, status):
-    fake, source = open_source(name)
-    fake.disturb = lambda _call: Fault(status=status, body=b"7")
-    failure = await failure_of(source)
-    assert failure.outcome in ("http-other", "http-4xx", "http-5xx", "no-table")
-    assert (failure.again, failure.limited_for) == (status == 503, None)
-
-
 @pytest.mark.parametrize("status", [429, 503])
 async def test_retry_after_is_obeyed(name, status, autojump_clock):
     fake, source = open_source(name)

@@ -297,17 +297,12 @@ async def hear_heartbeats(heartbeat: HeartbeatSettings, link: Link) -> Found:
     opened = trio.current_time()
     came: list[float] = []
     others = 0
-
-    def count(frames: Sequence[bytes]) -> None:
-        nonlocal others
-        beats = sum(map(is_heartbeat, frames))
-        others += len(frames) - beats
-        came.extend([trio.current_time()] * beats)
-        if len(came) >= ENOUGH:
-            listening.cancel()
-
-    with trio.move_on_after(within) as listening:
-        await link.receive(count)
+    with trio.move_on_after(within):
+        while len(came) < ENOUGH:
+            frames = await link.receive()
+            beats = sum(map(is_heartbeat, frames))
+            others += len(frames) - beats
+            came.extend([trio.current_time()] * beats)
     also = f"; also {others} other messages, left unanswered" if others else ""
     if not came:
         raise Broken(f"none came within {within:g} s{also}", _SILENCE_HINT)

@@ -19,7 +19,7 @@ from .source import Http, Provider, drop_euro, json_decoder, make_sheet, read_bo
 MARGIN: Final = timedelta(days=MAX_DAYS_BACK)
 
 
-class _Row(msgspec.Struct):
+class _Row(msgspec.Struct, gc=False):
     day: date = msgspec.field(name="date")
     base: str
     quote: str

@@ -102,7 +102,7 @@ class FreeCurrencyApi:
         """See `Source`. Today is `/latest`, any other day `/historical`."""
         self._raise_if_limited()
         counted = self._counted
-        if counted is None or counted.month != now.month or now - counted > COUNT_LIFE:
+        if counted is None or counted.month != now.month or now - counted >= COUNT_LIFE:
             with trio.move_on_after(STATUS_WITHIN):
                 await self._read_status(now)
             if self._counted is counted:
