@@ -137,16 +137,6 @@ def test_the_history_ends_after_ten_minutes():
     assert len(history.since(0)) == SAMPLES
 
 
-@pytest.mark.parametrize(("seen", "new"), [(0, 3), (1, 2), (3, 0), (4, 0), (10**15, 0)])
-def test_a_client_gets_the_samples_it_has_not_seen(seen, new):
-    stats = Stats()
-    history = History(stats)
-    for count in range(1, 4):
-        stats.converted += count
-        history.take(1.0)
-    assert [sample[0] for sample in history.since(seen)] == [1.0, 2.0, 3.0][3 - new :]
-
-
 async def test_a_sample_is_taken_each_second_and_covers_a_stall(nursery, mock_clock):
     stats = Stats()
     history = History(stats)
