@@ -45,6 +45,7 @@ class Drop(StrEnum):
     """Why a message cannot be answered. Stable words of log and metrics."""
 
     TOO_LONG = "too-long"
+    TOO_DEEP = "too-deep"
     NOT_JSON = "not-json"
     NOT_AN_OBJECT = "not-an-object"
     NO_TYPE = "no-type"
