@@ -101,7 +101,8 @@ _shtab_ratebridge_verify_options=(
   "--env-file[read settings from this file instead of .env]:FILE:_files"
   "*--head[number and hash of a line that must be in the trail\; can be repeated]:N:HASH:"
   "--from[the number that the trail may begin with if older files are gone (default\: 1)]:N:"
-  "(*):an audit file\; gzipped if its name ends in .gz\; - for standard input:"
+  "--json[one JSON object with all problems]"
+  "(*):an audit file\; gzipped if its name ends in .gz\; - for standard input:_files"
 )
 
 # guard to ensure default positional specs are added only once per session
