@@ -3,7 +3,7 @@
 import os
 import random
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -103,7 +103,8 @@ class Dependencies:
     """What a service needs beyond its settings; tests replace these.
 
     `dial` connects to the feed, `sources` give the rates, `clock` is the wall clock in
-    UTC, `jitter` gives random numbers from 0 to 1. `observer` is private.
+    UTC, `jitter` gives random numbers from 0 to 1. `observer` is private. `environment`
+    names the service manager that is told how the service fares, see `operating.notify`.
     """
 
     dial: Dial | None = None
@@ -111,6 +112,7 @@ class Dependencies:
     clock: Callable[[], datetime] = utc_now
     jitter: Callable[[], float] = random.random
     observer: Observer = attrs.Factory(lambda: Observer(HostLog()))
+    environment: Mapping[str, str] = attrs.Factory(dict)
 
 
 @attrs.frozen
@@ -254,7 +256,9 @@ async def build(
         service_nursery.start_soon(
             fetch_at_midnight, chain, dependencies.clock, name="rates at midnight"
         )
-        service_nursery.start_soon(notify, observer.stats, bridge, name="notify")
+        service_nursery.start_soon(
+            notify, observer.stats, bridge, dependencies.environment, name="notify"
+        )
         if status is not None:
             from .operating.overview import Service
 
@@ -288,5 +292,5 @@ def run(settings: Settings) -> None:
     Its audit file, if there is one, is reopened at SIGHUP. Raises as `serve` does.
     """
     configure_logs(settings.log_level, settings.log_format)
-    dependencies = Dependencies(observer=Observer(event_log()))
+    dependencies = Dependencies(observer=Observer(event_log()), environment=os.environ)
     run_until_signal(lambda stop: serve(settings, stop, dependencies))

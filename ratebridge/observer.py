@@ -17,6 +17,7 @@ Events have stable names: `connection.up`, `connection.lost`, `connection.failed
 `service.started`, `service.stopping`, `service.stopped`.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -58,7 +59,7 @@ class Observer:
     _limit: LineLimit = attrs.Factory(LineLimit)
     _unlogged_ids: list[str] = attrs.Factory(list)  # first and last id of undelivered replies
     _limited_level: str = "info"  # the highest of the lines held back
-    _at_last_summary: tuple[int, ...] = (0, 0, 0, 0)
+    _at_last_summary: Counter[str] = attrs.Factory(Counter)
     _debug: bool = attrs.field(init=False)
 
     @_debug.default
@@ -293,13 +294,11 @@ class Observer:
     def summarize(self, *, waiting: int, outbox: int, sheets: int) -> None:
         """Log the counts of the last minute; called once a minute."""
         stats = self.stats
-        names = ("converted", "refused", "dropped", "undelivered")
-        counts = stats.converted, stats.refused.total(), stats.dropped.total(), stats.undelivered
-        before, self._at_last_summary = self._at_last_summary, counts
+        counts = {"converted": stats.converted, "refused": stats.refused.total()}
+        counts |= {"dropped": stats.dropped.total(), "undelivered": stats.undelivered}
+        before, self._at_last_summary = self._at_last_summary, Counter(counts)
         fields: dict[str, Any] = {"connection": "up" if stats.link_up else "down"}
-        fields |= {
-            name: count - old for name, count, old in zip(names, counts, before, strict=True)
-        }
+        fields |= {name: count - before[name] for name, count in counts.items()}
         fields |= {"waiting": waiting, "outbox": outbox, "sheets": sheets}
         fields["connections"] = stats.links_opened
         if self.audit is not None:

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from status_service import NOW, Shop, make_service, samples, sheet, trail
 
 from ratebridge.errors import Drop, FetchOutcome, LinkFailed, Loss, Refusal, Refused, SourceFailed
+from ratebridge.operating import metrics
 from ratebridge.operating.metrics import Metrics
 from ratebridge.operating.stats import FETCH_BOUNDS, LATENCY_BOUNDS, Histogram, Stats
 from ratebridge.outbox import Reply
@@ -39,18 +40,21 @@ async def test_every_name_has_a_help_and_a_known_type(nursery, autojump_clock):
 
 async def test_openmetrics_and_gzip_are_for_those_who_ask(nursery, autojump_clock):
     service, _ = make_service(nursery)
-    metrics = Metrics(service)
-    body, media_type, zipped = metrics.answer("", "identity")
+    told = Metrics(service)
+    body, media_type, zipped = told.answer("", "identity")
     assert (media_type, zipped) == ("text/plain; version=0.0.4; charset=utf-8", False)
     names = set(families(body.decode()))
     asked = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
-    body, media_type, zipped = metrics.answer(asked, "gzip, deflate")
+    body, media_type, zipped = told.answer(asked, "gzip, deflate")
     assert zipped
     assert media_type.startswith("application/openmetrics-text; version=1.0.0; charset=utf-8")
     assert set(families(gzip.decompress(body).decode(), open_metrics)) == names
 
 
-async def test_the_state_of_the_service_and_its_process_is_told(nursery, autojump_clock):
+async def test_the_state_of_the_service_and_its_process_is_told(
+    nursery, autojump_clock, monkeypatch
+):
+    monkeypatch.setattr(metrics, "lines_dropped", lambda: 24)
     shop = Shop("shop", Quota(18, 4929, 5000))
     service, observer = make_service(nursery, shop, Shop("bank"), audit=trail(waiting=21, lost=22))
     await trio.sleep(3)
@@ -77,7 +81,7 @@ async def test_the_state_of_the_service_and_its_process_is_told(nursery, autojum
             "audit_up": 1,
             "audit_lines_waiting": 21,
             "audit_lines_lost_total": 22,
-            "log_lines_dropped_total": 0,
+            "log_lines_dropped_total": 24,
         }.items()
     }.items() <= found.items()
     assert found["process_resident_memory_bytes"] > 2**20

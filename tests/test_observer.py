@@ -181,8 +181,8 @@ FACTS = {
         {"stats.converted": 1, "stats.from_cache": 1},
     ),
     "a conversion by a legal rate is no cache hit": Fact(
-        converted("USD", replace(RATE, provider=FIXED)),
-        DONE.format("fixed", True, ""),
+        converted("USD", replace(RATE, provider=FIXED, note="by law")),
+        DONE.format("fixed", True, " note=by law"),
         "conversions_total,outcome=converted 1, cache_hits_total 0",
     ),
     "a conversion from euro has no rate": Fact(

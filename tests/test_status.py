@@ -32,6 +32,7 @@ from ratebridge.operating.status import HEADERS, Pages, Share, StatusServer
 from ratebridge.settings import Settings
 
 FEED = Address("feed.example", 80, "/", secure=False)
+OTHERS = ("PUT", "DELETE", "OPTIONS")
 PATHS = ["/", "/page.css", "/page.js", "/status.json", "/healthz", "/readyz", "/metrics"]
 
 
@@ -105,13 +106,6 @@ async def test_only_what_is_new_of_the_history_is_asked_for(nursery, query, samp
     answer = Pages(service, history, ()).answer("GET", f"/status.json{query}", {})
     assert answer.media_type == "application/json"
     assert len(msgspec.json.decode(answer.body)["samples"]) == samples
-
-
-@pytest.mark.parametrize("path", PATHS)
-async def test_nothing_but_get_and_head_is_allowed(get, path):
-    assert get(path, "HEAD").status == get(path).status in (200, 503)
-    for method in ("POST", "PUT", "DELETE", "OPTIONS"):
-        assert get(path, method).status == 405
 
 
 @pytest.mark.parametrize(
@@ -260,6 +254,7 @@ async def test_an_answer_on_the_wire(path):
         async with httpx.AsyncClient(base_url=f"http://{address}") as client:
             got, head = await client.get(path), await client.head(path)
             refused = await client.post(path, content=b"x" * 100_000)
+            assert {(await client.request(other, path)).status_code for other in OTHERS} == {405}
         assert got.content
         assert not head.content
         lengths = [int(answer.headers["content-length"]) for answer in (got, head)]
@@ -407,10 +402,6 @@ STRANGE = {
     "HTTP/1.0": (b"GET / HTTP/1.0\r\n\r\n", 200),
     "HTTP/2": (PREFACE + b"junk" * 100, 404),
     "h2c": (H2C + PREFACE + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00", 200),
-    "an upgrade to a websocket": (
-        H2C.replace(b"h2c", b"websocket") + b"junk",
-        200,
-    ),
     "the absolute form": (b"GET http://localhost HTTP/1.1\r\nHost: x.example\r\n\r\n", 200),
     "the absolute form without a name": (b"GET http:/// HTTP/1.1\r\nHost: localhost\r\n\r\n", 421),
     "empty lines before it": (b"\r\n\r\nGET / HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
@@ -419,14 +410,7 @@ STRANGE = {
         + b"1\r\nx\r\n" * 200,
         405,
     ),
-    "a length that is none": (
-        b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
-        400,
-    ),
-    "a second request behind the first": (
-        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2,
-        200,
-    ),
+    "a second request behind the first": (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2, 200),
 }
 
 

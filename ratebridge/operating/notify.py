@@ -20,7 +20,7 @@ from .stats import Stats
 POLL_EVERY: Final = 0.25  # s
 
 
-async def notify(stats: Stats, bridge: Bridge, environment: Mapping[str, str] = os.environ) -> None:
+async def notify(stats: Stats, bridge: Bridge, environment: Mapping[str, str]) -> None:
     """Tell it until cancelled; returns at once where nobody is to be told.
 
     A watchdog hears at least twice within the microseconds of `WATCHDOG_USEC`, unless
