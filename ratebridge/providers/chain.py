@@ -41,9 +41,10 @@ FETCH_WITHIN: Final = 30.0  # s, retries included; a request waits for its own d
 STALLED_AFTER: Final = 10.0  # s without an answer, until another connection is tried
 MOST_FETCHES: Final = 8  # of a source at a time: in all far below the HTTP client's pool
 MOST_CHOSEN: Final = 16_384  # rates that are at hand, some 5 MB
+# Failures that a source does not count.
 UNANSWERED: Final = frozenset(
-    {FetchOutcome.UNREACHABLE, FetchOutcome.TIMEOUT, FetchOutcome.HTTP_5XX, FetchOutcome.BUDGET}
-)  # failures that a source does not count
+    map(FetchOutcome, ("unreachable", "timeout", "http-5xx", "quota-month"))
+)
 RENEWAL_EVERY: Final = 15.0  # s between the renewals of ended days by one source
 PAUSES: Final = (0.1, 0.4)  # s before the second and the third attempt; then the fetch has failed
 CLOCK_JUMP: Final = 5.0  # s of the wall clock against the monotonic one: more than drift
@@ -406,16 +407,18 @@ class RateChain:
         if not self._judge or sheet.rows is history:
             return sheet
         rows = dict(sheet.rows)
-        refused = None
+        refused: list[SourceFailed] = []
         for day in sorted(sheet.rows):
             judged, whole = doubt(sheet.rows, history, day)
             wrong = {code: row.why for code, row in judged.items() if isinstance(row, Doubted)}
             if wrong:
                 rows[day] = judged
                 self._observer.implausible_quotes(sheet.provider, day, wrong)
-                refused = whole or refused
+                if whole is not None:
+                    refused.append(whole)
             await trio.lowlevel.checkpoint()
-        return attrs.evolve(sheet, rows=rows, refused=refused)
+        mostly = 2 * len(refused) > len(rows)
+        return attrs.evolve(sheet, rows=rows, refused=refused[-1] if mostly else None)
 
     def _limit_source(self, provider: str, failure: SourceFailed) -> None:
         """Do not ask a source for a while, and report it unless it is known already."""
