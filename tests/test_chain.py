@@ -730,6 +730,14 @@ async def test_the_next_source_is_asked_when_the_share_of_the_first_is_over(auto
         assert elapsed() == 2.5, "coinbase cannot have the currency"
 
 
+async def test_a_source_that_has_had_its_share_is_not_waited_for_again(autojump_clock):
+    async with open_bench() as bench:
+        bench.fake.disturb = down(FREECURRENCYAPI)
+        for code in ("USD", "GBP"):
+            assert (await bench.ask(code)).provider == "frankfurter"
+        assert elapsed() == 2.5
+
+
 async def test_the_first_source_is_waited_for_to_the_end_where_the_others_lack_the_currency(
     autojump_clock,
 ):

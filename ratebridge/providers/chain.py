@@ -2,7 +2,7 @@
 
 The sources that can have the currency are asked in their order, each by one call for all that it
 brings with the day, however many requests wait for it. The next one is asked when one fails, lacks
-the currency, or has taken its share of the deadline. A fetch is a task of the service's nursery: it
+the currency, or has taken its share of the deadline, be it for an earlier request. A fetch is a task of the service's nursery: it
 outlives the request and the connection that it began for, and what it brings serves the next one.
 
 The rate that answered a currency and day goes on answering them until its sheet is due again. So
@@ -66,8 +66,9 @@ class _Access:
 
 @attrs.define(eq=False)
 class _Fetch:
-    """A fetch under way; it ends with a sheet or a failure."""
+    """A fetch under way, since `began` (trio time); it ends with a sheet or a failure."""
 
+    began: float
     sheet: RateSheet | None = None
     failure: SourceFailed | None = None
     done: bool = False
@@ -148,8 +149,8 @@ class RateChain:
                 if isinstance(found, Rate):
                     return found
                 if found.name not in asked:
-                    until = min(deadline, trio.current_time() + share)
-                    asked[found.name] = self._start(found, day), until
+                    fetch = self._start(found, day)
+                    asked[found.name] = fetch, min(deadline, fetch.began + share)
                     continue
                 until = asked[found.name][1]
             except NoRate:
@@ -313,7 +314,7 @@ class RateChain:
                 access.budget.take(mono)
             if self.cache.find(*key[:2]) is not None and day < today:
                 access.renewed_at = mono
-            fetch = self._fetches[key] = _Fetch()
+            fetch = self._fetches[key] = _Fetch(mono)
             self._nursery.start_soon(
                 self._run_fetch, source, day, key, fetch, name=f"fetch {source.name} {key[1]}"
             )
