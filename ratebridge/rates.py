@@ -73,7 +73,7 @@ class RateSheet:
     `fetched` is the UTC instant of the request. `latest` marks the latest quotes, which a source
     gave because it did not have those of the ended day yet. `source_clock` is what the source's
     clock showed when it answered, None where that is not known. `refused` says why all the quotes
-    of a day are doubted, if they are.
+    of most days are doubted, if they are: then the source is asked again soon.
     """
 
     provider: str

@@ -17,6 +17,7 @@ from rate_bench import DAY, KEY, START, TLS, URL, Notes, Wall, make_client, open
 from support import elapsed
 
 from ratebridge.app import utc_now
+from ratebridge.budget import BURST
 from ratebridge.errors import LinkFailed, Loss, NoRate
 from ratebridge.fakes.coinbase import COINBASE
 from ratebridge.fakes.feed import CURRENCIES
@@ -261,6 +262,27 @@ async def test_an_implausible_table_is_refused_whole_and_asked_for_again(autojum
         bench.cached("PLN", DAY)
         await trio.sleep(0.1)
         assert (await bench.ask("GBP")).provider == "freecurrencyapi"
+
+
+async def test_a_day_of_a_month_that_is_mostly_wrong_is_doubted_and_the_month_lives(autojump_clock):
+    class Monthly(Instant):
+        def asks(self, day, today):
+            return "2026-11"
+
+        async def fetch(self, day, now):
+            found = await super().fetch(day, now)
+            row = {"USD": Quote(Decimal("1.14")), "GBP": Quote(Decimal("0.87"))}
+            wrong = {code: Quote(quote.units * 10) for code, quote in row.items()}
+            rows = {known: row for known in days(3)} | {DAY: wrong}
+            return attrs.evolve(found, asked="2026-11", rows=rows)
+
+    async with open_bench(Monthly()) as bench:
+        for _ in range(60):
+            assert (await bench.ask("USD", DAY - timedelta(days=1))).units == Decimal("1.14")
+            assert "gives an implausible 8.7" in (await bench.ask("GBP", DAY)).text
+            await trio.sleep(1)
+        assert bench.chain.sources[0].fetches == 1
+        assert bench.notes.failures == []
 
 
 async def test_everything_is_let_through_on_demand(autojump_clock):
@@ -706,6 +728,14 @@ async def test_the_next_source_is_asked_when_the_share_of_the_first_is_over(auto
         assert elapsed() == 2.5, "coinbase cannot have the currency"
 
 
+async def test_a_source_that_has_had_its_share_is_not_waited_for_again(autojump_clock):
+    async with open_bench() as bench:
+        bench.fake.disturb = down(FREECURRENCYAPI)
+        for code in ("USD", "GBP"):
+            assert (await bench.ask(code)).provider == "frankfurter"
+        assert elapsed() == 2.5
+
+
 async def test_the_first_source_is_waited_for_to_the_end_where_the_others_lack_the_currency(
     autojump_clock,
 ):
@@ -776,6 +806,21 @@ async def test_a_used_up_month_is_noticed_once_and_a_larger_plan_within_an_hour(
         bench.fake.disturb = well
         await trio.sleep(3601)
         assert (await bench.ask("GBP", OTHER_MONTH)).provider == "freecurrencyapi"
+
+
+async def test_days_refused_for_the_sake_of_today_cost_no_calls_of_the_budget(autojump_clock):
+    fake = FakeRates(Wall(), key=KEY, per_month=100)
+    async with open_bench("freecurrencyapi", fake=fake) as bench:
+        fake.sources[FREECURRENCYAPI]._used["month 2026-11"] = 60
+        problems = [await bench.ask("USD", day) for day in days(BURST + 1)]
+        assert [fake.count(), {problem.text.partition(": ")[2] for problem in problems}] == [
+            0,
+            {
+                "freecurrencyapi has 40 calls left this month, "
+                "kept for the rates of the days to come"
+            },
+        ]
+        assert not bench.notes.silences
 
 
 @pytest.mark.parametrize("code", [429, 503])

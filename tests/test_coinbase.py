@@ -9,7 +9,7 @@ from rate_bench import START, URL, make_client
 from ratebridge.errors import SourceFailed
 from ratebridge.fakes.coinbase import COINBASE
 from ratebridge.fakes.rates import FakeRates, Fault, quote
-from ratebridge.providers.coinbase import MARGIN, Coinbase
+from ratebridge.providers.coinbase import MARGIN, MOST_CANDLES, Coinbase
 from ratebridge.rates import Quote
 
 DAY = date(2022, 1, 31)
@@ -119,8 +119,9 @@ async def test_an_unknown_coin_has_no_rate_and_the_others_have(fake):
         (Fault(status=400), "http-4xx", "answered HTTP 400"),
         (Fault(body=b'{"message":"NotFound"}'), "bad-body", "something else than rates"),
         (Fault(body=b"[1]"), "bad-body", "something else than rates"),
+        (candles(*["[]"] * MOST_CANDLES, candle(DAY, "1")), "no-table", "has no rates for 2021-"),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 async def test_an_answer_without_prices_is_a_failure(fake, source, fault, outcome, why):
     fake.disturb = lambda _call: fault

@@ -2,8 +2,9 @@
 
 The sources that can have the currency are asked in their order, each by one call for all that it
 brings with the day, however many requests wait for it. The next one is asked when one fails, lacks
-the currency, or has taken its share of the deadline. A fetch is a task of the service's nursery: it
-outlives the request and the connection that it began for, and what it brings serves the next one.
+the currency, or has taken its share of the deadline, be it for an earlier request. A fetch is a
+task of the service's nursery: it outlives the request and the connection that it began for, and
+what it brings serves the next one.
 
 The rate that answered a currency and day goes on answering them until its sheet is due again. So
 each request of a bet gets the same, also where a source has failed and is back. What is answered
@@ -41,9 +42,10 @@ FETCH_WITHIN: Final = 30.0  # s, retries included; a request waits for its own d
 STALLED_AFTER: Final = 10.0  # s without an answer, until another connection is tried
 MOST_FETCHES: Final = 8  # of a source at a time: in all far below the HTTP client's pool
 MOST_CHOSEN: Final = 16_384  # rates that are at hand, some 5 MB
+# Failures that a source does not count.
 UNANSWERED: Final = frozenset(
-    {FetchOutcome.UNREACHABLE, FetchOutcome.TIMEOUT, FetchOutcome.HTTP_5XX, FetchOutcome.BUDGET}
-)  # failures that a source does not count
+    map(FetchOutcome, ("unreachable", "timeout", "http-5xx", "quota-month"))
+)
 RENEWAL_EVERY: Final = 15.0  # s between the renewals of ended days by one source
 PAUSES: Final = (0.1, 0.4)  # s before the second and the third attempt; then the fetch has failed
 CLOCK_JUMP: Final = 5.0  # s of the wall clock against the monotonic one: more than drift
@@ -65,8 +67,9 @@ class _Access:
 
 @attrs.define(eq=False)
 class _Fetch:
-    """A fetch under way; it ends with a sheet or a failure."""
+    """A fetch under way, since `began` (trio time); it ends with a sheet or a failure."""
 
+    began: float
     sheet: RateSheet | None = None
     failure: SourceFailed | None = None
     done: bool = False
@@ -147,8 +150,8 @@ class RateChain:
                 if isinstance(found, Rate):
                     return found
                 if found.name not in asked:
-                    until = min(deadline, trio.current_time() + share)
-                    asked[found.name] = self._start(found, day), until
+                    fetch = self._start(found, day)
+                    asked[found.name] = fetch, min(deadline, fetch.began + share)
                     continue
                 until = asked[found.name][1]
             except NoRate:
@@ -315,7 +318,7 @@ class RateChain:
                 access.budget.take(mono)
             if self.cache.find(*key[:2]) is not None and day < today:
                 access.renewed_at = mono
-            fetch = self._fetches[key] = _Fetch()
+            fetch = self._fetches[key] = _Fetch(mono)
             self._nursery.start_soon(
                 self._run_fetch, source, day, key, fetch, name=f"fetch {source.name} {key[1]}"
             )
@@ -409,16 +412,18 @@ class RateChain:
         if not self._judge or sheet.rows is history:
             return sheet
         rows = dict(sheet.rows)
-        refused = None
+        refused: list[SourceFailed] = []
         for day in sorted(sheet.rows):
             judged, whole = doubt(sheet.rows, history, day)
             wrong = {code: row.why for code, row in judged.items() if isinstance(row, Doubted)}
             if wrong:
                 rows[day] = judged
                 self._observer.implausible_quotes(sheet.provider, day, wrong)
-                refused = whole or refused
+                if whole is not None:
+                    refused.append(whole)
             await trio.lowlevel.checkpoint()
-        return attrs.evolve(sheet, rows=rows, refused=refused)
+        mostly = 2 * len(refused) > len(rows)
+        return attrs.evolve(sheet, rows=rows, refused=refused[-1] if mostly else None)
 
     def _limit_source(self, provider: str, failure: SourceFailed) -> None:
         """Do not ask a source for a while, and report it unless it is known already."""

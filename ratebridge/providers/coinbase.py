@@ -18,6 +18,7 @@ from .source import Http, Provider, json_decoder, make_sheet, read_body, read_qu
 MARGIN: Final = timedelta(days=MAX_DAYS_BACK)
 SPAN: Final = 300 - 2 * MAX_DAYS_BACK  # days; a call for over 300 candles is refused
 EPOCH: Final = date(2015, 1, 1)  # spans of days are counted from here
+MOST_CANDLES: Final = 500  # that are read; 300 are asked for, and some may precede them
 NOT_FOUND: Final = 404
 
 _ONE: Final = Decimal(1)
@@ -58,7 +59,7 @@ class Coinbase:
         for coin in self._coins:
             answer = await self._http.get(f"{self._url}/products/{coin}-EUR/candles", params)
             if answer.status != NOT_FOUND:
-                found.append((coin, read_body(_candles, answer)))
+                found.append((coin, read_body(_candles, answer)[:MOST_CANDLES]))
                 headers = answer.headers
         prices = await read_rows(_closes(found))
         rows = {
