@@ -121,7 +121,7 @@ class Wrong:
 
 WRONG = [
     Wrong("CURRENCY_ASSIGNMENT_WS_URI", "http://feed", "ws://"),
-    Wrong("CURRENCY_ASSIGNMENT_WS_URI", "ws://user:pass@feed", "without user"),
+    Wrong("CURRENCY_ASSIGNMENT_WS_URI", "ws://us%3Aer:pass@feed", "user has no colon"),
     Wrong("CURRENCY_ASSIGNMENT_WS_URI", "ws://feed/#part", "without a fragment"),
     Wrong("CURRENCY_ASSIGNMENT_WS_URI", "ws://feed:99999", "valid host and port"),
     Wrong("CURRENCY_ASSIGNMENT_WS_URI", "ws://", "with a host"),
