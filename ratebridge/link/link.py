@@ -30,9 +30,11 @@ from .address import Address
 from .dial import Dial
 from .framing import MAX_MESSAGE, FrameDecoder, client_close, client_frames, masking_keys
 from .stream import LinkStream, Write
+from .upgrade import UpgradeOptions
 
 OPEN_WITHIN: Final = 5.0  # s for DNS, TCP, TLS and upgrade together
 CLOSE_WITHIN: Final = 1.0  # s for the closing handshake; a container gets 10 s for all
+NO_OPTIONS: Final = UpgradeOptions()
 
 
 class Link:
@@ -131,24 +133,28 @@ class Link:
             self._scope.cancel()
 
 
-async def open_link(nursery: trio.Nursery, address: Address, dial: Dial) -> Link:
+async def open_link(
+    nursery: trio.Nursery, address: Address, dial: Dial, options: UpgradeOptions = NO_OPTIONS
+) -> Link:
     """Open a link, whose tasks live in `nursery`; it ends, by force, when that is cancelled.
 
     Raises `LinkFailed` when it is not open within `OPEN_WITHIN` seconds, and
     when the peer, or the way to it, refuses.
     """
     with trio.move_on_after(OPEN_WITHIN):
-        link: Link = await nursery.start(_run_link, address, dial, name="link")
+        link: Link = await nursery.start(_run_link, address, dial, options, name="link")
         return link
     raise LinkFailed(Loss.OPEN_TIMEOUT, f"no connection within {OPEN_WITHIN:g} s")
 
 
-async def _run_link(address: Address, dial: Dial, *, task_status: trio.TaskStatus[Link]) -> None:
+async def _run_link(
+    address: Address, dial: Dial, options: UpgradeOptions, *, task_status: trio.TaskStatus[Link]
+) -> None:
     """The life of a link: trio-websocket's task, and ours beside it."""
     link: Link | None = None
     failure = LinkFailed(Loss.RESET, "the peer broke off")
     network = await dial()
-    stream = LinkStream(network)
+    stream = LinkStream(network, options.subprotocol)
     try:
         async with trio.open_nursery() as websocket_nursery:
             websocket = await trio_websocket.wrap_client_stream(
@@ -156,6 +162,8 @@ async def _run_link(address: Address, dial: Dial, *, task_status: trio.TaskStatu
                 stream,  # type: ignore[arg-type]  # it asks for the two that trio has
                 address.authority,
                 address.target,
+                subprotocols=[options.subprotocol] if options.subprotocol else None,
+                extra_headers=options.extra_headers(address),
                 max_message_size=MAX_MESSAGE,
             )
             link = Link(stream, websocket, websocket_nursery.cancel_scope)

@@ -52,14 +52,14 @@ class LinkStream(trio.abc.Stream):
     follow one that was cut short.
     """
 
-    def __init__(self, network: trio.abc.Stream) -> None:
+    def __init__(self, network: trio.abc.Stream, subprotocol: str | None = None) -> None:
         self._network = network
         # A socket is read and written without a task switch; another stream by its own methods.
         self._tls = network if isinstance(network, TlsStream) else None
         self._fd: int | None = None
         if isinstance(network, trio.SocketStream | TlsStream):
             self._fd = network.socket.fileno()
-        self._response: UpgradeResponse | None = UpgradeResponse()  # until it is read
+        self._response: UpgradeResponse | None = UpgradeResponse(subprotocol)
         self._behind_response = b""  # the first of the frames, came with it
         self._passed = b""  # for trio-websocket, which has not taken it yet
         self._wants_more = False  # trio-websocket has dealt with all that it took
@@ -120,18 +120,17 @@ class LinkStream(trio.abc.Stream):
                 await self._changed.park()
             data, self._passed, self._wants_more = self._passed, b"", False
             return data
-        try:
-            data = bytes(await self._network.receive_some(READ_SIZE))
-        except trio.BrokenResourceError:
-            data = b""
-        if not data:
-            raise LinkFailed(Loss.RESET, "the peer broke off the upgrade")
-        behind = self._response.feed(data)
-        if behind is None:
-            return data
-        self._response = None
-        self._behind_response = behind
-        return data[: len(data) - len(behind)]
+        behind = None
+        while behind is None:
+            try:
+                data = bytes(await self._network.receive_some(READ_SIZE))
+            except trio.BrokenResourceError:
+                data = b""
+            if not data:
+                raise LinkFailed(Loss.RESET, "the peer broke off the upgrade")
+            behind = self._response.feed(data)
+        head, self._response, self._behind_response = self._response.head, None, behind
+        return head
 
     # Out.
 
