@@ -3,7 +3,6 @@
 import io
 import json
 import random
-import ssl
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
@@ -18,7 +17,7 @@ from rate_bench import DAY, KEY, START, TLS, URL, Notes, Wall, make_client, open
 from support import elapsed
 
 from ratebridge.app import utc_now
-from ratebridge.errors import NoRate
+from ratebridge.errors import LinkFailed, Loss, NoRate
 from ratebridge.fakes.coinbase import COINBASE
 from ratebridge.fakes.feed import CURRENCIES
 from ratebridge.fakes.frankfurter import FRANKFURTER
@@ -838,15 +837,9 @@ async def test_a_failure_that_is_remembered_holds_no_answer(autojump_clock):
 # Every known failure: an answer in time, no effect on other days, and recovery.
 
 
-def broken(cause: type[BaseException], *args: object) -> Callable[[], Exception]:
-    """A failure to connect, as httpx tells of it."""
-
-    def make() -> Exception:
-        error = httpx.ConnectError("All connection attempts failed")
-        error.__cause__ = cause(*args)
-        return error
-
-    return make
+def broken(reason: Loss, detail: str) -> Callable[[], Exception]:
+    """No connection, for this reason."""
+    return lambda: LinkFailed(reason, detail)
 
 
 @attrs.frozen
@@ -882,11 +875,11 @@ ROWS = [
     status(503),
     Row(
         "connection refused",
-        broken(ConnectionRefusedError),
+        broken(Loss.REFUSED, "connection refused"),
         "could not be reached (connection refused)",
     ),
-    Row("DNS", broken(trio.socket.gaierror, -2), "could not be reached (host not found)"),
-    Row("TLS", broken(ssl.SSLError, 1), "could not be reached (TLS failed)"),
+    Row("DNS", broken(Loss.DNS, "host not found"), "could not be reached (host not found)"),
+    Row("TLS", broken(Loss.TLS, "TLS failed"), "could not be reached (TLS failed)"),
     Row("hang", HANG, "has not answered in time"),
     Row("drip", DRIP, "has not answered in time"),
     Row("reset", RESET, "broke off the connection"),
