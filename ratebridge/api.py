@@ -9,10 +9,11 @@ from typing import Any, Self
 import attrs
 import trio
 
-from .app import make_chain, make_sources, tls_context, utc_now
+from .app import make_chain, make_sources, utc_now
 from .conversion import rounded, to_euro
 from .dates import BadDate, rate_day, wire_time
 from .errors import BadRequest, NoRate, Refusal
+from .link.tls import tls_context
 from .messages import clipped, is_currency, parse_stake, quoted
 from .observer import Observer
 from .providers.chain import RateChain

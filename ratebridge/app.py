@@ -1,5 +1,6 @@
 """The service: built from its settings, and run until it is stopped."""
 
+import os
 import random
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -14,9 +15,11 @@ import trio
 from . import __version__
 from .backoff import Backoff
 from .bridge import Bridge
-from .errors import BadSettings
-from .link import Link, open_link
-from .link.dial import Dial, network_dial
+from .errors import BadSettings, LinkFailed
+from .link import Address, Link, open_link
+from .link.dial import Dial, NetworkDial
+from .link.tls import tls_context
+from .link.upgrade import UpgradeOptions
 from .observer import Observer
 from .operating.audit import Audit
 from .operating.logs import HostLog, configure_logs, event_log
@@ -27,6 +30,7 @@ from .providers.chain import RateChain
 from .providers.http import HttpClient
 from .providers.registry import provider
 from .providers.source import Source
+from .proxies import Proxies
 from .rates import RateCache
 from .session import HeartbeatSettings
 from .settings import FEED, Settings, resembled
@@ -40,16 +44,18 @@ utc_now: Final = partial(datetime.now, UTC)
 """The wall clock."""
 
 
-def tls_context(verify: bool) -> ssl.SSLContext:
-    """The TLS context for the feed and the sources."""
-    if verify:
-        context = ssl.create_default_context()
-    else:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # without the system's certificates
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    context.set_alpn_protocols(["http/1.1"])  # for the upgrade too; httpcore sets it anyway
-    return context
+def feed_dial(
+    settings: Settings, feed: Address, proxies: Proxies, tls: ssl.SSLContext
+) -> NetworkDial:
+    """The way to the feed by the settings. `tls` is that of the sources.
+
+    Raises `BadSettings` for a client certificate that cannot be used.
+    """
+    proxy = proxies.find("wss" if feed.secure else "ws", feed.host, feed.port)
+    own = tls
+    if settings.feed_cert_file is not None:
+        own = tls_context(settings.verify_ssl, settings.feed_cert_file, settings.feed_key_file)
+    return NetworkDial(feed, own, proxy, tls)
 
 
 def make_sources(settings: Settings, http: HttpClient) -> list[Source]:
@@ -170,12 +176,20 @@ async def build(
     if settings.feed is None:
         raise BadSettings(f"{FEED}: is required but not set")
     feed = settings.feed
+    # One for the feed and the sources: the system's certificates take 20 ms and over 1 MiB.
     tls = tls_context(settings.verify_ssl)
-    dial = dependencies.dial or network_dial(feed, tls if feed.secure else None)
+    proxies = Proxies.read(os.environ)
+    network = feed_dial(settings, feed, proxies, tls)
+    dial = dependencies.dial or network
+    options = UpgradeOptions(settings.feed_headers, settings.feed_subprotocol)
     http = HttpClient(lambda: tls)
 
     async def open_feed(nursery: trio.Nursery) -> Link:
-        link = await open_link(nursery, feed, dial)
+        try:
+            link = await open_link(nursery, feed, dial, options)
+        except LinkFailed:
+            network.next_address()
+            raise
         on_open()
         return link
 
@@ -196,6 +210,8 @@ async def build(
     for name in settings.unknown:
         other = resembled(name)
         observer.warn("settings.unknown", name=name, **({"resembles": other} if other else {}))
+    for entry in proxies.ignored:
+        observer.warn("settings.no_proxy", entry=entry, detail="this entry of NO_PROXY is ignored")
     observer.note(
         "service.started",
         version=__version__,

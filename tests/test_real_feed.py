@@ -19,7 +19,7 @@ from ratebridge.app import Dependencies, serve
 from ratebridge.fakes.feed import FeedGone, FeedPeer, Script, serve_feed
 from ratebridge.link import stream
 from ratebridge.link.address import Address
-from ratebridge.link.dial import Dial, network_dial
+from ratebridge.link.dial import Dial, NetworkDial
 from ratebridge.link.framing import MAX_MESSAGE
 from ratebridge.observer import Observer
 from ratebridge.operating.stats import Stats
@@ -81,7 +81,7 @@ async def feed_on_a_port(
 
 
 def tcp(port: int) -> Dial:
-    return network_dial(Address("127.0.0.1", port, "/", secure=False), NO_TLS)
+    return NetworkDial(Address("127.0.0.1", port, "/", secure=False), NO_TLS)
 
 
 @attrs.define
@@ -186,7 +186,7 @@ async def test_over_tls_it_is_the_same():
     healthy = Healthy()
     async with (
         feed_on_a_port(in_turn(open_and(reset), healthy), server) as (port, peers),
-        serving(network_dial(Address("127.0.0.1", port, "/", secure=True), client)) as service,
+        serving(NetworkDial(Address("127.0.0.1", port, "/", secure=True), client)) as service,
     ):
         await healthy.answered.wait()
     assert +service.stats.lost == {"reset": 1}

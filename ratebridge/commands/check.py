@@ -25,11 +25,12 @@ from typing import Any, ClassVar, Final, TextIO
 import attrs
 import trio
 
-from ..app import Dependencies, make_sources, tls_context
+from ..app import Dependencies, make_sources
 from ..errors import FetchOutcome, LinkFailed, Loss, Refused, SourceFailed, Unreadable
 from ..link.address import Address
 from ..link.dial import add_tls, open_tcp
 from ..link.link import OPEN_WITHIN, Link, open_link
+from ..link.tls import tls_context
 from ..messages import HEARTBEAT, Heartbeat, clipped, decode
 from ..operating.logs import configure_logs, with_colors
 from ..providers.http import HttpClient
