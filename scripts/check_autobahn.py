@@ -32,7 +32,7 @@ import trio
 
 from ratebridge.errors import LinkFailed
 from ratebridge.link import Address, Link, open_link
-from ratebridge.link.dial import network_dial
+from ratebridge.link.dial import NetworkDial
 
 AGENT: Final = "ratebridge"
 CASES: Final = ("1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.*", "10.*")
@@ -131,7 +131,7 @@ async def visit(port: int, target: str) -> None:
     try:
         with trio.move_on_after(CASE_WITHIN):
             async with trio.open_nursery() as nursery:
-                await echo(await open_link(nursery, address, network_dial(address, None)))
+                await echo(await open_link(nursery, address, NetworkDial(address, None)))
     except* LinkFailed:  # as each link ends
         pass
 
