@@ -3,16 +3,21 @@
 For those who embed it:
 
 - `Settings`, or `load_settings(values)` for settings by their names in the environment;
-  `load_settings()` reads them there, and from `.env`
-- `serve(settings)`, the service as an async function, to run in a nursery of yours
-- `run(settings)`, the same until SIGTERM or SIGINT, for a program that does nothing else
-- `Dependencies`, what a service touches beyond its settings, to be replaced in tests
-- `convert(stake, currency, instant)`, one conversion, async; `convert_sync` outside of trio
+  `load_settings()` reads them there, and from `.env`. A feed's `Address` is one of them
+- `serve(settings)`, the service as an async function, to run in a nursery of yours; it logs to
+  the stdlib logger `ratebridge`
+- `run(settings)`, the same until SIGTERM or SIGINT, with a log of its own, for a program that
+  does nothing else
+- `Dependencies`, what a service touches beyond its settings, to be replaced in tests: the `Dial`
+  of the feed, and each `Source` of rates, which gives a `RateSheet`, with a `Quote`, or a
+  `Doubted` one, for each currency and day
+- `Converter(settings)`, to convert many stakes; `convert(stake, currency, when)` for one, and
+  `convert_sync` outside of trio. The result is a `Conversion` with its `Rate`
 - `fakes`, the stand-in feed and rate sources, for your tests
 
 Every error that is raised on purpose is a `RatebridgeError`: `BadSettings` and
-`CannotStart` before the service begins; `BadRequest` and `NoRate` by `convert`, whose
-result is a `Conversion`.
+`CannotStart` before the service begins; `BadRequest` and `NoRate` by a conversion;
+`SourceFailed` by a source.
 
 Names are imported when they are first used, so that `import ratebridge` costs nothing.
 """
@@ -22,21 +27,41 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from . import fakes
-    from .api import Conversion, convert, convert_sync
+    from .api import Conversion, Converter, convert, convert_sync
     from .app import Dependencies, run, serve
-    from .errors import BadRequest, BadSettings, CannotStart, NoRate, RatebridgeError
+    from .errors import (
+        BadRequest,
+        BadSettings,
+        CannotStart,
+        NoRate,
+        RatebridgeError,
+        SourceFailed,
+    )
+    from .link.address import Address
+    from .link.dial import Dial
+    from .providers.source import Source
+    from .rates import Doubted, Quote, Rate, RateSheet
     from .settings import Settings, load_settings
 
 __version__ = "0.1.0"
 __all__ = [
+    "Address",
     "BadRequest",
     "BadSettings",
     "CannotStart",
     "Conversion",
+    "Converter",
     "Dependencies",
+    "Dial",
+    "Doubted",
     "NoRate",
+    "Quote",
+    "Rate",
+    "RateSheet",
     "RatebridgeError",
     "Settings",
+    "Source",
+    "SourceFailed",
     "convert",
     "convert_sync",
     "fakes",
@@ -46,25 +71,28 @@ __all__ = [
 ]
 
 _HOMES: Final = {
-    "BadRequest": "errors",
-    "BadSettings": "errors",
-    "CannotStart": "errors",
-    "Conversion": "api",
-    "Dependencies": "app",
-    "NoRate": "errors",
-    "RatebridgeError": "errors",
-    "Settings": "settings",
-    "convert": "api",
-    "convert_sync": "api",
-    "load_settings": "settings",
-    "run": "app",
-    "serve": "app",
+    "api": ("Conversion", "Converter", "convert", "convert_sync"),
+    "app": ("Dependencies", "run", "serve"),
+    "errors": (
+        *("BadRequest", "BadSettings", "CannotStart"),
+        *("NoRate", "RatebridgeError", "SourceFailed"),
+    ),
+    "link.address": ("Address",),
+    "link.dial": ("Dial",),
+    "providers.source": ("Source",),
+    "rates": ("Doubted", "Quote", "Rate", "RateSheet"),
+    "settings": ("Settings", "load_settings"),
 }
 
 
 def __getattr__(name: str) -> Any:
     if name == "fakes":
         return import_module(".fakes", __name__)
-    if name in _HOMES:
-        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f".{module}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,20 +1,22 @@
-"""One conversion, for programs that embed ratebridge."""
+"""Conversions for programs that embed ratebridge."""
 
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from functools import partial
+from typing import Any, Self
 
 import attrs
 import trio
 
-from .app import make_chain, make_sources, tls_context, utc_now
+from .app import make_chain, make_sources, utc_now
 from .conversion import rounded, to_euro
 from .dates import BadDate, rate_day, wire_time
 from .errors import BadRequest, NoRate, Refusal
+from .link.tls import tls_context
 from .messages import clipped, is_currency, parse_stake, quoted
 from .observer import Observer
+from .providers.chain import RateChain
 from .providers.http import HttpClient
 from .providers.source import Source
 from .rates import Rate
@@ -31,71 +33,129 @@ class Conversion:
     rate: Rate | None
 
 
-async def convert(
-    stake: Decimal,
-    currency: str,
-    instant: datetime | None = None,
-    settings: Settings | None = None,
-    *,
-    sources: Sequence[Source] | None = None,
-    clock: Callable[[], datetime] = utc_now,
-) -> Conversion:
-    """Convert one stake at the rate valid at `instant` (aware; None: now), as the service would.
+class Converter:
+    """Converts stakes as the service would, and keeps tables, quotas and connections.
 
-    `settings` name the sources; without them it uses those that need no key.
-    `sources` and `clock` replace the real ones in tests.
+    Use it by `async with`, in trio:
 
-    Raises `BadRequest` for a stake that is no finite number or outside the
-    service's bounds (below 10^15, at most 19 decimals), a currency that is not
-    three capital letters, and an instant without a time zone. Raises `NoRate` if
-    there is no rate for that currency or day (before 1999, or in the future), or
-    none at present; and `BadSettings` if the environment has a proxy of no use.
+        async with ratebridge.Converter(settings) as converter:
+            done = await converter.convert(Decimal("253.67"), "USD", date(2021, 5, 18))
+
+    Several tasks may call `convert` at once. Conversions of one day cost one call of a source.
+
+    Args:
+        settings: which sources to ask, and how; without them, those that need no key.
+        sources: replace the sources of the settings, in tests.
+        clock: replaces the wall clock (UTC), in tests.
+
+    Entering raises `BadSettings` for a proxy of no use, and `CannotStart` if TLS cannot be set
+    up on this machine.
     """
-    try:
-        amount = parse_stake(str(stake))
-    except ValueError as flaw:
-        raise BadRequest(f"stake {clipped(str(stake))} {flaw}") from None
-    if not is_currency(currency):
-        raise BadRequest(f"currency {quoted(currency)} is not three capital letters")
-    now = clock()
-    day = _day(now if instant is None else instant, now)
-    if currency == "EUR":
-        return Conversion(stake, currency, rounded(amount), None)
-    settings = settings or Settings()
-    problem = None
-    async with (
-        aclosing(HttpClient(partial(tls_context, settings.verify_ssl))) as http,
-        trio.open_nursery() as fetch_nursery,
-    ):
-        sources = sources or make_sources(settings, http)
-        chain = make_chain(settings, sources, fetch_nursery, Observer(), clock)
-        try:
-            rate = await chain.rate(currency, day)
-        except NoRate as error:  # raised outside, so that no nursery wraps it in a group
-            problem = error
-        fetch_nursery.cancel_scope.cancel()
-    if problem is not None:
-        raise problem
-    return Conversion(stake, currency, to_euro(amount, rate.units, rate.euro), rate)
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        sources: Sequence[Source] | None = None,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._settings = settings or Settings()
+        self._sources = sources
+        self._clock = clock
+        self._stack = AsyncExitStack()
+        self._chain: RateChain | None = None
+
+    async def __aenter__(self) -> Self:
+        settings = self._settings
+        async with AsyncExitStack() as stack:
+            sources = self._sources
+            if not sources:
+                tls = tls_context(settings.verify_ssl)
+                http = await stack.enter_async_context(aclosing(HttpClient(lambda: tls)))
+                sources = make_sources(settings, http)
+            fetch_nursery = await stack.enter_async_context(trio.open_nursery())
+            stack.callback(fetch_nursery.cancel_scope.cancel)
+            self._chain = make_chain(settings, sources, fetch_nursery, Observer(), self._clock)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        self._chain = None
+        # The nursery is not told of the error, which it would wrap in a group.
+        await self._stack.aclose()
+
+    async def convert(
+        self, stake: Decimal | int, currency: str, when: date | datetime | None = None
+    ) -> Conversion:
+        """Convert a stake at the rate of a day.
+
+        Args:
+            stake: a finite number below 10^15, with at most 19 decimals.
+            currency: three letters, such as "USD".
+            when: a day, or an aware datetime, whose UTC day counts; None is today.
+
+        Raises `BadRequest` for any other argument; a retry does not help. Raises `NoRate` if
+        there is no rate for that currency or day (before 1999, or in the future), or none at
+        present.
+        """
+        if self._chain is None:
+            raise BadRequest("a Converter converts inside of its `async with`")
+        now = self._clock()
+        amount = _read_stake(stake)
+        code = str(currency).upper() if str(currency).isascii() else ""
+        if not is_currency(code):
+            raise BadRequest(f"currency {quoted(str(currency))} is not a three-letter code")
+        day = _read_day(now if when is None else when, now)
+        if code == "EUR":
+            return Conversion(amount, code, rounded(amount), None)
+        rate = await self._chain.rate(code, day)
+        return Conversion(amount, code, to_euro(amount, rate.units, rate.euro), rate)
+
+
+async def convert(
+    stake: Decimal | int,
+    currency: str,
+    when: date | datetime | None = None,
+    settings: Settings | None = None,
+) -> Conversion:
+    """One conversion by a `Converter` of its own, which see."""
+    async with Converter(settings) as converter:
+        return await converter.convert(stake, currency, when)
 
 
 def convert_sync(
-    stake: Decimal,
+    stake: Decimal | int,
     currency: str,
-    instant: datetime | None = None,
+    when: date | datetime | None = None,
     settings: Settings | None = None,
 ) -> Conversion:
     """`convert` for a program that does not run trio."""
-    return trio.run(convert, stake, currency, instant, settings)
+    return trio.run(convert, stake, currency, when, settings)
 
 
-def _day(instant: datetime, now: datetime) -> date:
-    if instant.utcoffset() is None:
-        raise BadRequest(f"instant {instant.isoformat()} has no time zone")
+def _read_stake(stake: Any) -> Decimal:
+    if not isinstance(stake, Decimal | int) or isinstance(stake, bool):
+        raise BadRequest(f"stake {clipped(repr(stake))} is not a Decimal")
+    text = str(Decimal(stake))
     try:
-        utc = instant.astimezone(UTC)
-    except OverflowError:
-        raise BadRequest(f"instant {instant.isoformat()} is out of range") from None
+        return parse_stake(text)
+    except ValueError as flaw:
+        raise BadRequest(f"stake {clipped(text)} {flaw}") from None
+
+
+def _read_day(when: Any, now: datetime) -> date:
+    """The day whose rate counts, of a day or an instant."""
+    if not isinstance(when, date):
+        raise BadRequest(f"{clipped(repr(when))} is not a date")
+    if not isinstance(when, datetime):
+        utc = datetime(when.year, when.month, when.day, tzinfo=UTC)
+    elif when.utcoffset() is None:
+        raise BadRequest(f"instant {when.isoformat()} has no time zone")
+    else:
+        try:
+            utc = when.astimezone(UTC)
+        except OverflowError:
+            raise BadRequest(f"instant {when.isoformat()} is out of range") from None
     try:
         return rate_day(utc, now)
     except BadDate as flaw:

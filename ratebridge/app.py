@@ -1,13 +1,13 @@
-"""The service assembled from its settings, and how it is run."""
+"""The service: built from its settings, and run until it is stopped."""
 
+import os
 import random
-import signal
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from functools import cache, partial
-from typing import Final, TypeVar
+from functools import partial
+from typing import Final
 
 import attrs
 import trio
@@ -15,44 +15,51 @@ import trio
 from . import __version__
 from .backoff import Backoff
 from .bridge import Bridge
-from .errors import BadSettings, RatebridgeError
-from .link import Link, open_link
-from .link.dial import Dial, network_dial
+from .errors import BadSettings, LinkFailed
+from .link import Address, Link, open_link
+from .link.dial import Dial, NetworkDial
+from .link.tls import tls_context
+from .link.upgrade import UpgradeOptions
 from .observer import Observer
-from .operating.journal import Journal
-from .operating.logs import configure_logs
-from .operating.stats import Stats
+from .operating.audit import Audit
+from .operating.logs import HostLog, configure_logs, event_log
+from .operating.notify import notify
 from .outbox import Outbox
 from .providers.ahead import fetch_at_midnight
 from .providers.chain import RateChain
 from .providers.http import HttpClient
 from .providers.registry import provider
 from .providers.source import Source
+from .proxies import Proxies
 from .rates import RateCache
 from .session import HeartbeatSettings
-from .settings import FEED, Settings
+from .settings import FEED, Settings, resembled
+from .signals import run_until_signal
 from .supervisor import Supervisor
 
-T = TypeVar("T")
-
 SUMMARY_EVERY: Final = 60.0  # s
-STOPS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 utc_now: Final = partial(datetime.now, UTC)
 """The wall clock."""
 
 
-def tls_context(verify: bool) -> ssl.SSLContext:
-    """The TLS context for the feed and the sources."""
-    if verify:
-        context = ssl.create_default_context()
-    else:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # without the system's certificates
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    context.set_alpn_protocols(["http/1.1"])  # for the upgrade too; httpcore sets it anyway
-    return context
+def feed_tls(settings: Settings, tls: ssl.SSLContext) -> ssl.SSLContext:
+    """The TLS of the feed: that of the sources, or one with the feed's client certificate.
+
+    Raises `BadSettings` for a certificate that cannot be used.
+    """
+    if settings.feed_cert_file is None:
+        return tls
+    return tls_context(settings.verify_ssl, settings.feed_cert_file, settings.feed_key_file)
+
+
+def feed_dial(
+    settings: Settings, feed: Address, proxies: Proxies, tls: ssl.SSLContext
+) -> NetworkDial:
+    """The way to the feed by the settings; `tls` is that of the sources. Raises as `feed_tls`."""
+    proxy = proxies.find("wss" if feed.secure else "ws", feed.host, feed.port)
+    return NetworkDial(feed, feed_tls(settings, tls) if feed.secure else None, proxy, tls)
 
 
 def make_sources(settings: Settings, http: HttpClient) -> list[Source]:
@@ -96,85 +103,146 @@ class Dependencies:
     """What a service needs beyond its settings; tests replace these.
 
     `dial` connects to the feed, `sources` give the rates, `clock` is the wall clock in
-    UTC, `jitter` gives random numbers from 0 to 1. `journal` is private.
+    UTC, `jitter` gives random numbers from 0 to 1. `observer` is private. `environment`
+    names the service manager that is told how the service fares, see `operating.notify`.
     """
 
     dial: Dial | None = None
     sources: Sequence[Source] | None = None
     clock: Callable[[], datetime] = utc_now
     jitter: Callable[[], float] = random.random
-    journal: Journal = attrs.Factory(lambda: Journal(Stats()))
+    observer: Observer = attrs.Factory(lambda: Observer(HostLog()))
+    environment: Mapping[str, str] = attrs.Factory(dict)
+
+
+@attrs.frozen
+class Parts:
+    """The parts of a service that is built. Its tasks live in `nursery`."""
+
+    nursery: trio.Nursery
+    observer: Observer
+    chain: RateChain
+    bridge: Bridge
+    outbox: Outbox
+    supervisor: Supervisor
 
 
 async def serve(
     settings: Settings,
     stop: trio.Event | None = None,
     dependencies: Dependencies | None = None,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run the service until `stop` is set and the requests in flight are answered.
 
-    The drain timeout bounds the wait for them. Without a `stop` it runs until
-    cancelled. It logs by structlog, however that is configured. Raises `CannotStart`
-    or `BadSettings` before it connects to anything.
+    It writes nothing by itself: its events are records of the stdlib logger `ratebridge`.
+
+    Args:
+        settings: what `load_settings` gives; the drain timeout bounds the wait at the end.
+        stop: without it the service runs until it is cancelled.
+        dependencies: replace the network and the clock, in tests.
+        task_status: `await nursery.start(serve, settings)` returns when the first connection
+            is up, or a stop came before.
+
+    Raises `CannotStart` or `BadSettings` before it connects to anything.
     """
     stop = trio.Event() if stop is None else stop
-    dependencies = dependencies or Dependencies()
-    journal = dependencies.journal
+    not_told = [task_status.started]
+
+    def tell_started() -> None:
+        while not_told:
+            not_told.pop()()
+
+    async with build(settings, dependencies or Dependencies(), tell_started) as parts:
+        parts.nursery.start_soon(_summarize, parts, name="summary")
+        async with trio.open_nursery() as supervisor_nursery:
+            supervisor_nursery.start_soon(parts.supervisor.run, name="supervisor")
+            await stop.wait()
+            bridge, outbox = parts.bridge, parts.outbox
+            parts.observer.note("service.stopping", waiting=bridge.waiting, outbox=len(outbox))
+            bridge.stopping = True
+            with trio.move_on_after(settings.drain_timeout):
+                await bridge.wait_settled()
+                await outbox.wait_empty()
+            parts.supervisor.stop()
+    tell_started()
+
+
+@asynccontextmanager
+async def build(
+    settings: Settings, dependencies: Dependencies, on_open: Callable[[], None]
+) -> AsyncIterator[Parts]:
+    """Build a service, and take it down at the end. Raises as `serve` does.
+
+    What is opened here, such as the audit file and the port of the status server, is in use
+    already; only the supervisor does not run yet. `on_open` is called when a connection opens.
+    """
+    observer = dependencies.observer
     if settings.feed is None:
         raise BadSettings(f"{FEED}: is required but not set")
     feed = settings.feed
-    # One for the feed and the sources: the system's certificates take 20 ms and over 1 MiB.
-    make_tls = cache(partial(tls_context, settings.verify_ssl))
-    dial = dependencies.dial or network_dial(feed, make_tls() if feed.secure else None)
-    http = HttpClient(make_tls)
+    tls = tls_context(settings.verify_ssl)  # one for the sources and the feed
+    proxies = Proxies.read(os.environ)
+    network = feed_dial(settings, feed, proxies, tls)
+    dial = dependencies.dial or network
+    options = UpgradeOptions(settings.feed_headers, settings.feed_subprotocol)
+    http = HttpClient(lambda: tls, proxies=proxies)
 
-    # What not every service has is imported by those that have it: it takes 5 ms.
+    async def open_feed(nursery: trio.Nursery) -> Link:
+        try:
+            link = await open_link(nursery, feed, dial, options)
+        except LinkFailed:
+            network.next_address()
+            raise
+        on_open()
+        return link
+
     status = None
     with ExitStack() as opened:
         if settings.status_address is not None:
+            # With its server and its metrics it takes several times 20 ms.
             from .operating.status import StatusServer
 
-            status = StatusServer(settings.status_address, journal)
+            status = StatusServer(settings.status_address, observer)
             opened.callback(status.close)
         if settings.audit_file is not None:
-            from .operating.audit import Audit
-
-            journal.audit = Audit(settings.audit_file, journal)
+            observer.audit = Audit(settings.audit_file, observer)
         opened.pop_all()
 
-    async def open_feed(nursery: trio.Nursery) -> Link:
-        return await open_link(nursery, feed, dial)
-
     if not settings.verify_ssl:
-        journal.warn("tls.unverified", detail="VERIFY_SSL is off: certificates are not checked")
+        observer.warn("tls.unverified", detail="VERIFY_SSL is off: certificates are not checked")
     for name in settings.unknown:
-        journal.warn("settings.unknown", name=name)
-    journal.note(
+        other = resembled(name)
+        observer.warn("settings.unknown", name=name, **({"resembles": other} if other else {}))
+    for entry in proxies.ignored:
+        observer.warn("settings.no_proxy", entry=entry, detail="this entry of NO_PROXY is ignored")
+    observer.note(
         "service.started",
         version=__version__,
         feed=feed.authority,
         sources=list(settings.providers),
-        **journal.audit_head(),
+        **observer.audit_head(),
     )
     async with (
-        aclosing(journal),
+        aclosing(observer),
         aclosing(http),
-        open_outbox(journal) as outbox,
+        open_outbox(observer) as outbox,
         trio.open_nursery() as service_nursery,
     ):
         chain = make_chain(
             settings,
             dependencies.sources or make_sources(settings, http),
             service_nursery,
-            journal,
+            observer,
             dependencies.clock,
             dependencies.jitter,
         )
-        if journal.audit is not None:
+        if observer.audit is not None:
             with trio.CancelScope(shield=True):  # or the status server's port stayed open
-                await service_nursery.start(journal.audit.run)
+                await service_nursery.start(observer.audit.run)
         bridge = Bridge(
-            chain, service_nursery, outbox.add, utc_now=dependencies.clock, observer=journal
+            chain, service_nursery, outbox.add, utc_now=dependencies.clock, observer=observer
         )
         supervisor = Supervisor(
             open_feed,
@@ -182,114 +250,47 @@ async def serve(
             outbox,
             heartbeat=HeartbeatSettings(settings.heartbeat_interval, settings.heartbeat_timeout),
             backoff=Backoff(settings.reconnect_min, settings.reconnect_max, dependencies.jitter),
-            observer=journal,
+            observer=observer,
         )
+        service_nursery.start_soon(outbox.drop_the_old, name="old replies")
         service_nursery.start_soon(
             fetch_at_midnight, chain, dependencies.clock, name="rates at midnight"
         )
-        service_nursery.start_soon(_summarize, journal, bridge, outbox, chain, name="summary")
+        service_nursery.start_soon(
+            notify, observer.stats, bridge, dependencies.environment, name="notify"
+        )
         if status is not None:
             from .operating.overview import Service
 
             # In this nursery it still answers while the service drains.
             view = Service(
                 settings,
-                journal.stats,
+                observer.stats,
                 bridge,
                 outbox,
                 chain,
                 trio.current_time(),
                 dependencies.clock,
-                journal.audit,
+                observer.audit,
             )
             await service_nursery.start(status.run, view, name="status server")
-        async with trio.open_nursery() as supervisor_nursery:
-            supervisor_nursery.start_soon(supervisor.run, name="supervisor")
-            await stop.wait()
-            journal.note("service.stopping", waiting=bridge.waiting, outbox=len(outbox))
-            bridge.stopping = True
-            with trio.move_on_after(settings.drain_timeout):
-                await _drain(bridge, outbox)
-            supervisor.stop()
+        yield Parts(service_nursery, observer, chain, bridge, outbox, supervisor)
         service_nursery.cancel_scope.cancel()
 
 
-async def _drain(bridge: Bridge, outbox: Outbox) -> None:
-    """Wait until every request is answered and every reply written."""
-    await bridge.wait_settled()
-    await outbox.wait_empty()
-
-
-async def _summarize(journal: Journal, bridge: Bridge, outbox: Outbox, chain: RateChain) -> None:
+async def _summarize(parts: Parts) -> None:
     while True:
         await trio.sleep(SUMMARY_EVERY)
-        journal.summarize(waiting=bridge.waiting, outbox=len(outbox), sheets=len(chain.cache))
+        parts.observer.summarize(
+            waiting=parts.bridge.waiting, outbox=len(parts.outbox), sheets=len(parts.chain.cache)
+        )
 
 
 def run(settings: Settings) -> None:
     """Run the service until SIGTERM or SIGINT, with the log of the settings.
 
-    SIGHUP reopens the audit file and is ignored without one. Raises as `serve` does.
+    Its audit file, if there is one, is reopened at SIGHUP. Raises as `serve` does.
     """
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     configure_logs(settings.log_level, settings.log_format)
-    run_until_signal(lambda stop: serve(settings, stop=stop))
-
-
-def run_until_signal(run: Callable[[trio.Event], Awaitable[None]]) -> None:
-    """Run in trio with an Event that SIGTERM or SIGINT sets; a second signal cancels at once."""
-    early: list[int] = []
-    # Before and after the receiver is open, trio's own code runs: a handler must not raise there.
-    handlers = {
-        number: signal.signal(number, lambda number, _frame: early.append(number))
-        for number in STOPS
-    }
-    try:
-        trio.run(_run_until_signal, run, early)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-async def _run_until_signal(
-    run: Callable[[trio.Event], Awaitable[None]], early: Sequence[int]
-) -> None:
-    with trio.open_signal_receiver(*STOPS) as signals:
-        stop = trio.Event()
-
-        async def obey(scope: trio.CancelScope) -> None:
-            if not early:
-                await anext(signals)
-            stop.set()
-            await anext(signals)
-            scope.cancel()
-
-        problem = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(obey, nursery.cancel_scope, name="signals")
-            try:
-                await run(stop)
-            except RatebridgeError as error:
-                problem = error  # raised outside, so that no nursery wraps it in a group
-            nursery.cancel_scope.cancel()
-        if problem is not None:
-            raise problem
-
-
-def run_unless_stopped(work: Callable[[], Awaitable[T]]) -> T | None:
-    """Run `work` in trio; returns its result, or None if a signal cancelled it."""
-    results: list[T] = []
-
-    async def until(stop: trio.Event) -> None:
-        async with trio.open_nursery() as nursery:
-
-            async def leave() -> None:
-                await stop.wait()
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(leave, name="stop")
-            results.append(await work())
-            nursery.cancel_scope.cancel()
-
-    run_until_signal(until)
-    return results[0] if results else None
+    dependencies = Dependencies(observer=Observer(event_log()), environment=os.environ)
+    run_until_signal(lambda stop: serve(settings, stop, dependencies))

@@ -109,7 +109,7 @@ class Bridge:
         if self.waiting >= MOST_WAITING or self._waiting_bytes > MOST_WAITING_BYTES:
             raise NoRate(Refusal.OVERLOADED, "overloaded, too many requests wait for rates")
         self.waiting += 1
-        self._waiting_bytes += len(request.reply)
+        self._waiting_bytes += len(request.frame)
         self._nursery.start_soon(self._answer_later, request, day, moment.mono, name="request")
         return None
 
@@ -127,7 +127,7 @@ class Bridge:
         self._deliver(reply)
         self.report(came)
         self.waiting -= 1
-        self._waiting_bytes -= len(request.reply)
+        self._waiting_bytes -= len(request.frame)
         if not self.waiting:
             self._settled.set()
 

@@ -25,7 +25,9 @@ class Loss(StrEnum):
     DNS = "dns"
     REFUSED = "refused"
     UNREACHABLE = "unreachable"
+    PROXY = "proxy"
     CERTIFICATE = "certificate"
+    CLIENT_CERTIFICATE = "client-certificate"
     TLS = "tls"
     REJECTED = "rejected"
     OPEN_TIMEOUT = "open-timeout"
@@ -43,6 +45,7 @@ class Drop(StrEnum):
     """Why a message cannot be answered. Stable words of log and metrics."""
 
     TOO_LONG = "too-long"
+    TOO_DEEP = "too-deep"
     NOT_JSON = "not-json"
     NOT_AN_OBJECT = "not-an-object"
     NO_TYPE = "no-type"
@@ -113,12 +116,12 @@ class LinkFailed(RatebridgeError):
 class Unreadable(RatebridgeError):
     """A frame that cannot be answered: no JSON, no object, no type, no id.
 
-    The first argument is one of a few stable words, usable as a metric label.
+    The first argument is a `Drop` or its word.
     """
 
     @property
-    def reason(self) -> str:
-        return str(self.args[0])
+    def reason(self) -> Drop:
+        return Drop(self.args[0])
 
 
 @attrs.frozen(eq=False, str=False)

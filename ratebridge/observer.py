@@ -1,68 +1,197 @@
-"""What the service reports of itself: one method per fact.
+"""What the service reports of itself: one method per fact, which counts it and logs it.
 
-The other modules call these and stay free of logs, metrics and files;
-`operating.journal.Journal` is the observer that records them. Each method is called
-from the event loop, returns at once and does not raise.
+The other modules call these and stay free of logs, metrics and files. Each method is called from
+the event loop, returns at once and does not raise.
+
+No peer can fill the log: at most ten lines of a kind are written in any minute. `log.limited`
+counts the others, once a minute and at the end, with the first and the last id of undelivered
+replies. Its level is the highest of theirs. At the level debug every line is written; those
+beyond the ten have that level.
+
+Events have stable names: `connection.up`, `connection.lost`, `connection.failed`,
+`connection.down`, `loop.stalled`, `rates.fetched`, `rates.failed`, `rates.recovered`,
+`rates.limited`, `rates.implausible`, `clock.jumped`, `clock.differs`, `message.dropped`,
+`conversion.done`, `conversion.failed`, `reply.undelivered`, `internal_error`, `summary`,
+`audit.failed`, `audit.lost`, `audit.recovered`, `audit.reopened`, `log.limited`,
+`status.listening`, `status.failed`, `tls.unverified`, `settings.unknown`, `settings.no_proxy`,
+`service.started`, `service.stopping`, `service.stopped`.
 """
 
-from collections.abc import Mapping, Sequence
-from datetime import date, datetime
-from typing import TYPE_CHECKING, TypeAlias
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from .errors import LinkFailed, NoRate, Refused, SourceFailed
-from .rates import Rate, RateSheet
+import attrs
+import trio
+
+from .errors import Drop, FetchOutcome, LinkFailed, NoRate, Refusal, Refused, SourceFailed
+from .messages import Request, clipped
+from .operating.logs import OFTEN, LineLimit, library_limit
+from .operating.stats import LACKING, RecentError, Stats
+from .rates import FIXED, Rate, RateSheet
 
 if TYPE_CHECKING:
-    from .messages import Request
+    from .operating.audit import Audit
 
 Converted: TypeAlias = "tuple[Request, str, Rate | None, datetime]"
 """A request, its stake in euro as the reply has it, the rate (None if it was in euro already),
 and the reply's date."""
 
+LONG_LIMIT: Final = 3600.0  # s
+OFF: Final = "RATEBRIDGE_PLAUSIBILITY=off lets them through"
+LEVELS: Final = {"info": 20, "warning": 30, "error": 40}
+OUR_FAULT: Final = (Refusal.UNAVAILABLE, Refusal.OVERLOADED, Refusal.INTERNAL_ERROR)
 
+
+@attrs.define(eq=False)
 class Observer:
-    """The base of observers; does nothing."""
+    """Counts in `stats`, and writes to `log`, if there is one: a logger like those of structlog.
+
+    `utc_now` dates the recent errors of the status page. `audit` is the audit trail, if there
+    is one; it gets every conversion.
+    """
+
+    log: Any = None
+    utc_now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    stats: Stats = attrs.Factory(Stats)
+    audit: "Audit | None" = None
+    _limit: LineLimit = attrs.Factory(LineLimit)
+    _unlogged_ids: list[str] = attrs.Factory(list)  # first and last id of undelivered replies
+    _limited_level: str = "info"  # the highest of the lines held back
+    _at_last_summary: Counter[str] = attrs.Factory(Counter)
+    _debug: bool = attrs.field(init=False)
+
+    @_debug.default
+    def _is_debug(self) -> bool:
+        return self.log is not None and self.log.is_enabled_for(10)
 
     # The connection.
 
     def link_up(self) -> None:
         """A connection is open."""
+        stats = self.stats
+        stats.link_up = True
+        stats.link_since = trio.current_time()
+        stats.retry_at = None
+        stats.links_opened += 1
+        self.note("connection.up", connections=stats.links_opened)
 
     def link_lost(self, cause: LinkFailed, uptime: float, retry_in: float | None) -> None:
         """A connection ended after `uptime` seconds, or an attempt failed (0.0).
 
         The next attempt is in `retry_in` seconds; None for never.
         """
+        stats = self.stats
+        was_up, stats.link_up = stats.link_up, False
+        detail = clipped(cause.detail, 120) if cause.detail else ""
+        stats.link_ended = detail if cause.reason in detail else f"{cause.reason}, {detail}"
+        stats.link_ended = stats.link_ended.removesuffix(", ")
+        known = {"detail": detail or None, "code": cause.code, "status": cause.status}
+        fields: dict[str, Any] = {"reason": cause.reason}
+        fields |= {name: value for name, value in known.items() if value is not None}
+        if was_up:
+            stats.link_since = trio.current_time()
+            fields["uptime"] = round(uptime, 3)
+        if retry_in is not None:
+            stats.lost[cause.reason] += 1
+            stats.retry_at = trio.current_time() + retry_in
+            fields["retry_in"] = round(retry_in, 3)
+            event = "connection.lost" if was_up else "connection.failed"
+            words = f"{event.replace('.', ' ')}: {stats.link_ended}"
+            self._report(event, cause.reason, words, **fields)
+        elif was_up:
+            self.note("connection.down", **fields)
 
     def heartbeat_received(self, gap: float) -> None:
         """A heartbeat came, `gap` seconds after the one before it, or after the open."""
+        self.stats.heartbeats += 1
+        self.stats.heartbeat_at = trio.current_time()
+        self.stats.heartbeat_gaps.append(gap)
 
     def loop_stalled(self, late: float) -> None:
         """The event loop stalled for `late` seconds, so the peer gets another period."""
+        self.stats.stalls += 1
+        words = f"the event loop stalled for {late:.1f} s"
+        self._report("loop.stalled", "", words, seconds=round(late, 3))
 
     # The messages.
 
-    def dropped(self, reason: str, frame: bytes) -> None:
+    def dropped(self, reason: Drop, frame: bytes) -> None:
         """A frame came that cannot be answered."""
+        self.stats.dropped[reason] += 1
+        fields = {"reason": reason, "size": len(frame), "begins": clipped(frame)}
+        self._report("message.dropped", reason, f"message dropped: {reason}", **fields)
 
     def converted(self, conversions: Sequence[Converted], seconds: float) -> None:
         """Stakes were converted, `seconds` after their requests came."""
+        stats = self.stats
+        stats.converted += len(conversions)
+        stats.latency.add(seconds, len(conversions))
+        currencies = stats.currencies
+        for request, euro, rate, _ in conversions:
+            currency = currencies[request.currency]
+            currency.converted += 1
+            currency.euros += float(euro)
+            if rate is not None:
+                currency.rate = rate
+                if rate.cached and rate.provider != FIXED:  # what is law takes no table
+                    stats.from_cache += 1
+        if self.audit is not None:
+            self.audit.add(conversions)
+        if not self._debug:
+            return
+        for request, euro, rate, _ in conversions:
+            fields: dict[str, Any] = {"id": clipped(request.id), "stake": str(request.stake)}
+            fields |= {"currency": request.currency, "eur": euro, "ms": round(seconds * 1000, 3)}
+            if rate is not None:
+                fields |= {"rate": rate.text, "rate_date": str(rate.day), "asked": str(rate.asked)}
+                fields |= {"provider": rate.provider, "cached": rate.cached}
+                fields["fetched"] = f"{rate.fetched:%Y-%m-%dT%H:%M:%SZ}"
+                if rate.note:
+                    fields["note"] = rate.note
+            self.log.debug("conversion.done", **fields)
 
     def refused(self, problem: Refused | NoRate, message_id: bytes, seconds: float) -> None:
-        """A request was answered with an error."""
+        """A request was answered with an error, `seconds` after it came."""
+        stats = self.stats
+        stats.refused[problem.kind] += 1
+        stats.latency.add(seconds)
+        if problem.kind in OUR_FAULT:
+            stats.failed_at, stats.failed = trio.current_time(), problem.text
+        shown = clipped(message_id)
+        words = f"request {shown} refused: {problem.text}"
+        fields = {"id": shown, "kind": problem.kind, "error": problem.text}
+        # A third of the recorded traffic is in currencies that no source has.
+        level = "info" if problem.kind == Refusal.UNKNOWN_CURRENCY else "warning"
+        self._report("conversion.failed", problem.kind, words, level, **fields)
 
     def undelivered(self, message_id: bytes, why: str) -> None:
         """A reply will never be sent."""
+        self.stats.undelivered += 1
+        shown = clipped(message_id)
+        words = f"the reply to request {shown} was not delivered: {why}"
+        if not self._report("reply.undelivered", "", words, id=shown, why=why):
+            self._unlogged_ids = [*self._unlogged_ids[:1], shown]
 
     # The rates.
 
     def fetched(self, sheet: RateSheet, seconds: float) -> None:
         """A source gave a sheet, `seconds` after it was asked."""
-
-    def implausible_quotes(
-        self, provider: str, day: date, quotes: Mapping[str, SourceFailed]
-    ) -> None:
-        """A source gave quotes that cannot be true and are not used; reasons by currency."""
+        source = self.stats.sources[sheet.provider]
+        source.fetches[FetchOutcome.OK] += 1
+        source.durations.add(seconds)
+        source.fetched_at = source.answered_at = trio.current_time()
+        source.seconds = seconds
+        self.stats.failed_at = None
+        fields: dict[str, Any] = {"provider": sheet.provider, "asked": sheet.asked}
+        fields |= {"days": sheet.days, "currencies": len(sheet.currencies)}
+        fields["seconds"] = round(seconds, 3)
+        if source.failure and source.outcome not in LACKING:
+            self.warn("rates.recovered", **fields, after=source.failure)
+        else:
+            self.note("rates.fetched", **fields)
+        source.outcome, source.failure = FetchOutcome.OK, ""
 
     def fetch_failed(
         self, provider: str, asked: str, failure: SourceFailed, meanwhile: datetime | None
@@ -72,31 +201,153 @@ class Observer:
         `asked` is what it was asked for, such as "2021-05"; `meanwhile` is when the sheet was
         fetched that is used meanwhile, None if there is none.
         """
+        source = self.stats.sources[provider]
+        outcome = failure.outcome
+        source.fetches[outcome] += 1
+        source.fetched_at = now = trio.current_time()
+        source.outcome, source.failure = outcome, failure.text
+        if meanwhile is not None:
+            used = f"its answer of {meanwhile:%Y-%m-%d %H:%M} UTC is used meanwhile"
+            source.failure = f"{failure.text}; {used}"
+        if failure.limited_for and now < (source.limited_until or now):
+            return  # `rate_limited` has reported it, once for all fetches that are refused alike
+        level = (
+            "error" if outcome == FetchOutcome.REFUSED_KEY else "warning"
+        )  # a key needs somebody
+        words = f"{provider} {source.failure}"
+        fields = {"kind": outcome, "provider": provider, "asked": asked, "detail": source.failure}
+        self._report("rates.failed", f"{provider} {outcome}", words, level, **fields)
+
+    def implausible_quotes(
+        self, provider: str, day: date, quotes: Mapping[str, SourceFailed]
+    ) -> None:
+        """A source gave quotes that cannot be true and are not used; reasons by currency."""
+        self.stats.sources[provider].implausible += len(quotes)
+        code, why = next(iter(quotes.items()))
+        more = f", and {len(quotes) - 1} more" if len(quotes) > 1 else ""
+        words = f"{provider} {why}: {code} on {day}{more}"
+        fields = {"provider": provider, "day": str(day), "currencies": len(quotes), "first": code}
+        self._report("rates.implausible", provider, words, **fields, detail=why.text, off=OFF)
 
     def rate_limited(self, provider: str, failure: SourceFailed) -> None:
         """A source is not asked again for `failure.limited_for` seconds."""
+        seconds = failure.limited_for or 0.0
+        source = self.stats.sources[provider]
+        source.limited_until, source.limit = trio.current_time() + seconds, failure.text
+        # A minute's quota is soon there again; a month's needs somebody.
+        level = "error" if seconds > LONG_LIMIT else "warning"
+        fields = {"provider": provider, "detail": failure.text, "limited_for": round(seconds, 1)}
+        self._report("rates.limited", provider, f"{provider} {failure.text}", level, **fields)
 
     def clock_jumped(self, seconds: float) -> None:
         """The wall clock moved by so much against the monotonic one; negative: back."""
+        self.stats.clock_jumps += 1
+        words = f"the wall clock moved by {seconds:.0f} s"
+        self._report("clock.jumped", "", words, seconds=round(seconds, 1))
 
     def clock_differs(self, provider: str, seconds: float) -> None:
         """Our wall clock is ahead of a source's by so much; negative: behind."""
+        side = "ahead of" if seconds > 0 else "behind"
+        words = f"our clock is {abs(seconds):.0f} s {side} {provider}'s"
+        self._report("clock.differs", provider, words, provider=provider, seconds=round(seconds, 1))
 
     # The audit trail.
 
     def audit_failed(self, why: str, waiting: int) -> None:
         """The audit file cannot be written from now on; `waiting` lines are queued."""
+        words = f"the audit file cannot be written: {why}"
+        self._report("audit.failed", "", words, "error", detail=why, waiting=waiting)
 
     def audit_lost(self, lines: int, why: str) -> None:
         """Lines will never be written: the first beyond the queue, or those left at the stop."""
+        words = f"lines of the audit trail are lost: {why}"
+        self._report("audit.lost", "", words, "error", lines=lines, why=why)
 
     def audit_recovered(self, lost: int) -> None:
         """The audit file is written again; `lost` lines were lost meanwhile."""
+        self.warn("audit.recovered", lost=lost)
 
     def audit_reopened(self) -> None:
         """The audit file was opened anew, as it was moved or a SIGHUP came."""
+        self.note("audit.reopened", **self.audit_head())
+
+    def audit_head(self) -> dict[str, str]:
+        """The head of the audit trail, if there is one, as a field of an event."""
+        return {} if self.audit is None else {"audit_head": str(self.audit.head)}
 
     # The service.
 
     def internal_error(self, where: str, error: BaseException) -> None:
         """A bug in the part named `where` raised `error`; the service goes on."""
+        self.stats.internal_errors += 1
+        words = f"an internal error ({where}), see the log"
+        self._report("internal_error", where, words, "error", where=where, exc_info=error)
+
+    def note(self, event: str, **fields: Any) -> None:
+        """Log an ordinary event."""
+        self._write("info", event, **fields)
+
+    def warn(self, event: str, **fields: Any) -> None:
+        """Log a state that an operator should know of."""
+        self._write("warning", event, **fields)
+
+    def summarize(self, *, waiting: int, outbox: int, sheets: int) -> None:
+        """Log the counts of the last minute; called once a minute."""
+        stats = self.stats
+        counts = {"converted": stats.converted, "refused": stats.refused.total()}
+        counts |= {"dropped": stats.dropped.total(), "undelivered": stats.undelivered}
+        before, self._at_last_summary = self._at_last_summary, Counter(counts)
+        fields: dict[str, Any] = {"connection": "up" if stats.link_up else "down"}
+        fields |= {name: count - before[name] for name, count in counts.items()}
+        fields |= {"waiting": waiting, "outbox": outbox, "sheets": sheets}
+        fields["connections"] = stats.links_opened
+        if self.audit is not None:
+            fields["audit_waiting"] = self.audit.waiting
+        self.note("summary", **fields, **self.audit_head())
+        self._write_limited()
+
+    async def aclose(self) -> None:
+        """Log what is not logged yet, and the end: stopped, cancelled, or failed by a bug."""
+        self._write_limited()
+        self.note("service.stopped", answered=self.stats.answered, **self.audit_head())
+
+    # Writing lines.
+
+    def _report(
+        self, event: str, kind: str, words: str, level: str = "warning", /, **fields: Any
+    ) -> bool:
+        """Keep an error for the status page, by its event and `kind`, and `_write` it."""
+        errors, key = self.stats.recent_errors, f"{event} {kind}"
+        count = errors[key].count + 1 if key in errors else 1
+        errors[key] = RecentError(event, self.utc_now(), words, count)
+        return self._write(level, event, kind, **fields)
+
+    def _write(self, level: str, event: str, kind: str = "", /, **fields: Any) -> bool:
+        """Log a line, or count it if its event and `kind` had too many; whether it had not.
+
+        An event has few kinds, and none is a peer's text.
+        """
+        if self.log is None or not self.log.is_enabled_for(LEVELS[level]):
+            return True
+        place = self._limit.admit(f"{event} {kind}".rstrip(), trio.current_time())
+        if not place:
+            self._limited_level = max(self._limited_level, level, key=LEVELS.__getitem__)
+        if place == OFTEN:
+            fields["further"] = "only counted for a minute, see log.limited"
+        if place or self._debug:
+            getattr(self.log, level if place else "debug")(event, **fields)
+        return bool(place)
+
+    def _write_limited(self) -> None:
+        """Log how many lines of which kinds were held back since the last time, if any."""
+        libraries = library_limit.take_held()
+        held = self._limit.take_held() + libraries
+        least = "warning" if libraries else "info"
+        level = max(self._limited_level, least, key=LEVELS.__getitem__)
+        self._limited_level = "info"
+        unlogged, self._unlogged_ids = self._unlogged_ids, []
+        if held and self.log is not None and not self._debug:
+            fields: dict[str, Any] = {"lines": dict(held)}
+            if unlogged:
+                fields |= {"first_undelivered": unlogged[0], "last_undelivered": unlogged[-1]}
+            getattr(self.log, level)("log.limited", **fields)

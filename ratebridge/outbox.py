@@ -1,8 +1,7 @@
 """Replies that have not left yet; they outlive the link they were made on.
 
-The rule (protocol, "One request, one reply"): a reply that never left goes out
-first on the next link, byte for byte the same, unless it is too old. One whose
-write was cut short counts as never left.
+The rule: a reply that never left goes out first on the next link, byte for byte the same,
+unless it is `OLDEST_REPLY` seconds old. One whose write was cut short counts as never left.
 """
 
 from collections import deque
@@ -16,10 +15,9 @@ from .link.stream import Write
 from .observer import Observer
 
 MOST_REPLIES: Final = 10_000  # minutes of a feed at tens a second
-MOST_BYTES: Final = (
-    8 * 1024 * 1024
-)  # of their frames; with the ids, which the log names, twice that
+MOST_BYTES: Final = 8 * 1024 * 1024  # of their frames; with the ids, which the log names, twice
 OLDEST_REPLY: Final = 60.0  # s
+LOOK_EVERY: Final = 1.0  # s; by so much later a reply that is too old is reported
 # Bytes of replies in one write. With the headers of their frames they fit into one record of TLS,
 # 16 KiB: the peer gets all of a write or nothing of it, so none is sent twice.
 WRITE_SIZE: Final = 14 * 1024
@@ -49,7 +47,7 @@ class Outbox:
         self._put: Put | None = None  # of the present link
         self._write: Write | None = None  # that the link has not finished
         self._writing: Sequence[Reply] = ()  # the replies in it, which have left the queue
-        self._lessened: trio.Event | None = None  # if somebody waits for it
+        self._waiting = trio.lowlevel.ParkingLot()  # who waits until fewer replies are left
 
     def __len__(self) -> int:
         """The replies that have not left, those being written among them."""
@@ -67,7 +65,7 @@ class Outbox:
             self._drop_oldest("too many replies wait for a link")
 
     def attach(self, put: Put) -> None:
-        """A link is there, which sends by `put` (see `Link`)."""
+        """A link is there, which sends by `put` (see `Link.put`)."""
         self._put = put
         self._expire()
         self._fill()
@@ -95,39 +93,36 @@ class Outbox:
     async def wait_empty(self) -> None:
         """Returns when every reply has left, or was dropped."""
         while len(self):
-            self._lessened = trio.Event()
-            await self._lessened.wait()
+            await self._waiting.park()
+
+    async def drop_the_old(self) -> None:
+        """Drop each reply when it has waited for `OLDEST_REPLY` seconds; for ever."""
+        while True:
+            await trio.sleep(LOOK_EVERY)
+            self._expire()
 
     def _fill(self) -> None:
-        """Give the link what it takes."""
-        while self._queue and self._put is not None and self._write is None:
-            self._writing = batch = self._next_batch()
+        """Give the link what it takes, a batch of replies at a time."""
+        queue = self._queue
+        while queue and self._put is not None and self._write is None:
+            self._writing = batch = [queue.popleft()]
+            size = len(batch[0].frame)
+            while queue and (size_with := size + len(queue[0].frame)) <= WRITE_SIZE:
+                batch.append(queue.popleft())
+                size = size_with
+            self._bytes -= size
             self._write = self._put([reply.frame for reply in batch], self._on_whole)
             if self._write is None:
-                self._have_left()
-
-    def _next_batch(self) -> list[Reply]:
-        """The replies of the next write, taken from the queue."""
-        queue = self._queue
-        batch = [queue.popleft()]
-        size = len(batch[0].frame)
-        while queue and (size_with := size + len(queue[0].frame)) <= WRITE_SIZE:
-            batch.append(queue.popleft())
-            size = size_with
-        self._bytes -= size
-        return batch
+                self._writing = ()
+                if self._waiting:
+                    self._waiting.unpark_all()
 
     def _on_whole(self) -> None:
-        self._write = None
-        self._have_left()
+        """The link has taken the write that it had not finished."""
+        self._write, self._writing = None, ()
+        self._waiting.unpark_all()
         self._expire()
         self._fill()
-
-    def _have_left(self) -> None:
-        """The replies that were being written have left."""
-        self._writing = ()
-        if self._lessened is not None:
-            self._lessened.set()
 
     def _expire(self) -> None:
         oldest = trio.current_time() - OLDEST_REPLY
@@ -141,6 +136,5 @@ class Outbox:
     def _drop(self, reply: Reply, why: str) -> None:
         """A reply that was taken from the queue will not be sent."""
         self._bytes -= len(reply.frame)
-        if self._lessened is not None:
-            self._lessened.set()
+        self._waiting.unpark_all()
         self._observer.undelivered(reply.id, why)

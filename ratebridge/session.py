@@ -1,6 +1,11 @@
-"""One connection from its opening to its end: heartbeat sender, receive loop, watchdog.
+"""The life of one connection, once it is open: heartbeat sender, receive loop, watchdog.
 
-`Session.run` is one life; `supervisor` is the loop around it.
+`Session.run` is that life, and `_receive` is where a frame is answered: what comes on the
+link goes to `bridge`, whose replies go to the `outbox`, and from there back on the link. A
+reply that has to wait for a rate reaches the outbox later, by way of `bridge`.
+
+A session ends when the link fails, when the peer is silent for too long (its heartbeats
+alone count), or when it is stopped. `supervisor` is the loop around it.
 """
 
 from collections.abc import Sequence
@@ -9,7 +14,7 @@ from typing import Final
 import attrs
 import trio
 
-from .bridge import Bridge, Moment
+from .bridge import Bridge
 from .errors import LinkFailed, Loss
 from .link import Link
 from .messages import HEARTBEAT
@@ -25,11 +30,11 @@ GOING_AWAY: Final = 1001  # RFC 6455, 7.4.1
 
 @attrs.frozen
 class SessionEnd:
-    """How a session ended. `uptime` is in seconds, `proved` tells whether a heartbeat came."""
+    """How a session ended, after `uptime` seconds, and whether a heartbeat of the peer came."""
 
     cause: LinkFailed
     uptime: float = 0.0
-    proved: bool = False
+    had_heartbeat: bool = False
 
 
 @attrs.frozen
@@ -40,28 +45,22 @@ class HeartbeatSettings:
     timeout: float = 2.0
 
 
+@attrs.define(eq=False)
 class Session:
     """The life of one open link."""
 
-    def __init__(
-        self,
-        link: Link,
-        bridge: Bridge,
-        outbox: Outbox,
-        heartbeat: HeartbeatSettings,
-        observer: Observer,
-    ) -> None:
-        self._link = link
-        self._bridge = bridge
-        self._outbox = outbox
-        self._heartbeat = heartbeat
-        self._observer = observer
-        self._opened = trio.current_time()
-        self._heard = self._opened  # when the last heartbeat came; the opening stands for the first
-        self._proved = False  # a heartbeat has come
-        self._watchdog = trio.CancelScope()
-        self._ended = trio.Event()
-        self._cause: LinkFailed | None = None
+    _link: Link
+    _bridge: Bridge
+    _outbox: Outbox
+    _heartbeat: HeartbeatSettings
+    _observer: Observer
+    _opened: float = attrs.field(factory=trio.current_time, init=False)
+    # When the last heartbeat came. The opening stands for the first.
+    _heard: float = attrs.field(factory=trio.current_time, init=False)
+    _had_heartbeat: bool = attrs.field(default=False, init=False)
+    _watchdog: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
+    _ended: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _cause: LinkFailed | None = attrs.field(default=None, init=False)
 
     async def run(self) -> SessionEnd:
         """Run until the link fails, the peer is stale, or `stop` is called."""
@@ -79,7 +78,7 @@ class Session:
 
     def ended_by(self, cause: LinkFailed) -> SessionEnd:
         """The end of this session, now."""
-        return SessionEnd(cause, trio.current_time() - self._opened, self._proved)
+        return SessionEnd(cause, trio.current_time() - self._opened, self._had_heartbeat)
 
     def stop(self) -> None:
         """End the session with a polite close."""
@@ -96,38 +95,35 @@ class Session:
             self._link.put([HEARTBEAT])
 
     async def _receive(self) -> None:
+        """Answer what comes, until the link ends. It waits for no rate and for no write."""
         try:
-            await self._link.receive(self._answer)
+            while True:
+                self._answer(await self._link.receive())
         except LinkFailed as failure:
             self._fail(failure)
 
     def _answer(self, frames: Sequence[bytes]) -> None:
         """Answer a batch, in one write, or in two if it is large."""
         moment = self._bridge.moment()
-        if len(frames) >= LARGE:
-            half = len(frames) // 2
-            self._answer_at(moment, frames[:half])
-            frames = frames[half:]
-        self._answer_at(moment, frames)
-
-    def _answer_at(self, moment: Moment, frames: Sequence[bytes]) -> None:
-        replies: list[Reply] = []
-        try:
-            for frame in frames:
-                answer = self._bridge.answer(frame, moment)
-                if isinstance(answer, Reply):
-                    replies.append(answer)
-                elif answer is not None:
-                    self._hear_heartbeat()
-        finally:
-            self._outbox.add(*replies)
-            self._bridge.report(moment.mono)
+        half = len(frames) // 2
+        for some in (frames[:half], frames[half:]) if len(frames) >= LARGE else (frames,):
+            replies: list[Reply] = []
+            try:
+                for frame in some:
+                    answer = self._bridge.answer(frame, moment)
+                    if isinstance(answer, Reply):
+                        replies.append(answer)
+                    elif answer is not None:
+                        self._hear_heartbeat()
+            finally:
+                self._outbox.add(*replies)
+                self._bridge.report(moment.mono)
 
     def _hear_heartbeat(self) -> None:
         now = trio.current_time()
         self._observer.heartbeat_received(now - self._heard)
         self._heard = now
-        self._proved = True
+        self._had_heartbeat = True
         self._watchdog.deadline = now + self._heartbeat.timeout
 
     async def _watch(self) -> None:

@@ -3,10 +3,13 @@
 # ruff: noqa: RUF009 - `setting` makes a field of attrs
 
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
+from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Literal, TypeVar
 
 import attrs
@@ -37,17 +40,19 @@ FEED: Final = "CURRENCY_ASSIGNMENT_WS_URI"
 PROVIDERS: Final = "RATEBRIDGE_PROVIDERS"
 
 DOTENV: Final = Path(".env")
-MAX_DOTENV: Final = 1024 * 1024  # bytes; a larger file does not hold settings
+MAX_FILE: Final = 1024 * 1024  # bytes; a larger file does not hold settings
 
 LogFormat = Literal["auto", "console", "json"]
+LEVELS: Final = ("debug", "info", "warning", "error")
 
 
 @attrs.frozen
 class Variable:
     """The environment variable that a field of `Settings` is read from.
 
-    `default` and `meaning` are for people; the meaning is one line of Markdown. The value
-    of a `secret` is never shown. `required_by` is the source that cannot do without it.
+    `default` and `meaning` are for people, in one line of Markdown. The value of a `secret`
+    is never shown, and may stand in the file that `NAME_FILE` names. `required_by` is the
+    source that cannot do without it.
     """
 
     name: str
@@ -59,190 +64,26 @@ class Variable:
 
 
 def setting(
-    name: str,
     parse: Callable[[str], T],
     default: T,
     meaning: str,
     *,
+    name: str | None = None,
     shown: str | None = None,
     secret: bool = False,
     required_by: str | None = None,
 ) -> T:
     """A field of `Settings`, in the type of its default; see `Variable` for the arguments.
 
+    Without a `name` the variable is called as the field, in capitals behind `RATEBRIDGE_`.
     `shown` is how the default is told to people, where its own text does not tell it.
     """
-    variable = Variable(name, parse, shown or _spelled(default), meaning, secret, required_by)
-    return attrs.field(default=default, repr=not secret, metadata={"variable": variable})
-
-
-def _spelled(value: object) -> str:
-    """A default as it would stand in the environment."""
-    match value:
-        case bool():
-            return str(value).lower()
-        case float():
-            return f"{value:g}"
-        case tuple():
-            return ",".join(value) or "none"
-        case _:
-            return str(value or "none")
-
-
-@attrs.frozen
-class Settings:
-    """Everything an operator can set; times are in seconds, certificates are files in PEM.
-
-    Each field has the environment variable beside it. Without `providers` all sources are
-    asked, in the order of their registry, except those whose key is not set.
-    """
-
-    feed: Address | None = setting(
-        FEED, Address.parse, None, "the feed, `ws://` or `wss://`", shown="required", secret=True
-    )
-    feed_headers: tuple[tuple[bytes, bytes], ...] = setting(
-        "RATEBRIDGE_FEED_HEADERS",
-        parse_headers,
-        (),
-        "lines `Name: value`, sent to the feed with each upgrade",
-        secret=True,
-    )
-    feed_subprotocol: str | None = setting(
-        "RATEBRIDGE_FEED_SUBPROTOCOL",
-        parse_subprotocol,
-        None,
-        "the websocket subprotocol that is offered to the feed",
-    )
-    feed_cert_file: Path | None = setting(
-        "RATEBRIDGE_FEED_CERT_FILE", file, None, "a client certificate for the feed, PEM"
-    )
-    feed_key_file: Path | None = setting(
-        "RATEBRIDGE_FEED_KEY_FILE",
-        file,
-        None,
-        "the key of that certificate, unless it stands in the same file",
-    )
-    verify_ssl: bool = setting(
-        "VERIFY_SSL",
-        switch,
-        True,
-        "whether the certificates of feed and sources are checked; `false` is logged as a warning",
-    )
-    freecurrency_api_key: str = setting(
-        "FREECURRENCY_API_KEY",
-        key,
-        "",
-        "required when `freecurrencyapi` is among the sources",
-        secret=True,
-        required_by="freecurrencyapi",
-    )
-    freecurrency_api_url: str = setting(
-        "FREECURRENCY_API_URL",
-        base_url,
-        "https://api.freecurrencyapi.com/v1",
-        "its base URL, for a mirror or a cache",
-        secret=True,
-    )
-    frankfurter_url: str = setting(
-        "FRANKFURTER_URL",
-        base_url,
-        "https://api.frankfurter.dev/v2",
-        "its base URL, for a self-hosted one",
-        secret=True,
-    )
-    ecb_url: str = setting(
-        "ECB_URL",
-        base_url,
-        "https://www.ecb.europa.eu/stats/eurofxref",
-        "the base URL of the ECB's files",
-        secret=True,
-    )
-    coinbase_url: str = setting(
-        "COINBASE_URL",
-        base_url,
-        "https://api.exchange.coinbase.com",
-        "the base URL of Coinbase's exchange",
-        secret=True,
-    )
-    coinbase_coins: tuple[str, ...] = setting(
-        "COINBASE_COINS", coins, ("BTC",), "the coins asked of it, codes separated by commas"
-    )
-    providers: tuple[str, ...] = setting(
-        PROVIDERS,
-        some_of(*NAMES),
-        attrs.Factory(lambda self: usable_sources(self.freecurrency_api_key), takes_self=True),
-        "the sources in the order of trying",
-        shown=f"{','.join(NAMES)}; without a key all but the first",
-    )
-    plausibility: bool = setting(
-        "RATEBRIDGE_PLAUSIBILITY",
-        switch,
-        True,
-        "`off` uses quotes that cannot be true, too",
-        shown="on",
-    )
-    cache_ttl: float = setting(
-        "RATEBRIDGE_CACHE_TTL", seconds, 7200.0, "seconds for which a table of rates is cached"
-    )
-    rate_deadline: float = setting(
-        "RATEBRIDGE_RATE_DEADLINE",
-        seconds,
-        5.0,
-        "seconds for one rate, retries and failover included; then the reply is an error",
-    )
-    heartbeat_interval: float = setting(
-        "RATEBRIDGE_HEARTBEAT_INTERVAL", seconds, 1.0, "seconds between heartbeats sent"
-    )
-    heartbeat_timeout: float = setting(
-        "RATEBRIDGE_HEARTBEAT_TIMEOUT",
-        seconds,
-        2.0,
-        "seconds without a heartbeat received until it reconnects",
-    )
-    reconnect_min: float = setting(
-        "RATEBRIDGE_RECONNECT_MIN", seconds, 0.25, "seconds, the least wait before a reconnect"
-    )
-    reconnect_max: float = setting(
-        "RATEBRIDGE_RECONNECT_MAX", seconds, 5.0, "seconds, the longest wait before a reconnect"
-    )
-    drain_timeout: float = setting(
-        "RATEBRIDGE_DRAIN_TIMEOUT",
-        seconds_from_zero,
-        5.0,
-        "seconds for the requests in flight at a stop",
-    )
-    log_level: str = setting(
-        "RATEBRIDGE_LOG_LEVEL",
-        one_of("debug", "info", "warning", "error"),
-        "info",
-        "`debug`, `info`, `warning` or `error`",
-    )
-    log_format: LogFormat = setting(
-        "RATEBRIDGE_LOG_FORMAT",
-        one_of("auto", "console", "json"),
-        "auto",
-        "`console`, `json`, or `auto`: console on a terminal, JSON otherwise",
-    )
-    status_address: tuple[str, int] | None = setting(
-        "RATEBRIDGE_STATUS_ADDRESS", host_port, None, "`host:port` of the status server"
-    )
-    status_hosts: tuple[str, ...] = setting(
-        "RATEBRIDGE_STATUS_HOSTS",
-        host_names,
-        (),
-        "further host names of the status server, separated by commas; any IP address, "
-        "`localhost` and the host of its address always work",
-    )
-    audit_file: Path | None = setting(
-        "RATEBRIDGE_AUDIT_FILE", file, None, "the file for a JSON line per conversion"
-    )
-    unknown: tuple[str, ...] = ()  # variables with our prefix that are not settings
-
-
-VARIABLES: Final[Mapping[str, Variable]] = {
-    field.name: field.metadata["variable"] for field in attrs.fields(Settings) if field.metadata
-}
-"""The variable of each field that has one."""
+    text = ",".join(default) if isinstance(default, tuple) else str(default or "")
+    if isinstance(default, float):
+        text = f"{default:g}"
+    usual = f"`{text.lower() if default is True else text}`" if text else "none"
+    row = Variable(name or "", parse, shown or usual, meaning, secret, required_by)
+    return attrs.field(default=default, repr=not secret, metadata={"variable": row})
 
 
 def usable_sources(key: str) -> tuple[str, ...]:
@@ -251,91 +92,235 @@ def usable_sources(key: str) -> tuple[str, ...]:
     return tuple(name for name in NAMES if key or name not in needy)
 
 
-def read_environment(environ: Mapping[str, str], dotenv: Path | None = DOTENV) -> dict[str, str]:
-    """The environment on top of a `.env` file, if there is one. Empty values count as unset.
+@attrs.frozen
+class Settings:
+    """Everything an operator can set; times are in seconds, certificates are files in PEM.
 
-    Raises `BadSettings` if `dotenv` is not a text file of at most `MAX_DOTENV` bytes, or
-    has lines that hold no setting: one left out would be another setting than was meant.
+    Without `providers` all sources are asked, in the order of their registry, except those
+    whose key is not set.
     """
-    values, problems = _read(environ, dotenv)
-    if problems:
-        raise BadSettings(*problems)
-    return values
+
+    feed: Address | None = setting(
+        Address.parse,
+        None,
+        "the feed, `ws://` or `wss://`",
+        name=FEED,
+        shown="required",
+        secret=True,
+    )
+    feed_headers: tuple[tuple[bytes, bytes], ...] = setting(
+        parse_headers, (), "lines `Name: value`, sent to the feed with each upgrade", secret=True
+    )
+    feed_subprotocol: str | None = setting(
+        parse_subprotocol, None, "the websocket subprotocol that is offered to the feed"
+    )
+    feed_cert_file: Path | None = setting(file, None, "a client certificate for the feed, PEM")
+    feed_key_file: Path | None = setting(file, None, "its key, unless that is in the same file")
+    verify_ssl: bool = setting(
+        switch, True, "`false` leaves the certificates of all peers unchecked", name="VERIFY_SSL"
+    )
+    freecurrency_api_key: str = setting(
+        *(key, "", "required when `freecurrencyapi` is among the sources"),
+        name="FREECURRENCY_API_KEY",
+        secret=True,
+        required_by="freecurrencyapi",
+    )
+    freecurrency_api_url: str = setting(
+        *(base_url, "https://api.freecurrencyapi.com/v1", "its base URL, for a cache"),
+        name="FREECURRENCY_API_URL",
+        secret=True,
+    )
+    frankfurter_url: str = setting(
+        *(base_url, "https://api.frankfurter.dev/v2", "its base URL, for a self-hosted one"),
+        name="FRANKFURTER_URL",
+        secret=True,
+    )
+    ecb_url: str = setting(
+        *(base_url, "https://www.ecb.europa.eu/stats/eurofxref", "the ECB's base URL"),
+        name="ECB_URL",
+        secret=True,
+    )
+    coinbase_url: str = setting(
+        *(base_url, "https://api.exchange.coinbase.com", "the base URL of Coinbase Exchange"),
+        name="COINBASE_URL",
+        secret=True,
+    )
+    coinbase_coins: tuple[str, ...] = setting(
+        coins, ("BTC",), "the coins asked of it, codes separated by commas", name="COINBASE_COINS"
+    )
+    providers: tuple[str, ...] = setting(
+        some_of(*NAMES),
+        attrs.Factory(lambda self: usable_sources(self.freecurrency_api_key), takes_self=True),
+        "the sources in the order of trying",
+        shown=f"`{','.join(NAMES)}`, without a key all but the first",
+    )
+    plausibility: bool = setting(
+        switch, True, "`off` uses quotes that cannot be true, too", shown="`on`"
+    )
+    cache_ttl: float = setting(seconds, 7200.0, "seconds for which rates are cached")
+    rate_deadline: float = setting(seconds, 5.0, "seconds for one rate, failover included")
+    heartbeat_interval: float = setting(seconds, 1.0, "seconds between heartbeats sent")
+    heartbeat_timeout: float = setting(seconds, 2.0, "seconds without one until it reconnects")
+    reconnect_min: float = setting(seconds, 0.25, "seconds, the least wait before a reconnect")
+    reconnect_max: float = setting(seconds, 5.0, "seconds, the longest wait before a reconnect")
+    drain_timeout: float = setting(
+        seconds_from_zero, 5.0, "seconds for what is under way at a stop"
+    )
+    log_level: str = setting(one_of(*LEVELS), "info", "`debug`, `info`, `warning` or `error`")
+    log_format: LogFormat = setting(
+        one_of("auto", "console", "json"), "auto", "`auto`: `console` on a terminal, else `json`"
+    )
+    status_address: tuple[str, int] | None = setting(
+        host_port, None, "`host:port` of the status server"
+    )
+    status_hosts: tuple[str, ...] = setting(
+        host_names, (), "its further host names, beside `localhost` and all IP addresses"
+    )
+    audit_file: Path | None = setting(file, None, "the file for a JSON line per conversion")
+    unknown: tuple[str, ...] = ()  # variables that are nearly settings
 
 
-def _read(environ: Mapping[str, str], dotenv: Path | None) -> tuple[dict[str, str], list[str]]:
-    """The values, and a problem for each line of the file that holds no setting."""
+VARIABLES: Final[Mapping[str, Variable]] = {
+    field.name: attrs.evolve(row, name=row.name or f"RATEBRIDGE_{field.name.upper()}")
+    for field in attrs.fields(Settings)
+    if (row := field.metadata.get("variable")) is not None
+}
+"""The variable of each field that has one."""
+
+_SECRETS: Final = {v.name for v in VARIABLES.values() if v.secret}
+_KNOWN: Final = {v.name for v in VARIABLES.values()} | {f"{name}_FILE" for name in _SECRETS}
+
+# What Kubernetes sets for each service of a namespace, here for those named as we are.
+_KUBERNETES: Final = re.compile(
+    r"RATEBRIDGE(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_[A-Z]+(_(PROTO|PORT|ADDR))?)=.*"
+    r"|RATEBRIDGE(_\w+)?_PORT=[a-z]+://.*"
+)
+
+
+def resembled(name: str) -> str | None:
+    """The setting that a variable's name resembles, as a misspelt one does."""
+    alike = [known for known in _KNOWN if known[0] == name[:1] and known != name]
+    return next(iter(get_close_matches(name, alike, 1, 0.8)), None)
+
+
+def read_environment(
+    environ: Mapping[str, str], env_file: Path | None = None
+) -> tuple[dict[str, str], list[str]]:
+    """The environment on top of a file of `NAME=value` lines, blank values left out.
+
+    Without `env_file` that is `.env`, if there is one. Returns the values, and a problem for
+    a file that cannot be read and for each line that holds no setting: one left out would be
+    another setting than was meant.
+    """
     found: dict[str, str] = {}
     problems: list[str] = []
-    if dotenv is not None and os.path.lexists(dotenv):
-        lines = list(parse_stream(StringIO(_read_dotenv(dotenv), newline=None)))
-        wrong = [_number(line.original) for line in lines if line.error]
-        problems = [f"{dotenv.name}: line {n}: expected NAME=value" for n in wrong]
-        found = {line.key: line.value for line in lines if line.key and line.value is not None}
+    path = env_file or DOTENV
+    if env_file is not None or os.path.lexists(path):
+        try:
+            text = read_text(path)
+        except ValueError as expected:
+            problems.append(f"{path.name}: expected {expected}")
+            text = ""
+        for line in parse_stream(StringIO(text, newline=None)):
+            if line.error:  # its number is counted from the blank lines before it
+                blank, _, _ = line.original.string.partition(line.original.string.strip())
+                number = line.original.line + blank.count("\n")
+                problems.append(f"{path.name}: line {number}: expected NAME=value")
+            elif line.key and line.value is not None:
+                found[line.key] = line.value
     values = {name: value for name, value in {**found, **environ}.items() if value.strip()}
     return values, problems
 
 
-def _number(line: Any) -> int:
-    """The number of a line in the file; dotenv counts from the blank lines before it."""
-    blank, _, _ = line.string.partition(line.string.strip())
-    return int(line.line + blank.count("\n"))
-
-
-def _read_dotenv(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file of at most `MAX_FILE` bytes. Raises ValueError with what was expected."""
     try:
         if path.exists() and not path.is_file():  # reading a pipe would block
-            raise BadSettings(f"{path.name}: expected a file, got something else")
-        with path.open("rb") as file:
-            content = file.read(MAX_DOTENV + 1)
+            raise ValueError("a file, got something else")
+        with path.open("rb") as opened:
+            content = opened.read(MAX_FILE + 1)
     except OSError as error:
-        raise BadSettings(
-            f"{path.name}: expected a file that can be read ({error.strerror})"
-        ) from None
-    if len(content) > MAX_DOTENV:
-        raise BadSettings(f"{path.name}: expected a text file of at most 1 MiB")
+        raise ValueError(f"a file that can be read ({error.strerror})") from None
+    if len(content) > MAX_FILE:
+        raise ValueError("a text file of at most 1 MiB")
     with suppress(UnicodeDecodeError):
         text = content.decode("utf-8-sig")
         if "\0" not in text:  # no file name and no host can hold it; UTF-16 is full of it
             return text
-    raise BadSettings(f"{path.name}: expected a text file in UTF-8")
+    raise ValueError("a text file in UTF-8")
 
 
-def load_settings(values: Mapping[str, str] | None = None, *, need_feed: bool = True) -> Settings:
-    """Make settings from names and values (None: those of the environment and `.env`).
+def load_settings(
+    values: Mapping[str, str] | None = None,
+    *,
+    need_feed: bool = True,
+    env_file: Path | None = None,
+    overrides: Mapping[str, str] = MappingProxyType({}),
+) -> Settings:
+    """Make settings from names and values (None: those of the environment and an env file).
 
-    Raises `BadSettings` with every problem.
+    The text of a secret may stand in the file that `NAME_FILE` names instead. `env_file` is
+    as for `read_environment`; `overrides` win over everything. Raises `BadSettings` with
+    every problem.
     """
     problems: list[str] = []
     if values is None:
-        values, problems = _read(os.environ, DOTENV)
+        values, problems = read_environment(os.environ, env_file)
+    values = {**values, **overrides}
     read: dict[str, Any] = {}
-    if need_feed and FEED not in values:
-        problems.append(f"{FEED}: is required but not set")
+    given = set()
     for field, variable in VARIABLES.items():
-        if variable.name not in values:
-            continue
-        value = values[variable.name].strip()
+        name = variable.name
+        in_file = f"{name}_FILE"
         try:
-            read[field] = variable.parse(value)
+            if variable.secret and in_file in values:
+                given.add(field)
+                if name in values:
+                    problems.append(f"{name}, {in_file}: expected one of them, got both")
+                    continue
+                name = in_file
+                text = read_text(Path(values[name].strip())).removesuffix("\n").removesuffix("\r")
+                read[field] = variable.parse(text)
+            elif name in values:
+                given.add(field)
+                read[field] = variable.parse(values[name].strip())
+            elif need_feed and name == FEED:
+                problems.append(f"{FEED}: is required but not set")
         except ValueError as expected:
-            got = "" if variable.secret else f", got {quoted(value)}"
-            problems.append(f"{variable.name}: expected {expected}{got}")
+            got = "" if variable.secret else f", got {quoted(values[name].strip())}"
+            problems.append(f"{name}: expected {expected}{got}")
     settings = Settings(**read)
-    problems += [
-        f"{variable.name}: is required but not set, as {variable.required_by} is among the sources"
-        for variable in VARIABLES.values()
-        if variable.required_by in settings.providers and variable.name not in values
-    ]
+    problems += contradictions(settings, given)
     if settings.reconnect_max < settings.reconnect_min:
-        least, most = VARIABLES["reconnect_min"].name, VARIABLES["reconnect_max"].name
         if "reconnect_max" in read:
-            problems.append(f"{most}: expected no less than {least} ({settings.reconnect_min:g})")
+            least = f"RATEBRIDGE_RECONNECT_MIN ({settings.reconnect_min:g})"
+            problems.append(f"RATEBRIDGE_RECONNECT_MAX: expected no less than {least}")
         settings = attrs.evolve(settings, reconnect_max=settings.reconnect_min)
-    names = {variable.name for variable in VARIABLES.values()}
-    strange = sorted(
-        clipped(name) for name in values if name.startswith("RATEBRIDGE_") and name not in names
-    )
+    unknown = [
+        name
+        for name in sorted(set(values) - _KNOWN)
+        if not _KUBERNETES.fullmatch(f"{name}={values[name]}")
+        and (name.startswith("RATEBRIDGE_") or resembled(name))
+    ]
     if problems:
-        raise BadSettings(*problems, *(f"{name}: is not a setting" for name in strange))
-    return attrs.evolve(settings, unknown=tuple(strange))
+        raise BadSettings(*problems, *map(unknown_in_words, unknown))
+    return attrs.evolve(settings, unknown=tuple(unknown))
+
+
+def contradictions(settings: Settings, given: Collection[str]) -> Iterator[str]:
+    """What is wrong with good values together, a line each; `given` are the fields that are set."""
+    for field, variable in VARIABLES.items():
+        if variable.required_by in settings.providers and field not in given:
+            why = f"as {variable.required_by} is among the sources"
+            yield f"{variable.name}: is required but not set, {why}"
+    names = {name.lower() for name, _ in settings.feed_headers}
+    if settings.feed is not None and settings.feed.authorization and b"authorization" in names:
+        yield f"{FEED}, RATEBRIDGE_FEED_HEADERS: expected a user and password in one of them"
+    if settings.feed_key_file is not None and "feed_cert_file" not in given:
+        yield "RATEBRIDGE_FEED_KEY_FILE: expected RATEBRIDGE_FEED_CERT_FILE beside it"
+
+
+def unknown_in_words(name: str) -> str:
+    """A line about a variable that is not a setting."""
+    other = resembled(name)
+    return f"{clipped(name)}: is not a setting" + (f" ({other} is one)" if other else "")

@@ -1,10 +1,16 @@
-"""The loop that starts sessions again, for as long as the service lives."""
+"""What happens when a link dies: the loop that opens the next one, as long as the service lives.
+
+`Supervisor.run` opens a link, runs a `session` on it to its end, reports how it ended,
+waits as long as `backoff` says, and begins again. Replies that have not left whole by the
+end are in the `outbox`, and go first on the next link.
+"""
 
 from collections.abc import Awaitable, Callable
 
+import attrs
 import trio
 
-from .backoff import PROOF, Backoff
+from .backoff import STABLE_AFTER, Backoff
 from .bridge import Bridge
 from .errors import LinkFailed, Loss
 from .link import Link
@@ -15,28 +21,19 @@ from .session import HeartbeatSettings, Session, SessionEnd
 OpenLink = Callable[[trio.Nursery], Awaitable[Link]]
 
 
+@attrs.define(eq=False)
 class Supervisor:
     """Keeps a session alive. `open_link` opens the link of one, in a nursery given to it."""
 
-    def __init__(
-        self,
-        open_link: OpenLink,
-        bridge: Bridge,
-        outbox: Outbox,
-        *,
-        heartbeat: HeartbeatSettings,
-        backoff: Backoff,
-        observer: Observer,
-    ) -> None:
-        self._open_link = open_link
-        self._bridge = bridge
-        self._outbox = outbox
-        self._heartbeat = heartbeat
-        self._backoff = backoff
-        self._observer = observer
-        self._opening = trio.CancelScope()
-        self._session: Session | None = None  # of the present link, or of the last
-        self._stopping = trio.Event()
+    _open_link: OpenLink
+    _bridge: Bridge
+    _outbox: Outbox
+    _heartbeat: HeartbeatSettings = attrs.field(kw_only=True)
+    _backoff: Backoff = attrs.field(kw_only=True)
+    _observer: Observer = attrs.field(kw_only=True)
+    _opening: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
+    _session: Session | None = attrs.field(default=None, init=False)  # the present or the last one
+    _stopping: trio.Event = attrs.field(factory=trio.Event, init=False)
 
     async def run(self) -> None:
         """Open, live, back off, and again; returns after `stop`."""
@@ -50,7 +47,7 @@ class Supervisor:
             if self._stopping.is_set():
                 self._observer.link_lost(end.cause, end.uptime, None)
                 return
-            if end.proved and end.uptime >= PROOF:
+            if end.had_heartbeat and end.uptime >= STABLE_AFTER:
                 self._backoff.reset()
             cause = end.cause
             wait = self._backoff.next_wait(status=cause.status, retry_after=cause.retry_after)
@@ -84,8 +81,7 @@ class Supervisor:
             try:
                 return await session.run()
             finally:
-                link.end(
-                    LinkFailed(Loss.STOPPED)
-                )  # what it has not written by now goes to the next
+                # What it has not written by now goes to the next.
+                link.end(LinkFailed(Loss.STOPPED))
                 self._outbox.lose_link()
                 link_nursery.cancel_scope.cancel()

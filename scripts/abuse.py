@@ -2,6 +2,7 @@
 
     uv run scripts/abuse.py
     uv run scripts/abuse.py --only h2c-flood
+    uv run scripts/abuse.py --soak 20    a fault every few seconds for 20 minutes, and the balance
 
 Each row is an attack by a peer: the feed, a rate source, clients of the status port, a reader of
 the log, whoever sends signals. The first rows may cost something; they run one after the other,
@@ -27,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Final
@@ -34,13 +36,14 @@ from typing import Final
 import trio
 from abuse_rows import JUDGED, MEASURED, Row
 from abuse_scene import SECONDS, Scene
+from abuse_soak import soak
 
 MEMORY, GAP, P99, LINES = 64.0, 1.5, 100.0, 10  # the budgets, in the units above
 AT_A_TIME: Final = 4  # rows that are not measured
 
 
 def name_of(row: Row) -> str:
-    return str(getattr(row, "__name__", row)).replace("_", "-")
+    return str(getattr(row, "__name__", "soak")).replace("_", "-")
 
 
 async def run_row(row: Row, *, measured: bool) -> bool:
@@ -117,6 +120,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="only soak it for so long")
+    parser.add_argument("--seed", type=int, default=1, help="of the faults of a soak (default: 1)")
     names = [name_of(row) for row in (*MEASURED, *JUDGED)]
     parser.add_argument("--only", choices=names, metavar="ROW", help=", ".join(names))
     options = parser.parse_args()
@@ -124,7 +129,11 @@ def main() -> int:
         print("skipped: it needs /proc and the signals of Linux")
         return 0
     began = time.monotonic()
-    good = trio.run(run_rows, options.only)
+    if options.soak is not None:
+        row = partial(soak, minutes=options.soak, seed=options.seed)
+        good = trio.run(partial(attack, row, measured=False))
+    else:
+        good = trio.run(run_rows, options.only)
     print(f"{'all is well' if good else 'BROKEN'}, in {time.monotonic() - began:.0f} s")
     return 0 if good else 1
 

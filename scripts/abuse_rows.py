@@ -4,41 +4,31 @@ import fcntl
 import os
 import signal
 import time
-import unicodedata
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from datetime import date
-from functools import partial
-from math import inf
+from datetime import date, datetime
 from typing import Final
 
 import trio
 from abuse_scene import (
     CLOSE,
-    COMMAND,
-    FIRST_DAY,
-    PING,
     PONG,
     SECONDS,
     Scene,
     days,
-    read_frames,
-    receive,
     request,
     response,
     status_of,
     table,
-    upgrade,
 )
 from check_autobahn import free_port
-from support import BEAT, ask, server_frame
+from support import ask, server_frame
 
-from ratebridge.fakes.feed import FeedGone, FeedPeer
+from ratebridge.fakes.feed import FeedPeer
 from ratebridge.fakes.rates import HANG, FakeRates
 
 MOST_CALLS: Final = 100  # of a source in a row: a month of days, and what is refilled meanwhile
 LONGEST_SILENCE: Final = 3.0  # s that a link may live without a heartbeat: 2 s, and some grace
-LONGEST_WAIT: Final = 1.0  # s before each of the first attempts after a proven link
 PIECE: Final = 64 * 1024  # bytes
 LARGE_ID: Final = "x" * 65_000  # a longer text would not be parsed
 UNLIMITED: Final = 10**9  # calls
@@ -230,78 +220,6 @@ async def log_unread(scene: Scene) -> None:
 # The rows without measurements.
 
 
-async def cookies(scene: Scene) -> None:
-    """A rate source sets a cookie of 2,000 bytes with each answer."""
-    heads: list[bytes] = []
-
-    def answer(asked: bytes) -> bytes:
-        heads.append(asked.lower())
-        return response(table(asked, "1.25"), f"Set-Cookie: c{len(heads)}={'x' * 2_000}\r\n")
-
-    await scene.start_with_rates(answer)
-    for day in days(10):
-        await scene.feed.request(f"{day}", "USD", day)
-    sent = sum(b"\r\ncookie:" in head for head in heads)
-    good = sent == 0 and len(heads) > 10
-    scene.expect(good, f"{sent} of {len(heads)} calls brought cookies", "none")
-
-
-async def second_response(scene: Scene) -> None:
-    """A rate source answers a question, and with the same bytes one that is yet to come."""
-
-    def answer(asked: bytes) -> bytes:
-        return response(table(asked, "1.2")) + response(table(asked, "1.25", days_later=1))
-
-    await scene.start_with_rates(answer)
-    replies = [await scene.feed.request(f"{day}", "USD", day) for day in days(10)]
-    good, wrong = (sum(f'"stake":{eur},' in reply for reply in replies) for eur in (1.25, 1.2))
-    seen = f"of 10 replies {good} by their own answer, {wrong} by the one before"
-    scene.expect(good == 10, seen, "all by their own")
-
-
-async def host_header(scene: Scene) -> None:
-    """A web page elsewhere asks for `/status.json` by the name of its own host."""
-    port = free_port()
-    await scene.start({"RATEBRIDGE_STATUS_ADDRESS": f"127.0.0.1:{port}"})
-    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example"):
-        status = await status_of(port, "/status.json", host)
-        scene.expect(400 <= status < 500, f"Host {host} got {status}", "400 to 499")
-    for host in ("127.0.0.1", f"localhost:{port}", "[::1]"):
-        status = await status_of(port, "/status.json", host)
-        scene.expect(status == 200, f"Host {host} got {status}", "200")
-
-
-async def stderr_closed(scene: Scene) -> None:
-    """It is started with standard error closed."""
-    await scene.start(command=("/bin/sh", "-c", 'exec "$@" 2>&-', "sh", *COMMAND))
-    runs = scene.feed.heard.is_set()
-    scene.expect(runs, "heartbeats" if runs else "no heartbeat", "heartbeats")
-
-
-async def audit_escapes(scene: Scene) -> None:
-    """Ids with DEL, controls of C1, ends of lines, and what turns the writing's direction."""
-    file = scene.folder / "audit"
-    await scene.start({"RATEBRIDGE_AUDIT_FILE": str(file)})
-    for mark in "\x7f\x9b\x9d\u200e\u202e\u2066\u2028":
-        await scene.feed.request(f"id {mark}31m", "EUR", FIRST_DAY)
-    await scene.stop()
-    text = file.read_bytes().decode()
-    raw = {mark for mark in text if unicodedata.category(mark) in ("Cc", "Cf", "Zl")} - {"\n"}
-    scene.expect(not raw, f"raw in the file: {sorted(raw)!a}", "none, \\uXXXX in their place")
-    verify = [*COMMAND, "verify", str(file)]
-    code = (await trio.run_process(verify, check=False, capture_stdout=True)).returncode
-    scene.expect(code == 0, f"verify ends with {code}", "0")
-
-
-async def hangup(scene: Scene) -> None:
-    """SIGHUP, without an audit file."""
-    process = await scene.start()
-    process.send_signal(signal.SIGHUP)
-    await trio.sleep(1)
-    seen = "it runs" if process.poll() is None else f"exit code {process.poll()}"
-    scene.expect(process.poll() is None, seen, "it runs")
-
-
 async def audit_stopped(scene: Scene) -> None:
     """SIGSTOP for over 5 s in the middle of a write of the audit file."""
     file = scene.folder / "audit"
@@ -324,126 +242,96 @@ async def audit_stopped(scene: Scene) -> None:
     scene.expect(not failed, f"{failed} audit.failed", "none")
 
 
-VIOLATIONS: Final = {  # and the close code that RFC 6455 has for it
-    "masked": (b"\x81\x81\0\0\0\0a", 1002),
-    "reserved bit": (b"\xc1\0", 1002),
-    "reserved opcode": (b"\x83\0", 1002),
-    "no UTF-8": (b"\x81\x01\xff", 1007),
-    "fragmented ping": (b"\x09\0", 1002),
-    "long ping": (b"\x89\x7e\0\x7e" + bytes(126), 1002),
-    "continuation of nothing": (b"\x80\0", 1002),
-    "text among fragments": (b"\x01\0\x81\0", 1002),
-    "close of one byte": (b"\x88\x01\0", 1002),
-}
+async def dead_name_server(scene: Scene) -> None:
+    """The first name server is dead: each lookup of the feed takes 12 s, as glibc has it."""
+    await scene.start(patched(scene, {"feed.test": 12.0}), host="feed.test")
+    await trio.sleep(0.5)  # for its log
+    started, up = (
+        datetime.fromisoformat(event["timestamp"])
+        for event in scene.log
+        if event["event"] in ("service.started", "connection.up")
+    )
+    first = (up - started).total_seconds()
+    scene.expect(first < 13, f"connected after {first:.1f} s", "13 s at most")
+    came = scene.feed.heard = trio.Event()
+    assert scene.feed.peer is not None, "it is connected"
+    began = trio.current_time()
+    await scene.feed.peer.send_raw(server_frame((1001).to_bytes(2), CLOSE))
+    with trio.move_on_after(14):
+        await came.wait()
+    again = trio.current_time() - began
+    scene.expect(again < 2, f"and again {again:.1f} s after a loss", "2 s at most")
 
 
-async def violations(scene: Scene) -> None:
-    """The feed breaks the protocol, in nine ways."""
+async def sources_without_names(scene: Scene) -> None:
+    """Lookups of the sources hang; the feed asks for 60 days of dollars, and for euros."""
+    slow = {"rates.test": 3600.0, "more.test": 3600.0}
+    urls = {"FREECURRENCY_API_URL": "http://rates.test/v1", "FRANKFURTER_URL": "http://more.test"}
+    key = {"FREECURRENCY_API_KEY": "any", "RATEBRIDGE_PROVIDERS": "freecurrencyapi,frankfurter"}
+    file = scene.folder / "audit"
+    process = await scene.start(
+        {**patched(scene, slow), **urls, **key, "RATEBRIDGE_AUDIT_FILE": str(file)}
+    )
 
-    async def violate(name: str, data: bytes, wanted: int, peer: FeedPeer) -> None:
-        codes: list[int] = []
+    async def send(peer: FeedPeer) -> None:
+        for number, day in enumerate(days(60)):
+            await peer.send_raw(request(f"day-{number}", "USD", day))
 
-        def hear(first: int, payload: bytes) -> None:
-            if first == CLOSE:
-                codes.append(int.from_bytes(payload[:2]))
-
-        await upgrade(peer)
-        try:
-            with trio.move_on_after(2):
-                await peer.send_raw(data)
-                while True:
-                    await read_frames(peer, hear)
-            kept = ", and the connection kept"
-        except FeedGone:
-            kept = ""
-        good = codes == [wanted] and not kept
-        scene.expect(good, f"{name}: {codes or 'no close'}{kept}", f"[{wanted}]")
-
-    await scene.play_in_turn([partial(violate, name, *how) for name, how in VIOLATIONS.items()])
-
-
-async def ping_in_close(scene: Scene) -> None:
-    """A ping comes while the service's close waits for its answer."""
-    wanted = "the link held, unanswered"
-    seen = "no close"
-    open_enough = trio.Event()
-
-    async def script(peer: FeedPeer) -> None:
-        nonlocal seen
-        firsts: list[int] = []
-        await upgrade(peer)
-        while CLOSE not in firsts:
-            await read_frames(peer, lambda first, _payload: firsts.append(first))
-            open_enough.set()  # a stop before the first heartbeat would only end the opening
-        seen = wanted
-        try:
-            await peer.send_raw(server_frame(b"", PING))
-            with trio.move_on_after(0.3):
-                await receive(peer)
-                seen = "something was sent behind the close"
-            await peer.send_raw(server_frame((1001).to_bytes(2), CLOSE))
-        except FeedGone:
-            seen = "the link ended by force"
-
-    scene.script = script
-    await scene.start()
-    await open_enough.wait()
-    await scene.stop()
-    scene.expect(seen == wanted, seen, wanted)
+    scene.feed.abuse = send
+    scene.feed.asks = True
+    await scene.attack()
+    answered = len(scene.feed.delays)
+    scene.feed.stop_measuring()
+    await trio.sleep(1)
+    lines = file.read_bytes().count(b"\n")
+    scene.expect(lines >= answered > 200, f"{lines} lines 1 s after {answered} answers", "all")
+    threads = sum(1 for _ in os.scandir(f"/proc/{process.pid}/task"))
+    scene.expect(threads < 12, f"{threads} threads", "less than 12")
 
 
-async def told_ends(scene: Scene) -> None:
-    """The feed closes with codes that are usually ours, and a reason; grants an extension."""
-
-    async def close(code: int, peer: FeedPeer) -> None:
-        await upgrade(peer)
-        await peer.send_raw(server_frame(code.to_bytes(2) + b"because-%d" % code, CLOSE))
-        await trio.sleep(0.3)
-
-    async def extend(peer: FeedPeer) -> None:
-        await upgrade(peer, b"Sec-WebSocket-Extensions: permessage-deflate\r\n")
-        await trio.sleep(0.3)
-
-    codes = (1009, 1002, 1007)
-    await scene.play_in_turn([extend, *(partial(close, code) for code in codes)])
-    told = [(event["reason"], event.get("detail", "")) for event in scene.ends]
-    scene.expect("extension" in str(told[:1]), f"an extension is told as {told[:1]}", "named")
-    for code, (reason, detail) in zip(codes, told[1:], strict=False):
-        good = reason == "closed" and f"because-{code}" in detail
-        scene.expect(good, f"{code} is told as {reason}: {detail}", "closed, and the peer's words")
+async def no_threads(scene: Scene) -> None:
+    """No thread can be started for 14 s (a limit of processes), so that the idle ones end."""
+    file = scene.folder / "audit"
+    await scene.start({**patched(scene, {}), "RATEBRIDGE_AUDIT_FILE": str(file)})
+    (scene.folder / "no-threads").touch()
+    scene.feed.asks = True
+    scene.feed.armed.set()
+    await trio.sleep(14)
+    answered = len(scene.feed.delays)
+    scene.feed.stop_measuring()
+    (scene.folder / "no-threads").unlink()
+    ends = len(scene.ends)
+    scene.expect(not ends and answered > 600, f"{ends} ends, {answered} answers", "no end, all")
+    await trio.sleep(8)
+    lines = file.read_bytes().count(b"\n")
+    scene.expect(lines >= answered, f"{lines} lines of {answered}", "all")
 
 
-async def outage(scene: Scene) -> None:
-    """Six services whose link has proved itself, and a feed that is away for 2 s."""
-    services = 6
-    back: list[float] = []
-    all_back = trio.Event()
-    ends = inf
+PATCH: Final = """
+import os, socket, threading, time
+look_up, start = socket.getaddrinfo, threading.Thread.start
 
-    async def script(peer: FeedPeer) -> None:
-        now = trio.current_time()
-        if now < ends - 2:
-            await upgrade(peer)
-            while trio.current_time() < ends - 2:
-                await peer.send_raw(server_frame(BEAT))
-                await trio.sleep(0.5)
-        elif now > ends:
-            back.append(now - ends)
-            if len(back) == services:
-                all_back.set()
-            await upgrade(peer)
-            await trio.sleep_forever()
+def slow(host, *how, **named):
+    takes = {slow}.get(host.decode() if isinstance(host, bytes) else host)
+    if takes is not None and not how[-1] & socket.AI_NUMERICHOST:  # trio asks for that first
+        time.sleep(takes)
+        host = "127.0.0.1"
+    return look_up(host, *how, **named)
 
-    scene.script = script
-    async with trio.open_nursery() as starting:
-        for _ in range(services):
-            starting.start_soon(scene.start)
-    ends = trio.current_time() + 9
-    with trio.move_on_at(ends + 6):
-        await all_back.wait()
-    longest = max((event["retry_in"] for event in scene.ends), default=inf)
-    seen = f"a wait of {longest:.2f} s, the last back {max(back, default=inf):.1f} s after the feed"
-    scene.expect(longest <= LONGEST_WAIT, seen, f"{LONGEST_WAIT:g} s at most")
+def start_if_allowed(thread):
+    if os.path.exists({flag!r}):
+        raise RuntimeError("can't start new thread")
+    start(thread)
+
+socket.getaddrinfo, threading.Thread.start = slow, start_if_allowed
+"""
+
+
+def patched(scene: Scene, slow: Mapping[str, float]) -> dict[str, str]:
+    """Settings by which Python looks these names up in so many s, and obeys `no-threads`."""
+    text = PATCH.format(slow=dict(slow), flag=str(scene.folder / "no-threads"))
+    (scene.folder / "sitecustomize.py").write_text(text)
+    return {"PYTHONPATH": str(scene.folder)}
 
 
 # All of them.
@@ -453,6 +341,5 @@ MEASURED: Final[tuple[Row, ...]] = (
     *(huge_tables, one_byte_chunks, many_days, idle_clients, h2c_flood, log_unread),
 )
 JUDGED: Final[tuple[Row, ...]] = (
-    *(outage, audit_stopped, cookies, second_response, host_header, stderr_closed),
-    *(audit_escapes, hangup, violations, ping_in_close, told_ends),
+    *(audit_stopped, dead_name_server, sources_without_names, no_threads),
 )

@@ -10,7 +10,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from datetime import date, timedelta
 from pathlib import Path
@@ -35,7 +35,7 @@ LARGE: Final = 4096  # bytes of a payload that is not looked at
 COMMAND: Final = (sys.executable, "-m", "ratebridge")
 NO_SETTINGS: Final[Mapping[str, str]] = {}
 FIRST_DAY: Final = date(1999, 1, 4)
-TEXT, CLOSE, PING, PONG = 0x81, 0x88, 0x89, 0x8A  # first bytes of whole frames
+TEXT, CLOSE, PONG = 0x81, 0x88, 0x8A  # first bytes of whole frames
 
 Answer = Callable[[bytes], bytes]  # the head of an HTTP request to all of the response
 
@@ -146,8 +146,8 @@ class Feed:
                 self._awaited.pop(name).set()
 
 
-async def upgrade(peer: FeedPeer, more: bytes = b"") -> None:
-    """Grant the upgrade, with `more` header lines."""
+async def upgrade(peer: FeedPeer) -> None:
+    """Grant the upgrade."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         head += await receive(peer)
@@ -155,7 +155,7 @@ async def upgrade(peer: FeedPeer, more: bytes = b"") -> None:
     proof = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
     await peer.send_raw(
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Accept: %b\r\n%b\r\n" % (proof, more)
+        b"Sec-WebSocket-Accept: %b\r\n\r\n" % proof
     )
 
 
@@ -228,17 +228,16 @@ async def serve_raw(
     await trio.serve_listeners(handle, listeners)
 
 
-def table(asked: bytes, dollars: str, more: str = "", *, days_later: int = 0) -> bytes:
-    """A table of freecurrencyapi for what was asked, or for a later day."""
+def table(asked: bytes, dollars: str, more: str = "") -> bytes:
+    """A table of freecurrencyapi for what was asked."""
     quotes = f'{{"EUR":1,"USD":{dollars}{more}}}'
     if days := re.findall(r"[?&]date=([\d-]+)", asked.decode()):
-        day = date.fromisoformat(days[0]) + timedelta(days=days_later)
-        quotes = f'{{"{day}":{quotes}}}'
+        quotes = f'{{"{days[0]}":{quotes}}}'
     return f'{{"data":{quotes}}}'.encode()
 
 
-def response(body: bytes, headers: str = "") -> bytes:
-    return f"HTTP/1.1 200 OK\r\n{headers}Content-Length: {len(body)}\r\n\r\n".encode() + body
+def response(body: bytes) -> bytes:
+    return f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def days(count: int) -> list[date]:
@@ -318,13 +317,13 @@ class Scene:
         settings: Mapping[str, str] = NO_SETTINGS,
         *,
         stderr: int | None = None,
-        command: Sequence[str] = COMMAND,
+        host: str = "127.0.0.1",
     ) -> trio.Process:
         """Start a service. It has beaten, or with a `script` connected, when this returns."""
         if not self._port:
             self._port = await self.nursery.start(serve_feed, self._play, [])
         env = {
-            "CURRENCY_ASSIGNMENT_WS_URI": f"ws://127.0.0.1:{self._port}",
+            "CURRENCY_ASSIGNMENT_WS_URI": f"ws://{host}:{self._port}",
             "RATEBRIDGE_PROVIDERS": "ecb",
             "RATEBRIDGE_DRAIN_TIMEOUT": "1",
             "RATEBRIDGE_LOG_FORMAT": "json",
@@ -334,7 +333,7 @@ class Scene:
         number = len([*self.folder.glob("log.*")])
         with (self.folder / f"log.{number}").open("wb") as log:
             process = await trio.lowlevel.open_process(
-                command,
+                COMMAND,
                 env=environment(**env),
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
@@ -382,26 +381,6 @@ class Scene:
 
         self.feed.abuse = send
         await self.attack()
-
-    async def play_in_turn(self, scripts: Sequence[Script]) -> None:
-        """Start a service that comes back at once, and play a script on each of its connections."""
-        left = list(scripts)
-        done = trio.Event()
-
-        async def script(peer: FeedPeer) -> None:
-            if left:
-                await left.pop(0)(peer)
-            else:
-                done.set()
-                await upgrade(peer)
-                await trio.sleep_forever()
-
-        self.script = script
-        await self.start({"RATEBRIDGE_RECONNECT_MIN": "0.05", "RATEBRIDGE_RECONNECT_MAX": "0.05"})
-        with trio.move_on_after(START_WITHIN + 2 * len(scripts)):
-            await done.wait()
-        if not done.is_set():
-            self.expect(False, f"only {len(scripts) - len(left)} connections", "one a script")
 
     async def stop(self) -> None:
         """End the measuring, and the services by SIGTERM; does nothing the second time."""

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import random
+import re
 import select
 import socket
 import ssl
@@ -19,22 +20,19 @@ from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from math import inf
-from typing import Any, Generic, TypeVar
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import attrs
 
 from ratebridge.euro import CONVERSION_RATES
-from ratebridge.levels import ranges
-
-T = TypeVar("T")
 
 HEARTBEAT = b'\x81\x14{"type":"heartbeat"}'
 REPLY_LEAST = 64  # bytes of payload: a heartbeat has fewer, a reply has more
 PATIENCE = 30.0  # s for what ought to take a moment
-UNKNOWN = "BTC"  # a currency that no table has
 
 # Those of freecurrencyapi.
 CODES = [
@@ -44,52 +42,32 @@ CODES = [
 ]
 
 
-@attrs.define
-class Rates:
+@cache
+def table(day: date) -> dict[str, Decimal]:
     """Quotes for one euro: ten decimals, other ones each day, the same in each run.
 
-    They are within a tenth of what they last were, so that they can be true; those
-    that are law are what the law says. `latency` is what an answer takes, in seconds.
+    Those that are law are what the law says.
     """
-
-    codes: list[str] = attrs.Factory(lambda: list(CODES))
-    latency: float = 0.0
-
-    def table(self, day: date) -> dict[str, Decimal]:
-        chance = random.Random(day.toordinal())
-        quotes = {}
-        for code in self.codes:
-            low, _high = list(ranges().get(code, {0: (10.0, 10.0)}).values())[-1]
-            # In millionths, to the tenth decimal: 900,000 to 1,100,000 of the usual.
-            usual = Decimal(round(low * chance.randrange(900_000, 1_100_000) * 10_000))
-            quotes[code] = usual.scaleb(-10)
-        law = {code: units for code, (_, units) in CONVERSION_RATES.items() if code in quotes}
-        return {**quotes, **law, "EUR": Decimal(1)}
+    chance = random.Random(day.toordinal())
+    quotes = {code: Decimal(chance.randrange(5 * 10**9, 10**10)).scaleb(-10) for code in CODES}
+    law = {code: units for code, (_, units) in CONVERSION_RATES.items() if code in quotes}
+    return {**quotes, **law, "EUR": Decimal(1)}
 
 
-def serve_rates(rates: Rates) -> int:
-    """Serve the rates as freecurrencyapi and as Frankfurter would; returns the port."""
+def serve_rates() -> int:
+    """Serve the rates as freecurrencyapi would; returns the port."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
-            time.sleep(rates.latency)
             url = urlsplit(self.path)
             asked = parse_qs(url.query).get("date")
             day = date.fromisoformat(asked[0]) if asked else datetime.now(UTC).date()
-            quotes = rates.table(day)
-            if url.path == "/v1/historical":
-                body = f'{{"data":{{"{day}":{_object(quotes)}}}}}'
-            elif url.path == "/v1/latest":
-                body = f'{{"data":{_object(quotes)}}}'
-            else:
-                body = ",".join(
-                    f'{{"date":"{day}","base":"EUR","quote":"{code}","rate":{units}}}'
-                    for code, units in quotes.items()
-                )
-                body = f"[{body}]"
+            quotes = ",".join(f'"{code}":{units}' for code, units in table(day).items())
+            dated = f'"{day}":{{{quotes}}}' if url.path == "/v1/historical" else quotes
+            body = f'{{"data":{{{dated}}}}}'
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -103,67 +81,51 @@ def serve_rates(rates: Rates) -> int:
     return server.server_port
 
 
-def _object(quotes: dict[str, Decimal]) -> str:
-    return "{" + ",".join(f'"{code}":{units}' for code, units in quotes.items()) + "}"
-
-
 @attrs.frozen
 class Asked:
-    """A request as a frame, and the stake that the reply has to hold (None: an error)."""
+    """A request as a frame, and the stake that the reply has to hold."""
 
     frame: bytes
-    eur: Decimal | None
+    eur: Decimal
 
 
-def make_requests(
-    rates: Rates, days: int, *, unknown: float = 0.0, count: int = 8192
-) -> list[Asked]:
+SPELLINGS: dict[str, Callable[[str], str]] = {
+    "as recorded": lambda text: text,
+    "with spaces": lambda text: json.dumps(json.loads(text)),
+    "+00:00 for Z": lambda text: text.replace('Z"', '+00:00"'),
+    "two more members": lambda text: text.replace(
+        ',"odds"', ',"book":"a house","live":true,"odds"'
+    ),
+    "sorted keys": lambda text: json.dumps(json.loads(text), sort_keys=True, separators=(",", ":")),
+    "an id that is a string": lambda text: re.sub(r'"id":(\d+)', r'"id":"9f8e7d6c-\1"', text),
+}
+
+
+def make_requests(days: int, spelling: str, count: int = 8192) -> list[Asked]:
     """Requests like the real feed's, of the `days` up to three weeks ago, ids 0, 1, 2 and on.
 
-    `unknown` is the share of those in a currency that no table has. The first
-    of them ask for each day and currency in turn.
+    The first of them ask for each day and currency in turn.
     """
     chance = random.Random(7)
     newest = datetime.now(UTC).date() - timedelta(days=21)
-    tables = {day: rates.table(day) for day in (newest - timedelta(days=i) for i in range(days))}
     asked = []
     for number in range(count):
         day = newest - timedelta(days=number % days)
-        code = rates.codes[number % len(rates.codes)]
-        if chance.random() < unknown:
-            code = UNKNOWN
+        code = CODES[number % len(CODES)]
         stake = Decimal(chance.randrange(10**5, 10**9)).scaleb(-5)
         midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
         made = midnight + timedelta(milliseconds=chance.randrange(86_400_000))
-        text = (
+        text = SPELLINGS[spelling](
             f'{{"type":"message","id":{number},"payload":{{'
             f'"marketId":{chance.randrange(1, 10_000)},"selectionId":{chance.randrange(1, 10_000)},'
             f'"odds":{chance.randrange(101, 1000) / 100},"stake":{stake},"currency":"{code}",'
             f'"date":"{made.replace(tzinfo=None).isoformat(timespec="milliseconds")}Z"}}}}'
         ).encode()
-        units = tables[day].get(code)
-        asked.append(
-            Asked(
-                b"\x81\x7e" + len(text).to_bytes(2) + text,
-                None if units is None else _exact(stake, units),
-            )
-        )
+        frame = b"\x81\x7e" + len(text).to_bytes(2) + text
+        # By exact arithmetic; round() of a Fraction is half to even.
+        euro = round(Fraction(stake) / Fraction(table(day)[code]) * 10**5)
+        asked.append(Asked(frame, Decimal(euro).scaleb(-5)))
     return asked
-
-
-def _exact(stake: Decimal, units: Decimal) -> Decimal:
-    """The amount in euro by exact arithmetic; round() of a Fraction is half to even."""
-    return Decimal(round(Fraction(stake) / Fraction(units) * 10**5)).scaleb(-5)
-
-
-@attrs.frozen
-class Load(Generic[T]):
-    """What came of one load: requests answered, in how many seconds, and two marks."""
-
-    requests: int
-    seconds: float
-    before: T
-    after: T
 
 
 class Feed:
@@ -181,11 +143,16 @@ class Feed:
         self._beat_due = 0.0
         self._requests: list[Asked] = []
         self._next = 0
+        self._exact = True
         self.heartbeats = 0
 
-    def use(self, requests: list[Asked]) -> None:
-        """What is asked from now on are `requests`, in turn and again."""
+    def use(self, requests: list[Asked], *, exact: bool) -> None:
+        """What is asked from now on are `requests`, in turn and again.
+
+        `exact` replies echo every member; others may lack some.
+        """
         self._requests = requests
+        self._exact = exact
         self._next = 0
 
     def accept(self) -> None:
@@ -219,18 +186,20 @@ class Feed:
             self._turn(until)
             self._count()
 
-    def load(self, outstanding: int, warm: float, seconds: float, mark: Callable[[], T]) -> Load[T]:
+    def load(
+        self, outstanding: int, warm: float, seconds: float, cpu: Callable[[], float]
+    ) -> tuple[float, float]:
         """Keep so many requests unanswered; measures `seconds` after the first `warm` ones.
 
-        `mark` is called at the beginning and the end of the time measured.
+        Returns how many were answered a second, and how much `cpu` grew for each.
         """
         self._ask(outstanding)
         self._keep_up(time.perf_counter() + warm)
-        before, began = mark(), time.perf_counter()
+        before, began = cpu(), time.perf_counter()
         answered = self._keep_up(began + seconds)
-        result = Load(answered, time.perf_counter() - began, before, mark())
+        took, used = time.perf_counter() - began, cpu() - before
         self._drain(outstanding)
-        return result
+        return answered / took, used / answered
 
     def _keep_up(self, until: float) -> int:
         """Put a new request for each one answered; the number of these."""
@@ -241,17 +210,6 @@ class Feed:
             answered += count
             self._ask(count)
         return answered
-
-    def load_until(self, outstanding: int, requests: int) -> None:
-        """Keep so many unanswered until that many `requests` are answered."""
-        self._ask(outstanding)
-        answered = 0
-        while answered < requests:
-            self._turn(time.perf_counter() + PATIENCE)
-            count = self._count()
-            answered += count
-            self._ask(count)
-        self._drain(outstanding)
 
     def _drain(self, outstanding: int) -> None:
         """Wait for the replies that are still to come."""
@@ -393,18 +351,14 @@ class Feed:
     def _judge(self, reply: bytes) -> int:
         """The id of a reply. Raises ValueError when it is not the right one."""
         message = json.loads(reply, parse_float=Decimal)
-        number: int = message["id"]
+        number = int(str(message["id"]).rpartition("-")[2])
         asked = self._requests[number]
-        request = json.loads(asked.frame[4:], parse_float=Decimal)
-        if asked.eur is None:
-            right = message["type"] == "error" and UNKNOWN in message["message"]
-        else:
-            made = datetime.fromisoformat(message["payload"]["date"])
-            late = datetime.now(UTC) - made
-            changed = {"stake": asked.eur, "currency": "EUR", "date": message["payload"]["date"]}
-            right = message == request | {"payload": request["payload"] | changed} and timedelta(
-                milliseconds=-1
-            ) <= late < timedelta(seconds=30)
-        if not right:
-            raise ValueError(f"{request} was answered by {message}, with {asked.eur} expected")
+        right = json.loads(asked.frame[4:], parse_float=Decimal)
+        late = datetime.now(UTC) - datetime.fromisoformat(message["payload"]["date"])
+        right["payload"] |= {"stake": asked.eur, "currency": "EUR"}
+        right["payload"]["date"] = message["payload"]["date"]
+        if not self._exact:
+            right["payload"] = {name: right["payload"][name] for name in message["payload"]}
+        if message != right or not timedelta(milliseconds=-1) <= late < timedelta(seconds=30):
+            raise ValueError(f"{right} was expected, and {message} came")
         return number

@@ -7,8 +7,9 @@ Each does the same work in the plainest competent way its library has: read the
 request, look up the table of its day, convert exactly, reply; and beat once a
 second. They lack what the service has beyond that: the watchdog, reconnecting,
 the outbox, the error tree, bounds against number bombs, the byte for byte echo,
-provenance, figures, fetching of tables. `floor` is a bare trio loop that answers
-without reading what it is asked: what is left to gain lies above its figures.
+provenance, figures, fetching of tables. `picows`, whose messages are typed, drops the
+members that it does not know; `node-ws` is in bench_peers.cjs. `floor` is a bare trio
+loop that answers without reading what it is asked: what is left to gain lies above it.
 """
 
 import asyncio
@@ -130,12 +131,12 @@ def run_picows(uri: str, tables: Tables) -> None:
 
     class Message(msgspec.Struct, omit_defaults=True):
         type: str
-        id: int | None = None
+        id: int | str | None = None
         payload: Payload | None = None
 
     class Error(msgspec.Struct):
         type: str
-        id: int | None
+        id: int | str | None
         message: str
 
     decode = msgspec.json.Decoder(Message).decode
@@ -225,14 +226,17 @@ def run_floor(uri: str, _tables: Tables) -> None:
     trio.run(main)
 
 
-PEERS = {
+NODE = "node-ws"
+
+RUNS: dict[str, Callable[[str, Tables], None]] = {
     "trio-websocket": run_plain_trio,
     "websockets": run_websockets,
     "aiohttp": run_aiohttp,
     "picows": run_picows,
     "floor": run_floor,
 }
+PEERS = (*RUNS, NODE)
 
 if __name__ == "__main__":
     name, uri, path = sys.argv[1:]
-    PEERS[name](uri, read_tables(path))
+    RUNS[name](uri, read_tables(path))

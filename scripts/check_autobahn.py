@@ -32,7 +32,7 @@ import trio
 
 from ratebridge.errors import LinkFailed
 from ratebridge.link import Address, Link, open_link
-from ratebridge.link.dial import network_dial
+from ratebridge.link.dial import NetworkDial
 
 AGENT: Final = "ratebridge"
 CASES: Final = ("1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.*", "10.*")
@@ -60,11 +60,8 @@ class CannotRun(Exception):
 
 async def echo(link: Link) -> None:
     """Send back every text. Raises `LinkFailed` when the link has ended."""
-
-    def send_back(texts: Sequence[bytes]) -> None:
-        link.put(texts)
-
-    await link.receive(send_back)
+    while True:
+        link.put(await link.receive())
 
 
 def find_python2() -> str:
@@ -134,7 +131,7 @@ async def visit(port: int, target: str) -> None:
     try:
         with trio.move_on_after(CASE_WITHIN):
             async with trio.open_nursery() as nursery:
-                await echo(await open_link(nursery, address, network_dial(address, None)))
+                await echo(await open_link(nursery, address, NetworkDial(address, None)))
     except* LinkFailed:  # as each link ends
         pass
 

@@ -1,21 +1,25 @@
-"""A service for the status page's tests: real parts, fake sources."""
+"""A service for the tests of what operators see: real parts, fake sources."""
 
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from types import SimpleNamespace
+from typing import Any
 
 import attrs
 import trio
+from prometheus_client.parser import text_string_to_metric_families
 
 from ratebridge.bridge import Bridge
-from ratebridge.errors import SourceFailed
+from ratebridge.errors import FetchOutcome, SourceFailed
 from ratebridge.link.address import Address
-from ratebridge.operating.journal import Journal
+from ratebridge.observer import Observer
+from ratebridge.operating.logs import event_log
+from ratebridge.operating.metrics import Metrics
 from ratebridge.operating.overview import Service
-from ratebridge.operating.stats import Stats
 from ratebridge.outbox import Outbox
 from ratebridge.providers.chain import RateChain
 from ratebridge.providers.source import Quota
-from ratebridge.rates import Quote, RateTable, Tables
+from ratebridge.rates import Quote, RateCache, RateSheet
 from ratebridge.settings import Settings
 
 NOW = datetime(2021, 6, 1, 12, tzinfo=UTC)
@@ -24,38 +28,58 @@ FEED = Address("feed.example", 443, "/secret-path", secure=True)
 
 @attrs.define
 class Shop:
-    """A source without tables: the tests put them into the cache."""
+    """A source without rates: the tests put them into the cache."""
 
     name: str = "shop"
     quota: Quota | None = None
-    budget: None = None
+    currencies: None = None
+    every: None = None
 
-    async def fetch(self, day: date, now: datetime) -> RateTable:
+    def asks(self, day: date, _today: date) -> str:
+        return str(day)
+
+    async def fetch(self, day: date, now: datetime) -> RateSheet:
         await trio.lowlevel.checkpoint()
-        raise SourceFailed("no-table", "has none")
+        raise SourceFailed(FetchOutcome.NO_TABLE, "has none")
 
 
-def table(day: date, provider: str = "shop") -> RateTable:
-    one = Quote(Decimal(1), day)
-    return RateTable(provider, day, {"EUR": one, "USD": one}, NOW)
+def sheet(day: date, provider: str = "shop", fetched: datetime = NOW) -> RateSheet:
+    rows = {"USD": Quote(Decimal("1.2222")), "BTC": Quote(Decimal(1), Decimal(40_000))}
+    return RateSheet(provider, str(day), day, day, {day: rows}, fetched, frozenset(rows))
 
 
 def make_service(
-    nursery: trio.Nursery, *sources: Shop, stats: Stats | None = None, feed: Address | None = FEED
-) -> tuple[Service, Journal]:
-    journal = Journal(stats or Stats(), lambda: NOW)
-    tables = Tables(7200.0)
+    nursery: trio.Nursery, *sources: Shop, feed: Address | None = FEED, audit: Any = None
+) -> tuple[Service, Observer]:
+    observer = Observer(event_log(), lambda: NOW)
     chain = RateChain(
         sources or (Shop(),),
-        tables,
+        RateCache(timedelta(hours=2)),
         nursery,
         deadline=5.0,
         utc_now=lambda: NOW,
-        observer=journal,
+        observer=observer,
     )
-    outbox = Outbox(journal)
-    bridge = Bridge(chain, nursery, outbox.add, utc_now=lambda: NOW, observer=journal)
-    settings = Settings(feed)
+    outbox = Outbox(observer)
+    bridge = Bridge(chain, nursery, outbox.add, utc_now=lambda: NOW, observer=observer)
+    started = trio.current_time()
     return Service(
-        settings, journal.stats, bridge, outbox, chain, trio.current_time(), lambda: NOW
-    ), journal
+        Settings(feed), observer.stats, bridge, outbox, chain, started, lambda: NOW, audit
+    ), observer
+
+
+def trail(**state: Any) -> Any:
+    """What is read of an audit trail; it is well unless `state` says otherwise."""
+    return SimpleNamespace(**{"failing": None, "waiting": 0, "lost": 0, "head": "0:0", **state})
+
+
+def samples(service: Service) -> dict[str, float]:
+    """Every sample of the metrics, by its name and its labels."""
+    text = Metrics(service).answer("", "")[0].decode()
+    return {
+        sample.name + "".join(f",{label}={word}" for label, word in sample.labels.items()): (
+            sample.value
+        )
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }

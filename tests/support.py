@@ -1,10 +1,13 @@
 """Helpers for the tests of the link, the session and the supervisor."""
 
 import os
+import socket
 import ssl
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from base64 import b64decode
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import attrs
@@ -228,12 +231,93 @@ async def open_on_a_socket(
 async def take(link: Link, count: int) -> list[bytes]:
     """The texts that come, until there are so many."""
     texts: list[bytes] = []
-    with trio.CancelScope() as enough:
-
-        def keep(batch: Sequence[bytes]) -> None:
-            texts.extend(batch)
-            if len(texts) >= count:
-                enough.cancel()
-
-        await link.receive(keep)
+    while len(texts) < count:
+        texts += await link.receive()
     return texts
+
+
+async def read_on(link: Link) -> list[bytes]:
+    """All the texts that come, until the link ends."""
+    texts: list[bytes] = []
+    with suppress(LinkFailed):
+        while True:
+            texts += await link.receive()
+    return texts
+
+
+@attrs.define
+class ProxyPeer:
+    """A proxy on a port of this machine. `asked` tells what it was asked for, and by whom."""
+
+    port: int = 0
+    refusal: int | None = None  # an HTTP status; by SOCKS, any refuses
+    asked: list[str] = attrs.Factory(list)
+    pieces: int = 65536  # bytes that it writes at a time, until the tunnel is there
+
+    async def serve(self, stream: trio.abc.Stream) -> None:
+        """One connection: by SOCKS 5, or by CONNECT."""
+        data = bytes(await stream.receive_some())
+        if data[:1] == b"\x05":
+            user = ""
+            if 2 in data[2:]:
+                await stream.send_all(b"\x05\x02")
+                if not (login := bytes(await stream.receive_some())):
+                    return
+                name, password = login[2:][: login[1]], login[3 + login[1] :]
+                user = f"{name.decode()}:{password.decode()}"
+                await stream.send_all(b"\x01" + (b"\x01" if self.refusal else b"\x00"))
+                if self.refusal:
+                    return
+            else:
+                await stream.send_all(b"\x05\x00")
+            data = bytes(await stream.receive_some())
+            by_name = data[3:4] == b"\x03"
+            host = data[5:-2].decode() if by_name else socket.inet_ntoa(data[4:-2])
+            self.asked.append(f"SOCKS {host} {user}")
+            code = b"\x02" if self.refusal else b"\x00"
+            answer, port = b"\x05" + code + b"\0\x01" + bytes(6), int.from_bytes(data[-2:])
+        else:
+            host, _, number = data.split(b" ")[1].decode().rpartition(":")
+            secret = data.partition(b"Proxy-Authorization: Basic ")[2].partition(b"\r")[0]
+            self.asked.append(f"CONNECT {host} {b64decode(secret).decode()}")
+            status, port = self.refusal or 200, int(number)
+            answer = (
+                f"HTTP/1.1 102 \r\n\r\nHTTP/1.1 {status} As You Like\r\nVia: me\r\n\r\n".encode()
+            )
+        for at in range(0, len(answer), self.pieces):
+            await stream.send_all(answer[at : at + self.pieces])
+        if self.refusal is None:
+            behind = await trio.open_tcp_stream("127.0.0.1", port)
+            async with behind, trio.open_nursery() as nursery:
+                nursery.start_soon(pass_on, stream, behind, nursery.cancel_scope)
+                nursery.start_soon(pass_on, behind, stream, nursery.cancel_scope)
+
+
+async def pass_on(
+    source: trio.abc.Stream, target: trio.abc.Stream, scope: trio.CancelScope
+) -> None:
+    """Copy bytes until one side has gone."""
+    with suppress(trio.BrokenResourceError):
+        async for data in source:
+            await target.send_all(data)
+    scope.cancel()
+
+
+@asynccontextmanager
+async def open_proxy(tls: ssl.SSLContext | None = None) -> AsyncIterator[ProxyPeer]:
+    """A proxy, which is spoken to by https if it has `tls`."""
+    proxy = ProxyPeer()
+
+    async def serve(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            await proxy.serve(
+                trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
+                if tls
+                else stream
+            )
+
+    async with within(10), trio.open_nursery() as nursery:
+        [listener] = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+        proxy.port = listener.socket.getsockname()[1]
+        yield proxy
+        nursery.cancel_scope.cancel()

@@ -1,5 +1,8 @@
 """What a feed's URI means, row by row."""
 
+import re
+from base64 import b64decode
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +26,7 @@ from ratebridge.link.address import Address
         ("ws://[::1]:8765/ws", "::1", 8765, "/ws", "[::1]:8765"),
         ("wss://[2001:DB8::1]/", "2001:db8::1", 443, "/", "[2001:db8::1]"),
         ("ws://b\u00fccher.test/", "xn--bcher-kva.test", 80, "/", "xn--bcher-kva.test"),
+        ("ws://feed.test.:81/", "feed.test.", 81, "/", "feed.test.:81"),
         ("ws://feed.test/a?b=c&d=%20e", "feed.test", 80, "/a?b=c&d=%20e", "feed.test"),
         ("ws://feed.test?b", "feed.test", 80, "/?b", "feed.test"),
         ("ws://feed.test/\u20ac?\u00e9", "feed.test", 80, "/%E2%82%AC?%C3%A9", "feed.test"),
@@ -34,6 +38,23 @@ def test_what_a_uri_means(uri: str, host: str, port: int, target: str, authority
     address = Address.parse(uri)
     assert address == Address(host, port, target, secure=uri.lower().startswith("wss"))
     assert address.authority == authority
+
+
+@pytest.mark.parametrize(
+    ("userinfo", "pair"),
+    [
+        ("Aladdin:open%20sesame", b"Aladdin:open sesame"),
+        ("user", b"user:"),
+        (":s3cret", b":s3cret"),
+        ("%C3%BC:%E2%82%AC:%40", "\u00fc:\u20ac:@".encode()),
+    ],
+)
+def test_user_and_password_become_basic_authentication_and_are_never_shown(userinfo, pair):
+    address = Address.parse(f"ws://{userinfo}@feed.test/?token=s3cret")
+    assert address.authorization is not None
+    assert b64decode(address.authorization.removeprefix("Basic ")) == pair
+    assert (address.host, address.authority) == ("feed.test", "feed.test")
+    assert not {"s3cret", "sesame", address.authorization} & {*re.split(r"\W", repr(address))}
 
 
 @pytest.mark.parametrize(
@@ -57,10 +78,7 @@ def test_what_a_uri_means(uri: str, host: str, port: int, target: str, authority
         ("ws://[not-an-address]/", "a valid host and port"),
         ("ws://feed..test/", "a valid host"),
         (f"ws://{'a' * 64}.test/", "a valid host"),
-        ("ws://user:s3cret@feed.test/", "without user or password"),
-        ("ws://user@feed.test/", "without user or password"),
-        ("ws://:s3cret@feed.test/", "without user or password"),
-        ("ws://@feed.test/", "without user or password"),
+        ("ws://us%3Aer:s3cret@feed.test/", "user has no colon"),
         ("ws://feed.test/#top", "without a fragment"),
         ("ws://feed.test/#", "without a fragment"),
         ("ws://feed.test/a b", "without spaces"),

@@ -1,6 +1,6 @@
 """The library's `convert`: its results and its errors."""
 
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
 
@@ -8,9 +8,11 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from rate_bench import make_client, make_source
 
 import ratebridge
-from ratebridge.errors import RatebridgeError, SourceFailed
+from ratebridge.errors import FetchOutcome, RatebridgeError, SourceFailed
+from ratebridge.fakes.rates import FakeRates
 
 MAY_18 = datetime(2021, 5, 18, 21, 32, tzinfo=UTC)
 EMBEDDED = ratebridge.load_settings({"RATEBRIDGE_PROVIDERS": "ecb"}, need_feed=False)
@@ -43,27 +45,32 @@ async def test_the_instants_utc_day_counts():
     assert done.rate.asked == MAY_18.date()
 
 
-async def convert(stake="1", currency="EUR", instant=MAY_18):
-    return await ratebridge.convert(Decimal(stake), currency, instant, EMBEDDED)
+async def convert(stake=Decimal(1), currency="EUR", when=MAY_18, sources=None):
+    async with ratebridge.Converter(EMBEDDED, sources=sources) as converter:
+        return await converter.convert(stake, currency, when)
 
 
 @pytest.mark.parametrize(
     ("wish", "line"),
     [
-        ({"stake": "NaN"}, "stake NaN is not a number"),
-        ({"stake": "sNaN"}, "stake sNaN is not a number"),
-        ({"stake": "-Infinity"}, "stake -Infinity is not a number"),
-        ({"stake": "1E+40"}, "stake 1E+40 is out of range"),
-        ({"stake": "1e999999"}, "stake 1E+999999 is out of range"),
-        ({"stake": "1e-20"}, "stake 1E-20 is out of range"),
-        ({"currency": "usd"}, "currency 'usd' is not three capital letters"),
-        ({"currency": ""}, "currency '' is not three capital letters"),
+        ({"stake": Decimal("NaN")}, "stake NaN is not a number"),
+        ({"stake": Decimal("-Infinity")}, "stake -Infinity is not a number"),
+        ({"stake": Decimal("1E+40")}, "stake 1E+40 is out of range"),
+        ({"stake": Decimal("1e-20")}, "stake 1E-20 is out of range"),
+        ({"stake": 10**5000}, f"stake 1{'0' * 39}... is out of range"),
+        ({"stake": 1.5}, "stake 1.5 is not a Decimal"),
+        ({"stake": True}, "stake True is not a Decimal"),
+        ({"stake": "1.5"}, "stake '1.5' is not a Decimal"),
+        ({"currency": "euro"}, "currency 'euro' is not a three-letter code"),
+        ({"currency": "\u017f\u017fa"}, "currency '\u017f\u017fa' is not a three-letter code"),
+        ({"currency": None}, "currency 'None' is not a three-letter code"),
+        ({"when": "2021-05-18"}, "'2021-05-18' is not a date"),
         (
-            {"instant": datetime(2021, 5, 18)},  # noqa: DTZ001 - it is what is refused
+            {"when": datetime(2021, 5, 18)},  # noqa: DTZ001 - it is what is refused
             "instant 2021-05-18T00:00:00 has no time zone",
         ),
         (
-            {"instant": datetime.max.replace(tzinfo=timezone(timedelta(hours=-5)))},
+            {"when": datetime.max.replace(tzinfo=timezone(timedelta(hours=-5)))},
             "instant 9999-12-31T23:59:59.999999-05:00 is out of range",
         ),
     ],
@@ -77,25 +84,49 @@ async def test_what_no_rate_can_help_is_a_bad_request(wish, line):
 
 @pytest.mark.parametrize("currency", ["EUR", "USD"])
 @pytest.mark.parametrize(
-    "instant", [datetime(1999, 1, 3, tzinfo=UTC), datetime.now(UTC) + timedelta(days=1)]
+    "when",
+    [datetime(1999, 1, 3, tzinfo=UTC), datetime.now(UTC) + timedelta(days=1), date(1999, 1, 3)],
 )
-async def test_a_day_without_rates_is_a_missing_rate(currency, instant):
+async def test_a_day_without_rates_is_a_missing_rate(currency, when):
     with pytest.raises(ratebridge.NoRate) as caught:
-        await convert("1", currency, instant)
+        await convert(currency=currency, when=when)
     assert caught.value.kind == "bad-date"
 
 
-@given(
-    st.decimals(),
-    st.text(max_size=4) | st.just("EUR"),
-    st.datetimes(timezones=st.none() | st.just(UTC)) | st.just(MAY_18),
-)
-def test_any_input_gives_an_exact_amount_or_a_documented_error(stake, currency, instant):
-    async def ask():
-        return await ratebridge.convert(stake, currency, instant, EMBEDDED, sources=[Nothing()])
+async def test_a_day_a_whole_number_and_small_letters_will_do():
+    done = await convert(100, "usd", date(2021, 5, 18))
+    assert (done.stake, done.currency, done.eur) == (Decimal(100), "USD", Decimal("81.81967"))
 
+
+async def test_two_hundred_conversions_of_a_day_are_one_call(autojump_clock):
+    fake = FakeRates(lambda: MAY_18)
+    source = make_source("frankfurter", make_client(fake))
+    async with ratebridge.Converter(sources=[source], clock=lambda: MAY_18) as converter:
+        for _ in range(100):
+            for currency in ("USD", "GBP"):
+                await converter.convert(1, currency)
+    assert fake.count() == 1
+
+
+async def test_an_error_of_the_callers_own_comes_out_as_it_is():
+    with pytest.raises(KeyError):
+        async with ratebridge.Converter(EMBEDDED):
+            raise KeyError
+
+
+async def test_a_converter_that_is_not_open_converts_nothing():
+    with pytest.raises(ratebridge.BadRequest, match="inside of its `async with`"):
+        await ratebridge.Converter(EMBEDDED).convert(1, "EUR")
+
+
+@given(
+    st.decimals() | st.integers(),
+    st.text(max_size=4) | st.just("EUR"),
+    st.datetimes(timezones=st.none() | st.just(UTC)) | st.dates() | st.just(MAY_18),
+)
+def test_any_input_gives_an_exact_amount_or_a_documented_error(stake, currency, when):
     try:
-        done = trio.run(ask)
+        done = trio.run(convert, stake, currency, when, [Nothing()])
     except RatebridgeError:
         return
     assert done.eur == Decimal(round(Fraction(stake) * 10**5)).scaleb(-5)
@@ -105,7 +136,10 @@ class Nothing:
     """A source without rates."""
 
     name = "nothing"
-    quota = budget = None
+    quota = currencies = every = None
+
+    def asks(self, day, today):
+        return str(day)
 
     async def fetch(self, day, now):
-        raise SourceFailed("no-table", "has nothing")
+        raise SourceFailed(FetchOutcome.NO_TABLE, "has nothing")

@@ -1,15 +1,15 @@
 """The whole service over memory streams, on a virtual clock."""
 
-import signal
+import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from functools import partial
 from itertools import pairwise
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -17,17 +17,16 @@ import structlog
 import trio
 
 from ratebridge import __version__, app
-from ratebridge.app import Dependencies, open_outbox, serve, tls_context
-from ratebridge.budget import Budget
-from ratebridge.errors import BadSettings, CannotStart, SourceFailed
+from ratebridge.app import Dependencies, open_outbox, serve
+from ratebridge.errors import BadSettings, CannotStart, FetchOutcome, Loss, SourceFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, request_text
 from ratebridge.link.address import Address
-from ratebridge.link.dial import Dial
-from ratebridge.operating.journal import Journal
+from ratebridge.observer import Observer
+from ratebridge.operating.logs import event_log
 from ratebridge.operating.stats import Stats
 from ratebridge.outbox import Reply
 from ratebridge.providers.http import HttpClient
-from ratebridge.rates import Quote, RateTable
+from ratebridge.rates import Quote, RateSheet
 from ratebridge.settings import Settings
 
 START = datetime(2021, 6, 1, 12, tzinfo=UTC)
@@ -42,17 +41,21 @@ class Bank:
 
     name: str = "bank"
     quota: None = None
-    budget: Budget | None = None
+    currencies: None = None
+    every: float | None = None
     calls: list[date] = attrs.Factory(list)
     before: Callable[[date], Awaitable[None]] = trio.lowlevel.checkpoint  # type: ignore[assignment]
 
-    async def fetch(self, day: date, now: datetime) -> RateTable:
+    def asks(self, day: date, today: date) -> str:
+        return str(day)
+
+    async def fetch(self, day: date, now: datetime) -> RateSheet:
         self.calls.append(day)
         await self.before(day)
         if day not in DOLLARS:
-            raise SourceFailed("bad-table", "has no table")
-        quotes = {"EUR": Quote(Decimal(1), day), "USD": Quote(Decimal(DOLLARS[day]), day)}
-        return RateTable(self.name, day, quotes, now)
+            raise SourceFailed(FetchOutcome.BAD_TABLE, "has no table")
+        rows = {day: {"USD": Quote(Decimal(DOLLARS[day]))}}
+        return RateSheet(self.name, str(day), day, day, rows, now, frozenset({"USD"}))
 
 
 async def at_once(_day: date) -> None:
@@ -93,7 +96,7 @@ async def running(
 
         async def run() -> None:
             dependencies = Dependencies(
-                feed.dial, [bank], clock, lambda: 0.5, Journal(stats, clock)
+                feed.dial, [bank], clock, lambda: 0.5, Observer(event_log(), clock, stats)
             )
             await serve(Settings(FEED, **settings), stop, dependencies)
             ended.set()
@@ -248,7 +251,7 @@ async def test_when_heartbeats_stop_and_requests_go_on_the_link_is_refreshed(aut
         opened = trio.current_time()
         await service.next_peer(1)
         assert 2 <= trio.current_time() - opened <= 3.2
-        assert service.stats.lost["stale"] == 1
+        assert service.stats.lost[Loss.STALE] == 1
 
 
 async def test_a_reply_whose_rate_came_after_the_link_was_lost_goes_first_on_the_next(
@@ -365,22 +368,19 @@ async def test_undelivered_replies_at_the_stop_are_logged_by_id_and_count(autoju
 async def test_what_is_left_in_the_outbox_is_undelivered_whichever_way_the_service_ends(
     autojump_clock,
 ):
-    journal = Journal(Stats())
+    observer = Observer()
     with trio.CancelScope() as scope:  # as a second signal does
-        async with open_outbox(journal) as outbox:
+        async with open_outbox(observer) as outbox:
             outbox.add(Reply(b"1", b"a reply", trio.current_time()))
             scope.cancel()
             await trio.lowlevel.checkpoint()
-    assert journal.stats.undelivered == 1
+    assert observer.stats.undelivered == 1
 
 
-async def test_a_service_fetches_todays_table_and_logs_its_start_each_minute_and_its_end(
-    autojump_clock, log
-):
-    bank = Bank(budget=Budget.of_month(5000), before=at_once)
+async def test_a_service_logs_its_start_each_minute_and_its_end(autojump_clock, log):
+    bank = Bank(before=at_once)
     async with running(quiet, bank, providers=("bank",)):
         await trio.sleep(121)
-    assert bank.calls == [TODAY]
     assert [event["connection"] for event in log if event["event"] == "summary"] == ["up", "up"]
     about = {"version": __version__, "feed": FEED.authority, "sources": ["bank"]}
     assert [log[0], log[-3], log[-1]] == [  # between the last two the connection goes down
@@ -391,7 +391,7 @@ async def test_a_service_fetches_todays_table_and_logs_its_start_each_minute_and
 
 
 async def test_a_proxy_of_no_use_is_a_bad_setting_and_leaves_no_port_open(monkeypatch):
-    monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:1")
+    monkeypatch.setenv("HTTPS_PROXY", "gopher://127.0.0.1:1")
     with pytest.raises(BadSettings, match="HTTPS_PROXY"):
         await serve(Settings(FEED, status_address=("127.0.0.1", 0)))
 
@@ -401,7 +401,7 @@ async def test_a_start_that_fails_leaves_no_file_locked_and_no_port_open(tmp_pat
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(CannotStart):
         await serve(Settings(FEED, status_address=taken.getsockname(), audit_file=audit))
     assert not audit.exists()
-    with pytest.raises(BadSettings, match="RATEBRIDGE_AUDIT_FILE"):
+    with pytest.raises(CannotStart, match="RATEBRIDGE_AUDIT_FILE"):
         await serve(Settings(FEED, status_address=("127.0.0.1", 0), audit_file=tmp_path))
 
 
@@ -415,99 +415,29 @@ async def test_a_service_that_is_cancelled_at_once_leaves_no_file_locked_and_no_
             await serve(settings, dependencies=Dependencies(sources=[Bank()]))
 
 
-def test_bad_settings_of_a_run_are_no_group_of_errors():
-    async def run(_stop: trio.Event) -> None:
-        await serve(Settings())
+async def test_the_feed_and_the_sources_have_one_tls_context(monkeypatch, autojump_clock):
+    used: list[object] = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
-    with pytest.raises(BadSettings, match="is required but not set"):
-        app.run_until_signal(run)
+    def client_with(make_tls: Callable[[], ssl.SSLContext], **more: Any) -> HttpClient:
+        used.append(make_tls())
+        return HttpClient(make_tls, **more)
 
-
-@attrs.define
-class SignallingClock(trio.abc.Clock):
-    """Raises SIGTERM when trio's own code asks for the time, as often as `armed` says."""
-
-    armed: int = 0
-
-    def start_clock(self) -> None: ...
-
-    def current_time(self) -> float:
-        if self.armed:
-            self.armed -= 1
-            signal.raise_signal(signal.SIGTERM)
-        return 0.0
-
-    def deadline_to_sleep_time(self, deadline: float) -> float:
-        return deadline - self.current_time()
-
-
-@pytest.fixture
-def signalling_clock(monkeypatch):
-    """The clock of `trio.run`, and a handler of SIGTERM that raises, as that of `cli` does."""
-
-    def leave(_number: int, _frame: object) -> NoReturn:
-        raise SystemExit(0)
-
-    clock = SignallingClock()
-    monkeypatch.setattr(trio, "run", partial(trio.run, clock=clock))
-    before = signal.signal(signal.SIGTERM, leave)
-    yield clock
-    assert clock.armed == 0
-    assert signal.signal(signal.SIGTERM, before) is leave
-
-
-def test_a_signal_while_trio_starts_stops_the_run(signalling_clock):
-    signalling_clock.armed = 1
-    app.run_until_signal(trio.Event.wait)
-
-
-def test_a_second_signal_while_trio_ends_changes_nothing(signalling_clock, monkeypatch):
-    receiver = trio.open_signal_receiver
-
-    @contextmanager
-    def receive(*numbers: int) -> Iterator[AsyncIterator[int]]:
-        with receiver(*numbers) as signals:
-            yield signals
-        signalling_clock.armed = 1
-
-    monkeypatch.setattr(trio, "open_signal_receiver", receive)
-    assert app.run_unless_stopped(partial(trio.sleep, 0)) is None
-
-
-def test_certificates_are_checked_unless_told_otherwise():
-    assert tls_context(verify=True).verify_mode.name == "CERT_REQUIRED"
-    unchecked = tls_context(verify=False)
-    assert unchecked.verify_mode.name == "CERT_NONE"
-    assert not unchecked.check_hostname
-
-
-@pytest.mark.parametrize("secure", [True, False])
-async def test_the_feed_and_the_sources_have_one_tls_context(secure, monkeypatch, autojump_clock):
-    """It is made at the start only for a feed that has TLS: it takes time and memory."""
-    made: list[ssl.SSLContext] = []
-    dialled: list[ssl.SSLContext | None] = []
-    asked: list[Callable[[], ssl.SSLContext]] = []
-
-    def make(verify: bool) -> ssl.SSLContext:
-        made.append(tls_context(verify=False))
-        return made[-1]
-
-    def dial_with(_address: Address, tls: ssl.SSLContext | None) -> Dial:
-        dialled.append(tls)
-        return trio.sleep_forever
-
-    def client_with(make_tls: Callable[[], ssl.SSLContext]) -> HttpClient:
-        asked.append(make_tls)
-        return HttpClient(make_tls)
+    def make(*how: object) -> ssl.SSLContext:
+        used.append(how)
+        return context
 
     monkeypatch.setattr(app, "tls_context", make)
-    monkeypatch.setattr(app, "network_dial", dial_with)
     monkeypatch.setattr(app, "HttpClient", client_with)
+    settings = Settings(attrs.evolve(FEED, secure=True), providers=("ecb",))
     with trio.move_on_after(1):
-        await serve(Settings(attrs.evolve(FEED, secure=secure), providers=("ecb",)))
-    assert len(made) == secure
-    assert asked[0]() is made[0]
-    assert dialled == (made if secure else [None])
+        await serve(settings, None, Dependencies(trio.sleep_forever))
+    assert used == [(True,), context]
+    files = Path("client.pem"), Path("client.key")
+    with_certificate = attrs.evolve(settings, feed_cert_file=files[0], feed_key_file=files[1])
+    assert app.feed_tls(settings, context) is context
+    app.feed_tls(with_certificate, context)
+    assert used[-1] == (True, *files)
 
 
 @pytest.fixture
@@ -518,24 +448,63 @@ def log():
     structlog.reset_defaults()
 
 
-async def test_an_unknown_setting_is_logged(autojump_clock):
+async def test_what_does_nothing_in_the_environment_is_logged(autojump_clock, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", "feed.example, ::1/999")
     with structlog.testing.capture_logs() as log:
-        async with running(beat, unknown=("RATEBRIDGE_TTL",)):
+        async with running(beat, unknown=("VERIFY_SLL", "RATEBRIDGE_FOO")):
             await trio.sleep(1)
-    [told] = [event for event in log if event["event"] == "settings.unknown"]
-    assert (told["name"], told["log_level"]) == ("RATEBRIDGE_TTL", "warning")
+    told = [event for event in log if event["event"].startswith("settings.")]
+    warning = {"event": "settings.unknown", "log_level": "warning"}
+    assert told[:2] == [
+        {**warning, "name": "VERIFY_SLL", "resembles": "VERIFY_SSL"},
+        {**warning, "name": "RATEBRIDGE_FOO"},
+    ]
+    assert [(event["event"], event["entry"]) for event in told[2:]] == [
+        ("settings.no_proxy", "::1/999")
+    ]
 
 
-def test_a_hangup_is_ignored_where_there_is_no_audit_file(monkeypatch):
-    async def serve(_settings, *, stop):
-        signal.raise_signal(signal.SIGHUP)
-        await trio.lowlevel.checkpoint()
-        assert not stop.is_set()
+async def test_a_start_is_reported_when_the_first_connection_is_up(autojump_clock):
+    async def script(peer: FeedPeer) -> None:
+        await trio.sleep(3)
+        await quiet(peer)
 
-    monkeypatch.setattr(app, "serve", serve)
-    monkeypatch.setattr(app, "configure_logs", lambda *_: None)
-    before = signal.getsignal(signal.SIGHUP)
-    try:
-        app.run(Settings(FEED))
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    async with trio.open_nursery() as nursery:
+        feed = MemoryFeed(nursery, script)
+        dependencies = Dependencies(feed.dial, [Bank(before=at_once)])
+        began = trio.current_time()
+        await nursery.start(serve, Settings(FEED), None, dependencies)
+        assert trio.current_time() - began == pytest.approx(3, abs=0.1)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_stop_before_the_first_connection_is_no_error_of_a_start(autojump_clock):
+    stop = trio.Event()
+    stop.set()
+    async with trio.open_nursery() as nursery:
+        dependencies = Dependencies(trio.sleep_forever, [Bank(before=at_once)])
+        await nursery.start(serve, Settings(FEED), stop, dependencies)
+
+
+async def test_an_embedded_service_writes_nothing_by_itself(
+    autojump_clock, capsys, caplog, monkeypatch
+):
+    """Its events are records of a logger, which the host may show."""
+    logger = logging.getLogger("ratebridge")
+    assert any(isinstance(handler, logging.NullHandler) for handler in logger.handlers)
+    monkeypatch.setattr(logger, "propagate", False)  # other tests have configured the root
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
+    caplog.set_level("INFO", logger="ratebridge")
+    async with trio.open_nursery() as nursery:
+        feed = MemoryFeed(nursery, quiet)
+        dependencies = Dependencies(feed.dial, [Bank(before=at_once)])
+        await nursery.start(serve, Settings(FEED, verify_ssl=False), None, dependencies)
+        nursery.cancel_scope.cancel()
+    assert capsys.readouterr() == ("", "")
+    [warning] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.getMessage() == (
+        "tls.unverified detail='VERIFY_SSL is off: certificates are not checked'"
+    )
+    told = [(record.__dict__["event"], record.__dict__["fields"]) for record in caplog.records]
+    assert ("connection.up", {"connections": 1}) in told

@@ -16,25 +16,29 @@ PACKAGE = Path(ratebridge.__file__).parent
 # layer lists before it.
 LAYERS = [
     ["errors", "dates", "conversion", "backoff", "budget", "euro", "link.address", "link.framing"],
-    ["providers.registry", "link.upgrade"],
+    ["signals", "providers.registry", "link.upgrade", "names", "proxies"],
     ["messages", "rates"],
     ["history", "plausibility"],
-    ["parsers", "settings", "observer"],
+    ["parsers", "settings", "operating.stats", "operating.logs", "observer"],
     ["link.tls", "link.dial", "link.stream", "link.link", "outbox"],
-    ["providers.source", "providers.http"],
+    ["providers.source", "providers.transport", "providers.http"],
     ["providers.*"],
     ["providers.chain", "providers.ahead"],
     ["bridge"],
     ["session"],
     ["supervisor"],
-    ["operating.stats", "operating.logs", "operating.trail"],
-    ["operating.audit", "operating.journal"],
-    ["operating.overview", "operating.metrics", "operating.status"],
+    ["operating.trail"],
+    ["operating.audit"],
+    ["operating.overview", "operating.metrics", "operating.status", "operating.notify"],
     ["app"],
     ["api"],
     ["fakes.feed", "fakes.rates"],
     ["fakes.*"],
-    ["commands.live", "commands.demo", "commands.check", "commands.convert", "commands.verify"],
+    ["commands.options"],
+    [
+        *("commands.demo", "commands.check", "commands.convert", "commands.verify"),
+        *("commands.completion", "commands.samples"),
+    ],
     ["command_line"],
     ["cli"],
 ]
@@ -42,16 +46,21 @@ LAYERS = [
 # The boundaries: a library, and the only modules that may import it.
 BOUNDARIES = {
     "trio_websocket": {"link.link"},
-    "httpx": {"providers.http", "fakes.rates"},
+    "httpx": {"providers.http", "providers.transport", "fakes.rates"},
     "wsproto": {"link.link", "fakes.feed"},
-    "h11": {"link.upgrade", "link.link", "fakes.rates", "operating.status"},
-    "structlog": {"operating.logs", "operating.journal", "commands.demo"},
+    "h11": {
+        *("link.upgrade", "link.dial", "link.link", "providers.http", "providers.transport"),
+        *("fakes.rates", "operating.status"),
+    },
+    "python_socks": {"link.dial"},
+    "structlog": {"operating.logs", "commands.demo"},
     "dotenv": {"settings"},
+    "prometheus_client": {"operating.metrics"},
     "currency_converter": {"history"},
 }
 
 # What is slow to import and optional for the running service.
-HEAVY = {"httpx", "operating.status", "currency_converter"}
+HEAVY = {"httpx", "python_socks", "prometheus_client", "operating.status", "currency_converter"}
 
 # What a package exports, and the module that it comes from.
 EXPORTED = {
@@ -63,7 +72,7 @@ EXPORTED = {
 PURE = {
     *("errors", "dates", "conversion", "backoff", "messages", "rates"),
     *("budget", "euro", "plausibility"),
-    *("link.address", "link.framing"),
+    *("link.address", "link.framing", "proxies"),
 }
 
 

@@ -9,17 +9,15 @@ from bad_messages import BadMessage, message
 from support import server_frame
 
 from ratebridge.app import Dependencies, serve
-from ratebridge.errors import SourceFailed
+from ratebridge.errors import FetchOutcome, SourceFailed
 from ratebridge.fakes.feed import FeedPeer, serve_feed
 from ratebridge.link.address import Address
-from ratebridge.operating.journal import Journal
+from ratebridge.observer import Observer
 from ratebridge.operating.stats import Stats
-from ratebridge.rates import RateTable
+from ratebridge.rates import RateSheet
 from ratebridge.settings import Settings
 
-ROWS = [
-    row for row in bad_messages.ALL if row.utf8
-]  # the others are no texts: the link judges them
+ROWS = bad_messages.ALL
 GOOD = b'"next"'
 
 
@@ -27,10 +25,13 @@ class NoSource:
     """A source for requests that need none."""
 
     name = "nobody"
-    quota = budget = None
+    currencies = every = quota = None
 
-    async def fetch(self, day: date, now: datetime) -> RateTable:
-        raise SourceFailed("asked", "was asked")
+    def asks(self, day: date, today: date) -> str:
+        return str(day)
+
+    async def fetch(self, day: date, now: datetime) -> RateSheet:
+        raise SourceFailed(FetchOutcome.BAD_BODY, "was asked")
 
 
 async def replies_up_to_the_next(peer: FeedPeer) -> list[str]:
@@ -93,7 +94,7 @@ async def test_each_bad_message_gets_its_answer_and_the_connection_lives_on():
             dependencies = Dependencies(
                 sources=[NoSource()],
                 clock=lambda: datetime(2021, 6, 1, tzinfo=UTC),
-                journal=Journal(stats),
+                observer=Observer(stats=stats),
             )
             await serve(settings, stop, dependencies)
             feed_nursery.cancel_scope.cancel()

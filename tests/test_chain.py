@@ -3,7 +3,6 @@
 import io
 import json
 import random
-import ssl
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
@@ -19,7 +18,7 @@ from support import elapsed
 
 from ratebridge.app import utc_now
 from ratebridge.budget import BURST
-from ratebridge.errors import NoRate
+from ratebridge.errors import LinkFailed, Loss, NoRate
 from ratebridge.fakes.coinbase import COINBASE
 from ratebridge.fakes.feed import CURRENCIES
 from ratebridge.fakes.frankfurter import FRANKFURTER
@@ -45,9 +44,8 @@ from ratebridge.fakes.rates import (
     quote,
     serve_rates,
 )
-from ratebridge.operating.journal import Journal
-from ratebridge.operating.logs import configure_logs
-from ratebridge.operating.stats import Stats
+from ratebridge.observer import Observer
+from ratebridge.operating.logs import configure_logs, event_log
 from ratebridge.providers.chain import FETCH_WITHIN, MOST_FETCHES, STALLED_AFTER, RateChain
 from ratebridge.providers.freecurrencyapi import FreeCurrencyApi
 from ratebridge.providers.http import HttpClient
@@ -334,10 +332,10 @@ async def test_a_life_shorter_than_the_answer_takes_is_one_call_a_request_and_no
 
 
 async def test_a_hundred_days_of_a_source_are_renewed_in_turn(autojump_clock):
-    async with open_bench(Instant(), life=600) as bench:
+    source = Instant()
+    async with open_bench(source, life=600) as bench:
         wishes = [("USD", day) for day in days(100)]
         await ask_all(bench, wishes)
-        source = bench.chain.sources[0]
         await trio.sleep(600)
         for _ in range(60):
             assert all(bench.cached(currency, day) for currency, day in wishes)
@@ -493,8 +491,8 @@ async def test_the_latest_that_stood_in_for_yesterday_is_not_kept_as_its_rates(a
 async def test_a_clock_that_differs_from_a_sources_is_told_once(autojump_clock):
     async with open_bench("frankfurter") as bench:
         for hour, told in ((11, [3600.0]), (11, [3600.0]), (12, [3600.0, 0.0])):
-            date_of_answer = {"date": f"Fri, 20 Nov 2026 {hour}:00:20 GMT"}
-            bench.fake.disturb = lambda _, headers=date_of_answer: Fault(headers=headers)
+            headers = {"date": f"Fri, 20 Nov 2026 {hour}:00:20 GMT"}
+            bench.fake.order(FRANKFURTER, Fault(headers=headers))
             await bench.ask("USD", OTHER_MONTH - timedelta(days=31 * len(bench.fake.calls)))
             assert bench.notes.clock_differences == [("frankfurter", one) for one in told]
 
@@ -884,15 +882,9 @@ async def test_a_failure_that_is_remembered_holds_no_answer(autojump_clock):
 # Every known failure: an answer in time, no effect on other days, and recovery.
 
 
-def broken(cause: type[BaseException], *args: object) -> Callable[[], Exception]:
-    """A failure to connect, as httpx tells of it."""
-
-    def make() -> Exception:
-        error = httpx.ConnectError("All connection attempts failed")
-        error.__cause__ = cause(*args)
-        return error
-
-    return make
+def broken(reason: Loss, detail: str) -> Callable[[], Exception]:
+    """No connection, for this reason."""
+    return lambda: LinkFailed(reason, detail)
 
 
 @attrs.frozen
@@ -928,11 +920,11 @@ ROWS = [
     status(503),
     Row(
         "connection refused",
-        broken(ConnectionRefusedError),
+        broken(Loss.REFUSED, "connection refused"),
         "could not be reached (connection refused)",
     ),
-    Row("DNS", broken(trio.socket.gaierror, -2), "could not be reached (host not found)"),
-    Row("TLS", broken(ssl.SSLError, 1), "could not be reached (TLS failed)"),
+    Row("DNS", broken(Loss.DNS, "host not found"), "could not be reached (host not found)"),
+    Row("TLS", broken(Loss.TLS, "TLS failed"), "could not be reached (TLS failed)"),
     Row("hang", HANG, "has not answered in time"),
     Row("drip", DRIP, "has not answered in time"),
     Row("reset", RESET, "broke off the connection"),
@@ -1072,7 +1064,7 @@ async def test_the_key_is_in_no_log_at_debug_and_in_no_error(autojump_clock, cap
             nursery,
             deadline=5,
             utc_now=wall,
-            observer=Journal(Stats(), wall),
+            observer=Observer(event_log(), wall),
         )
         with pytest.raises(NoRate, match="broken could not be read"):
             await chain.rate("UAH", TODAY)

@@ -1,9 +1,9 @@
 """The command `check`: a fault is reported at its step, and the steps that need it are skipped."""
 
 import io
+import json
 import os
 import re
-import signal
 import socket
 import ssl
 import subprocess
@@ -23,6 +23,7 @@ import trustme
 from support import environment
 
 from ratebridge.app import Dependencies
+from ratebridge.command_line import command_line
 from ratebridge.commands.check import (
     Found,
     Report,
@@ -30,23 +31,26 @@ from ratebridge.commands.check import (
     check,
     describe_certificate,
     describe_settings,
+    explain,
     hear_heartbeats,
-    run_check,
+    run,
     upgrade,
 )
-from ratebridge.errors import SourceFailed
+from ratebridge.errors import FetchOutcome, LinkFailed, Loss, SourceFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script, request_text, serve_feed
 from ratebridge.fakes.frankfurter import FRANKFURTER
 from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI
 from ratebridge.fakes.rates import FakeRates, Fault, memory_transport, serve_rates
 from ratebridge.link.address import Address
+from ratebridge.link.upgrade import UpgradeOptions
 from ratebridge.providers.frankfurter import Frankfurter
 from ratebridge.providers.freecurrencyapi import FreeCurrencyApi
 from ratebridge.providers.http import HttpClient
+from ratebridge.providers.registry import NAMES
 from ratebridge.providers.source import Source
-from ratebridge.rates import Quote, RateTable
+from ratebridge.rates import Quote, RateSheet
 from ratebridge.session import HeartbeatSettings
-from ratebridge.settings import Settings
+from ratebridge.settings import Settings, load_settings
 
 NOW = datetime(2021, 6, 15, 12, tzinfo=UTC)
 FEED = Address("feed.example", 80, "/", secure=False)
@@ -72,23 +76,29 @@ class Bank:
 
     name: str = "bank"
     quota: None = None
-    budget: None = None
+    currencies: None = None
+    every: None = None
     asked: list[date] = attrs.Factory(list)
 
-    async def fetch(self, day: date, now: datetime) -> RateTable:
+    def asks(self, day: date, today: date) -> str:
+        return str(day)
+
+    async def fetch(self, day: date, now: datetime) -> RateSheet:
         await trio.lowlevel.checkpoint()
         self.asked.append(day)
-        quotes = {code: Quote(Decimal(1), day) for code in ("EUR", "USD", "GBP")}
-        return RateTable(self.name, day, quotes, now)
+        rows = dict.fromkeys(("CZK", "USD", "GBP"), Quote(Decimal(1)))
+        return RateSheet(self.name, str(day), day, day, {day: rows}, now, frozenset(rows))
 
 
 @attrs.define
 class Broken(Bank):
     """A source that fails."""
 
-    failure: SourceFailed = attrs.Factory(lambda: SourceFailed("http-500", "answered HTTP 500"))
+    failure: SourceFailed = attrs.Factory(
+        lambda: SourceFailed(FetchOutcome.HTTP_5XX, "answered HTTP 500")
+    )
 
-    async def fetch(self, day: date, now: datetime) -> RateTable:
+    async def fetch(self, day: date, now: datetime) -> RateSheet:
         await trio.lowlevel.checkpoint()
         self.asked.append(day)
         raise self.failure
@@ -125,9 +135,8 @@ async def outcome(
     settings: Settings, sources: list[Source] | None = None
 ) -> tuple[bool, dict[str, str], str]:
     out = io.StringIO()
-    passed = await check(
-        settings, out, Dependencies(sources=sources or [Bank()], clock=lambda: NOW)
-    )
+    dependencies = Dependencies(sources=sources or [Bank()], clock=lambda: NOW)
+    passed = await check(settings, Report(out), dependencies)
     return passed, rows(out.getvalue()), out.getvalue()
 
 
@@ -175,6 +184,25 @@ async def test_a_certificate_is_shown_with_its_issuer_and_end(tmp_path, monkeypa
         assert hints(text) == ["VERIFY_SSL is off, so anybody can pass for the feed or a source"]
 
 
+async def test_a_feed_that_wants_a_client_certificate(tmp_path, monkeypatch):
+    authority = trustme.CA()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(server)
+    authority.configure_trust(server)
+    server.verify_mode = ssl.CERT_REQUIRED
+    client = tmp_path / "client.pem"
+    authority.issue_cert("client").private_key_and_cert_chain_pem.write_to_path(str(client))
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    async with on_a_port(healthy, server) as (port, _):
+        settings = attrs.evolve(QUICK, feed=address(port, secure=True, host="localhost"))
+        passed, found, _ = await outcome(settings)
+        assert not passed
+        assert found["tls"].startswith("ok"), "by TLS 1.3 the refusal comes behind the handshake"
+        passed, found, _ = await outcome(attrs.evolve(settings, feed_cert_file=client))
+        assert passed, found
+
+
 # What is wrong is named.
 
 
@@ -208,6 +236,23 @@ async def test_a_host_that_does_not_exist():
     assert found["dns"] == "FAIL the host feed.example was not found"
     assert found["tcp"] == "skip needs dns"
     assert "can this machine look names up" in hints(text)[0]
+
+
+@pytest.mark.parametrize(
+    ("reason", "detail", "hint"),
+    [
+        (Loss.CLIENT_CERTIFICATE, "the peer wants a client certificate", "CERT_FILE"),
+        (Loss.CERTIFICATE, "Missing Authority Key Identifier", "since 3.13"),
+        (Loss.CERTIFICATE, "CA cert does not include key usage extension", "since 3.13"),
+        (Loss.CERTIFICATE, "certificate has expired", "SSL_CERT_FILE"),
+        (Loss.PROXY, "the proxy: it answered HTTP 407", "NO_PROXY"),
+        (Loss.STALE, "", ""),
+    ],
+)
+def test_the_hint_says_what_to_do(reason, detail, hint):
+    broken = explain(LinkFailed(reason, detail), 5.0, {})
+    assert broken.text == (detail or reason)
+    assert hint in broken.hint
 
 
 async def test_a_certificate_of_an_unknown_authority():
@@ -305,7 +350,11 @@ async def talk(script: Script, heartbeat: HeartbeatSettings = RHYTHM) -> tuple[d
         async with trio.open_nursery() as nursery:
             await report.run(
                 [
-                    ("upgrade", inf, partial(upgrade, FEED, heartbeat.interval, nursery)),
+                    (
+                        "upgrade",
+                        inf,
+                        partial(upgrade, FEED, UpgradeOptions(), heartbeat.interval, nursery),
+                    ),
                     ("heartbeat", inf, partial(hear_heartbeats, heartbeat)),
                 ],
                 await feed.dial(),
@@ -450,9 +499,9 @@ async def test_a_good_key_and_its_quota():
     rates = FakeRates(now, key=KEY, per_month=5000)
     found, _ = await source_rows(asked_of(rates))
     assert found["freecurrencyapi key"] == "ok accepted, 5,000 of 5,000 calls left this month"
-    assert found["freecurrencyapi today"].startswith("ok 33 currencies for 2021-06-15 in ")
-    assert found["freecurrencyapi past"].startswith("ok 33 currencies for 2021-05-18 in ")
-    assert [call.path for call in rates.calls] == ["/v1/status", "/v1/latest", "/v1/historical"]
+    assert found["freecurrencyapi today"].startswith("ok 32 currencies for 2021-06-15 in ")
+    assert found["freecurrencyapi past"].startswith("ok 32 currencies for 2021-05-18 in ")
+    assert {call.path for call in rates.calls} == {"/v1/status", "/v1/latest", "/v1/historical"}
 
 
 @pytest.mark.parametrize(
@@ -502,7 +551,7 @@ async def test_a_source_without_a_table_of_the_past():
     rates.order(FRANKFURTER, Fault(), Fault(empty=True))
     found, _ = await source_rows(Frankfurter(in_memory(rates), "https://source.example/v2"))
     assert found["frankfurter today"].startswith("ok")
-    assert found["frankfurter past"] == "FAIL has no usable table for 2021-05-18"
+    assert found["frankfurter past"] == "FAIL has no rates for 2021-05"
 
 
 async def test_the_sources_of_the_settings_are_asked_over_the_network():
@@ -510,21 +559,15 @@ async def test_the_sources_of_the_settings_are_asked_over_the_network():
         rates = FakeRates(key=KEY)
         port = await nursery.start(serve_rates, rates)
         trio.socket.set_custom_hostname_resolver(NoNames())
-        settings = attrs.evolve(
-            QUICK,
-            feed=FEED,
-            providers=("freecurrencyapi", "frankfurter"),
-            freecurrency_api_key=KEY,
-            freecurrency_api_url=f"http://127.0.0.1:{port}/v1",
-            frankfurter_url=f"http://127.0.0.1:{port}/v2",
-        )
+        values = {"FREECURRENCY_API_KEY": KEY, **rates.urls(f"http://127.0.0.1:{port}")}
+        settings = attrs.evolve(load_settings(values, need_feed=False), feed=FEED)
         out = io.StringIO()
-        assert not await check(settings, out)  # there is no feed
+        assert not await check(settings, Report(out))  # there is no feed
         nursery.cancel_scope.cancel()
     found = rows(out.getvalue())
     assert [step for step, row in found.items() if row.startswith("ok")] == [
-        *("settings", "freecurrencyapi key", "freecurrencyapi today", "freecurrencyapi past"),
-        *("frankfurter today", "frankfurter past"),
+        *("settings", "freecurrencyapi key"),
+        *(f"{name} {step}" for name in NAMES for step in ("today", "past")),
     ]
 
 
@@ -538,7 +581,7 @@ async def test_a_source_that_is_down():
             frankfurter_url=f"http://127.0.0.1:{free.getsockname()[1]}/v2",
         )
         out = io.StringIO()
-        assert not await check(settings, out)
+        assert not await check(settings, Report(out))
     found = rows(out.getvalue())
     assert found["frankfurter today"].startswith("FAIL could not be reached")
     assert found["frankfurter past"] == "skip needs frankfurter today"
@@ -556,7 +599,7 @@ async def test_a_source_that_fails_in_a_way_without_a_hint():
 async def test_a_source_gets_no_more_time_than_the_service_would_give_it(autojump_clock):
     @attrs.define
     class Slow(Bank):
-        async def fetch(self, day: date, now: datetime) -> RateTable:
+        async def fetch(self, day: date, now: datetime) -> RateSheet:
             await trio.sleep(2.6)
             raise AssertionError("it has been cancelled")
 
@@ -568,10 +611,9 @@ async def test_a_source_gets_no_more_time_than_the_service_would_give_it(autojum
 
 async def test_rates_of_an_earlier_day_are_shown_as_such():
     class Weekend(Bank):
-        async def fetch(self, day: date, now: datetime) -> RateTable:
-            table = await super().fetch(day, now)
-            friday = {code: Quote(Decimal(1), day - timedelta(days=2)) for code in table.quotes}
-            return attrs.evolve(table, quotes={**friday, "EUR": Quote(Decimal(1), day)})
+        async def fetch(self, day: date, now: datetime) -> RateSheet:
+            sheet = await super().fetch(day, now)
+            return attrs.evolve(sheet, rows={day - timedelta(days=2): sheet.rows[day]})
 
     found, _ = await source_rows(Weekend())
     assert found["bank today"].startswith("ok 3 currencies for 2021-06-15, of 2021-06-13 in ")
@@ -595,12 +637,13 @@ async def test_no_secret_is_printed():
 
 
 def test_remarks_on_misleading_settings():
-    settings = Settings(FEED, verify_ssl=False, unknown=("RATEBRIDGE_TLL", "RATEBRIDGE_X"))
+    unknown = ("RATEBRIDGE_CACHE_TLL", "RATEBRIDGE_X")
+    settings = Settings(FEED, verify_ssl=False, providers=("ecb",), unknown=unknown)
     text, remarks = describe_settings(settings)
-    assert text == "feed feed.example, sources frankfurter, ecb"
+    assert text == "feed feed.example, sources ecb"
     assert remarks.split("; ") == [
-        "RATEBRIDGE_TLL is not known, and does nothing",
-        "RATEBRIDGE_X is not known, and does nothing",
+        "RATEBRIDGE_CACHE_TLL: is not a setting (RATEBRIDGE_CACHE_TTL is one)",
+        "RATEBRIDGE_X: is not a setting",
         "VERIFY_SSL is off, so anybody can pass for the feed or a source",
     ]
 
@@ -664,32 +707,34 @@ def test_a_certificate_in_words(issuer, days, shown):
 # The command.
 
 
-@pytest.fixture
-def quiet_logs(monkeypatch):
-    monkeypatch.setattr("ratebridge.commands.check.configure_logs", lambda *_: None)
-
-
 @pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 1)])
-@pytest.mark.usefixtures("quiet_logs")
 def test_the_exit_code(monkeypatch, passed, code):
-    async def check(settings: Settings, out: Any) -> Any:
+    async def check(settings: Settings, report: Report) -> Any:
         await trio.lowlevel.checkpoint()
         return passed
 
+    monkeypatch.setenv("CURRENCY_ASSIGNMENT_WS_URI", "ws://feed.example")
+    monkeypatch.setattr("ratebridge.commands.check.configure_logs", lambda *_: None)
     monkeypatch.setattr("ratebridge.commands.check.check", check)
-    assert run_check(Settings(FEED)) == code
+    assert run(command_line(["check"]).parse_args(["check"])) == code
 
 
-@pytest.mark.usefixtures("quiet_logs")
-def test_a_signal_ends_it_at_once(monkeypatch, capsys):
-    async def check(settings: Settings, out: Any) -> bool:
-        os.kill(os.getpid(), signal.SIGTERM)
-        await trio.sleep_forever()
-        raise AssertionError
-
-    monkeypatch.setattr("ratebridge.commands.check.check", check)
-    assert run_check(Settings(FEED)) == 0
-    assert capsys.readouterr().err == "stopped before all steps were done\n"
+async def test_in_json_it_is_one_document():
+    out = io.StringIO()
+    trio.socket.set_custom_hostname_resolver(NoNames())
+    settings = attrs.evolve(QUICK, feed=FEED)
+    dependencies = Dependencies(sources=[Bank()], clock=lambda: NOW)
+    assert not await check(settings, Report(out, as_json=True), dependencies)
+    document = json.loads(out.getvalue())
+    assert document["ok"] is False
+    lookup = document["steps"][1]
+    assert lookup.pop("hint").startswith("is the host in CURRENCY_ASSIGNMENT_WS_URI right, and")
+    assert lookup == {
+        "step": "dns",
+        "result": "fail",
+        "text": "the host feed.example was not found",
+    }
+    assert [step["result"] for step in document["steps"][-2:]] == ["ok", "ok"]
 
 
 def test_bad_settings_are_reported_together(tmp_path):

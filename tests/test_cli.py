@@ -4,11 +4,16 @@ import io
 import os
 import signal
 import socket
+from importlib.resources import files
 
 import pytest
+import shtab
 import trio
 
+from ratebridge import __version__
 from ratebridge.cli import main
+from ratebridge.command_line import command_line
+from ratebridge.commands.completion import SHELLS
 from ratebridge.settings import VARIABLES
 
 
@@ -19,18 +24,8 @@ def exit_code(*arguments: str) -> object:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_before_the_receiver_is_open_ends_the_process(number, monkeypatch):
-    def run() -> int:
-        signal.raise_signal(number)
-        raise AssertionError
-
-    monkeypatch.setattr("ratebridge.cli._run_service", run)
-    assert exit_code() == 0
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_at_the_exit_is_ignored(number, monkeypatch):
-    monkeypatch.setattr("ratebridge.cli._run_service", lambda: 0)
+    monkeypatch.setattr("ratebridge.command_line.run_service", lambda _options: 0)
     assert exit_code() == 0
     signal.raise_signal(number)  # as while the log writes its last lines
 
@@ -65,7 +60,7 @@ def test_a_bad_option_is_reported_with_what_was_expected(arguments, expected, ca
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("convert", "253.67"),
+        ("convert",),
         ("verify",),
         ("no-such-command",),
     ],
@@ -76,24 +71,43 @@ def test_bad_usage_is_exit_code_2_with_how_to_use_it(arguments, capsys):
     assert capsys.readouterr().err.startswith("usage: ratebridge")
 
 
-def test_a_verification_that_a_signal_stops_says_that_it_shows_nothing(monkeypatch, capsys):
+def test_a_verification_that_a_signal_stops_has_not_passed(monkeypatch, capsys):
     class Endless(io.BytesIO):
         def readline(self, _size: int | None = -1) -> bytes:
             signal.raise_signal(signal.SIGTERM)
             raise AssertionError
 
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(Endless()))
-    assert exit_code("verify", "-") == 0
-    assert capsys.readouterr().out == "Stopped before the end of the trail: it is not verified.\n"
+    assert exit_code("verify", "-") == 143
+    assert capsys.readouterr().out == ""
 
 
-def test_the_help_names_every_setting(capsys):
+def test_the_help_tells_each_settings_default_and_meaning(capsys):
     assert exit_code("--help") == 0
-    shown = capsys.readouterr().out.splitlines()
-    assert "  CURRENCY_ASSIGNMENT_WS_URI (required)" in shown
-    assert [
-        v.name for v in VARIABLES.values() if not any(v.name in line.split() for line in shown)
-    ] == []
+    shown = capsys.readouterr().out
+    cached = "  RATEBRIDGE_CACHE_TTL (7200)\n      seconds for which rates are cached\n"
+    assert cached in shown
+    assert [v.name for v in VARIABLES.values() if f"\n  {v.name} (" not in shown] == []
+
+
+@pytest.mark.parametrize("option", ["-V", "--version"])
+def test_the_version(option, capsys):
+    assert exit_code(option) == 0
+    assert capsys.readouterr().out == f"ratebridge {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [("--vers",), ("demo", "--for"), ("mock-server", "--q")])
+def test_no_option_is_taken_by_its_first_letters(arguments, capsys):
+    assert exit_code(*arguments) == 2
+    assert f"unrecognized arguments: {arguments[-1]}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_completions_are_those_of_the_command_line(shell, capsys):
+    """To make them anew, see the docstring of `commands.completion`."""
+    assert exit_code("completion", shell) == 0
+    made = shtab.complete(command_line(), shell=shell)
+    assert capsys.readouterr().out == f"{made}\n"
 
 
 LINES = "expected requests, a JSON line each"
@@ -133,22 +147,21 @@ def test_a_host_that_is_not_this_machines_is_reported(host, capsys, monkeypatch)
     assert problem.startswith("--host: expected a name or an address of this machine, got '")
 
 
-@pytest.mark.parametrize("command", [("check",), ("verify", "FILE")])
-def test_a_check_whose_reader_leaves_has_not_passed(command, monkeypatch):
-    def leave(*_arguments) -> int:
+@pytest.mark.parametrize("command", [("check",), ("verify", "FILE"), ("convert", "1", "USD")])
+def test_a_report_whose_reader_leaves_has_not_passed(command, monkeypatch):
+    def leave(_options) -> int:
         raise BrokenPipeError
 
-    monkeypatch.setenv("CURRENCY_ASSIGNMENT_WS_URI", "ws://feed.example")
-    monkeypatch.setattr(f"ratebridge.commands.{command[0]}.run_{command[0]}", leave)
+    monkeypatch.setattr(f"ratebridge.commands.{command[0]}.run", leave)
     assert exit_code(*command) == 1
 
 
 def test_a_report_whose_reader_left_before_the_last_flush_has_not_passed(monkeypatch):
-    def report(*_arguments) -> int:
+    def report(_options) -> int:
         print("all lines are true")
         return 0
 
-    monkeypatch.setattr("ratebridge.commands.verify.run_verify", report)
+    monkeypatch.setattr("ratebridge.commands.verify.run", report)
     reader, writer = os.pipe()
     os.close(reader)
     with io.FileIO(writer, "w") as raw, io.TextIOWrapper(io.BufferedWriter(raw)) as out:
@@ -156,9 +169,13 @@ def test_a_report_whose_reader_left_before_the_last_flush_has_not_passed(monkeyp
         assert exit_code("verify", "FILE") == 1
 
 
-def test_a_check_that_finds_something_wrong_is_exit_code_1(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CURRENCY_ASSIGNMENT_WS_URI", "ws://feed.example")
-    monkeypatch.setenv("RATEBRIDGE_PROVIDERS", "ecb")
-    monkeypatch.setattr("ratebridge.commands.check.run_check", lambda _settings: 1)
-    assert exit_code("check") == 1
+def test_the_samples_are_listed_and_printed(capsys):
+    assert exit_code("samples") == 0
+    names = capsys.readouterr().out.splitlines()
+    folder = files("ratebridge") / "samples"
+    texts = {file.read_text("utf-8") for file in folder.iterdir()}
+    for name in names:
+        assert exit_code("samples", name) == 0
+        texts.remove(capsys.readouterr().out)
+    assert texts == set(), "each has a name"
+    assert exit_code("samples", "none") == 2

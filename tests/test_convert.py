@@ -1,5 +1,6 @@
 """The command `convert`: what it prints, and its exit codes."""
 
+import io
 import json
 import os
 import signal
@@ -13,9 +14,8 @@ from rate_bench import KEY, make_client, make_source
 from support import OURS
 
 from ratebridge.cli import main
-from ratebridge.commands.convert import run_convert
+from ratebridge.command_line import command_line
 from ratebridge.errors import BadSettings
-from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI
 from ratebridge.fakes.rates import FakeRates, Fault
 from ratebridge.providers.ecb import Ecb
 from ratebridge.providers.registry import NAMES
@@ -23,6 +23,7 @@ from ratebridge.providers.registry import NAMES
 NOW = datetime(2090, 11, 20, 12, 0, 20, tzinfo=UTC)  # beyond every embedded table
 KEY_NAME = "FREECURRENCY_API_KEY"
 ECB = Ecb()  # loaded once for all
+PLAINLY = "write it as 1000.50, with a point and no other separator"
 
 
 @pytest.fixture(autouse=True)
@@ -34,15 +35,15 @@ def environment(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-def convert(stake="253.67", currency="USD", date_text="2021-05-18", source=None, sources=(ECB,)):
-    return run_convert(
-        stake=stake,
-        currency=currency,
-        date_text=date_text,
-        source=source,
-        sources=sources,
-        clock=lambda: NOW,
-    )
+def run(*arguments, sources=(ECB,)):
+    options = command_line(["convert"]).parse_args(["convert", *arguments])
+    return options.run(options, sources=sources, clock=lambda: NOW)
+
+
+def convert(stake="253.67", currency="USD", date_text="2021-05-18", sources=(ECB,), **more):
+    dated = [] if date_text is None else ["--date", date_text]
+    options = [word for name, value in more.items() for word in (f"--{name}", value)]
+    return run(*dated, *options, "--", stake, currency, sources=sources)
 
 
 def test_a_conversion_with_its_provenance(capsys):
@@ -116,7 +117,7 @@ def test_what_cannot_be_converted_is_one_line_and_exit_code_1(capsys, wish, line
 
 def test_a_source_that_fails_is_one_line_without_its_key(capsys):
     fake = FakeRates(lambda: NOW)
-    fake.order(FREECURRENCYAPI, Fault(status=401, body=KEY.encode()))
+    fake.disturb = lambda _call: Fault(status=401, body=KEY.encode())
     assert convert(sources=[make_source("freecurrencyapi", make_client(fake))]) == 1
     assert capsys.readouterr().err == (
         "no rate for 'USD' on 2021-05-18: freecurrencyapi did not accept the key (HTTP 401)\n"
@@ -128,7 +129,10 @@ def test_a_source_that_fails_is_one_line_without_its_key(capsys):
     ("wish", "problem"),
     [
         ({"stake": "abc"}, "stake 'abc' is not a number"),
-        ({"stake": "1_000"}, "stake '1_000' is not a number"),
+        *(
+            ({"stake": stake}, f"stake '{stake}' is not a number; {PLAINLY}")
+            for stake in ("1,000.50", "1.000,50", "1_000", "1'000", "1 000", "1,5")
+        ),
         ({"stake": "NaN"}, "stake 'NaN' is not a number"),
         ({"stake": "01"}, "stake '01' is not a number"),
         ({"stake": "1e15"}, "stake '1e15' is out of range"),
@@ -180,25 +184,118 @@ def test_the_named_source_takes_the_place_of_those_in_the_settings(monkeypatch, 
     assert capsys.readouterr().err.startswith("no rate for 'USD' on 2021-05-18: frankfurter")
 
 
-def test_a_signal_ends_the_wait(capsys):
-    class Slow:
-        name = "slow"
-        quota = budget = None
+def test_an_interruption_is_exit_code_130(monkeypatch):
+    async def fetch(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        await trio.sleep_forever()
 
-        async def fetch(self, day, now):
-            os.kill(os.getpid(), signal.SIGINT)
-            await trio.sleep_forever()
+    monkeypatch.setattr(Ecb, "fetch", fetch)
+    with pytest.raises(SystemExit) as exited:
+        main(["convert", "1", "USD", "--source", "ecb"])
+    assert exited.value.code == 130
 
-    assert convert(sources=[Slow()]) == 0
-    assert capsys.readouterr() == (
-        "",
-        "stopped before there was a rate: nothing was converted\n",
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("100", "EUR", "USD"), "USD: the target is always the euro"),
+        (("100",), "expected STAKE CURRENCY, or - for lines of them"),
+        (("100", "USD", "to", "EUR"), "expected STAKE CURRENCY, or - for lines of them"),
+    ],
+)
+def test_other_words_are_bad_usage(words, problem):
+    with pytest.raises(BadSettings) as caught:
+        run(*words)
+    assert caught.value.args == (problem,)
+
+
+def test_the_euro_may_be_named_as_the_target(capsys):
+    assert run("253.67", "usd", "eur", "--date", "2021-05-18") == 0
+    assert capsys.readouterr().out.startswith("253.67 USD is 207.55196 EUR\n")
+
+
+LINES = """\
+253.67 USD 2021-05-18
+
+1 eur
+100 GBP
+1 BTC 2021-05-18
+"""
+
+
+def test_lines_are_converted_in_their_order(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(LINES))
+    assert run("-", "--date", "2021-05-17") == 1
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == [
+        "253.67 USD is 207.55196 EUR, at 1.2222 by ecb of 2021-05-18",
+        "1 EUR is 1 EUR, and needs no rate",
+        "100 GBP is 115.9891 EUR, at 0.86215 by ecb of 2021-05-17",
+    ]
+    assert shown.err == "currency 'BTC' is not known to ecb\n"
+
+
+def test_in_json_each_conversion_is_an_object(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(LINES))
+    assert run("-", "--date", "2021-05-17", "--json") == 1
+    shown = capsys.readouterr()
+    first, second, _, last = map(json.loads, shown.out.splitlines())
+    assert first == {
+        "stake": "253.67",
+        "currency": "USD",
+        "eur": "207.55196",
+        "rate": "1.2222",
+        "rate_date": "2021-05-18",
+        "provider": "ecb",
+    }
+    assert (second["eur"], second["rate"], second["provider"]) == ("1", None, None)
+    assert last == {"stake": "1", "currency": "BTC", "error": "currency 'BTC' is not known to ecb"}
+    assert shown.err == ""
+
+
+def test_the_lines_share_one_converter(capsys, monkeypatch):
+    fake = FakeRates(lambda: NOW)
+    monkeypatch.setattr("sys.stdin", io.StringIO("1 USD\n1 GBP\n" * 100))
+    assert run("-", sources=[make_source("frankfurter", make_client(fake))]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 200
+    assert fake.count() == 1
+
+
+def test_every_bad_line_is_reported_before_anything_is_converted(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("1 USD\n1\nx USD 2021-05-18\n1 2 3 4\n"))
+    with pytest.raises(BadSettings) as caught:
+        run("-")
+    assert caught.value.args == (
+        "line 2: expected STAKE CURRENCY [DATE]",
+        "line 3: stake 'x' is not a number",
+        "line 4: expected STAKE CURRENCY [DATE]",
     )
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "words", [("--env-file", "other.env", "convert"), ("convert", "--env-file", "other.env")]
+)
+def test_an_env_file_takes_the_place_of_dotenv(words, tmp_path):
+    (tmp_path / ".env").write_text("RATEBRIDGE_CACHE_TTL=soon")
+    (tmp_path / "other.env").write_text("RATEBRIDGE_PROVIDERS=bank")
+    options = command_line(["convert"]).parse_args([*words, "1", "USD"])
+    with pytest.raises(BadSettings, match="RATEBRIDGE_PROVIDERS: expected"):
+        options.run(options)
 
 
 def test_a_mock_server_can_stand_in_for_the_sources_too(monkeypatch, capsys):
     """As an operator would try the service without network: any key will do."""
-    command = [sys.executable, "-m", "ratebridge", "mock-server", "--port", "0", "--rates-port"]
+    command = [
+        sys.executable,
+        "-m",
+        "ratebridge",
+        "mock-server",
+        "--quiet",
+        "--port",
+        "0",
+        "--rates-port",
+    ]
     with subprocess.Popen([*command, "0"], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         listening = [json.loads(server.stdout.readline()) for _ in range(2)][1]
@@ -216,7 +313,7 @@ def test_a_mock_server_can_stand_in_for_the_sources_too(monkeypatch, capsys):
         server.terminate()
     used = [line.split()[1] for line in shown.out.splitlines() if line.startswith("source")]
     assert (codes, used) == ([0, 0, 1], ["freecurrencyapi", "frankfurter"])
-    assert shown.err.startswith("currency 'ZZZ' is not known to freecurrencyapi, ")
+    assert shown.err.startswith("currency 'ZZZ' is not known to freecurrencyapi ")
     assert server.returncode == 0
     assert exited.value.code == 2
     assert capsys.readouterr().err == f"--rates-port: Address already in use: {port}\n"

@@ -1,44 +1,31 @@
 """The commands that need no feed: `demo` on a terminal, and `mock-server` with recorded traffic."""
 
-import io
 import json
 import socket
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import structlog
 import trio
 
 import ratebridge
 from ratebridge.cli import main
-from ratebridge.commands.demo import _row, run_demo
-from ratebridge.fakes.feed import request_text
+from ratebridge.command_line import command_line
+from ratebridge.commands import demo
+from ratebridge.commands.demo import line
+from ratebridge.fakes.feed import StandIn, request_text
 
 HEARTBEAT = '{"type":"heartbeat"}'
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_on_a_terminal_the_demo_is_a_view_that_is_drawn_again_and_again(monkeypatch):
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stdout", terminal)
-    monkeypatch.setenv("TERM", "xterm")
-    assert run_demo(count=3, rate=300.0) == 0
-    shown = terminal.getvalue()
-    assert shown.count("A stand-in feed at ws://127.0.0.1:") > 1
-    assert "connection up for" in shown
-    assert shown.splitlines()[-1].startswith("3 requests, ")
 
 
 def test_a_request_and_its_reply_are_a_line():
     request = request_text(1, "1.50", "ZWL")
     error = '{"type":"error","id":1,"message":"Unable to convert stake."}'
-    assert _row(request, error) == "2021-05-18          1.50 ZWL  Unable to convert stake."
+    assert line(request, error) == "2021-05-18          1.50 ZWL  Unable to convert stake."
     reply = request_text(1, "1.2", "EUR")
-    assert _row(request, reply) == "2021-05-18          1.50 ZWL             1.2 EUR"
+    assert line(request, reply) == "2021-05-18          1.50 ZWL             1.2 EUR"
 
 
 def loopback() -> str:
@@ -85,6 +72,24 @@ def test_recorded_traffic_is_replayed_and_its_end_told(tmp_path):
     )
     assert stopped["event"] == "feed.stopped"
     assert server.returncode == 0
+
+
+@pytest.mark.parametrize("quiet", [[], ["--quiet"]])
+def test_a_quiet_server_logs_no_requests(quiet, monkeypatch):
+    made: list[StandIn] = []
+
+    def stand_in(*arguments: Any) -> StandIn:
+        made.append(StandIn(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(demo, "StandIn", stand_in)
+    monkeypatch.setattr(demo, "run_until_signal", lambda _run: None)
+    monkeypatch.setattr(demo, "configure_logs", lambda *_: None)
+    options = command_line(["mock-server"]).parse_args(["mock-server", *quiet])
+    with structlog.testing.capture_logs() as log:
+        assert options.run(options) == 0
+        made[0].on_reply("a request", "a reply")
+    assert ("feed.reply" in {event["event"] for event in log}) is not bool(quiet)
 
 
 def test_a_port_in_use_is_reported(capsys):

@@ -10,17 +10,28 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from support import ADDRESS, accept_and_listen, within
+from support import ADDRESS, accept_and_listen, open_proxy, tls_contexts, within
 
+from ratebridge.app import serve
 from ratebridge.errors import LinkFailed
 from ratebridge.fakes.feed import FeedPeer, serve_feed
+from ratebridge.link import link
 from ratebridge.link.address import Address
-from ratebridge.link.dial import network_dial, open_tcp
+from ratebridge.link.dial import NetworkDial, connect
 from ratebridge.link.link import open_link
+from ratebridge.names import names
+from ratebridge.proxies import Proxy
+from ratebridge.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def tls_pair():
+    """The contexts of a server and of its client."""
+    return tls_contexts(name="127.0.0.1")
 
 
 @attrs.define
-class Names(trio.abc.HostnameResolver):
+class Known(trio.abc.HostnameResolver):
     """A resolver that knows what it is told, or fails as it is told."""
 
     answer: list[Any] | Exception
@@ -68,6 +79,7 @@ class Errors(trio.abc.SocketFactory):
         raise self._errors.pop(0)
 
 
+TLS = ssl.create_default_context()
 REFUSED = ConnectionRefusedError(111, "Connection refused")
 UNREACHABLE = OSError(101, "Network is unreachable")
 
@@ -113,26 +125,29 @@ UNREACHABLE = OSError(101, "Network is unreachable")
     ],
 )
 async def test_a_connection_that_cannot_be_made_has_its_reason(addresses, errors, reason, detail):
-    trio.socket.set_custom_hostname_resolver(Names(addresses))
+    trio.socket.set_custom_hostname_resolver(Known(addresses))
     trio.socket.set_custom_socket_factory(Errors(*errors))
     with pytest.raises(LinkFailed) as caught:
-        await network_dial(ADDRESS, ssl.create_default_context())()
+        await NetworkDial(ADDRESS, TLS)()
     assert (caught.value.reason, caught.value.detail) == (reason, detail)
 
 
 @asynccontextmanager
-async def listening(host: str = "127.0.0.1") -> AsyncIterator[tuple[int, list[FeedPeer]]]:
+async def listening(
+    host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+) -> AsyncIterator[tuple[int, list[FeedPeer]]]:
     """A feed on a real port: its number, and the peers so far."""
     peers: list[FeedPeer] = []
     async with within(10), trio.open_nursery() as nursery:
-        yield await nursery.start(partial(serve_feed, accept_and_listen, peers, host=host)), peers
+        serve = partial(serve_feed, accept_and_listen, peers, host=host, tls=tls)
+        yield await nursery.start(serve), peers
         nursery.cancel_scope.cancel()
 
 
 async def test_of_two_addresses_the_one_that_listens_is_found():
     trio.socket.set_custom_hostname_resolver(Loopback())
     async with listening() as (port, _):
-        stream = await open_tcp(Address("feed.test", port, "/", secure=False))
+        stream = await connect("feed.test", port)
         assert stream.socket.getpeername() == ("127.0.0.1", port)
         await stream.aclose()
 
@@ -142,7 +157,7 @@ async def test_two_addresses_of_which_none_listens_are_refused():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with pytest.raises(LinkFailed, match="refused: connection refused: nobody listens"):
-        await open_tcp(Address("feed.test", port, "/", secure=False))
+        await connect("feed.test", port)
 
 
 def has_ipv6() -> bool:
@@ -157,7 +172,7 @@ def has_ipv6() -> bool:
 async def test_an_ipv6_address_is_dialled_and_stands_in_brackets_in_the_host_header():
     async with listening("::1") as (port, peers), trio.open_nursery() as nursery:
         address = Address.parse(f"ws://[::1]:{port}/stream?a=b")
-        await open_link(nursery, address, network_dial(address, None))
+        await open_link(nursery, address, NetworkDial(address, None))
         assert (peers[0].host, peers[0].path) == (f"[::1]:{port}", "/stream?a=b")
         nursery.cancel_scope.cancel()
 
@@ -165,12 +180,142 @@ async def test_an_ipv6_address_is_dialled_and_stands_in_brackets_in_the_host_hea
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="not on this platform")
 async def test_what_is_not_acknowledged_for_five_seconds_breaks_the_connection():
     async with listening() as (port, _):
-        stream = await open_tcp(Address("127.0.0.1", port, "/", secure=False))
+        stream = await connect("127.0.0.1", port)
         assert stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 5000
         await stream.aclose()
+
+
+# Through a proxy.
+
+
+FEED = Address("127.0.0.1", 0, "/stream", secure=False)
+
+
+@pytest.mark.parametrize("pieces", [1, 65536])
+@pytest.mark.parametrize(
+    ("scheme", "user", "asked"),
+    [
+        ("http", "", "CONNECT 127.0.0.1 "),
+        ("http", "us\u00e9r", "CONNECT 127.0.0.1 us\u00e9r:p:w"),
+        ("https", "user", "CONNECT 127.0.0.1 user:p:w"),
+        ("socks5", "", "SOCKS 127.0.0.1 "),
+        ("socks5h", "user", "SOCKS 127.0.0.1 user:p:w"),
+    ],
+)
+@pytest.mark.parametrize("secure", [False, True])
+async def test_a_feed_is_reached_through_a_proxy(scheme, user, asked, secure, pieces, tls_pair):
+    server, client = tls_pair
+    async with (
+        open_proxy(server if scheme == "https" else None) as proxy,
+        listening(tls=server if secure else None) as (port, peers),
+        trio.open_nursery() as nursery,
+    ):
+        proxy.pieces = pieces
+        by = Proxy(scheme, "127.0.0.1", proxy.port, user, "p:w" if user else "")
+        feed = attrs.evolve(FEED, port=port, secure=secure)
+        link = await open_link(nursery, feed, NetworkDial(feed, client, by, client))
+        link.put([b"hello"])
+        while not peers[0].received:
+            await trio.lowlevel.checkpoint()
+        assert proxy.asked == [asked]
+        assert peers[0].host == f"127.0.0.1:{port}"
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "detail"),
+    [
+        ("http", "it answered HTTP 407"),
+        ("socks5", "Connection not allowed by ruleset"),
+        ("socks5 with a password", "Username and password authentication failure"),
+    ],
+)
+async def test_a_proxy_that_refuses_is_the_reason_with_what_it_says(scheme, detail):
+    scheme, _, password = scheme.partition(" with ")
+    async with open_proxy() as proxy:
+        proxy.refusal = 407
+        by = Proxy(scheme, "127.0.0.1", proxy.port, password and "user", password)
+        with pytest.raises(LinkFailed) as caught:
+            await NetworkDial(attrs.evolve(FEED, port=1), None, by)()
+    assert str(caught.value) == f"proxy: the proxy: {detail}"
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "socks5"])
+@pytest.mark.parametrize(
+    ("host", "detail"),
+    [
+        ("127.0.0.1", "connection refused: nobody listens on that port"),
+        ("proxy.test", "the host was not found"),
+    ],
+)
+async def test_a_proxy_that_is_not_there_is_the_reason(scheme, host, detail):
+    trio.socket.set_custom_hostname_resolver(Known(socket.gaierror(-2, "Name or service")))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(LinkFailed) as caught:
+        await NetworkDial(FEED, None, Proxy(scheme, host, port), TLS)()
+    assert str(caught.value) == f"proxy: the proxy: {detail}"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "says", "detail"),
+    [
+        ("http", b"SSH-2.0\r\n\r\n", "it broke off, or does not speak HTTP"),
+        ("http", b"", "it broke off, or does not speak HTTP"),
+        ("https", b"HTTP/1.1 400 Bad\r\n\r\n", "TLS failed: "),
+        ("socks5", b"HTTP/1.1 400 Bad\r\n\r\n", "Unexpected SOCKS version number: 72"),
+        ("socks5", b"", "Connection closed unexpectedly"),
+    ],
+)
+async def test_what_is_no_proxy_is_the_reason(scheme, says, detail):
+    async def say(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(says)
+
+    async with within(5), trio.open_nursery() as nursery:
+        [listener] = await nursery.start(partial(trio.serve_tcp, say, 0, host="127.0.0.1"))
+        by = Proxy(scheme, "127.0.0.1", listener.socket.getsockname()[1])
+        with pytest.raises(LinkFailed) as caught:
+            await NetworkDial(FEED, None, by, TLS)()
+        nursery.cancel_scope.cancel()
+    assert str(caught.value).startswith(f"proxy: the proxy: {detail}")
+
+
+async def test_a_password_that_socks_cannot_say_is_no_bug():
+    async with open_proxy() as proxy:
+        for password in ("\u20ac", "x" * 256):
+            by = Proxy("socks5", "127.0.0.1", proxy.port, "user", password)
+            with pytest.raises(LinkFailed, match="SOCKS cannot carry its user"):
+                await NetworkDial(FEED, None, by)()
+
+
+@pytest.mark.parametrize("fault", ["HTTP 503", "hangs up", "hangs"])
+async def test_a_service_finds_the_address_that_works_behind_one_that_does_not(fault, monkeypatch):
+    """The first accepts TCP each time. A `hang` ends with the attempt."""
+    monkeypatch.setattr(link, "OPEN_WITHIN", 0.05)
+    names()._look_up = Known(["127.0.0.2", "127.0.0.1"]).getaddrinfo
+    tried = 0
+
+    async def fail(stream: trio.SocketStream) -> None:
+        nonlocal tried
+        tried += 1
+        await stream.receive_some()
+        if fault == "HTTP 503":
+            await stream.send_all(b"HTTP/1.1 503 Busy\r\n\r\n")
+        if fault == "hangs":
+            await stream.receive_some()
+
+    async with listening() as (port, peers), trio.open_nursery() as nursery:
+        await nursery.start(partial(trio.serve_tcp, fail, port, host="127.0.0.2"))
+        feed = Address("feed.test", port, "/", secure=False)
+        nursery.start_soon(serve, Settings(feed, providers=("ecb",)))
+        while not peers or not peers[0].received:
+            await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    assert (tried, len(peers)) == (1, 1)
 
 
 async def test_a_platform_without_that_option_does_without(monkeypatch):
     monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)
     async with listening() as (port, _):
-        await (await open_tcp(Address("127.0.0.1", port, "/", secure=False))).aclose()
+        await (await connect("127.0.0.1", port)).aclose()

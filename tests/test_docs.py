@@ -1,17 +1,32 @@
 """The documents match the code: tests, settings, commands, metrics, events."""
 
+import html
+import json
 import re
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from status_service import NOW, Shop, make_service, samples, sheet, trail
 
+from ratebridge import observer
 from ratebridge.command_line import command_line
-from ratebridge.operating import journal
+from ratebridge.errors import Drop, FetchOutcome, Loss, Refusal
+from ratebridge.operating.metrics import Metrics
+from ratebridge.providers.source import Quota
 from ratebridge.settings import VARIABLES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-ALERTS = (ROOT / "scripts" / "alerts.yml").read_text(encoding="utf-8")
+PAGE = ROOT / "ratebridge" / "operating" / "page"
+SAMPLES = ROOT / "ratebridge" / "samples"
+ALERTS = (SAMPLES / "alerts.yml").read_text(encoding="utf-8")
+USERS = {
+    "README": README,
+    "alerts": ALERTS,
+    "dashboard": (SAMPLES / "dashboard.json").read_text(encoding="utf-8"),
+}
+NAME = r"\b(?:ratebridge|process)_[a-z_]+\b(?=[{\[` )=]|$)"
 NAMED = sorted(set(re.findall(r"`(test_\w+)::(test_\w+)`", (ROOT / "TASK.md").read_text("utf-8"))))
 
 
@@ -25,9 +40,9 @@ def test_each_test_that_task_md_names_is_there(module, test):
     assert re.search(rf"^(async )?def {test}\(", text, re.MULTILINE)
 
 
-def test_the_readme_lists_every_setting():
-    settings = re.findall(r"^([A-Z_]+)=", (ROOT / ".env.example").read_text("ascii"), re.MULTILINE)
-    assert [name for name in settings if f"`{name}`" not in README] == []
+@pytest.mark.parametrize("variable", VARIABLES.values(), ids=lambda variable: variable.name)
+def test_the_readme_tells_of_a_setting_what_the_help_does(variable):
+    assert f"\n| `{variable.name}` | {variable.default} | {variable.meaning} |\n" in README
 
 
 @pytest.mark.parametrize("name", ["compose.yaml", "kubernetes.yaml", "ratebridge.service"])
@@ -44,13 +59,6 @@ def test_the_readme_lists_every_command():
     assert [name for name in commands if f"`ratebridge {name}" not in README] == []
 
 
-def test_the_metrics_of_the_readme_and_the_alerts_are_there():
-    code = (ROOT / "ratebridge" / "operating" / "metrics.py").read_text(encoding="utf-8")
-    named = set(re.findall(r"ratebridge_([a-z_]+?)(?:_total)?[{[` ]", README + ALERTS))
-    assert len(named) > 7
-    assert [name for name in named if f'"{name}"' not in code] == []
-
-
 def test_the_alerts_of_the_readme_are_rules():
     [table] = re.findall(r"\*\*Alerts worth having.*?\n\n\|.*?\n\n", README, re.DOTALL)
     [_, _, *expressions] = re.findall(r"`(.+?)`", table)
@@ -61,11 +69,54 @@ def test_the_alerts_of_the_readme_are_rules():
 
 
 def test_the_events_of_the_readme_are_there():
-    tellers = ("operating/journal.py", "operating/logs.py", "operating/status.py", "app.py")
+    tellers = ("observer.py", "operating/logs.py", "operating/status.py", "app.py")
     code = "".join((ROOT / "ratebridge" / name).read_text(encoding="utf-8") for name in tellers)
     [table] = re.findall(r"\| event \| means .*?\n\n", README, re.DOTALL)
     named = set(re.findall(r"`([a-z]+\.[a-z_]+)`", table))
     assert len(named) > 8
-    listed = set(re.findall(r"`([a-z]+\.[a-z_]+)`", journal.__doc__ or ""))
+    listed = set(re.findall(r"`([a-z]+\.[a-z_]+)`", observer.__doc__ or ""))
     assert listed - named == set(), "events that the README does not explain"
     assert [name for name in named if f'"{name}"' not in code] == []
+
+
+def test_each_error_on_the_page_links_to_what_the_readme_says_of_it():
+    page = (PAGE / "page.html").read_text(encoding="utf-8")
+    [rows] = re.findall(r"\| event \| means \| to do \|\n.*?\n(.*?)\n\n", README, re.DOTALL)
+    said = {}
+    for row in rows.splitlines():
+        events, means, to_do = (cell.strip() for cell in row.strip("|").split("|"))
+        if to_do:
+            said[tuple(re.findall("`(.+?)`", events))] = f"{means}. {to_do}.".replace("`", "")
+    shown = {}
+    for line in page.splitlines():
+        if events := re.findall(r'<dt id="(.+?)">', line):
+            assert events == re.findall(">([a-z._]+)</dt>", line)
+            shown[tuple(events)] = html.unescape(re.sub("<dt.*</dt>|<.+?>", "", line).strip())
+    assert shown == said
+    code = (ROOT / "ratebridge" / "observer.py").read_text(encoding="utf-8")
+    reported = set(re.findall(r'_report\(\s*"(.+?)"', code)) | {"connection.lost"}
+    assert reported | set(re.findall(r'/#(.+?)"', ALERTS)) <= {one for row in shown for one in row}
+    script = (PAGE / "page.js").read_text(encoding="utf-8")
+    linked = set(re.findall(r'"([a-z]+\.[a-z]+)"\]', script))
+    assert linked <= {one for row in shown for one in row}
+    for word in (*Loss, *Drop, *Refusal, *FetchOutcome):
+        assert word == "ok" or any(re.search(rf"\b{word}\b", text) for text in shown.values()), word
+
+
+@pytest.mark.parametrize("user", USERS)
+async def test_each_metric_that_is_named_is_there(user, nursery, autojump_clock):
+    service, observer = make_service(nursery, Shop("shop", Quota(9, 4929, 5000)), audit=trail())
+    observer.heartbeat_received(1.0)
+    observer.fetched(sheet(NOW.date()), 0.25)
+    service.chain.cache.store(sheet(NOW.date(), fetched=NOW - timedelta(seconds=17)))
+    text = USERS[user]
+    if user == "dashboard":
+        panels = json.loads(text)["panels"]
+        text = "\n".join(target["expr"] for panel in panels for target in panel["targets"])
+    named = set(re.findall(NAME, text, re.MULTILINE))
+    assert len(named) > 7
+    assert named <= {name.partition(",")[0] for name in samples(service)}
+    if user == "dashboard":
+        told = {family.name for family in Metrics(service).collect()}
+        shown = {re.sub("_(?:total|bucket)$", "", name) for name in named}
+        assert told <= shown, "a metric that nobody looks at"

@@ -19,7 +19,7 @@ def test_the_example_holds_the_settings_that_there_are_and_no_other():
 
 def test_our_reading_of_the_example_is_the_literal_one():
     stated = {name: value for name, value in literal_lines().items() if value}
-    assert read_environment({}, EXAMPLE) == stated
+    assert read_environment({}, EXAMPLE) == (stated, [])
 
 
 def test_the_example_states_the_defaults():

@@ -129,22 +129,6 @@ async def test_a_bug_in_the_link_loses_no_reply(outbox, autojump_clock):
     assert len(outbox) == 0
 
 
-@pytest.mark.parametrize("written", [0, 1, 2])
-@pytest.mark.parametrize("more", [-1, 0, 1])
-async def test_replies_that_left_whole_in_a_cut_write_are_not_sent_again(
-    written, more, outbox, recorder, autojump_clock
-):
-    """A frame has left when its last byte has: one byte less, and it goes again."""
-    line = Line(slow=True)
-    outbox.attach(line.put)
-    outbox.add(*map(reply, range(3)))
-    outbox.add(reply(9))
-    line.take(max(0, len(client_frames(frames(*range(written)), masking_keys())) + more))
-    left = max(0, written - 1) if more < 0 else written
-    assert next_link(outbox) == frames(*range(left, 3), 9)
-    assert recorder.lost == []
-
-
 async def test_overloaded_replies_are_dropped_with_the_connection_and_reported(
     outbox, recorder, autojump_clock
 ):
@@ -204,7 +188,18 @@ async def test_those_being_written_count_and_are_not_dropped(outbox, recorder, a
     assert [number for number, _ in recorder.lost] == [b"1"]
 
 
-async def test_a_reply_of_a_minute_is_undelivered(outbox, recorder, autojump_clock):
+async def test_a_reply_of_a_minute_is_undelivered_though_no_link_comes(
+    outbox, recorder, autojump_clock
+):
+    outbox.add(reply(1))
+    await trio.sleep(0.5)
+    outbox.add(reply(2))
+    with trio.move_on_after(OLDEST_REPLY + 0.9):
+        await outbox.drop_the_old()
+    assert recorder.lost == [(b"1", "it was too old"), (b"2", "it was too old")]
+
+
+async def test_a_link_gets_no_reply_of_a_minute(outbox, recorder, autojump_clock):
     outbox.add(reply(1))
     await trio.sleep(0.5)
     outbox.add(reply(2))

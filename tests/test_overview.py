@@ -1,7 +1,7 @@
 """Readiness, the history, and the data of the status page."""
 
-from datetime import timedelta
-from types import SimpleNamespace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import attrs
@@ -9,356 +9,292 @@ import msgspec
 import pytest
 import trio
 import trio.testing
-from status_service import NOW, Shop, make_service, table
+from status_service import NOW, Shop, make_service, sheet, trail
 
-from ratebridge.errors import LinkFailed, Loss, NoRate, Refusal, SourceFailed
-from ratebridge.operating.overview import MOST_SHOWN, SAMPLES, History, overview, readiness
+from ratebridge.errors import Drop, FetchOutcome, LinkFailed, Loss, NoRate, Refusal, SourceFailed
+from ratebridge.messages import decode
+from ratebridge.operating.overview import (
+    FAILED_FOR,
+    MOST_SHEETS,
+    SAMPLES,
+    History,
+    Service,
+    Status,
+    overview,
+    readiness,
+)
 from ratebridge.operating.stats import Stats
-from ratebridge.outbox import Reply
 from ratebridge.providers.source import Quota
+from ratebridge.rates import Doubted, Quote, Rate
 
 REFUSED = LinkFailed(Loss.REFUSED, "connection refused: nobody listens on that port")
 DAY = (NOW - timedelta(days=14)).date()
+UP = "the connection is up, its last heartbeat came {} s ago"
 
 
-async def test_before_the_first_link_it_is_not_ready(nursery, autojump_clock):
-    service, journal = make_service(nursery)
+def state(service: Service) -> tuple[Status, str]:
+    return readiness(service, trio.current_time())
+
+
+def page(service: Service, taken: int = 0) -> dict[str, Any]:
+    return overview(service, History(service.stats), trio.current_time(), taken)
+
+
+# Readiness.
+
+
+async def test_readiness_says_why(nursery, autojump_clock):
+    service, observer = make_service(nursery)
     await trio.sleep(1.5)
-    assert readiness(service, trio.current_time()) == (
-        False,
-        "no connection yet, 1.5 s after the start",
-    )
-    journal.link_lost(REFUSED, 0.0, 1.0)
-    assert readiness(service, trio.current_time()) == (
-        False,
-        (
-            "no connection yet, 1.5 s after the start: "
-            "connection refused: nobody listens on that port"
-        ),
-    )
-
-
-async def test_it_is_ready_from_the_first_heartbeat_until_one_is_two_seconds_old(
-    nursery, autojump_clock
-):
-    service, journal = make_service(nursery)
-    journal.link_up()
-    assert readiness(service, trio.current_time()) == (
-        False,
-        "the connection is up, but no heartbeat has come on it yet",
-    )
-    journal.heartbeat_received(0.0)
-    beat = trio.current_time()
-    assert readiness(service, beat) == (
-        True,
-        "the connection is up, its last heartbeat came 0.0 s ago",
-    )
-    assert readiness(service, beat + 1.9375)[0]
-    assert readiness(service, beat + 2.0) == (
-        False,
-        "the connection is up, but its last heartbeat came 2.0 s ago",
-    )
-
-
-async def test_an_audit_file_that_cannot_be_written_is_shown(nursery, autojump_clock):
-    service, journal = make_service(nursery)
-    audit: Any = SimpleNamespace(failing="No space left on device", waiting=12, lost=3)
-    service = attrs.evolve(service, audit=audit)
-    seen = overview(service, History(journal.stats), trio.current_time())
-    assert seen["audit"] == {"failing": "No space left on device", "waiting": 12, "lost": 3}
-
-
-async def test_a_lost_link_says_for_how_long_and_why(nursery, autojump_clock):
-    service, journal = make_service(nursery)
-    journal.link_up()
-    journal.heartbeat_received(0.0)
-    journal.link_lost(LinkFailed(Loss.CLOSED), 1.0, 0.5)
-    await trio.sleep(1)
-    assert readiness(service, trio.current_time()) == (False, "no connection for 1.0 s: closed")
-    await trio.sleep(2.25)
-    journal.link_lost(REFUSED, 0.0, 1.0)
-    assert readiness(service, trio.current_time()) == (
-        False,
-        "no connection for 3.2 s: connection refused: nobody listens on that port",
-    )
-
-
-async def test_a_heartbeat_of_the_link_before_does_not_count(nursery, autojump_clock):
-    service, journal = make_service(nursery)
-    journal.link_up()
-    journal.heartbeat_received(0.0)
-    await trio.sleep(0.25)
-    journal.link_lost(LinkFailed(Loss.RESET), 0.25, 0.0)
-    journal.link_up()
-    assert not readiness(service, trio.current_time())[0]
-
-
-async def test_while_stopping_it_is_not_ready(nursery, autojump_clock):
-    service, journal = make_service(nursery)
-    journal.link_up()
-    journal.heartbeat_received(0.0)
+    first = "no connection yet, 1.5 s after the start"
+    assert state(service) == ("not ready", first)
+    observer.link_lost(REFUSED, 0.0, 1.0)
+    assert state(service) == ("not ready", f"{first}: {REFUSED.detail}")
+    observer.link_up()
+    none_yet = "the connection is up, but no heartbeat has come on it yet"
+    assert state(service) == ("not ready", none_yet)
+    observer.heartbeat_received(0.0)
+    assert state(service) == ("ready", UP.format("0.0"))
+    await trio.sleep(1.9375)
+    assert state(service) == ("ready", UP.format("1.9"))
+    await trio.sleep(0.0625)
+    late = "the connection is up, but its last heartbeat came 2.0 s ago"
+    assert state(service) == ("not ready", late)
+    observer.link_lost(LinkFailed(Loss.CLOSED), 1.0, 0.5)
+    await trio.sleep(3.25)
+    assert state(service) == ("not ready", "no connection for 3.2 s: closed")
+    observer.link_lost(REFUSED, 0.0, 1.0)
+    assert state(service) == ("not ready", f"no connection for 3.2 s: {REFUSED.detail}")
+    observer.link_up()
+    assert state(service) == ("not ready", none_yet), "that of the link before does not count"
     service.bridge.stopping = True
-    assert readiness(service, trio.current_time()) == (False, "stopping")
+    assert state(service) == ("stopping", "stopping")
 
 
-def answer(stats: Stats, seconds: float) -> None:
-    stats.converted += 1
-    stats.latency.add(seconds)
+@pytest.mark.parametrize("kind", Refusal)
+async def test_requests_that_fail_through_no_fault_of_theirs_degrade_it(
+    kind, nursery, autojump_clock
+):
+    service, observer = make_service(nursery)
+    observer.link_up()
+    observer.heartbeat_received(0.0)
+    observer.refused(NoRate(kind, "no rate for 'USD'"), b"1", 5.0)
+    ours = kind in (Refusal.UNAVAILABLE, Refusal.OVERLOADED, Refusal.INTERNAL_ERROR)
+    failing = ("degraded", f"{UP.format('0.0')}, but requests fail: no rate for 'USD'")
+    well = ("ready", UP.format("0.0"))
+    assert state(service) == (failing if ours else well)
+    assert page(service)["status"] == state(service)[0]
+    observer.fetch_failed("shop", str(DAY), SourceFailed(FetchOutcome.TIMEOUT, "is slow"), None)
+    assert state(service) == (failing if ours else well)
+    observer.fetched(sheet(DAY), 0.1)
+    assert state(service) == well, "at once, with the next good fetch"
+    observer.refused(NoRate(kind, "no rate"), b"1", 5.0)
+    await trio.sleep(FAILED_FOR)
+    observer.heartbeat_received(1.0)
+    assert state(service) == well, "nobody has asked since"
+
+
+async def test_an_audit_file_that_cannot_be_written_degrades_it(nursery, autojump_clock):
+    audit = trail(failing="No space left on device", waiting=12, lost=3)
+    service, observer = make_service(nursery, audit=audit)
+    assert state(service)[0] == "not ready"
+    observer.link_up()
+    observer.heartbeat_received(0.0)
+    why = f"{UP.format('0.0')}, but the audit file cannot be written: No space left on device"
+    assert state(service) == ("degraded", why)
+    assert page(service)["audit"] == {"failing": audit.failing, "waiting": 12, "lost": 3}
+    audit.failing = None
+    assert state(service)[0] == "ready"
+
+
+# The history.
+
+
+def answer(stats: Stats, *seconds: float) -> None:
+    stats.converted += len(seconds)
+    for one in seconds:
+        stats.latency.add(one)
 
 
 def test_a_sample_is_what_happened_since_the_one_before():
     stats = Stats()
     answer(stats, 9.0)
     history = History(stats)
-    answer(stats, 0.25)
-    answer(stats, 0.75)
-    stats.refused["bad-date"] += 1
+    answer(stats, 0.25, 0.75)
+    stats.refused[Refusal.BAD_DATE] += 1
     stats.latency.add(0.5)
     history.take(2.0)
     history.take(1.0)
-    (busy, idle) = history.since(0)
-    assert (busy.converted, busy.refused, busy.mean, busy.slowest) == (1.0, 0.5, 0.5, 0.75)
-    assert (idle.converted, idle.refused, idle.mean, idle.slowest) == (0.0, 0.0, None, None)
+    assert history.since(0) == [[1.0, 0.5, 500.0, 750.0], [0.0, 0.0, None, None]]
 
 
 def test_the_history_ends_after_ten_minutes():
     stats = Stats()
     history = History(stats)
     for _ in range(SAMPLES + 5):
-        answer(stats, 0.1)
         history.take(1.0)
     assert history.taken == SAMPLES + 5
     assert len(history.since(0)) == SAMPLES
 
 
-@pytest.mark.parametrize(("seen", "new"), [(0, 3), (1, 2), (3, 0), (4, 0), (10**15, 0)])
-def test_a_client_gets_the_samples_it_has_not_seen(seen, new):
-    stats = Stats()
-    history = History(stats)
-    for count in range(1, 4):
-        stats.converted += count
-        history.take(1.0)
-    assert [sample.converted for sample in history.since(seen)] == [1.0, 2.0, 3.0][3 - new :]
-
-
-async def test_a_sample_is_taken_each_second(nursery, autojump_clock):
+async def test_a_sample_is_taken_each_second_and_covers_a_stall(nursery, mock_clock):
     stats = Stats()
     history = History(stats)
     nursery.start_soon(history.keep)
-    for _ in range(3):
-        await trio.sleep(0.5)
+    await trio.testing.wait_all_tasks_blocked()
+    for seconds in (1.0, 4.0, 1.0):
         answer(stats, 0.1)
-        await trio.sleep(0.5)
-    await trio.sleep(0.25)
-    assert [sample.converted for sample in history.since(0)] == [1.0, 1.0, 1.0]
+        mock_clock.jump(seconds)
+        await trio.testing.wait_all_tasks_blocked()
+    assert [sample[0] for sample in history.since(0)] == [1.0, 0.25, 1.0]
     nursery.cancel_scope.cancel()
 
 
-async def test_after_a_stall_a_sample_covers_the_stall(nursery, mock_clock):
-    stats = Stats()
-    history = History(stats)
-    nursery.start_soon(history.keep)
-    await trio.testing.wait_all_tasks_blocked()
-    answer(stats, 0.1)
-    mock_clock.jump(4.0)
-    await trio.testing.wait_all_tasks_blocked()
-    mock_clock.jump(1.0)
-    await trio.testing.wait_all_tasks_blocked()
-    assert [sample.converted for sample in history.since(0)] == [0.25, 0.0]
-    nursery.cancel_scope.cancel()
+# The page.
 
 
 async def test_an_overview_of_a_service_that_has_just_begun(nursery, autojump_clock):
     service, _ = make_service(nursery, feed=None)
-    seen = overview(service, History(service.stats), trio.current_time())
-    assert seen["feed"] is None
-    assert not seen["ready"]
-    assert seen["connection"] == {
-        "up": False,
-        "since": None,
-        "age": None,
-        "opened": 0,
-        "lost": 0,
-        "last_ended": None,
-        "retry_in": None,
-    }
-    assert seen["heartbeat"]["gaps"] == []
-    assert seen["heartbeat"]["median"] is seen["heartbeat"]["longest"] is None
+    seen = page(service)
+    assert (seen["feed"], seen["status"]) == (None, "not ready")
+    assert (seen["stats"]["link_up"], seen["link_age"], seen["retry_in"]) == (False, None, None)
+    assert seen["heartbeat"] == {"age": None, "timeout": 2.0, "gaps": []}
     assert seen["sources"][0]["state"] == "not asked yet"
-    assert seen["tables"] == {"held": 0, "shown": []}
-    assert seen["recent_errors"] == []
-    assert seen["history"] == {"taken": 0, "samples": []}
-
-
-async def test_an_overview_names_the_feed_without_its_path(nursery, autojump_clock):
-    service, _ = make_service(nursery)
-    text = msgspec.json.encode(overview(service, History(service.stats), trio.current_time()))
-    assert b'"feed":"feed.example"' in text
-    assert b"secret" not in text
+    assert (seen["sheets_held"], seen["taken"], seen["audit"]) == (0, 0, None)
+    lists = ("sheets", "recent_errors", "currencies", "samples")
+    assert [seen[name] for name in lists] == [[]] * 4
 
 
 async def test_an_overview_of_a_busy_service(nursery, autojump_clock):
-    service, journal = make_service(nursery)
+    service, observer = make_service(nursery)
     history = History(service.stats)
-    journal.link_up()
+    observer.link_up()
     for gap in (0.0, 1.0, 1.25, 0.75):
         await trio.sleep(gap)
-        journal.heartbeat_received(gap)
-    journal.dropped("not-json", b"what")
+        observer.heartbeat_received(gap)
+    observer.dropped(Drop.NOT_JSON, b"what")
     refusal = NoRate(Refusal.UNKNOWN_CURRENCY, "currency 'ABC' is not known to shop")
-    journal.refused(refusal, b"7", 0.002)
-    journal.refused(refusal, b"8", 0.001)
-    service.outbox.add(Reply(b"8", b"{}", trio.current_time()))
+    observer.refused(refusal, b"8", 0.002)
     service.bridge.waiting = 2
     history.take(1.0)
     seen = overview(service, history, trio.current_time())
-    assert (seen["ready"], seen["stopping"]) == (True, False)
     assert seen["now"] == "2021-06-01T12:00:00.000Z"
-    assert seen["uptime"] == 3.0
-    assert seen["connection"]["since"] == "2021-06-01T11:59:57.000Z"
-    assert seen["heartbeat"] == {
-        "received": 4,
-        "age": 0.0,
-        "timeout": 2.0,
-        "gaps": [0.0, 1.0, 1.25, 0.75],
-        "median": 0.875,
-        "longest": 1.25,
-    }
-    assert seen["messages"] == {
-        "converted": 0,
-        "refused": {"unknown-currency": 2},
-        "dropped": {"not-json": 1},
-        "undelivered": 0,
-        "waiting": 2,
-        "outbox": 1,
-        "cache_hits": 0,
-        "internal_errors": 0,
-    }
-    assert seen["audit"] is None
-    assert seen["recent_errors"] == [
-        {"at": "2021-06-01T12:00:00.000Z", "words": "message dropped: not-json", "count": 1},
-        {
-            "at": "2021-06-01T12:00:00.000Z",
-            "words": "request 8 refused: currency 'ABC' is not known to shop",
-            "count": 2,
-        },
+    assert seen["uptime"] == seen["link_age"] == 3.0
+    assert seen["heartbeat"] == {"age": 0.0, "timeout": 2.0, "gaps": [0.0, 1.0, 1.25, 0.75]}
+    assert (seen["waiting"], seen["outbox"]) == (2, 0)
+    assert [error["event"] for error in seen["recent_errors"]] == [
+        *("message.dropped", "conversion.failed")
     ]
-    assert seen["history"] == {"taken": 1, "samples": [[0.0, 2.0, 1.5, 2.0]]}
-    assert overview(service, history, trio.current_time(), 1)["history"]["samples"] == []
-
-
-async def test_an_overview_has_the_time_of_the_next_attempt(nursery, autojump_clock):
-    service, journal = make_service(nursery)
-    history = History(service.stats)
-    journal.link_lost(REFUSED, 0.0, 1.5)
-    link = overview(service, history, trio.current_time())["connection"]
-    assert (link["lost"], link["last_ended"]) == (
-        1,
-        "connection refused: nobody listens on that port",
-    )
-    assert link["retry_in"] == 1.5
-    await trio.sleep(2)
-    assert overview(service, history, trio.current_time())["connection"]["retry_in"] == 0.0
-    journal.link_up()
-    assert overview(service, history, trio.current_time())["connection"]["retry_in"] is None
+    assert (seen["taken"], seen["samples"]) == (1, [[0.0, 1.0, 2.0, 2.0]])
+    assert overview(service, history, trio.current_time(), 1)["samples"] == []
+    text = msgspec.json.encode(seen)
+    assert b'"feed":"feed.example"' in text
+    assert b"secret" not in text, "without the path of the feed"
 
 
 async def test_a_source_is_as_its_last_fetch_ended(nursery, autojump_clock):
-    service, journal = make_service(nursery)
+    service, observer = make_service(nursery)
 
-    def source():
-        return overview(service, History(service.stats), trio.current_time())["sources"][0]
+    def fail(text: str) -> None:
+        failure = SourceFailed(FetchOutcome.NO_TABLE, text)
+        observer.fetch_failed("shop", str(DAY), failure, None)
 
-    down = SourceFailed("unreachable", "could not be reached")
-    journal.fetch_failed("shop", DAY, down)
-    assert (source()["state"], source()["failure"]) == ("failed", "could not be reached")
+    def source() -> tuple[Any, ...]:
+        shown = page(service)["sources"][0]
+        return shown["state"], shown["failure"], shown["fetched_ago"], shown["answered_ago"]
+
+    fail("has no rates for that day")
+    assert source() == ("failed", "has no rates for that day", 0.0, None), "it never had one"
     await trio.sleep(1)
-    journal.fetched(table(DAY), 0.25)
+    observer.fetched(sheet(DAY), 0.25)
     await trio.sleep(180)
-    assert (source()["state"], source()["failure"]) == ("succeeded", None)
-    assert source()["fetched_ago"] == 180.0, "nobody has asked it since"
-    assert (source()["answered"], source()["failed"]) == (1, 1)
-    assert (source()["answered_ago"], source()["took"]) == (180.0, 0.25)
-    journal.fetch_failed("shop", DAY, SourceFailed("no-table", "has no rates for today"))
-    assert (source()["state"], source()["failure"]) == ("incomplete", "has no rates for today")
-    assert (source()["fetched_ago"], source()["answered_ago"]) == (0.0, 180.0)
-    journal.rate_limited("shop", SourceFailed("quota-month", "has no calls left", limited_for=60.0))
-    assert (source()["state"], source()["limited_for"]) == ("rate-limited", 60.0)
-    assert source()["failure"] == "has no calls left"
+    assert source() == ("succeeded", "", 180.0, 180.0), "nobody has asked it since"
+    fail("has no rates for today")
+    assert source() == ("incomplete", "has no rates for today", 0.0, 180.0)
+    observer.rate_limited(
+        "shop", SourceFailed(FetchOutcome.QUOTA_MONTH, "has no calls", limited_for=60.0)
+    )
+    assert source()[:2] == ("rate-limited", "has no calls")
     await trio.sleep(60)
-    assert (source()["state"], source()["limited_for"]) == ("incomplete", None)
-    assert source()["failure"] == "has no rates for today"
-    assert source()["implausible"] == 0
-    journal.implausible_quotes("shop", DAY, {"USD": SourceFailed("implausible", "gives it at 9")})
-    assert source()["implausible"] == 1
-
-
-async def test_a_source_that_never_had_a_day_has_failed(nursery, autojump_clock):
-    service, journal = make_service(nursery)
-    journal.fetch_failed("shop", DAY, SourceFailed("no-table", "has no rates for that day"))
-    seen = overview(service, History(service.stats), trio.current_time())
-    assert seen["sources"][0]["state"] == "failed"
+    assert source() == ("incomplete", "has no rates for today", 60.0, 240.0)
 
 
 async def test_a_source_shows_its_quota_and_a_minute_s_for_a_minute(nursery, autojump_clock):
-    service, journal = make_service(
+    service, observer = make_service(
         nursery, Shop("one", Quota(9, 4929, 5000)), Shop("two", Quota()), Shop("three")
     )
 
     def quotas():
-        return [
-            (source["minute_left"], source["month_left"], source["month_total"])
-            for source in overview(service, History(service.stats), trio.current_time())["sources"]
-        ]
+        names = ("minute_left", "month_left", "month_total")
+        return [tuple(map(source.get, names)) for source in page(service)["sources"]]
 
     assert quotas()[0] == (None, 4929, 5000), "of a minute long ago"
-    journal.fetched(table(DAY, "one"), 0.1)
+    observer.fetched(sheet(DAY, "one"), 0.1)
     await trio.sleep(59)
     assert quotas() == [(9, 4929, 5000), (None, None, None), (None, None, None)]
     await trio.sleep(1)
     assert quotas()[0] == (None, 4929, 5000)
-    journal.fetch_failed("one", DAY, SourceFailed("quota-minute", "has no calls left"))
-    assert quotas()[0] == (9, 4929, 5000)
 
 
-async def test_tables_of_a_day_stand_in_the_order_of_their_sources(nursery, autojump_clock):
+async def test_the_newest_sheets_are_shown_with_what_may_change(nursery, autojump_clock):
     service, _ = make_service(nursery)
-    for day, provider in ((DAY - timedelta(days=1), "a"), (DAY, "b"), (DAY, "a")):
-        service.chain.tables.store(table(day, provider), trio.current_time())
-    shown = overview(service, History(service.stats), trio.current_time())["tables"]["shown"]
-    assert [(held["day"], held["provider"]) for held in shown] == [
-        (str(DAY), "a"),
-        (str(DAY), "b"),
-        (str(DAY - timedelta(days=1)), "a"),
+    today, then = NOW.date(), NOW - timedelta(seconds=90)
+    days = [today - timedelta(days=back) for back in range(MOST_SHEETS)]
+    held = [sheet(day, fetched=then) for day in (*days[30:], *days[:30])]
+    held[-29] = attrs.evolve(held[-29], latest=True)
+    for one in (*held, sheet(today, "another", then)):
+        service.chain.cache.store(one)
+    seen = page(service)
+    assert seen["sheets_held"] == MOST_SHEETS + 1
+    common = {"currencies": 2, "age": 90.0}
+    assert seen["sheets"][:4] == [
+        {"asked": str(day), "last": str(day), "provider": provider, "final": final, **common}
+        for day, provider, final in (
+            (today, "another", False),
+            (today, "shop", False),
+            (days[1], "shop", False),
+            (days[2], "shop", True),
+        )
     ]
+    assert len(seen["sheets"]) == MOST_SHEETS
 
 
-async def test_the_newest_days_are_shown_and_all_tables_counted(nursery, autojump_clock):
-    service, _ = make_service(nursery)
-    days = [DAY - timedelta(days=back) for back in range(MOST_SHOWN + 1)]
-    for day in (*days[30:], *days[:30]):
-        service.chain.tables.store(table(day), trio.current_time())
-    await trio.sleep(90)
-    tables = overview(service, History(service.stats), trio.current_time())["tables"]
-    assert tables["held"] == MOST_SHOWN + 1
-    assert [shown["day"] for shown in tables["shown"]] == [str(day) for day in days[:MOST_SHOWN]]
-    assert tables["shown"][0] == {
-        "day": str(DAY),
-        "provider": "shop",
-        "currencies": 2,
-        "age": 90.0,
-        "remark": "",
-    }
+async def test_each_currency_has_its_volume_and_its_rate_of_today(nursery, autojump_clock):
+    service, observer = make_service(nursery, Shop("shop"), Shop("bank"))
+    used = Rate("GBP", Decimal("0.86"), Decimal(1), DAY, DAY, "bank", NOW, cached=True)
 
+    def convert(currency: str, euro: str, rate: Rate | None) -> None:
+        text = f'"currency":"{currency}","stake":1,"date":"2021-05-18T21:32:42.324Z"'
+        request: Any = decode(f'{{"type":"message","id":1,"payload":{{{text}}}}}'.encode())
+        observer.converted([(request, euro, rate, datetime.now(UTC))], 0.001)
 
-async def test_of_a_table_that_may_still_change_it_is_told_why(nursery, autojump_clock):
-    service, _ = make_service(nursery)
-    today, yesterday = NOW.date(), NOW.date() - timedelta(days=1)
-    for held in (
-        table(today),
-        attrs.evolve(table(yesterday), latest=True),
-        attrs.evolve(table(yesterday - timedelta(days=1)), fetched=NOW - timedelta(days=2)),
-    ):
-        service.chain.tables.store(held, trio.current_time())
-    shown = overview(service, History(service.stats), trio.current_time())["tables"]["shown"]
-    assert [held["remark"] for held in shown] == ["today's", "not final", "not final"]
+    convert("GBP", "2.5", used)
+    convert("GBP", "0.25", used)
+    convert("EUR", "1", None)
+
+    def rows() -> list[tuple[Any, ...]]:
+        return [tuple(row.values()) for row in page(service)["currencies"]]
+
+    last = ("0.86", "bank", str(DAY), str(DAY))
+    assert rows() == [
+        ("GBP", 2, 2.75, *last),
+        ("EUR", 1, 1.0),
+    ]
+    today = NOW.date()
+    doubted = Doubted(Quote(Decimal(9)), SourceFailed(FetchOutcome.IMPLAUSIBLE, "gives it at 9"))
+    bank = sheet(today, "bank")
+    bank = attrs.evolve(bank, rows={today: {**bank.rows[today], "USD": Quote(Decimal(2))}})
+    shop = sheet(today)
+    shop = attrs.evolve(shop, rows={today: {**shop.rows[today], "BTC": doubted}})
+    for held in (bank, shop):
+        service.chain.cache.store(held)
+    assert rows()[0] == ("GBP", 2, 2.75, *last), "which no source has today"
+    assert rows()[-2:] == [
+        ("BTC", 0, 0.0, "1/40000", "bank", str(today), str(today)),
+        ("USD", 0, 0.0, "1.2222", "shop", str(today), str(today)),
+    ]
+    convert("DEM", "1", None)
+    assert rows()[1] == ("DEM", 1, 1.0, "1.95583", "fixed", str(today), str(today))
+    other, _ = make_service(nursery)
+    other.chain.cache.store(sheet(today, fetched=NOW - timedelta(days=1)))
+    assert page(other)["currencies"] == [], "what was asked for yesterday is not of today"

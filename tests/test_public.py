@@ -1,6 +1,9 @@
 """The public API, used from outside."""
 
+import inspect
 import os
+import pydoc
+import re
 import subprocess
 import sys
 from textwrap import dedent
@@ -15,6 +18,27 @@ def test_every_public_name_exists_and_is_in_the_docstring():
     for name in ratebridge.__all__:
         assert getattr(ratebridge, name) is not None
         assert f"`{name}" in ratebridge.__doc__
+
+
+def test_the_help_shows_the_api_and_nothing_else():
+    assert dir(ratebridge) == sorted(ratebridge.__all__)
+    shown = pydoc.plain(pydoc.render_doc(ratebridge))
+    listed = re.findall(r"(?m)^    (?:class |async )?([A-Za-z]\w*)(?:\(|$| = )", shown)
+    assert {"Converter", "convert", "serve"} <= set(listed)
+    assert "import_module" not in shown
+    assert "TYPE_CHECKING" not in shown
+
+
+def test_the_types_of_public_signatures_are_public():
+    """Of their arguments, fields and results, as far as they are ours."""
+    named = set()
+    for name in ratebridge.__all__:
+        found = getattr(ratebridge, name)
+        members = [found, *vars(found).values()] if inspect.isclass(found) else [found]
+        for member in members:
+            for annotation in getattr(member, "__annotations__", {}).values():
+                named |= set(re.findall(r"ratebridge\.[\w.]*\.(\w+)", str(annotation)))
+    assert named - {"Observer", "Budget", "Quota"} <= set(ratebridge.__all__)
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error():

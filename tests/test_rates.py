@@ -1,6 +1,6 @@
 """Sheets: which of their quotes may be used, and when; and the cache that holds them."""
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 
 import pytest
@@ -18,8 +18,8 @@ ONE = Quote(Decimal(1))
 FAILURE = SourceFailed(FetchOutcome.TIMEOUT, "gave no answer")
 
 
-def at(day: date, *time: int) -> datetime:
-    return datetime(day.year, day.month, day.day, *time, tzinfo=UTC)
+def at(day: date, hour: int = 0, minute: int = 0, second: int = 0) -> datetime:
+    return datetime.combine(day, time(hour, minute, second), UTC)
 
 
 AFTER = at(NEXT, 12)

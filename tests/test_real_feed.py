@@ -17,11 +17,11 @@ from support import ask, beat, in_turn, listen, server_frame, tls_contexts
 from ratebridge import app
 from ratebridge.app import Dependencies, serve
 from ratebridge.fakes.feed import FeedGone, FeedPeer, Script, serve_feed
-from ratebridge.link import link
+from ratebridge.link import stream
 from ratebridge.link.address import Address
-from ratebridge.link.dial import Dial, network_dial
-from ratebridge.link.framing import MAX_FRAME
-from ratebridge.operating.journal import Journal
+from ratebridge.link.dial import Dial, NetworkDial
+from ratebridge.link.framing import MAX_MESSAGE
+from ratebridge.observer import Observer
 from ratebridge.operating.stats import Stats
 from ratebridge.settings import Settings
 
@@ -49,7 +49,7 @@ async def serving(dial: Dial) -> AsyncIterator[Service]:
     stats = Stats()
     service = Service(stats, trio.Event())
     feed = Address("feed.example", 80, "/", secure=False)
-    dependencies = Dependencies(dial, jitter=lambda: 0.0, journal=Journal(stats))
+    dependencies = Dependencies(dial, jitter=lambda: 0.0, observer=Observer(stats=stats))
 
     async def run() -> None:
         # No timeout is what is tested here: a machine under load must not come upon one.
@@ -81,7 +81,7 @@ async def feed_on_a_port(
 
 
 def tcp(port: int) -> Dial:
-    return network_dial(Address("127.0.0.1", port, "/", secure=False), NO_TLS)
+    return NetworkDial(Address("127.0.0.1", port, "/", secure=False), NO_TLS)
 
 
 @attrs.define
@@ -161,7 +161,7 @@ FAILURES = {
     "close 1011": (open_and(close_with(1011)), "closed"),
     "close with TCP held": (open_and(close_with(1000), hold=True), "closed"),
     "garbage without end": (open_and(send(b"\xff" * 10_000_000)), "protocol-error"),
-    "oversized": (open_and(send(server_frame(b"x" * (MAX_FRAME + 1))), hold=True), "oversized"),
+    "oversized": (open_and(send(server_frame(b"x" * (MAX_MESSAGE + 1))), hold=True), "oversized"),
     "a cut frame": (open_and(send(b"\x81\x7e\x01\x00{")), "reset"),
 }
 
@@ -174,7 +174,7 @@ async def test_after_any_failure_of_the_feed_the_service_is_back_and_answers(scr
         serving(tcp(port)) as service,
     ):
         await healthy.answered.wait()
-    assert service.stats.lost == {reason: 1}
+    assert +service.stats.lost == {reason: 1}
     assert service.stats.internal_errors == 0
 
 
@@ -186,10 +186,10 @@ async def test_over_tls_it_is_the_same():
     healthy = Healthy()
     async with (
         feed_on_a_port(in_turn(open_and(reset), healthy), server) as (port, peers),
-        serving(network_dial(Address("127.0.0.1", port, "/", secure=True), client)) as service,
+        serving(NetworkDial(Address("127.0.0.1", port, "/", secure=True), client)) as service,
     ):
         await healthy.answered.wait()
-    assert service.stats.lost == {"reset": 1}
+    assert +service.stats.lost == {"reset": 1}
     assert service.stats.internal_errors == 0
     assert peers[1].close_code == 1001
 
@@ -211,7 +211,7 @@ def narrow(dial: Dial) -> Dial:
 
 async def test_a_peer_who_does_not_read_gets_every_reply_once_over_both_connections(monkeypatch):
     """A frame that left whole counts as written, though its write was cut short; no other does."""
-    monkeypatch.setattr(link, "WRITE_WITHIN", 0.2)
+    monkeypatch.setattr(stream, "WRITE_WITHIN", 0.2)
     count = 1500
     again, read_all = trio.Event(), trio.Event()
 
@@ -240,7 +240,7 @@ async def test_a_peer_who_does_not_read_gets_every_reply_once_over_both_connecti
             await read_all.wait()
             while len(replies(peers[0])) + len(replies(peers[1])) < count:
                 await trio.sleep(0.01)
-        assert list(service.stats.lost) == ["write-stalled"]
+        assert list(+service.stats.lost) == ["write-stalled"]
         first, second = replies(peers[0]), replies(peers[1])
         assert first + second == list(range(count))
         assert first

@@ -252,12 +252,12 @@ async def test_the_gaps_between_heartbeats_are_reported(autojump_clock):
         await life.over.wait()
     assert life.recorder.gaps == pytest.approx([0.25, 0.75, 1.5])
     assert life.end is not None
-    assert life.end.proved
+    assert life.end.had_heartbeat
 
 
-async def test_a_session_without_a_heartbeat_has_proved_nothing(autojump_clock):
+async def test_a_session_without_a_heartbeat_says_so(autojump_clock):
     end, _ = await lifetime(beating())
-    assert not end.proved
+    assert not end.had_heartbeat
 
 
 # Our own stalls.
@@ -472,27 +472,6 @@ async def test_a_heartbeat_waits_for_one_write_at_most(autojump_clock):
     assert max(gaps) <= 1.35
 
 
-async def test_a_peer_who_sends_and_does_not_read_costs_bounded_memory_and_the_link(
-    autojump_clock,
-):
-    async def script(peer: FeedPeer) -> None:
-        await peer.accept()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(beat, peer)
-            await keep_asking(peer)
-
-    async with living(script) as life:
-        life.dial.streams[0].send_stream.send_all_hook = trio.sleep_forever
-        await life.over.wait()
-        assert life.end is not None
-        assert life.end.cause.reason == "write-stalled"
-        assert life.at is not None
-        assert 2.0 <= life.at - life.opened <= 2.5
-        assert life.end.proved
-        # Every request that came has its reply in the outbox still.
-        assert 95 <= len(life.outbox) <= 125
-
-
 async def test_requests_that_came_with_the_end_are_answered_into_the_outbox(autojump_clock):
     async def script(peer: FeedPeer) -> None:
         await peer.accept()
@@ -565,7 +544,11 @@ async def test_a_stop_says_going_away_and_is_over_when_that_is_answered(autojump
         await life.over.wait()
         assert life.at == life.opened + 3.5
         assert life.end is not None
-        assert (life.end.cause.reason, life.end.uptime, life.end.proved) == ("stopped", 3.5, True)
+        assert (life.end.cause.reason, life.end.uptime, life.end.had_heartbeat) == (
+            "stopped",
+            3.5,
+            True,
+        )
         assert life.peer.close_code == 1001
 
 
@@ -582,18 +565,6 @@ async def test_a_stop_before_the_start_is_a_stop(autojump_clock):
         assert end.cause.reason == "stopped"
         assert feed.peers[0].close_code == 1001
         nursery.cancel_scope.cancel()
-
-
-async def test_a_stop_in_the_middle_of_a_write_takes_no_longer(autojump_clock):
-    async with living(accept_and_beat) as life:
-        await trio.sleep(0.5)
-        life.dial.streams[0].send_stream.send_all_hook = trio.sleep_forever
-        life.outbox.add(Reply(b"1", b"reply", trio.current_time()))
-        await trio.sleep(0.1)
-        life.session.stop()
-        await life.over.wait()
-        assert life.at == pytest.approx(life.opened + 1.6)
-        assert len(life.outbox) == 1
 
 
 async def test_nothing_leaves_behind_the_close_and_what_came_before_its_answer_is_answered(

@@ -24,7 +24,6 @@ from support import (
 
 from ratebridge.backoff import Backoff
 from ratebridge.bridge import Bridge, Moment
-from ratebridge.errors import LinkFailed, Loss
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script
 from ratebridge.link.dial import Dial
 from ratebridge.link.link import Link, open_link
@@ -124,14 +123,6 @@ def beat_for(seconds: float) -> Script:
     return script
 
 
-def unreachable(_feed: MemoryFeed) -> Dial:
-    async def dial() -> trio.abc.Stream:
-        await trio.lowlevel.checkpoint()
-        raise LinkFailed(Loss.REFUSED, "connection refused: nobody listens on that port")
-
-    return dial
-
-
 # Trying again.
 
 
@@ -173,18 +164,8 @@ async def test_a_peer_that_accepts_and_closes_gets_no_reconnect_storm(script, se
         assert 15 <= len(it.dialled) <= 50
 
 
-async def test_a_refused_connection_is_a_failure_like_any(autojump_clock):
-    async with running(accept_and_beat, dial=unreachable) as it:
-        await trio.sleep(3)
-        assert it.recorder.waits == [0.1, 0.25, 0.5, 1.0, 2.0]
-        assert set(it.reasons) == {"refused"}
-        assert it.recorder.ups == []
-
-
 @pytest.mark.parametrize("seconds", [5.0, 5.5])
-async def test_a_link_that_has_proved_itself_is_back_within_a_tenth_of_a_second(
-    seconds, autojump_clock
-):
+async def test_a_stable_link_is_back_within_a_tenth_of_a_second(seconds, autojump_clock):
     async with running(beat_for(seconds)) as it:
         await trio.sleep(60)
         assert len(it.dialled) >= 10
@@ -198,13 +179,13 @@ async def test_a_link_that_has_proved_itself_is_back_within_a_tenth_of_a_second(
         pytest.param(accept_beat_and_go, id="a heartbeat only"),
     ],
 )
-async def test_a_link_that_has_not_proved_itself_resets_nothing(script, autojump_clock):
+async def test_a_link_that_was_not_stable_resets_nothing(script, autojump_clock):
     async with running(in_turn(accept_and_go, accept_and_go, script)) as it:
         await trio.sleep(6)
         assert it.recorder.waits[:3] == [0.1, 0.25, 0.5]
 
 
-async def test_proof_is_a_heartbeat_too_and_not_the_time_alone(autojump_clock):
+async def test_a_stable_link_had_a_heartbeat_and_not_the_time_alone(autojump_clock):
     async def silent(peer: FeedPeer) -> None:
         await peer.accept()
         await listen(peer)
@@ -273,51 +254,6 @@ async def test_there_is_never_more_than_one_live_link(autojump_clock):
 # What is carried over.
 
 
-async def test_a_reply_cut_short_goes_first_on_the_next_link_byte_for_byte(autojump_clock):
-    async def lose_what_is_written(peer: FeedPeer) -> None:
-        await peer.accept()
-        await peer.heartbeat()
-        await trio.sleep(1)
-        stream: Any = peer.stream
-        stream.receive_stream.close()  # from here on every write fails
-        await peer.send(ask(1))
-        await peer.send(ask(2))
-        await peer.close(1001)
-
-    async with running(in_turn(lose_what_is_written, accept_and_beat)) as it:
-        await trio.sleep(3)
-        first, second = it.feed.peers
-        assert [got.message["type"] for got in first.received] == []
-        replies = [got.text for got in second.received if '"message"' in got.text]
-        assert ['"id":1' in replies[0], '"id":2' in replies[1], len(replies)] == [True, True, 2]
-        assert it.recorder.lost == []
-
-
-async def test_replies_made_while_there_is_no_link_go_when_there_is_one(autojump_clock):
-    async with running(in_turn(refuse(503, b"30"), accept_and_beat)) as it:
-        await trio.sleep(1)
-        for number in range(3):
-            it.outbox.add(Reply(b"%d" % number, ask(number).encode(), trio.current_time()))
-        await trio.sleep(35)
-        [_, peer] = it.feed.peers
-        texts = [got.text for got in peer.received[:4]]
-    assert sorted(texts[1:]) == [ask(number) for number in range(3)]
-
-
-async def test_a_reply_already_written_is_not_sent_twice(autojump_clock):
-    async def take_and_close(peer: FeedPeer) -> None:
-        await peer.accept()
-        await peer.send(ask(1))
-        await peer.receive_reply()
-        await peer.close(1000)
-
-    async with running(in_turn(take_and_close, accept_and_beat)) as it:
-        await trio.sleep(10)
-        first, second = it.feed.peers
-        assert [got.message["type"] for got in first.received][-1] == "message"
-        assert {got.message["type"] for got in second.received} == {"heartbeat"}
-
-
 async def test_a_link_takes_nothing_once_it_is_known_what_has_left_on_it(autojump_clock):
     """A write would go on, were its socket writable at that moment, and on the next link again."""
     links: list[Link] = []
@@ -333,7 +269,7 @@ async def test_a_link_takes_nothing_once_it_is_known_what_has_left_on_it(autojum
         def lose_and_write() -> None:
             lose_link()
             late.append(links[-1].put([b"late"]))
-            assert links[-1]._stream.head is None
+            assert not links[-1]._stream._queue
 
         it.outbox.lose_link = lose_and_write  # type: ignore[method-assign]
         await trio.sleep(3)
@@ -381,7 +317,7 @@ async def test_a_bug_in_a_session_is_reported_and_the_session_restarted(autojump
         assert await it.stop() == 0.0
 
 
-async def test_a_link_that_ends_by_a_bug_has_its_uptime_and_may_have_proved_itself(autojump_clock):
+async def test_a_link_that_ends_by_a_bug_has_its_uptime_and_may_have_been_stable(autojump_clock):
     async def script(peer: FeedPeer) -> None:
         await peer.accept()
         for _ in range(4):

@@ -3,20 +3,25 @@
 import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import TypeVar
 
 import attrs
 import pytest
 import trio
 import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from support import ADDRESS, socket_pair, tls_contexts, within
 
-from ratebridge.app import tls_context
-from ratebridge.errors import LinkFailed
+from ratebridge.errors import BadSettings, CannotStart, LinkFailed
 from ratebridge.link.address import Address
 from ratebridge.link.dial import add_tls
-from ratebridge.link.tls import TlsStream
+from ratebridge.link.tls import TlsStream, tls_context
 
 T = TypeVar("T")
 
@@ -136,6 +141,115 @@ async def test_http_1_1_is_offered_for_the_upgrade_and_need_not_be_chosen(protoc
         assert server.tls.selected_alpn_protocol() == chosen
         await server.stream.send_all(server.sealed(b"hello"))
         assert await stream.receive_some() == b"hello"
+
+
+# What is checked of a peer, and shown to it.
+
+
+def test_certificates_are_checked_unless_told_otherwise():
+    checked, unchecked = tls_context(verify=True), tls_context(verify=False)
+    assert (checked.verify_mode, checked.check_hostname) == (ssl.CERT_REQUIRED, True)
+    assert (unchecked.verify_mode, unchecked.check_hostname) == (ssl.CERT_NONE, False)
+
+
+@pytest.mark.parametrize(
+    ("host", "named", "passes"),
+    [
+        ("feed.example", ["feed.example"], True),
+        ("feed.example.", ["feed.example"], True),
+        ("feed.example", [], False),  # its common name is the host all the same
+        ("feed.example", ["other.example"], False),
+    ],
+)
+async def test_the_name_is_looked_for_without_its_last_dot_and_where_it_has_to_stand(
+    host, named, passes
+):
+    authority = trustme.CA()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(*named, common_name="feed.example").configure_cert(server)
+    client = tls_context(verify=True)
+    authority.configure_trust(client)
+    asked: list[str | None] = []
+    server.sni_callback = lambda _tls, name, _context: asked.append(name)
+    ours, theirs = socket_pair()
+    failed = pytest.raises(LinkFailed, match="certificate: the certificate does not pass")
+    async with within(10), ours, theirs, trio.open_nursery() as nursery:
+        nursery.start_soon(answer_handshake, Server(theirs, server))
+        with nullcontext() if passes else failed:
+            await add_tls(ours, Address(host, 1, "/", secure=True), client)
+    assert asked == ["feed.example"]
+
+
+async def answer_handshake(server: Server) -> None:
+    with suppress(ssl.SSLError, trio.BrokenResourceError):
+        await server.run(server.tls.do_handshake)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("shown", ["in one file", "in two", "none"])
+async def test_a_peer_that_wants_a_client_certificate_gets_it_or_is_the_reason(
+    version, shown, tmp_path
+):
+    authority = trustme.CA()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(ADDRESS.host).configure_cert(server)
+    authority.configure_trust(server)
+    server.verify_mode = ssl.CERT_REQUIRED
+    server.maximum_version = server.minimum_version = version
+    ours_to_show = authority.issue_cert("client.example")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    ours_to_show.private_key_and_cert_chain_pem.write_to_path(cert)
+    if shown == "in two":
+        ours_to_show.cert_chain_pems[0].write_to_path(cert)
+        ours_to_show.private_key_pem.write_to_path(key)
+    client = tls_context(
+        True, None if shown == "none" else cert, key if shown == "in two" else None
+    )
+    authority.configure_trust(client)
+    ours, theirs = socket_pair()
+    told: object = None
+    async with within(10), ours, theirs, trio.open_nursery() as nursery:
+        peer = Server(theirs, server)
+        nursery.start_soon(answer_handshake, peer)
+        try:
+            stream = await add_tls(ours, ADDRESS, client)
+            await trio.testing.wait_all_tasks_blocked()
+            if shown != "none":
+                await theirs.send_all(peer.sealed(b"hello"))
+            told = await stream.receive_some()
+        except LinkFailed as failure:
+            told = str(failure)
+    wanted = "client-certificate: the peer wants a client certificate"
+    assert told == (wanted if shown == "none" else b"hello")
+
+
+@pytest.mark.parametrize("flaw", ["missing", "no PEM", "another key", "a passphrase"])
+def test_a_client_certificate_of_no_use_is_a_bad_setting_and_nobody_is_asked(flaw, tmp_path):
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    pair = trustme.CA().issue_cert("client.example")
+    pair.private_key_and_cert_chain_pem.write_to_path(cert)
+    pair.private_key_pem.write_to_path(key)
+    match flaw:
+        case "missing":
+            cert.unlink()
+        case "no PEM":
+            cert.write_text("certificate")
+        case "another key":
+            trustme.CA().issue_cert("client.example").private_key_pem.write_to_path(key)
+        case "a passphrase":
+            loaded = load_pem_private_key(key.read_bytes(), None)
+            locked = BestAvailableEncryption(b"s3cret")
+            key.write_bytes(
+                loaded.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, locked)
+            )
+    with pytest.raises(BadSettings, match=r"_CERT_FILE, RATEBRIDGE_FEED_KEY_FILE: expected"):
+        tls_context(True, cert, key)
+
+
+def test_a_key_log_that_cannot_be_written_is_a_start_that_fails(monkeypatch, tmp_path):
+    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "missing" / "keys"))
+    with pytest.raises(CannotStart, match="SSLKEYLOGFILE: cannot be written"):
+        tls_context(verify=True)
 
 
 # The end.

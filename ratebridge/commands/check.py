@@ -1,13 +1,15 @@
 """The command `check`: tries the settings against the real feed and the real sources.
 
 Each step prints a line when it is done: a mark, the step, what was found, and after
-a failure a hint. Each step gets what the one before it made; after a failure the
-rest is skipped.
+a failure a hint; or all of them become one JSON document. Each step gets what the one
+before it made; after a failure the rest is skipped.
 
 For a few seconds it is another client of the feed. Requests that come to it are
 counted and not answered. It takes two calls of each source's quota.
 """
 
+import argparse
+import json
 import os
 import ssl
 import sys
@@ -23,24 +25,53 @@ from typing import Any, ClassVar, Final, TextIO
 import attrs
 import trio
 
-from ..app import Dependencies, make_sources, run_unless_stopped, tls_context
-from ..errors import LinkFailed, Refused, SourceFailed, Unreadable
+from ..app import Dependencies, feed_tls, make_sources
+from ..errors import FetchOutcome, LinkFailed, Loss, Refused, SourceFailed, Unreadable
 from ..link.address import Address
 from ..link.dial import add_tls, open_tcp
 from ..link.link import OPEN_WITHIN, Link, open_link
+from ..link.tls import tls_context
+from ..link.upgrade import UpgradeOptions
 from ..messages import HEARTBEAT, Heartbeat, clipped, decode
 from ..operating.logs import configure_logs, with_colors
 from ..providers.http import HttpClient
 from ..providers.registry import NAMES, provider
 from ..providers.source import Provider, Source
+from ..proxies import Proxies, Proxy
 from ..session import HeartbeatSettings
-from ..settings import FEED, Settings
+from ..settings import FEED, Settings, load_settings, unknown_in_words
+from ..signals import run_unless_stopped
+from .options import add_command
 
 LISTEN: Final = 1.75  # heartbeat timeouts: 3.5 s by default
 ENOUGH: Final = 3  # heartbeats: two gaps between them
 PAST: Final = timedelta(days=28)  # the age of the second table, as in real traffic
 ENDS_SOON: Final = 14  # days before its end from which a certificate is remarked on
 NORMAL_CLOSURE: Final = 1000  # RFC 6455, 7.4.1
+
+
+def declare(commands: Any) -> None:
+    """Add the command to the command line."""
+    parser = add_command(
+        commands,
+        "check",
+        run,
+        "tries the settings against the real feed and sources, and reports what works",
+        ("ratebridge check", "a line for each step; exit code 1 if one fails"),
+        ("ratebridge check && ratebridge", "the service, only if every step succeeds"),
+        description="Tries the settings against the real feed and sources, and reports what works."
+        "\nFor a few seconds it is another client of the feed, which answers no request. It uses\n"
+        "two calls of each source's quota.",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object with all steps")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; 1 if a step failed, else 0."""
+    settings = load_settings(env_file=getattr(options, "env_file", None))
+    configure_logs("error", "auto")
+    report = Report(sys.stdout, as_json=options.json)
+    return 0 if run_unless_stopped(partial(check, settings, report)) else 1
 
 
 @attrs.frozen
@@ -64,17 +95,22 @@ class Broken(Exception):
 
 
 class Report:
-    """Prints each step as it is done, and counts them."""
+    """Prints each step as it is done, and counts them; in JSON, prints all at the end."""
 
     COLOURS: ClassVar = {"ok": "32", "FAIL": "31", "skip": "33"}
 
-    def __init__(self, out: TextIO) -> None:
+    def __init__(self, out: TextIO, *, as_json: bool = False) -> None:
         self._out = out
+        self._as_json = as_json
         self._coloured = with_colors(out)
+        self._steps: list[dict[str, str]] = []
         self.counts = dict.fromkeys(self.COLOURS, 0)
 
     def line(self, mark: str, name: str, text: str, hint: str = "") -> None:
         self.counts[mark] += 1
+        self._steps.append({"step": name, "result": mark.lower(), "text": text, "hint": hint})
+        if self._as_json:
+            return
         shown = f"{mark:<4}"
         if self._coloured:
             shown = f"\x1b[{self.COLOURS[mark]}m{shown}\x1b[0m"
@@ -108,6 +144,9 @@ class Report:
 
     def summarize(self) -> None:
         ok, failed, skipped = self.counts.values()
+        if self._as_json:
+            print(json.dumps({"ok": not failed, "steps": self._steps}, indent=2), file=self._out)
+            return
         skips = f", {skipped} skipped" if skipped else ""
         print(f"\n{ok} ok, {failed} failed{skips}.", file=self._out)
 
@@ -117,11 +156,12 @@ def explain(error: Exception, within: float, hints: Mapping[str, str]) -> Broken
     match error:
         case Broken():
             return error
-        case LinkFailed(reason="rejected", status=status):
+        case LinkFailed(reason=Loss.REJECTED, status=status):
             return Broken(error.detail, _rejected_hint(status or 0))
         case LinkFailed():
             text = clipped(error.detail, 120) or error.reason
-            return Broken(text, _LINK_HINTS.get(error.reason, ""))
+            strict = any(words in error.detail for words in _STRICT)
+            return Broken(text, _STRICT_HINT if strict else _LINK_HINTS.get(error.reason, ""))
         case SourceFailed():
             hint = {**_SOURCE_HINTS, **hints}.get(error.outcome, "")
             return Broken(clipped(error.text, 120), hint)
@@ -132,24 +172,34 @@ def explain(error: Exception, within: float, hints: Mapping[str, str]) -> Broken
             )
 
 
-_LINK_HINTS: Final = {
-    "refused": f"is the feed running, and is the port in {FEED} its own?",
-    "unreachable": f"is there a way from this machine to the host in {FEED}?",
-    "certificate": "trust its issuer by SSL_CERT_FILE=FILE.pem, or, to try things out, set "
+_LINK_HINTS: Final[Mapping[str, str]] = {
+    Loss.REFUSED: f"is the feed running, and is the port in {FEED} its own?",
+    Loss.UNREACHABLE: f"is there a way from this machine to the host in {FEED}?",
+    Loss.PROXY: "is the proxy in HTTP_PROXY, HTTPS_PROXY or ALL_PROXY right, or does the feed "
+    "belong in NO_PROXY?",
+    Loss.CERTIFICATE: "trust its issuer by SSL_CERT_FILE=FILE.pem, or, to try things out, set "
     "VERIFY_SSL=false",
-    "tls": f"is TLS spoken on that port? If not, {FEED} begins with ws://",
-    "open-timeout": "the peer accepts connections but does not answer: is it the feed, and is it "
-    "healthy?",
-    "reset": f"is it the feed's port? One that speaks TLS needs wss:// in {FEED}",
-    "protocol-error": f"is it the feed's port? One that speaks TLS needs wss:// in {FEED}",
+    Loss.CLIENT_CERTIFICATE: "give one that the feed trusts by RATEBRIDGE_FEED_CERT_FILE",
+    Loss.TLS: f"is TLS spoken on that port? If not, {FEED} begins with ws://",
+    Loss.OPEN_TIMEOUT: "the peer accepts connections but does not answer: is it the feed, and is "
+    "it healthy?",
+    Loss.RESET: f"is it the feed's port? One that speaks TLS needs wss:// in {FEED}",
+    Loss.PROTOCOL_ERROR: f"is it the feed's port? One that speaks TLS needs wss:// in {FEED}",
 }
 
-_SOURCE_HINTS: Final = {
-    "unreachable": "is there a way from this machine to the source? Its URL can be set, see the "
-    "README",
-    "redirect": "is the source's URL right, with https:// and the version in its path?",
-    "http-404": "is the source's URL right, with the version in its path?",
-    "bad-body": "is the source's URL right? A proxy's or a login page may have answered",
+# What Python checks since 3.13 (ssl.VERIFY_X509_STRICT), in OpenSSL's words.
+_STRICT: Final = ("Key Identifier", "key usage", "Basic Constraints")
+_STRICT_HINT: Final = (
+    "Python checks more since 3.13: the authority has to be made anew with a key usage and a key "
+    "identifier (RFC 5280), or an older Python be used"
+)
+
+_SOURCE_HINTS: Final[Mapping[str, str]] = {
+    FetchOutcome.UNREACHABLE: "is there a way from this machine to the source? Its URL can be "
+    "set, see the README",
+    FetchOutcome.REDIRECT: "is the source's URL right, with https:// and the version in its path?",
+    FetchOutcome.HTTP_4XX: "is the source's URL right, with the version in its path?",
+    FetchOutcome.BAD_BODY: "is the source's URL right? A proxy's or a login page may have answered",
 }
 
 
@@ -175,18 +225,24 @@ def took(began: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
-async def check_feed(
-    report: Report, address: Address, tls: ssl.SSLContext, heartbeat: HeartbeatSettings
-) -> None:
+async def check_feed(report: Report, settings: Settings, tls: ssl.SSLContext) -> None:
     """The steps from the feed's name to its heartbeats; then close an open connection."""
+    address = settings.feed
+    assert address is not None, "the settings have been judged"
+    way = "wss" if address.secure else "ws"
+    proxy = Proxies.read(os.environ).find(way, address.host, address.port)
+    tls_of_feed = feed_tls(settings, tls)
+    options = UpgradeOptions(settings.feed_headers, settings.feed_subprotocol)
+    heartbeat = HeartbeatSettings(settings.heartbeat_interval, settings.heartbeat_timeout)
     async with trio.open_nursery() as link_nursery:
+        opening = partial(upgrade, address, options, heartbeat.interval, link_nursery)
         made = await report.run(
             [
-                ("dns", OPEN_WITHIN, partial(look_up, address)),
-                ("tcp", OPEN_WITHIN, partial(connect, address)),
-                ("tls", OPEN_WITHIN, partial(secure, address, tls)),
+                ("dns", OPEN_WITHIN, partial(look_up, proxy or address)),
+                ("tcp", OPEN_WITHIN, partial(connect, address, proxy, tls)),
+                ("tls", OPEN_WITHIN, partial(secure, address, tls_of_feed)),
                 # These have limits of their own.
-                ("upgrade", inf, partial(upgrade, address, heartbeat.interval, link_nursery)),
+                ("upgrade", inf, opening),
                 ("heartbeat", inf, partial(hear_heartbeats, heartbeat)),
             ]
         )
@@ -195,7 +251,7 @@ async def check_feed(
         link_nursery.cancel_scope.cancel()
 
 
-async def look_up(address: Address, _made: None) -> Found:
+async def look_up(address: Address | Proxy, _made: None) -> Found:
     try:
         found = await trio.socket.getaddrinfo(
             address.host, address.port, type=trio.socket.SOCK_STREAM
@@ -208,10 +264,13 @@ async def look_up(address: Address, _made: None) -> Found:
     return Found(", ".join(sorted({str(entry[4][0]) for entry in found})))
 
 
-async def connect(address: Address, _made: None) -> Found:
+async def connect(
+    address: Address, proxy: Proxy | None, proxy_tls: ssl.SSLContext, _made: None
+) -> Found:
     began = trio.current_time()
-    stream = await open_tcp(address)
-    return Found(f"connected to port {address.port} in {took(began)}", stream)
+    stream = await open_tcp(address, proxy, proxy_tls)
+    through = f" through the proxy {clipped(proxy.host, 80)}" if proxy else ""
+    return Found(f"connected to port {address.port}{through} in {took(began)}", stream)
 
 
 async def secure(address: Address, tls: ssl.SSLContext, stream: trio.SocketStream) -> Found:
@@ -224,7 +283,11 @@ async def secure(address: Address, tls: ssl.SSLContext, stream: trio.SocketStrea
 
 
 async def upgrade(
-    address: Address, interval: float, nursery: trio.Nursery, stream: trio.abc.Stream
+    address: Address,
+    options: UpgradeOptions,
+    interval: float,
+    nursery: trio.Nursery,
+    stream: trio.abc.Stream,
 ) -> Found:
     """Open the connection, and send heartbeats on it from now on."""
 
@@ -239,7 +302,7 @@ async def upgrade(
             link.put([HEARTBEAT])
             await trio.sleep(interval)
 
-    link = await open_link(nursery, address, dialled)
+    link = await open_link(nursery, address, dialled, options)
     nursery.start_soon(send_heartbeats, name="heartbeat sender")
     return Found(f"open after {took(began)}", link)
 
@@ -250,17 +313,12 @@ async def hear_heartbeats(heartbeat: HeartbeatSettings, link: Link) -> Found:
     opened = trio.current_time()
     came: list[float] = []
     others = 0
-
-    def count(frames: Sequence[bytes]) -> None:
-        nonlocal others
-        beats = sum(map(is_heartbeat, frames))
-        others += len(frames) - beats
-        came.extend([trio.current_time()] * beats)
-        if len(came) >= ENOUGH:
-            listening.cancel()
-
-    with trio.move_on_after(within) as listening:
-        await link.receive(count)
+    with trio.move_on_after(within):
+        while len(came) < ENOUGH:
+            frames = await link.receive()
+            beats = sum(map(is_heartbeat, frames))
+            others += len(frames) - beats
+            came.extend([trio.current_time()] * beats)
     also = f"; also {others} other messages, left unanswered" if others else ""
     if not came:
         raise Broken(f"none came within {within:g} s{also}", _SILENCE_HINT)
@@ -323,17 +381,18 @@ def describe_settings(settings: Settings) -> tuple[str, str]:
     """The main settings, and remarks. Without URLs, which can hold secrets."""
     assert settings.feed is not None, "the settings have been judged"
     sources = ", ".join(settings.providers)
-    remarks = [f"{name} is not known, and does nothing" for name in settings.unknown]
+    remarks = [unknown_in_words(name) for name in settings.unknown]
     if not settings.verify_ssl:
         remarks.append("VERIFY_SSL is off, so anybody can pass for the feed or a source")
     return f"feed {settings.feed.authority}, sources {sources}", "; ".join(remarks)
 
 
-async def check(settings: Settings, out: TextIO, dependencies: Dependencies | None = None) -> bool:
-    """Run and print all steps; returns whether none failed."""
+async def check(
+    settings: Settings, report: Report, dependencies: Dependencies | None = None
+) -> bool:
+    """Run and report all steps; returns whether none failed."""
     dependencies = dependencies or Dependencies()
     assert settings.feed is not None, "the settings have been judged"
-    report = Report(out)
     text, remarks = describe_settings(settings)
     report.line("ok", "settings", text, remarks)
     if settings.audit_file is not None:
@@ -342,8 +401,7 @@ async def check(settings: Settings, out: TextIO, dependencies: Dependencies | No
         else:
             report.line("FAIL", "audit file", "cannot be read and written", _AUDIT_HINT)
     tls = tls_context(settings.verify_ssl)
-    heartbeat = HeartbeatSettings(settings.heartbeat_interval, settings.heartbeat_timeout)
-    await check_feed(report, settings.feed, tls, heartbeat)
+    await check_feed(report, settings, tls)
     async with aclosing(HttpClient(lambda: tls)) as http:
         sources = dependencies.sources or make_sources(settings, http)
         for source in sources:
@@ -359,12 +417,3 @@ def can_append(path: Path) -> bool:
     if os.access(path, os.F_OK):
         return os.access(path, os.R_OK | os.W_OK)
     return os.access(path.parent, os.W_OK | os.X_OK)
-
-
-def run_check(settings: Settings) -> int:
-    """Run the command; 1 if a step failed, else 0, also after a signal."""
-    configure_logs("error", "auto")
-    passed = run_unless_stopped(partial(check, settings, sys.stdout))
-    if passed is None:
-        print("stopped before all steps were done", file=sys.stderr)
-    return 1 if passed is False else 0

@@ -1,5 +1,6 @@
 """The commands with a fake feed: `demo` and `mock-server`."""
 
+import argparse
 import errno
 import itertools
 import json
@@ -16,53 +17,93 @@ from typing import Any
 import structlog
 import trio
 
-from ..app import Dependencies, run_unless_stopped, run_until_signal, serve, utc_now
+from ..app import Dependencies, serve, utc_now
 from ..errors import BadSettings
 from ..fakes.feed import FeedPeer, StandIn, random_requests, requests_of, serve_feed
 from ..fakes.rates import FakeRates, serve_rates
 from ..link.address import Address
 from ..messages import quoted
-from ..operating.journal import Journal
-from ..operating.logs import configure_logs
-from ..operating.stats import Stats
+from ..observer import Observer
+from ..operating.logs import configure_logs, event_log
 from ..providers.ecb import Ecb, load_embedded
 from ..settings import Settings
-from .live import REDRAWS, LiveView
+from ..signals import run_until_signal
+from .options import COUNT, PORT, RATE, WHOLE, add_command
 
 # Those of the real feed that the embedded table has, and one that it lacks.
 _CURRENCIES = ("USD", "GBP", "PLN", "CZK", "EUR", "USD", "GBP", "PLN", "CZK", "BTC")
 
 
-def run_demo(*, count: int | None, rate: float) -> int:
-    """Convert `count` requests (None: until stopped) of a fake feed by the embedded table."""
+def declare(commands: Any) -> None:
+    """Add the commands to the command line."""
+    demo = add_command(
+        commands,
+        "demo",
+        run_demo,
+        "a feed and the service on this machine: no key, no account, no network",
+        ("ratebridge demo", "20 conversions, then a summary"),
+        ("ratebridge demo --forever --rate 50", "50 requests a second until Ctrl-C"),
+    )
+    demo.add_argument("--count", type=COUNT, default=20, help="how many requests (default: 20)")
+    demo.add_argument("--rate", type=RATE, default=5.0, help="requests a second (default: 5)")
+    demo.add_argument("--forever", action="store_true", help="run until stopped")
+
+    mock = add_command(
+        commands,
+        "mock-server",
+        run_mock_server,
+        "a fake feed for a service to connect to",
+        ("ratebridge mock-server --port 8765", "random requests at ws://127.0.0.1:8765"),
+        ("ratebridge mock-server --replay traffic.jsonl", "recorded requests, in order"),
+    )
+    mock.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)"
+    )
+    mock.add_argument("--port", type=PORT, default=8765, help="port to listen on (default: 8765)")
+    mock.add_argument(
+        "--rates-port",
+        type=PORT,
+        metavar="PORT",
+        help="play the rate sources too, on this port; their URLs are logged",
+    )
+    mock.add_argument("--rate", type=RATE, default=5.0, help="requests a second (default: 5)")
+    mock.add_argument(
+        "--replay",
+        type=Path,
+        metavar="FILE",
+        help="send the messages of this file, a JSON line each, and no random ones",
+    )
+    mock.add_argument("--loop", action="store_true", help="start the file again at its end")
+    mock.add_argument(
+        "--seed", type=WHOLE, help="seed of the random requests, to get the same ones again"
+    )
+    mock.add_argument("--quiet", action="store_true", help="log no requests and replies")
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    """Convert the requests of a fake feed by the embedded table, and print a line for each."""
     configure_logs("error", "auto")
+    count = None if options.forever else options.count
     ecb = Ecb()
 
     async def demo(stop: trio.Event) -> None:
         newest = (await load_embedded()).newest - timedelta(days=1)
         requests = random_requests(random.Random(), newest, _CURRENCIES)
-        feed = StandIn(itertools.islice(requests, count), rate)
+        feed = StandIn(itertools.islice(requests, count), options.rate)
         peers: list[FeedPeer] = []
-        journal = Journal(Stats())
         async with trio.open_nursery() as feed_nursery:
             port = await feed_nursery.start(serve_feed, feed, peers)
-            title = f"A stand-in feed at ws://127.0.0.1:{port}, rates of the ECB's embedded table."
-            if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
-                view = LiveView(title, journal.stats)
-                feed.on_reply = lambda *pair: view.rows.append(_row(*pair))
-                feed_nursery.start_soon(view.draw_on, sys.stdout)
-            else:
-                print(title, flush=True)
-                feed.on_reply = lambda *pair: print(_row(*pair), flush=True)
+            print(f"A stand-in feed at ws://127.0.0.1:{port}, rates of the ECB's embedded table.")
+            feed.on_reply = lambda *pair: print(line(*pair), flush=True)
             settings = Settings(Address("127.0.0.1", port, "/", secure=False), providers=("ecb",))
 
             async def stop_when_done() -> None:
                 await feed.done.wait()
-                await trio.sleep(REDRAWS)  # for a last redraw
                 stop.set()
 
             feed_nursery.start_soon(stop_when_done)
-            await serve(settings, stop, Dependencies(sources=[ecb], journal=journal))
+            observer = Observer(event_log())
+            await serve(settings, stop, Dependencies(sources=[ecb], observer=observer))
             feed_nursery.cancel_scope.cancel()
         print(
             f"{feed.sent} requests, {feed.replies - feed.errors} converted, "
@@ -73,7 +114,8 @@ def run_demo(*, count: int | None, rate: float) -> int:
     return 0
 
 
-def _row(*texts: str) -> str:
+def line(*texts: str) -> str:
+    """A request and its reply, as a line for people."""
     request, reply = (json.loads(text, parse_int=str, parse_float=str) for text in texts)
     asked = request["payload"]
     before = f"{asked['date'][:10]}  {asked['stake']:>12} {asked['currency']}"
@@ -82,25 +124,17 @@ def _row(*texts: str) -> str:
     return f"{before}  {reply['payload']['stake']:>14} EUR"
 
 
-def run_mock_server(
-    *,
-    host: str,
-    port: int,
-    rate: float,
-    replay: Path | None,
-    loop: bool,
-    seed: int | None,
-    rates_port: int | None = None,
-) -> int:
+def run_mock_server(options: argparse.Namespace) -> int:
     """Serve a fake feed until stopped: random requests, or those of a file.
 
-    With a `rates_port`, serve fake rate sources too, which accept any key.
+    With `--rates-port`, serve fake rate sources too, which accept any key.
     """
+    host, replay = options.host, options.replay
     configure_logs("info", "auto", sys.stdout)
     log = structlog.get_logger()
     if replay is None:
         newest = utc_now().date() - timedelta(days=21)
-        requests = random_requests(random.Random(seed), newest)
+        requests = random_requests(random.Random(options.seed), newest)
     else:
         try:
             recorded = requests_of(replay.read_text(encoding="utf-8").splitlines())
@@ -108,28 +142,37 @@ def run_mock_server(
             raise BadSettings("--replay: expected a file of JSON lines that can be read") from None
         except ValueError as flaw:
             raise BadSettings(f"--replay: expected requests, a JSON line each; {flaw}") from None
-        requests = itertools.cycle(recorded) if loop else iter(recorded)
+        requests = itertools.cycle(recorded) if options.loop else iter(recorded)
 
     def show(request: str, reply: str) -> None:
         log.info("feed.reply", request=request, reply=reply)
 
-    feed = StandIn(requests, rate, show)
+    feed = StandIn(requests, options.rate)
+    if not options.quiet:
+        feed.on_reply = show
 
-    async def mock_server() -> None:
+    async def mock_server(stop: trio.Event) -> None:
         peers: list[FeedPeer] = []
         async with trio.open_nursery() as feed_nursery:
             serve_it = partial(serve_feed, feed, peers)
-            bound = await _listen(feed_nursery, serve_it, host, port, "--port")
+            bound = await _listen(feed_nursery, serve_it, host, options.port, "--port")
             log.info("feed.listening", uri=f"ws://{_authority(host, bound)}")
-            if rates_port is not None:
+            if options.rates_port is not None:
                 rates = FakeRates()
                 serve_them = partial(serve_rates, rates)
-                bound = await _listen(feed_nursery, serve_them, host, rates_port, "--rates-port")
+                bound = await _listen(
+                    feed_nursery, serve_them, host, options.rates_port, "--rates-port"
+                )
                 log.info("rates.listening", **rates.urls(f"http://{_authority(host, bound)}"))
-            await feed.done.wait()
-            log.info("feed.done", **_figures(feed))
+            feed_nursery.start_soon(tell_end)
+            await stop.wait()
+            feed_nursery.cancel_scope.cancel()
 
-    run_unless_stopped(mock_server)
+    async def tell_end() -> None:
+        await feed.done.wait()
+        log.info("feed.done", **_figures(feed))
+
+    run_until_signal(mock_server)
     log.info("feed.stopped", **_figures(feed))
     return 0
 

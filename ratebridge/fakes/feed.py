@@ -17,19 +17,7 @@ from typing import Any
 import attrs
 import trio
 import trio.testing
-from wsproto import ConnectionType, WSConnection
-from wsproto.events import (
-    AcceptConnection,
-    BytesMessage,
-    CloseConnection,
-    Event,
-    Ping,
-    Pong,
-    RejectConnection,
-    RejectData,
-    Request,
-    TextMessage,
-)
+from wsproto import ConnectionType, WSConnection, events
 from wsproto.utilities import LocalProtocolError, ProtocolError
 
 HEARTBEAT = '{"type":"heartbeat"}'
@@ -69,7 +57,7 @@ class FeedPeer:
     async def accept(self) -> None:
         """Wait for the upgrade request and grant it."""
         await self.wait_for_request()
-        await self.send_raw(self._protocol.send(AcceptConnection()))
+        await self.send_raw(self._protocol.send(events.AcceptConnection()))
 
     async def reject(
         self, status: int, headers: Sequence[tuple[bytes, bytes]] = (), body: bytes = b""
@@ -77,9 +65,9 @@ class FeedPeer:
         """Wait for the upgrade request and refuse it."""
         await self.wait_for_request()
         headers = [*headers, (b"content-length", str(len(body)).encode())]
-        answer = RejectConnection(status_code=status, headers=headers, has_body=True)
+        answer = events.RejectConnection(status_code=status, headers=headers, has_body=True)
         await self.send_raw(
-            self._protocol.send(answer) + self._protocol.send(RejectData(data=body))
+            self._protocol.send(answer) + self._protocol.send(events.RejectData(data=body))
         )
 
     async def wait_for_request(self) -> None:
@@ -88,19 +76,19 @@ class FeedPeer:
             await self._read()
 
     async def send(self, text: str) -> None:
-        await self._send_event(TextMessage(data=text))
+        await self._send_event(events.TextMessage(data=text))
 
     async def heartbeat(self) -> None:
         await self.send(HEARTBEAT)
 
     async def ping(self, payload: bytes = b"") -> None:
-        await self._send_event(Ping(payload=payload))
+        await self._send_event(events.Ping(payload=payload))
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Send a close frame; `receive` sees the answer."""
-        await self._send_event(CloseConnection(code=code, reason=reason))
+        await self._send_event(events.CloseConnection(code=code, reason=reason))
 
-    async def _send_event(self, event: Event) -> None:
+    async def _send_event(self, event: events.Event) -> None:
         try:
             data = self._protocol.send(event)
         except LocalProtocolError:  # another task has just read the client's close frame
@@ -148,22 +136,20 @@ class FeedPeer:
             raise FeedGone from None
         for event in self._protocol.events():
             match event:
-                case Request():
+                case events.Request():
                     self.path, self.host = event.target, event.host
-                case TextMessage():
+                case events.TextMessage():
                     self._parts.append(event.data)
                     if event.message_finished:
                         self._texts.append("".join(self._parts))
                         self._parts.clear()
-                case Ping():
+                case events.Ping():
                     await self.send_raw(self._protocol.send(event.response()))
-                case CloseConnection():
+                case events.CloseConnection():
                     self.close_code = event.code
                     if data and self._protocol.state.name == "REMOTE_CLOSING":
                         await self.send_raw(self._protocol.send(event.response()))
                     raise FeedGone
-                case Pong() | BytesMessage() | _:
-                    pass
         if not data:  # before the upgrade wsproto reports no end
             raise FeedGone
 
@@ -255,41 +241,40 @@ def random_requests(
         made = datetime.combine(newest, datetime.min.time()) - timedelta(
             days=chance.randrange(14), milliseconds=-chance.randrange(86_400_000)
         )
-        payload = {
-            "marketId": chance.randrange(1, 10_000),
-            "selectionId": chance.randrange(1, 10_000),
-            "odds": chance.randrange(101, 1000) / 100,
-            "stake": chance.randrange(1_00000, 10_000_00000) / 100_000,
-            "currency": chance.choice(currencies),
-            "date": made.isoformat(timespec="milliseconds") + "Z",
-        }
-        message = {"type": "message", "id": message_id, "payload": payload}
-        yield json.dumps(message, separators=(",", ":"))
+        yield (
+            f'{{"type":"message","id":{message_id},"payload":{{'
+            f'"marketId":{chance.randrange(1, 10_000)},"selectionId":{chance.randrange(1, 10_000)},'
+            f'"odds":{chance.randrange(101, 1000) / 100},'
+            f'"stake":{chance.randrange(1_00000, 10_000_00000) / 100_000},'
+            f'"currency":"{chance.choice(currencies)}",'
+            f'"date":"{made.isoformat(timespec="milliseconds")}Z"}}}}'
+        )
         message_id += 1
 
 
 def requests_of(lines: Sequence[str]) -> list[str]:
     """The requests among recorded messages, one JSON text a line; heartbeats are left out.
 
-    Raises ValueError, with half a sentence, for a line that is not a JSON object, and
-    if there is no request.
+    Raises ValueError, whose text goes on behind the file's name, for a line that is not a
+    JSON object, and if there is no request.
     """
     requests: list[str] = []
     for number, line in enumerate(map(str.strip, lines), start=1):
         if line:
-            message = None
-            with suppress(ValueError, RecursionError):
-                message = json.loads(line, parse_int=str)
-            match message:
-                case {"type": "heartbeat"}:
-                    pass
-                case {}:
-                    requests.append(line)
-                case _:
-                    raise ValueError(f"line {number} is not a JSON object")
+            message = read_json(line)
+            if not isinstance(message, dict):
+                raise ValueError(f"line {number} is not a JSON object")
+            if message.get("type") != "heartbeat":
+                requests.append(line)
     if not requests:
         raise ValueError("it holds none")
     return requests
+
+
+def read_json(text: str) -> Any:
+    """What a text says, its numbers as text; None if it is no JSON: any client may connect."""
+    with suppress(ValueError, RecursionError):
+        return json.loads(text, parse_float=str, parse_int=str)
 
 
 @attrs.define(eq=False)
@@ -322,7 +307,7 @@ class StandIn:
             nursery.start_soon(self._beat, peer)
             nursery.start_soon(self._ask, peer)
             while True:
-                self._hear(await peer.receive())
+                self._hear((await peer.receive()).text)
 
     async def _beat(self, peer: FeedPeer) -> None:
         due = trio.current_time()
@@ -341,28 +326,20 @@ class StandIn:
             self.sent += 1
             await peer.send(text)
         self._ended = True
-        self._see_if_done()
+        if not self._open:
+            self.done.set()
 
-    def _hear(self, received: Received) -> None:
-        message = None
-        with suppress(ValueError, RecursionError):  # any client may connect to a mock server
-            message = received.message
-        match message:
+    def _hear(self, text: str) -> None:
+        match read_json(text):
             case {"type": "heartbeat"}:
                 self.heartbeats += 1
             case {"type": "message" | "error" as kind, "id": message_id}:
-                self._take_reply(kind, json.dumps(message_id), received.text)
-
-    def _take_reply(self, kind: str, key: str, text: str) -> None:
-        self.replies += 1
-        self.errors += kind == "error"
-        requests = self._open.get(key)
-        if requests:
-            self.on_reply(requests.pop(0), text)
-            if not requests:
-                del self._open[key]
-        self._see_if_done()
-
-    def _see_if_done(self) -> None:
-        if self._ended and not self._open:
-            self.done.set()
+                self.replies += 1
+                self.errors += kind == "error"
+                key = json.dumps(message_id)
+                if requests := self._open.get(key):
+                    self.on_reply(requests.pop(0), text)
+                    if not requests:
+                        del self._open[key]
+                if self._ended and not self._open:
+                    self.done.set()

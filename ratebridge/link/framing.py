@@ -1,8 +1,8 @@
-"""Frames of RFC 6455, as far as speed asks for it. Pure: bytes in, bytes out.
+"""Frames of RFC 6455: a server's stream is decoded, texts of ours are encoded. Pure.
 
-Nearly every frame of a feed is a whole, unmasked text. Those are cut out here;
-every other frame is handed on untouched, so that wsproto, and trio-websocket on
-top of it, decide on all that is unusual.
+Nearly every frame of a feed is an unfragmented text. Those are decoded here. Every other
+frame is passed on untouched, so that wsproto, and trio-websocket on top of it, decide on
+all that is unusual.
 """
 
 import os
@@ -10,139 +10,97 @@ from array import array
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
+from sys import maxsize
 from typing import Final
 
-MAX_FRAME: Final = 1024 * 1024  # bytes of payload; a longer one is trio-websocket's to refuse
+CLOSE: Final = 0x88  # the first byte of a close frame: FIN, and its opcode
+MAX_MESSAGE: Final = 1024 * 1024  # bytes of payload, of all the fragments together
 
-_MASKED: Final = 0x80
-_WHOLE_TEXT: Final = 0x81
-_FIRST_FRAGMENTS: Final = frozenset((0x01, 0x02))
-_MORE_FRAGMENTS: Final = frozenset((0x00, 0x80))
-_LAST_FRAGMENT: Final = 0x80
-_WHOLE_BINARY: Final = 0x82
-_CLOSE: Final = 0x88
-_PING: Final = 0x89
-_PING_AND_PONG: Final = frozenset((0x89, 0x8A))
+_FIN: Final = 0x80  # in the first byte: the last frame of a message
+_CONTROL: Final = 0x08  # in the opcode: a close, a ping, a pong, or a reserved one
+_TEXT: Final = 0x81  # a first byte: FIN, and the opcode of a text
+_MASKED: Final = 0x80  # in the second byte
 
 
-class FrameCutter:
-    """Cuts a server's byte stream into whole texts and the rest.
+class FrameDecoder:
+    """Decodes the frames of a server. The stream begins behind the upgrade.
 
-    The stream begins with the first byte after the HTTP upgrade, and comes in pieces
-    of any size. Put together, the rest is what came without the whole texts.
+    `too_big` is set when the header of a frame makes its message longer than `MAX_MESSAGE`
+    bytes. `message_ends` tells whether the frame that was passed on last is there to its
+    end, and is the last one of a message.
     """
 
     def __init__(self) -> None:
+        self.too_big = False
+        self.message_ends = False
         self._buffer = b""
-        self._at = 0  # how far it is cut
-        self._passing = 0  # bytes of an unusual frame that are still to be handed on
-        self._fragmented = False  # between the first and the last frame of a message
-        self._over = False  # a close or a violation went by: wsproto has the word
-        self.saw_close = False  # it was a close
-        self.drops_pings = False  # set: wsproto, once it has sent a close, cannot answer them
+        self._at = 0  # how far it is decoded
+        self._to_pass = 0  # bytes that have yet to come of the frame that is passed on
+        self._ends_message = False  # that frame is the last of a message
+        self._fragments: int | None = None  # bytes in the fragments of a message so far
 
-    def cut(self, data: bytes | None = None) -> tuple[list[bytes], bytes]:
-        """The next whole texts (UTF-8), and the rest behind them, after one more piece if given.
+    def decode(  # noqa: C901 - one parser, without a call for each frame
+        self, data: bytes = b""
+    ) -> tuple[list[bytes], bytes]:
+        """Take the next bytes, a piece of any size, or go on with what is left of those before.
 
-        The rest reaches to the end of an unusual frame at most: wsproto decides
-        on that one before anything behind it is cut. It can be a part of a frame.
-        Both are empty when another piece is needed.
+        Returns the next texts (UTF-8), and the bytes of one other frame behind them, or of a
+        part of it. Whether the stream goes on behind that frame is for others to decide. Both
+        are empty when more bytes are needed.
         """
         if data:
-            # A frame in pieces is copied for each of them, `MAX_FRAME` bytes at most.
+            # A text in pieces is copied for each of them, `MAX_MESSAGE` bytes at most.
             left = self._buffer[self._at :]
             self._buffer = left + data if left else data
             self._at = 0
-        texts: list[bytes] = []
-        end = self._cut_usual(texts)
-        if end == len(self._buffer):  # as it is nearly always
-            self._at = end
-            return texts, b""
-        return texts, self._cut_others(texts, end)
-
-    def _cut_others(self, texts: list[bytes], end: int) -> bytes:
-        """Cut whatever begins at `end` and is not usual: further texts, and the rest."""
         buffer = self._buffer
         have = len(buffer)
-        at = end
-        while not self._over and not self._passing:
-            at = end
-            if have - at < 2:
-                break
+        texts: list[bytes] = []
+        at = self._at
+        end = at + self._to_pass if self._to_pass else 0  # of a frame that is passed on
+        while not end and have - at >= 2:
             first = buffer[at]
-            length = size = buffer[at + 1]
+            size = buffer[at + 1]
             begin = at + 2
-            if length in (126, 127):
-                begin += 2 if length == 126 else 8
+            shortest = 0  # for each form of the length; it is written as short as can be
+            if size == 126:
+                begin = at + 4
+                if have < begin:
+                    break
+                size = buffer[at + 2] << 8 | buffer[at + 3]
+                shortest = 126
+            elif size == 127:
+                begin = at + 10
                 if have < begin:
                     break
                 size = int.from_bytes(buffer[at + 2 : begin])
-            end = begin + size
-            usual = length < _MASKED and size >= _SHORTEST[length]
-            if first == _WHOLE_TEXT and usual and size <= MAX_FRAME and not self._fragmented:
-                if have < end:
-                    break
-                text = buffer[begin:end]
-                if _is_utf8(text):
-                    texts.append(text)
-                    continue
-                usual = False
-            if first in _PING_AND_PONG and usual and length < 126:
-                if have < end:
-                    break
-                if first == _PING and self.drops_pings:
-                    continue
-            if usual and self._is_lawful(first, length):
-                self._passing = end - at
-                goes_on = self._fragmented and first != _LAST_FRAGMENT
-                self._fragmented = goes_on or first in _FIRST_FRAGMENTS
-            else:
-                self._over = True
-                self.saw_close = first == _CLOSE
-        self._at = have if self._over else min(have, at + self._passing)
-        rest = buffer[at : self._at]
-        self._passing = max(0, self._passing - len(rest))
-        return rest
-
-    def _cut_usual(self, texts: list[bytes]) -> int:
-        """Cut the first whole texts, in ASCII and below 64 KiB, and tell where they end.
-
-        Nearly all are such, and this takes half the time of all the checks.
-        """
-        data = self._buffer
-        have = len(data)
-        end = self._at
-        if self._over or self._passing or self._fragmented:
-            return end
-        while have - end >= 4 and data[end] == _WHOLE_TEXT:
-            begin = end + 2
-            size = data[end + 1]
-            if size == 126:
-                begin = end + 4
-                size = data[end + 2] << 8 | data[end + 3]
-                if size < 126:
-                    break
-            elif size > 126:
+                shortest = 65536
+            elif size >= _MASKED:
+                # A server must not mask: nothing behind this counts as a frame.
+                end = maxsize
                 break
             after = begin + size
-            text = data[begin:after]
-            if after > have or not text.isascii():
-                break
-            texts.append(text)
+            if first == _TEXT and shortest <= size <= MAX_MESSAGE and self._fragments is None:
+                if after > have:
+                    break
+                text = buffer[begin:after]
+                if text.isascii() or _is_utf8(text):
+                    texts.append(text)
+                    at = after
+                    continue
             end = after
-        return end
-
-    def _is_lawful(self, first: int, length: int) -> bool:
-        """Whether a frame, though unusual, leaves the stream such that texts may follow."""
-        if first in _PING_AND_PONG:
-            return length < 126
-        if self._fragmented:
-            return first in _MORE_FRAGMENTS
-        return first in _FIRST_FRAGMENTS or first in (_WHOLE_TEXT, _WHOLE_BINARY)
-
-
-# The least size that each length byte may announce: a length is written as short as can be.
-_SHORTEST: Final = (*[0] * 126, 126, 65536)
+            self._ends_message = not first & _CONTROL and first & _FIN != 0
+            if not first & _CONTROL:
+                message = size + (self._fragments or 0)
+                self.too_big = message > MAX_MESSAGE
+                self._fragments = None if self._ends_message else message
+        if not end:
+            self._at = at
+            return texts, b""
+        self._at = min(end, have)
+        self._to_pass = max(0, end - have)
+        self.message_ends = self._ends_message and not self._to_pass
+        return texts, buffer[at:end]
 
 
 def _is_utf8(text: bytes) -> bool:
@@ -184,7 +142,7 @@ def client_close(code: int) -> bytes:
     """A masked close frame with this code and no reason."""
     key = os.urandom(4)
     masked = bytes(byte ^ mask for byte, mask in zip(code.to_bytes(2), key, strict=False))
-    return bytes((_CLOSE, _MASKED | len(masked))) + key + masked
+    return bytes((CLOSE, _MASKED | len(masked))) + key + masked
 
 
 def whole_frames(texts: Sequence[bytes], size: int) -> int:
@@ -201,10 +159,10 @@ def _layout(size: int) -> tuple[bytes, int]:
     every fourth byte of the text. The last one reaches up to three bytes beyond it.
     """
     if size < 126:
-        header = bytes((_WHOLE_TEXT, _MASKED | size))
+        header = bytes((_TEXT, _MASKED | size))
     elif size < 65536:
-        header = bytes((_WHOLE_TEXT, _MASKED | 126)) + size.to_bytes(2)
+        header = bytes((_TEXT, _MASKED | 126)) + size.to_bytes(2)
     else:
-        header = bytes((_WHOLE_TEXT, _MASKED | 127)) + size.to_bytes(8)
+        header = bytes((_TEXT, _MASKED | 127)) + size.to_bytes(8)
     ones = bytes(len(header)) + b"\1\0\0\0" * ((size + 3) // 4 + 1)
     return header + bytes(4), int.from_bytes(ones, "little")

@@ -1,14 +1,24 @@
-"""One websocket from open to end, and the one module that knows trio-websocket.
+"""One websocket, from its opening to its end: where a frame comes in, and where it leaves.
 
-trio-websocket cannot be used bare: its opening and closing can hang for ever,
-it passes each message through a channel and each send through a lock, and it
-loses the causes of failures. So it is given a stream of ours (`stream`), which
-leaves it the unusual frames, and its tasks have limits in time.
+In: `Link.receive` reads the network, in the task that calls it, and gives the texts of a
+read together. Out: `Link.put` writes texts at once if the system takes them, behind those
+that wait otherwise (`stream` has the queue).
+
+trio-websocket has its part in that: the opening handshake (RFC 6455, section 4), pings,
+fragments, binary messages, the answer to the peer's close, and the judgement on what
+breaks the protocol. It cannot be used bare. Its opening and closing can hang for ever, it
+passes each message through a channel and each send through a lock, and it loses the
+causes of failures. So it gets a stream of ours, on which it finds the frames that are no
+whole texts, and our own tasks see to the limits in time. This is the one module that
+knows it.
+
+The end: whatever ends a link, the first reason counts. It closes the network by force,
+and `Link.receive` raises the reason.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final, NoReturn
+from typing import Final
 
 import h11
 import trio
@@ -18,45 +28,84 @@ import wsproto
 from ..errors import LinkFailed, Loss
 from .address import Address
 from .dial import Dial
-from .framing import MAX_FRAME, client_close, client_frames, masking_keys
-from .stream import Handler, LinkStream, Write
+from .framing import MAX_MESSAGE, FrameDecoder, client_close, client_frames, masking_keys
+from .stream import LinkStream, Write
+from .upgrade import UpgradeOptions
 
 OPEN_WITHIN: Final = 5.0  # s for DNS, TCP, TLS and upgrade together
-WRITE_WITHIN: Final = 2.0  # s, the period after which a heartbeat is overdue
-WRITE_POLLS: Final = 8  # in that time: a stall of our own counts as one of them, not as the peer's
-LAST_WORDS: Final = 0.1  # s to read what came before the end, when a write has failed
-CLOSE_WITHIN: Final = 1.0  # s for the close handshake; a container gets 10 s for all
+CLOSE_WITHIN: Final = 1.0  # s for the closing handshake; a container gets 10 s for all
+NO_OPTIONS: Final = UpgradeOptions()
 
 
 class Link:
     """An open websocket, made by `open_link`. `receive` and `close` have one caller each."""
 
-    def __init__(self, stream: LinkStream, websocket: trio_websocket.WebSocketConnection) -> None:
+    def __init__(
+        self,
+        stream: LinkStream,
+        websocket: trio_websocket.WebSocketConnection,
+        link_scope: trio.CancelScope,
+    ) -> None:
         self._stream = stream
         self._websocket = websocket
+        self._scope = link_scope  # of the link's own tasks, trio-websocket's among them
+        self._decoder = FrameDecoder()
+        self._unusual = b""  # a frame for trio-websocket, which came behind the last texts
         self._keys = masking_keys()
-        self._handler: Handler = _discard
-        self._failure: Exception | None = None
+        self._failure: LinkFailed | None = None
         self._ended = trio.Event()
-        self._is_closing = False
-        self._closing = trio.CancelScope()
 
-    async def receive(self, handler: Handler) -> NoReturn:
-        """Hand each batch of whole text messages (UTF-8) to `handler`, in the task that reads it.
+    async def receive(self) -> list[bytes]:
+        """The next text messages (UTF-8), at least one: those that came with one read.
 
-        Raises `LinkFailed` when the link has ended, and what `handler` raises.
-        Messages that come before the first call wait for it.
+        A binary message comes as a text that is no JSON. Raises `LinkFailed` when the link
+        has ended, with what ended it. Cancel it only when the link is given up.
         """
-        self._handler = handler
-        self._stream.handle(self._handle)
-        await self._ended.wait()
-        assert self._failure is not None, "set before the event"
+        while self._failure is None:
+            try:
+                if self._unusual:
+                    message = await self._pass_on(self._unusual)
+                    texts, self._unusual = self._decoder.decode()
+                    if message is not None:
+                        texts.insert(0, message)
+                else:
+                    texts, self._unusual = self._decoder.decode(await self._stream.read())
+                if texts:
+                    return texts
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                self.end(LinkFailed(Loss.RESET, "the peer broke off without a close", code=1006))
+            except LinkFailed as failure:
+                if failure.code is not None and failure.reason is not Loss.RESET:
+                    # The peer is at fault, and is told so (section 7.1.7).
+                    with trio.move_on_after(CLOSE_WITHIN), suppress(trio.BrokenResourceError):
+                        await self._stream.send_close(client_close(failure.code))
+                self.end(failure)
         raise self._failure
+
+    async def _pass_on(self, frame: bytes) -> bytes | None:
+        """Let trio-websocket handle a frame; the message that it ends, if it does.
+
+        Raises `LinkFailed` for a close, and for a violation of the protocol.
+        """
+        if self._decoder.too_big:
+            raise LinkFailed(Loss.OVERSIZED, "a message of over 1 MiB", code=1009)
+        await self._stream.pass_on(frame)
+        if (closed := self._websocket.closed) is not None:
+            code, words = int(closed.code), closed.reason or ""  # out of their enumeration
+            if code == 1006:
+                raise LinkFailed(Loss.RESET, "the peer broke off without a close", code=1006)
+            if self._stream.sent_close:  # as the answer to the peer's
+                raise LinkFailed(Loss.CLOSED, words, code=code)
+            raise LinkFailed(Loss.PROTOCOL_ERROR, words, code=code)
+        if not self._decoder.message_ends:
+            return None
+        message = await self._websocket.get_message()
+        return message.encode() if isinstance(message, str) else b"\0binary"
 
     def put(
         self, texts: Sequence[bytes], on_whole: Callable[[], None] | None = None
     ) -> Write | None:
-        """Send a batch in one write, behind those before it.
+        """Send texts in one write, behind those before it.
 
         None when the system has taken all of it at once. Else the write: `on_whole`
         is called when it has, and until then `Write.texts_taken` tells how far it
@@ -66,116 +115,46 @@ class Link:
         return self._stream.put(client_frames(texts, self._keys), texts, on_whole)
 
     async def close(self, code: int) -> None:
-        """Close the websocket and wait for the answer, for no more than `CLOSE_WITHIN` seconds.
+        """Send a close frame with this code and wait for the peer's, `CLOSE_WITHIN` seconds.
 
-        Nothing can be sent after that. Texts go on coming until the answer.
+        Nothing can be sent after that. Another task has to go on with `receive`, whose texts
+        go on coming until the peer's close.
         """
-        self._is_closing = True
-        self._stream.ignore_pings()
-        self._closing.deadline = trio.current_time() + CLOSE_WITHIN
-        with self._closing:
-            await self._websocket.aclose(code)
+        with trio.move_on_after(CLOSE_WITHIN), suppress(trio.BrokenResourceError):
+            await self._stream.send_close(client_close(code))
+            await self._ended.wait()
 
-    def end(self, failure: Exception) -> None:
-        """The link has failed, or is given up; the first reason counts."""
+    def end(self, failure: LinkFailed) -> None:
+        """The link has failed, or is given up: nothing more is written, and the network closed."""
         if self._failure is None:
             self._failure = failure
-            self._handler = _discard
             self._stream.end()
             self._ended.set()
-            self._closing.cancel()
-
-    def _handle(self, texts: Sequence[bytes]) -> None:
-        try:
-            self._handler(texts)
-        except Exception as bug:  # noqa: BLE001 - it surfaces where `receive` was called
-            self.end(bug)
-
-    # The link's own tasks.
-
-    async def pump_messages(self) -> None:
-        """Hand over the messages that did not come as one whole text frame, until the end."""
-        try:
-            while True:
-                message = await self._websocket.get_message()
-                # A binary message is none of this protocol: it goes on as a text that is no JSON.
-                text = message.encode() if isinstance(message, str) else b"\0binary"
-                if len(text) > MAX_FRAME:  # trio-websocket has counted characters
-                    await self._fail(LinkFailed(Loss.OVERSIZED, _TOO_BIG, code=1009))
-                    return
-                self._handle([text])
-        except trio_websocket.ConnectionClosed as closed:
-            if not self._is_closing:
-                await self._fail(self._explain(closed.reason))
-
-    def _explain(self, reason: trio_websocket.CloseReason | None) -> LinkFailed:
-        """Why the link was closed: by the peer, or by us for an error of the peer."""
-        if reason is None or reason.code == 1006:
-            return LinkFailed(Loss.RESET, "the peer broke off without a close", code=1006)
-        code, words = int(reason.code), reason.reason or ""  # out of their enumeration
-        if self._stream.peer_closes and self._stream.sent_close:  # which answered it
-            return LinkFailed(Loss.CLOSED, words, code=code)
-        if code == 1009:
-            return LinkFailed(Loss.OVERSIZED, _TOO_BIG, code=code)
-        return LinkFailed(Loss.PROTOCOL_ERROR, words, code=code)
-
-    async def _fail(self, failure: LinkFailed) -> None:
-        """End the link; where the peer is at fault it is told so by a close (RFC 6455, 7.1.7)."""
-        if failure.code != 1006 and failure.code is not None:
-            self._handler = _discard
-            with trio.move_on_after(CLOSE_WITHIN), suppress(trio.BrokenResourceError):
-                await self._stream.send_close(client_close(failure.code))
-        self.end(failure)
-
-    async def write_queued(self) -> None:
-        """Write what the system did not take at once."""
-        await self._stream.write_queued()
-        # The reader comes upon the reason, and upon the last messages before it.
-        with trio.move_on_after(LAST_WORDS):
-            await self._ended.wait()
-        self.end(LinkFailed(Loss.RESET, "the peer broke off"))
-
-    async def watch_writes(self) -> None:
-        """End the link when a write is not taken in time.
-
-        A deadline on the write itself would cut a healthy link if it passed while
-        our own loop stands still.
-        """
-        polls = 0
-        seen = None
-        while polls < WRITE_POLLS:
-            await trio.sleep(WRITE_WITHIN / WRITE_POLLS)
-            head = self._stream.head
-            polls = polls + 1 if head is seen and head is not None else 0
-            seen = head
-        self.end(LinkFailed(Loss.WRITE_STALLED, f"a write was not taken within {WRITE_WITHIN:g} s"))
+            self._scope.cancel()
 
 
-_TOO_BIG: Final = "a message of over 1 MiB"
-
-
-def _discard(_texts: Sequence[bytes]) -> None:
-    """Nobody wants what still comes."""
-
-
-async def open_link(nursery: trio.Nursery, address: Address, dial: Dial) -> Link:
+async def open_link(
+    nursery: trio.Nursery, address: Address, dial: Dial, options: UpgradeOptions = NO_OPTIONS
+) -> Link:
     """Open a link, whose tasks live in `nursery`; it ends, by force, when that is cancelled.
 
     Raises `LinkFailed` when it is not open within `OPEN_WITHIN` seconds, and
     when the peer, or the way to it, refuses.
     """
     with trio.move_on_after(OPEN_WITHIN):
-        link: Link = await nursery.start(_run_link, address, dial, name="link")
+        link: Link = await nursery.start(_run_link, address, dial, options, name="link")
         return link
     raise LinkFailed(Loss.OPEN_TIMEOUT, f"no connection within {OPEN_WITHIN:g} s")
 
 
-async def _run_link(address: Address, dial: Dial, *, task_status: trio.TaskStatus[Link]) -> None:
+async def _run_link(
+    address: Address, dial: Dial, options: UpgradeOptions, *, task_status: trio.TaskStatus[Link]
+) -> None:
     """The life of a link: trio-websocket's task, and ours beside it."""
     link: Link | None = None
     failure = LinkFailed(Loss.RESET, "the peer broke off")
     network = await dial()
-    stream = LinkStream(network)
+    stream = LinkStream(network, options.subprotocol)
     try:
         async with trio.open_nursery() as websocket_nursery:
             websocket = await trio_websocket.wrap_client_stream(
@@ -183,24 +162,24 @@ async def _run_link(address: Address, dial: Dial, *, task_status: trio.TaskStatu
                 stream,  # type: ignore[arg-type]  # it asks for the two that trio has
                 address.authority,
                 address.target,
-                max_message_size=MAX_FRAME,
+                subprotocols=[options.subprotocol] if options.subprotocol else None,
+                extra_headers=options.extra_headers(address),
+                max_message_size=MAX_MESSAGE,
             )
-            link = Link(stream, websocket)
-            websocket_nursery.start_soon(link.pump_messages, name="message pump")
-            websocket_nursery.start_soon(link.write_queued, name="writer")
-            websocket_nursery.start_soon(link.watch_writes, name="write watch")
+            link = Link(stream, websocket, websocket_nursery.cancel_scope)
+            websocket_nursery.start_soon(stream.write_queued, name="writer")
+            websocket_nursery.start_soon(stream.watch_writes, name="write watch")
             task_status.started(link)
-    except* LinkFailed as failures:  # of the upgrade
+    except* LinkFailed as failures:  # of the upgrade, or of our tasks
         failure = _first(failures)
     except* (h11.ProtocolError, wsproto.utilities.ProtocolError, UnicodeError):
-        # Garbage in place of an upgrade; or, on an open link, a ping while it closed.
         failure = LinkFailed(Loss.PROTOCOL_ERROR, "the peer does not speak websocket")
     finally:
-        stream.forget_socket()
+        if link is not None:
+            link.end(failure)
         await trio.aclose_forcefully(network)
     if link is None:
         raise failure
-    link.end(failure)
 
 
 def _first(failures: BaseExceptionGroup[LinkFailed]) -> LinkFailed:

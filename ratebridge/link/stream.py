@@ -1,9 +1,9 @@
-"""The bytes of one link: whole texts go to a handler, all that is written goes through a queue.
+"""The bytes of one link: read in whole, written through a queue, and shared with trio-websocket.
 
-The stream stands between the network and trio-websocket. It cuts the ordinary
-text frames out of what comes (`framing`) and hands on only what is left: the
-upgrade, pings, the close, fragments, and everything that breaks the protocol.
-Frames come and go in batches, each batch with one read or write.
+`LinkStream` stands between the network and two users. The link reads it (`read`) and
+writes to it (`put`). trio-websocket sees a stream on which the response to the upgrade
+comes, and after that the frames that the link passes on; what it sends goes into the same
+queue as all else.
 """
 
 import os
@@ -16,16 +16,14 @@ import attrs
 import trio
 
 from ..errors import LinkFailed, Loss
-from .framing import FrameCutter, whole_frames
+from .framing import CLOSE, whole_frames
 from .tls import READ_SIZE, TlsStream
 from .upgrade import UpgradeResponse
 
+WRITE_WITHIN: Final = 2.0  # s, the period after which a heartbeat is overdue
+WRITE_POLLS: Final = 8  # in that time: a stall of our own counts as one of them, not as the peer's
+REASON_WITHIN: Final = 0.1  # s to read why the peer has gone, when a write has failed
 PONG_BACKLOG: Final = 128  # writes in the queue from which on a pong is left out (5.5.3): 16 KiB
-
-_OPCODE: Final = 0x0F
-_CLOSE: Final = 0x08
-
-Handler = Callable[[Sequence[bytes]], None]
 
 
 @attrs.define(eq=False)
@@ -47,103 +45,141 @@ class Write:
 
 
 class LinkStream(trio.abc.Stream):
-    """The stream that trio-websocket sees.
+    """A link's network, and the stream that trio-websocket gets.
 
-    No frame is cut before `handle` has set a handler. `put` writes at once if the
-    queue is empty, `write_queued` writes the rest. A write stays at the head of the
-    queue until the system has taken it whole, so that no byte can follow one that
-    was cut short.
+    `put` writes at once if the queue is empty, `write_queued` writes the rest. A write
+    stays at the head of the queue until the system has taken it whole, so that no byte can
+    follow one that was cut short.
     """
 
-    def __init__(self, network: trio.abc.Stream) -> None:
+    def __init__(self, network: trio.abc.Stream, subprotocol: str | None = None) -> None:
         self._network = network
         # A socket is read and written without a task switch; another stream by its own methods.
         self._tls = network if isinstance(network, TlsStream) else None
         self._fd: int | None = None
         if isinstance(network, trio.SocketStream | TlsStream):
             self._fd = network.socket.fileno()
-        self._response: UpgradeResponse | None = UpgradeResponse()  # until it is read
-        self._behind_response: bytes | None = None  # the first of the frames, came with it
-        self._cutter = FrameCutter()
-        self._handler: Handler | None = None
-        self._handler_set = trio.Event()
+        self._response: UpgradeResponse | None = UpgradeResponse(subprotocol)
+        self._behind_response = b""  # the first of the frames, came with it
+        self._passed = b""  # for trio-websocket, which has not taken it yet
+        self._wants_more = False  # trio-websocket has dealt with all that it took
         self._queue: deque[Write] = deque()
-        self._queue_lot = trio.lowlevel.ParkingLot()  # who waits for it to fill, or to be empty
+        self._changed = trio.lowlevel.ParkingLot()  # who waits for another state of all these
         self._broken = False  # the network takes no more
         self._shut = False  # nothing more is put: a close was, or the link has ended
+        self._ended = False
         self.sent_close = False
 
-    def handle(self, handler: Handler) -> None:
-        """Have `handler` called with all texts that come, in the task that reads them."""
-        self._handler = handler
-        self._handler_set.set()
+    # In.
 
-    def ignore_pings(self) -> None:
-        """Leave pings unanswered from now on: once wsproto closes, one would break it."""
-        self._cutter.drops_pings = True
+    async def read(self) -> bytes:
+        """What has come next, one byte at least. Raises `trio.BrokenResourceError` at the end."""
+        data: bytes | None
+        data, self._behind_response = self._behind_response, b""
+        while not data:
+            if self._fd is None:
+                data = bytes(await self._network.receive_some(READ_SIZE))
+            else:
+                # Without the first attempt of `receive_some`, which would find nothing.
+                await trio.lowlevel.wait_readable(self._fd)
+                try:
+                    data = os.read(self._fd, READ_SIZE)
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    data = b""
+                if self._tls is not None:
+                    # What TLS has to answer leaves with the next write, a heartbeat at the latest.
+                    data = self._tls.unseal(data)
+            if data == b"":
+                raise trio.BrokenResourceError("the peer broke off")
+        return data
 
-    @property
-    def head(self) -> Write | None:
-        """The write that the system has not taken whole, if there is one."""
-        return self._queue[0] if self._queue else None
+    async def pass_on(self, data: bytes) -> None:
+        """Give bytes to trio-websocket, and wait until it has dealt with them.
 
-    @property
-    def peer_closes(self) -> bool:
-        """Whether a close frame of the peer has come."""
-        return self._cutter.saw_close
+        Raises `trio.BrokenResourceError` when the link has ended.
+        """
+        self._passed = data
+        self._changed.unpark_all()
+        while self._passed or not self._wants_more:
+            await self._changed.park()
+            if self._ended:
+                raise trio.BrokenResourceError("the link has ended")
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:  # noqa: ARG002
+        """For trio-websocket: the response to the upgrade, then what is passed on.
+
+        Raises `LinkFailed` when the response grants no upgrade, and when there will be no
+        more of it: trio-websocket would wait on.
+        """
+        if self._response is None:
+            self._wants_more = True
+            self._changed.unpark_all()
+            while not self._passed:
+                await self._changed.park()
+            data, self._passed, self._wants_more = self._passed, b"", False
+            return data
+        behind = None
+        while behind is None:
+            try:
+                data = bytes(await self._network.receive_some(READ_SIZE))
+            except trio.BrokenResourceError:
+                data = b""
+            if not data:
+                raise LinkFailed(Loss.RESET, "the peer broke off the upgrade")
+            behind = self._response.feed(data)
+        head, self._response, self._behind_response = self._response.head, None, behind
+        return head
+
+    # Out.
 
     def put(
         self,
         data: bytes,
         texts: Sequence[bytes] = (),
         on_whole: Callable[[], None] | None = None,
-        *,
-        sealed: bool = False,
     ) -> Write | None:
         """Write what the system takes at once, and queue the rest: the write if there is some.
 
         Errors are left for `write_queued` to meet. Nothing follows a close or `end`.
-        `sealed` bytes are records of TLS already.
         """
         if self._shut:
             return Write(data, texts, on_whole)
-        if self._tls is not None and not sealed:
+        if self._tls is not None:
+            texts = ()  # where a record ends is not known
             try:
-                data, texts = self._tls.seal(data), ()  # where a record ends is not known
+                data = self._tls.seal(data)
             except trio.BrokenResourceError:
                 self._broken = True
-                self._queue_lot.unpark_all()
-                return Write(data)
         taken = 0
-        if self._fd is not None and not self._queue:
-            try:
+        if self._fd is not None and not self._queue and not self._broken:
+            with suppress(OSError):
                 taken = os.write(self._fd, data)
-            except OSError:
-                pass
-            else:
-                if taken == len(data):
-                    return None
+            if taken == len(data):
+                return None
         write = Write(data, texts, on_whole, taken)
         self._queue.append(write)
-        self._queue_lot.unpark_all()
+        self._changed.unpark_all()
         return write
 
     async def write_queued(self) -> None:
-        """Write what is queued, as it comes; returns when the network takes no more."""
-        try:
-            while True:
-                while self._queue and not self._broken:
-                    await self._write(self._queue[0])
-                    write = self._queue.popleft()
-                    if write.on_whole is not None:
-                        write.on_whole()
-                self._queue_lot.unpark_all()
-                if self._broken:
-                    return
-                await self._queue_lot.park()
-        except (trio.BrokenResourceError, OSError):
-            self._broken = True
-            self._queue_lot.unpark_all()
+        """Write what is queued, as it comes. Raises `LinkFailed` when the network takes no more."""
+        with suppress(trio.BrokenResourceError, OSError):
+            while not self._broken:
+                if not self._queue:
+                    await self._changed.park()
+                    continue
+                await self._write(self._queue[0])
+                write = self._queue.popleft()
+                if write.on_whole is not None:
+                    write.on_whole()
+                if not self._queue:
+                    self._changed.unpark_all()
+        self._broken = True
+        self._changed.unpark_all()
+        await trio.sleep(REASON_WITHIN)  # the reader comes upon the reason, and on what came before
+        raise LinkFailed(Loss.RESET, "the peer broke off")
 
     async def _write(self, write: Write) -> None:
         if self._fd is None:
@@ -154,81 +190,37 @@ class LinkStream(trio.abc.Stream):
                 write.taken += os.write(self._fd, write.data[write.taken :])
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(self._fd)
-                if self._broken:
-                    raise trio.BrokenResourceError("the link has ended") from None
+
+    async def watch_writes(self) -> None:
+        """Raises `LinkFailed` when a write is not taken within `WRITE_WITHIN` seconds.
+
+        A deadline on the write itself would cut a healthy link if it passed while
+        our own loop stands still.
+        """
+        polls = 0
+        seen: Write | None = None
+        while polls < WRITE_POLLS:
+            await trio.sleep(WRITE_WITHIN / WRITE_POLLS)
+            head = self._queue[0] if self._queue else None
+            polls = polls + 1 if head is seen and head is not None else 0
+            seen = head
+        raise LinkFailed(Loss.WRITE_STALLED, f"a write was not taken within {WRITE_WITHIN:g} s")
 
     async def wait_written(self) -> None:
         """Returns when the queue is empty. Raises `trio.BrokenResourceError` if it cannot be."""
         while self._queue and not self._broken:
-            await self._queue_lot.park()
+            await self._changed.park()
         if self._broken:
             raise trio.BrokenResourceError("the network takes no more")
 
-    # What trio-websocket calls.
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:  # noqa: ARG002
-        """The next bytes for trio-websocket, once it has dealt with those before."""
-        if self._response is not None:
-            return await self._receive_response(self._response)
-        await self._handler_set.wait()  # a checkpoint, too: thousands of frames come with one read
-        assert self._handler is not None, "it is set and never taken back"
-        data, self._behind_response = self._behind_response, None
-        while data != b"":
-            texts, rest = self._cutter.cut(data)
-            if texts:
-                self._handler(texts)
-            if rest:
-                return rest
-            if self._fd is None:
-                data = bytes(await self._network.receive_some(READ_SIZE))
-            else:
-                # Without the first attempt of `receive_some`, which would find nothing.
-                await trio.lowlevel.wait_readable(self._fd)
-                data = self._read(self._fd)
-        return data
-
-    async def _receive_response(self, response: UpgradeResponse) -> bytes:
-        """A piece of the response to the upgrade, and no byte of the frames behind it.
-
-        Raises `LinkFailed` when it grants no upgrade, and when there will be no
-        more of it: trio-websocket would wait on.
-        """
-        try:
-            data = bytes(await self._network.receive_some(READ_SIZE))
-        except trio.BrokenResourceError:
-            data = b""
-        if not data:
-            raise LinkFailed(Loss.RESET, "the peer broke off the upgrade")
-        behind = response.feed(data)
-        if behind is None:
-            return data
-        self._response = None
-        self._behind_response = behind or None
-        return data[: len(data) - len(behind)]
-
-    def _read(self, fd: int) -> bytes | None:
-        """What has come: None if it is nothing yet, empty at the end."""
-        try:
-            data = os.read(fd, READ_SIZE)
-        except BlockingIOError:
-            return None
-        except OSError:
-            raise trio.BrokenResourceError("the peer broke off") from None
-        if self._tls is None:
-            return data
-        plain = self._tls.unseal(data)
-        if owed := self._tls.owed():
-            self.put(owed, sealed=True)
-        return plain
-
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Write the upgrade and the close to the end, and queue the rest, which is pongs."""
+        """For trio-websocket: write the upgrade and a close to the end, and queue the pongs."""
         data = bytes(data)
         if self._response is not None:
             # A peer who breaks off may have said why: the response is read all the same.
             with suppress(trio.BrokenResourceError):
                 await self._network.send_all(data)
-        elif data[0] & _OPCODE == _CLOSE:
+        elif data[0] == CLOSE:
             await self.send_close(data)
         else:
             # The reader must not wait for the writer.
@@ -245,18 +237,16 @@ class LinkStream(trio.abc.Stream):
         self.sent_close = self._shut = True
         await self.wait_written()
 
+    # The end.
+
     def end(self) -> None:
-        """Write nothing more, not even what is left in the queue."""
-        self._shut = self._broken = True
-        self._queue_lot.unpark_all()
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self.wait_written()
-
-    def forget_socket(self) -> None:
-        """The network is being closed: a write from now on fails."""
+        """Read and write nothing more, not even what is left in the queue."""
+        self._ended = self._shut = self._broken = True
         if self._fd is not None:
             self._fd = -1  # the next file may get the number
+        self._changed.unpark_all()
+
+    wait_send_all_might_not_block = wait_written
 
     async def aclose(self) -> None:
         """Does nothing: the network is closed by who opened it, in any case and by force."""

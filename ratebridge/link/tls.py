@@ -1,16 +1,65 @@
-"""TLS on a socket in two steps: to seal bytes, and to write them.
+"""TLS: what is checked of a peer; and TLS on a socket in two steps, to seal and to write.
 
-trio's SSLStream does both at once and waits meanwhile. Here what is sealed is
+trio's SSLStream does both steps at once and waits meanwhile. Here what is sealed is
 bytes like any, which the link's queue writes at once or later, in their order.
 """
 
 import ssl
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 import trio
 
+from ..errors import BadSettings, CannotStart, LinkFailed, Loss
+
 READ_SIZE: Final = 64 * 1024  # bytes, the most that one read gives
+
+_WANTED: Final = "the peer wants a client certificate"
+
+
+def tls_context(
+    verify: bool, cert_file: Path | None = None, key_file: Path | None = None
+) -> ssl.SSLContext:
+    """The TLS of a client, with the system's authorities or those that `SSL_CERT_FILE` names.
+
+    Args:
+        verify: whether certificates are checked; a name has to stand in the subject's
+            alternative names (RFC 9525, 6.3), on every Python.
+        cert_file: the client's certificate in PEM, with its chain.
+        key_file: its key, unless that stands in the same file.
+
+    Raises `BadSettings` for a certificate or a key that cannot be used, and `CannotStart`
+    if the file that `SSLKEYLOGFILE` names cannot be written.
+    """
+    try:
+        context = (
+            ssl.create_default_context() if verify else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        )
+    except OSError as error:
+        raise CannotStart(f"SSLKEYLOGFILE: cannot be written ({error.strerror})") from None
+    context.hostname_checks_common_name = False
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["http/1.1"])  # for the upgrade too; httpcore sets it anyway
+    if cert_file is not None:
+        try:
+            context.load_cert_chain(cert_file, key_file, password=lambda: "")  # or it would ask
+        except OSError as error:
+            why = "they are none" if isinstance(error, ssl.SSLError) else error.strerror
+            raise BadSettings(
+                "RATEBRIDGE_FEED_CERT_FILE, RATEBRIDGE_FEED_KEY_FILE: expected a certificate and "
+                f"its key in PEM, without a passphrase ({why})"
+            ) from None
+    wrap: Any = context.wrap_bio
+
+    def wrap_without_dot(*args: Any, server_hostname: str, **more: Any) -> Any:
+        # A dot at the end is for the lookup. Neither SNI (RFC 6066, 3) nor a certificate has it.
+        return wrap(*args, server_hostname=server_hostname.removesuffix("."), **more)
+
+    context.wrap_bio = wrap_without_dot  # type: ignore[method-assign,assignment]
+    return context
 
 
 class TlsStream(trio.abc.Stream):
@@ -24,16 +73,27 @@ class TlsStream(trio.abc.Stream):
         self.socket: Final = network.socket
 
     async def handshake(self) -> None:
-        """Agree with the peer. Raises `ssl.SSLError` and `trio.BrokenResourceError`."""
+        """Agree with the peer.
+
+        Raises `LinkFailed` if the peer wants a certificate of the client, and else
+        `ssl.SSLError` or `trio.BrokenResourceError`.
+        """
+        flights = 0  # sent so far
         while True:
             try:
                 self._tls.do_handshake()
             except ssl.SSLWantReadError:
-                await self._network.send_all(self.owed())
+                flight = self.owed()
+                flights += bool(flight)
+                await self._network.send_all(flight)
                 self._feed(await self._network.receive_some(READ_SIZE))
-            except ssl.SSLError:
+            except ssl.SSLError as error:
                 with suppress(trio.BrokenResourceError):
                     await self._network.send_all(self.owed())  # the alert that says why
+                # TLS 1.2 has no alert for a certificate that was asked for and did not come. This
+                # one after the client's second flight, its place, is about it (RFC 5246, 7.4.6).
+                if error.reason == "SSLV3_ALERT_HANDSHAKE_FAILURE" and flights > 1:
+                    raise LinkFailed(Loss.CLIENT_CERTIFICATE, _WANTED) from None
                 raise
             else:
                 await self._network.send_all(self.owed())
@@ -58,7 +118,8 @@ class TlsStream(trio.abc.Stream):
         """What came in records: None when one is not whole yet, empty at the peer's end.
 
         `data` is the next of the socket's bytes, empty at their end. Raises
-        `trio.BrokenResourceError`. Afterwards TLS may owe the peer an answer.
+        `trio.BrokenResourceError`, or `LinkFailed` if the peer wants a certificate of the
+        client. Afterwards TLS may owe the peer an answer.
         """
         self._feed(data)
         chunks: list[bytes] = []
@@ -70,8 +131,11 @@ class TlsStream(trio.abc.Stream):
                 return None
         except ssl.SSLEOFError:
             pass  # the end without a goodbye, found again at the next call
-        except ssl.SSLError:
+        except ssl.SSLError as error:
             if not chunks:  # else the texts first: at the next call it is the end
+                # That of TLS 1.3 comes behind the handshake (RFC 8446, 4.4.2.4).
+                if error.reason == "TLSV13_ALERT_CERTIFICATE_REQUIRED":
+                    raise LinkFailed(Loss.CLIENT_CERTIFICATE, _WANTED) from None
                 raise trio.BrokenResourceError("TLS has failed") from None
         return b"".join(chunks)
 

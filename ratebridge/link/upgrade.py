@@ -1,38 +1,38 @@
-"""The response to the upgrade, which wsproto tells neither where it ends nor what it is."""
+"""The upgrade to a websocket: what is sent beside the handshake's own, and the response.
+
+wsproto tells neither where the response ends nor what it is.
+"""
 
 import re
 from email.utils import parsedate_to_datetime
 from typing import Final
 
+import attrs
 import h11
 
 from ..errors import LinkFailed, Loss
+from .address import Address
 
-_NOT_OFFERED: Final = {
-    b"sec-websocket-extensions": "an extension",
-    b"sec-websocket-protocol": "a subprotocol",
-}
-
-
+# The handshake's own (RFC 6455, 4.1), and those that say where a request ends.
+_OWN: Final = {"host", "upgrade", "connection", "content-length", "transfer-encoding"}
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
-_OWN: Final = ("host", "connection", "upgrade", "content-length", "transfer-encoding")
 
 
 def parse_headers(text: str) -> tuple[tuple[bytes, bytes], ...]:
-    """Headers for the request, from lines `Name: value`; blank lines are skipped.
+    """The headers that stand in a text as lines `Name: value`; blank lines do not count.
 
-    Raises ValueError with what was expected, without the text, which holds secrets.
+    Raises ValueError with what was expected. Nothing is quoted: it may hold a secret.
     """
     headers = []
-    for line in text.splitlines():
-        name, colon, value = line.partition(":")
-        name, value = name.strip(), value.strip()
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
+        name, colon, value = line.partition(":")
+        value = value.strip(" \t\r")
         if not (colon and _TOKEN.fullmatch(name) and value.isascii() and value.isprintable()):
-            raise ValueError("lines `Name: value` of printable ASCII")
+            raise ValueError(f"lines `Name: value` of printable ASCII; line {number} is none")
         if name.lower() in _OWN or name.lower().startswith("sec-websocket-"):
-            raise ValueError("lines `Name: value`, without the handshake's own headers")
+            raise ValueError(f"none of the handshake's own headers; line {number} is one")
         headers.append((name.encode(), value.encode()))
     return tuple(headers)
 
@@ -40,48 +40,77 @@ def parse_headers(text: str) -> tuple[tuple[bytes, bytes], ...]:
 def parse_subprotocol(text: str) -> str:
     """The name of a subprotocol. Raises ValueError with what was expected."""
     if _TOKEN.fullmatch(text) is None:
-        raise ValueError("the name of a subprotocol, without spaces or commas")
+        raise ValueError("the name of one subprotocol, without spaces and commas")
     return text
 
 
-class UpgradeResponse:
-    """Reads one response. Fed with a stream from its first byte, in pieces of any size."""
+@attrs.frozen
+class UpgradeOptions:
+    """What an upgrade brings beside the handshake: headers as name and value, a subprotocol."""
 
-    def __init__(self) -> None:
+    headers: tuple[tuple[bytes, bytes], ...] = attrs.field(default=(), repr=False)
+    subprotocol: str | None = None
+
+    def extra_headers(self, address: Address) -> list[tuple[bytes, bytes]]:
+        """The headers, and the one that the user and the password of the address become."""
+        given = address.authorization
+        return [*self.headers, *([(b"Authorization", given.encode())] if given else [])]
+
+
+class UpgradeResponse:
+    """Reads one response. Fed with a stream from its first byte, in pieces of any size.
+
+    `subprotocol` is the one that was offered. `head` is the head of a response that grants
+    the upgrade, as wsproto reads it: of several lines `Connection` that knows the last only.
+    """
+
+    def __init__(self, subprotocol: str | None = None) -> None:
+        self._subprotocol = subprotocol
         self._reader = h11.Connection(h11.CLIENT)
         headers = [("Host", ""), ("Connection", "Upgrade"), ("Upgrade", "websocket")]
         self._reader.send(h11.Request(method="GET", target="/", headers=headers))
+        self.head = b""
 
     def feed(self, data: bytes) -> bytes | None:
         """Take the next piece: None while the head goes on, else the bytes behind it.
 
+        Interim responses before the one that counts are passed over (RFC 9110, 15.2).
         Raises `LinkFailed` for a response that grants no upgrade, as soon as its
         head is there, and `h11.RemoteProtocolError` for what is no response.
         """
         self._reader.receive_data(data)
-        event = self._reader.next_event()
-        if event is h11.NEED_DATA:
-            return None
-        assert isinstance(event, h11.InformationalResponse | h11.Response)
-        if event.status_code != 101:
-            raise _rejected(event)
-        for header, what in _NOT_OFFERED.items():
-            if names := dict(event.headers).get(header):
-                name = names.partition(b";")[0].decode("ascii", "replace")
+        while True:
+            event = self._reader.next_event()
+            if event is h11.NEED_DATA:
+                return None
+            assert isinstance(event, h11.InformationalResponse | h11.Response)
+            if event.status_code == 101 or isinstance(event, h11.Response):
+                break
+        headers: dict[bytes, bytes] = {}
+        for name, value in event.headers:  # lines of one name are one list (RFC 9110, 5.3)
+            headers[name] = b"%b, %b" % (headers[name], value) if name in headers else value
+        if isinstance(event, h11.Response):
+            raise LinkFailed(
+                Loss.REJECTED,
+                f"the peer answered HTTP {event.status_code}",
+                status=event.status_code,
+                retry_after=_retry_after(
+                    headers.get(b"retry-after", b""), headers.get(b"date", b"")
+                ),
+            )
+        for header, what, offered in (
+            (b"sec-websocket-extensions", "an extension", None),
+            (b"sec-websocket-protocol", "a subprotocol", self._subprotocol),
+        ):
+            used = headers.get(header, b"").partition(b";")[0].decode("ascii", "replace")
+            if used and used != offered:
                 raise LinkFailed(
-                    Loss.PROTOCOL_ERROR, f"the peer uses {what}, {name}, that was not offered"
+                    Loss.PROTOCOL_ERROR, f"the peer uses {what}, {used}, that was not offered"
                 )
+        lines = (b"%b: %b\r\n" % header for header in headers.items())
+        self.head = b"HTTP/1.1 101 \r\n%b\r\n" % b"".join(lines)
         behind, _ = self._reader.trailing_data
         return behind
-
-
-def _rejected(response: h11.InformationalResponse | h11.Response) -> LinkFailed:
-    status = response.status_code
-    headers = dict(response.headers)
-    retry_after = _retry_after(headers.get(b"retry-after", b""), headers.get(b"date", b""))
-    return LinkFailed(
-        Loss.REJECTED, f"the peer answered HTTP {status}", status=status, retry_after=retry_after
-    )
 
 
 def _retry_after(value: bytes, now: bytes) -> float | None:

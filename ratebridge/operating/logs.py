@@ -13,12 +13,13 @@ import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, MutableMapping
-from functools import partial
-from typing import Any, Final, TextIO
+from functools import partial, partialmethod
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import structlog
 
-from ..settings import LogFormat
+if TYPE_CHECKING:
+    from ..settings import LogFormat
 
 OFTEN: Final = 10  # lines of one kind in any minute: enough to identify the problem
 MINUTE: Final = 60.0  # s
@@ -140,6 +141,36 @@ class _LibraryHandler(logging.Handler):
 _writer: LogWriter | None = None  # one for the process, like structlog's configuration
 
 
+# Or a warning went to standard error where the host has configured nothing.
+logging.getLogger("ratebridge").addHandler(logging.NullHandler())
+
+
+class HostLog:
+    """The log of an embedded service: its events are records of the stdlib logger `ratebridge`.
+
+    A record's message is the event with its fields; it has them as `event` and `fields` too.
+    The host configures the logger. This class has the methods that a structlog logger has.
+    """
+
+    def __init__(self) -> None:
+        self._logger = logging.getLogger("ratebridge")
+
+    def is_enabled_for(self, level: int) -> bool:
+        return self._logger.isEnabledFor(level)
+
+    def log(self, level: int, event: str, *, exc_info: Any = None, **fields: Any) -> None:
+        words = {name: str(value) for name, value in fields.items()}
+        shown = (f"{name}={repr(word) if ' ' in word else word}" for name, word in words.items())
+        text = " ".join((event, *shown))
+        extra = {"event": event, "fields": fields}
+        self._logger.log(level, "%s", text, exc_info=exc_info, extra=extra)
+
+    debug = partialmethod(log, logging.DEBUG)
+    info = partialmethod(log, logging.INFO)
+    warning = partialmethod(log, logging.WARNING)
+    error = partialmethod(log, logging.ERROR)
+
+
 def lines_dropped() -> int:
     """How many lines of this process's log were lost since the start."""
     return _writer.dropped if _writer else 0
@@ -159,7 +190,12 @@ def _event_first(_logger: Any, _method: str, event: MutableMapping[str, Any]) ->
     return {key: event[key] for key in ("timestamp", "level", "event")} | dict(event)
 
 
-def configure_logs(level: str, log_format: LogFormat, stream: TextIO | None = None) -> LogWriter:
+def event_log() -> Any:
+    """structlog's log for the events of an `Observer`, however it is configured."""
+    return structlog.get_logger()
+
+
+def configure_logs(level: str, log_format: "LogFormat", stream: TextIO | None = None) -> LogWriter:
     """Configure structlog for the process; `level` is a name such as "info".
 
     Lines go to `stream` (default: standard error); the writer is closed at the exit.

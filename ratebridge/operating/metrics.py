@@ -1,246 +1,168 @@
-"""The metrics in Prometheus' text format, read from `Stats` at each scrape.
+"""The metrics of Prometheus, collected from `Stats` at each scrape.
 
-Names begin with `ratebridge_`, except the standard metrics of the process. Label values are fixed
-words, never a currency, an id or any other text of a peer, so none needs escaping.
+Names begin with `ratebridge_`, except the standard metrics of the process. Label values are words
+of `errors` and names of sources, never a currency, an id or any other text of a peer.
 """
 
-import os
+import gzip
 import platform
-import resource
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import accumulate, product
-from pathlib import Path
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
+from typing import Any
 
 import trio
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.exposition import choose_encoder, gzip_accepted
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
 
 from .. import __version__
 from .logs import lines_dropped
-from .overview import Service, calls_left, readiness
-from .stats import LATENCY_BOUNDS, Stats
+from .overview import Service, Status, calls_left, readiness
+from .stats import Histogram
 
-CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"  # every Prometheus reads this
-
-# Label values that exist from the start: rate() needs the zero before the first event.
-REFUSALS: Final = (
-    *("bad-message", "bad-stake", "bad-currency", "bad-date"),
-    *("unknown-currency", "unavailable", "overloaded", "stopping", "internal-error"),
-)
-DROPS: Final = ("too-long", "not-json", "not-an-object", "no-type", "unknown-type", "no-id")
-LOSSES: Final = (
-    *("dns", "refused", "unreachable", "certificate", "tls", "open-timeout", "rejected"),
-    *("stale", "closed", "reset", "write-stalled", "protocol-error", "oversized", "internal-error"),
-)
-FETCHES: Final = (
-    *("ok", "unreachable", "timeout", "redirect", "http-3xx", "http-4xx", "http-5xx", "http-other"),
-    *("refused-key", "quota-minute", "quota-month", "bad-body", "bad-table", "no-table"),
-    *("implausible", "internal-error"),
-)
-
-Values = Mapping[tuple[str, ...], float]  # by the label values; () for none
+Values = Mapping[Any, float | Histogram]
 
 
-def metrics_text(service: Service) -> str:
-    """All metrics of a service and its process."""
-    now = trio.current_time()
-    families = (
-        _messages(service),
-        _connection(service, now),
-        _rates(service, now),
-        _audit(service),
-        _service(service, now),
-        _process(),
-    )
-    return "".join(line for lines in families for line in lines)
+class Metrics(Collector):
+    """The metrics of a service and of its process."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+
+    def answer(self, accept: str, accept_encoding: str) -> tuple[bytes, str, bool]:
+        """The body for these two headers of a request, its media type, and whether it is gzip."""
+        encode, media_type = choose_encoder(accept)
+        body, zipped = encode(self._registry), gzip_accepted(accept_encoding)
+        return gzip.compress(body, 1, mtime=0) if zipped else body, media_type, zipped
+
+    def collect(self) -> Iterator[Metric]:
+        """All families but those of the process."""
+        service, now = self._service, trio.current_time()
+        stats, audit, sources = service.stats, service.audit, service.chain.sources
+        seen = [(source.name, stats.sources[source.name]) for source in sources]
+        status, _why = readiness(service, now)
+        to_unix = service.utc_now().timestamp() - now
+
+        def unix(at: float | None) -> dict[tuple[()], float]:
+            return {} if at is None else {(): at + to_unix}
+
+        # The messages.
+        yield _family(
+            "conversions_total",
+            "Requests answered: converted, or the kind of the error.",
+            {"converted": stats.converted, **stats.refused},
+            "outcome",
+        )
+        text = "Messages that could not be answered, by reason."
+        yield _family("messages_dropped_total", text, stats.dropped, "reason")
+        text = "Time from reading a request until its reply can be written."
+        yield _family("answer_duration_seconds", text, {(): stats.latency})
+        text = "Replies that were never sent: too old, too many, or the service stopped."
+        yield _family("replies_undelivered_total", text, stats.undelivered)
+        text = "Requests whose rate is being fetched."
+        yield _family("requests_waiting", text, service.bridge.waiting)
+        text = "Replies that have not been written yet."
+        yield _family("outbox_replies", text, len(service.outbox))
+
+        # The connection.
+        text = "Whether requests are taken and answered, as /readyz says."
+        yield _family("ready", text, status.is_ready)
+        text = "Whether it is ready, but requests fail or the audit file cannot be written."
+        yield _family("degraded", text, status is Status.DEGRADED)
+        yield _family("connection_up", "Whether the websocket is open.", stats.link_up)
+        yield _family("connections_opened_total", "Connections opened.", stats.links_opened)
+        text = "Connections lost and attempts failed, by reason; each led to another attempt."
+        yield _family("reconnects_total", text, stats.lost, "reason")
+        yield _family("heartbeats_received_total", "Heartbeats of the feed.", stats.heartbeats)
+        text = "When the last heartbeat of the feed came; absent before the first."
+        yield _family("heartbeat_timestamp_seconds", text, unix(stats.heartbeat_at))
+
+        # The rates.
+        yield _family(
+            "fetches_total",
+            "Fetches of sheets, retries included, by outcome: ok, or why it failed.",
+            {(name, word): count for name, one in seen for word, count in one.fetches.items()},
+            *("provider", "outcome"),
+        )
+        text = "Duration of the fetches that succeeded."
+        durations = {name: one.durations for name, one in seen}
+        yield _family("fetch_duration_seconds", text, durations, "provider")
+        text = "When the last successful fetch ended; absent before the first."
+        answered = {
+            name: one.answered_at + to_unix for name, one in seen if one.answered_at is not None
+        }
+        yield _family("fetch_success_timestamp_seconds", text, answered, "provider")
+        text = "Quotes that were not used because they cannot be true."
+        implausible = {name: one.implausible for name, one in seen}
+        yield _family("implausible_quotes_total", text, implausible, "provider")
+        text = "Conversions by a sheet that was held; legal rates take none and are not counted."
+        yield _family("cache_hits_total", text, stats.from_cache)
+        sheets = service.chain.cache.sheets
+        held = Counter({name: 0 for name, _ in seen})
+        held.update(sheet.provider for sheet in sheets)
+        yield _family("sheets", "Sheets of rates held, one a call.", held, "provider")
+        text = "When the oldest sheet held was fetched; absent with none."
+        oldest = {(): min(sheet.fetched for sheet in sheets).timestamp()} if sheets else {}
+        yield _family("oldest_sheet_timestamp_seconds", text, oldest)
+        yield _family(
+            "quota_calls_left",
+            "Calls left by the source's own report; absent without a recent report.",
+            {
+                (source.name, window): left
+                for source in sources
+                for window, left in calls_left(stats, source, now).items()
+            },
+            *("provider", "window"),
+        )
+
+        # The audit trail, and the service.
+        if audit is not None:
+            text = "Whether the audit file can be written."
+            yield _family("audit_up", text, audit.failing is None)
+            yield _family("audit_lines_waiting", "Lines not written yet.", audit.waiting)
+            text = "Lines that will never be written."
+            yield _family("audit_lines_lost_total", text, audit.lost)
+        text = "Internal errors after which the service went on; the log has their tracebacks."
+        yield _family("internal_errors_total", text, stats.internal_errors)
+        text = "Stalls of the event loop, after which the feed gets time for another heartbeat."
+        yield _family("loop_stalls_total", text, stats.stalls)
+        text = "Jumps of the wall clock against the monotonic one."
+        yield _family("clock_jumps_total", text, stats.clock_jumps)
+        text = "Log lines lost because the reader was slow or gone."
+        yield _family("log_lines_dropped_total", text, lines_dropped())
+        yield _family("start_timestamp_seconds", "When it started.", unix(service.started))
+        text = "Versions of the service and Python; always 1."
+        build = {(__version__, platform.python_version()): 1}
+        yield _family("build_info", text, build, "version", "python")
 
 
-def _messages(service: Service) -> Iterator[str]:
-    stats = service.stats
-    yield from _counters(
-        "conversions",
-        "Requests answered: converted, or the kind of the error.",
-        ("outcome",),
-        {("converted",): stats.converted, **_from_zero(REFUSALS, stats.refused)},
-    )
-    yield from _counters(
-        "messages_dropped",
-        "Messages that could not be answered, by reason.",
-        ("reason",),
-        _from_zero(DROPS, stats.dropped),
-    )
-    yield from _latency(stats)
-    yield from _counter(
-        "replies_undelivered",
-        "Replies that were never sent: too old, too many, or the service stopped.",
-        stats.undelivered,
-    )
-    yield from _gauge(
-        "requests_waiting", "Requests whose rate is being fetched.", service.bridge.waiting
-    )
-    yield from _gauge(
-        "outbox_replies", "Replies that have not been written yet.", len(service.outbox)
-    )
+def _family(name: str, text: str, values: Values | float, *labels: str) -> Metric:
+    """A family: a counter if its name says so, else a histogram or a gauge by its values.
 
-
-def _latency(stats: Stats) -> Iterator[str]:
-    name = "ratebridge_answer_duration_seconds"
-    yield _head(name, "histogram", "Time from reading a request until its reply can be written.")
-    counts = list(accumulate(stats.latency.counts))
-    for bound, count in zip((*LATENCY_BOUNDS, "+Inf"), counts, strict=True):
-        yield f'{name}_bucket{{le="{bound}"}} {count}\n'
-    yield f"{name}_sum {stats.latency.total}\n{name}_count {counts[-1]}\n"
-
-
-def _connection(service: Service, now: float) -> Iterator[str]:
-    stats = service.stats
-    ready, _why = readiness(service, now)
-    yield from _gauge("ready", "Whether requests are taken and answered, as /readyz says.", ready)
-    yield from _gauge("connection_up", "Whether the websocket is open.", stats.link_up)
-    yield from _counter("connections_opened", "Connections opened.", stats.links_opened)
-    yield from _counters(
-        "reconnects",
-        "Connections lost and attempts failed, by reason; each led to another attempt.",
-        ("reason",),
-        _from_zero(LOSSES, stats.lost),
-    )
-    yield from _counter("heartbeats_received", "Heartbeats of the feed.", stats.heartbeats)
-    yield from _gauges(
-        "heartbeat_age_seconds",
-        "Seconds since the last heartbeat of the feed; absent before the first.",
-        (),
-        {} if stats.heartbeat_at is None else {(): now - stats.heartbeat_at},
-    )
-
-
-def _rates(service: Service, now: float) -> Iterator[str]:
-    stats = service.stats
-    sources = service.chain.sources
-    names = [source.name for source in sources]
-    fetches: Counter[tuple[str, ...]] = Counter(dict.fromkeys(product(names, FETCHES), 0))
-    fetches.update(stats.fetches)
-    yield from _counters(
-        "fetches",
-        "Fetches of tables, retries included, by outcome: ok, or why it failed.",
-        ("provider", "outcome"),
-        fetches,
-    )
-    yield from _counters(
-        "implausible_quotes",
-        "Quotes that were not used because they cannot be true.",
-        ("provider",),
-        _from_zero(names, stats.implausible),
-    )
-    yield from _counter(
-        "cache_hits",
-        "Conversions by a cached rate; those from euro need no rate and are not counted.",
-        stats.from_cache,
-    )
-    sheets = service.chain.cache.sheets
-    held: Counter[tuple[str, ...]] = Counter({(name,): 0 for name in names})
-    held.update((sheet.provider,) for sheet in sheets)
-    yield from _gauges("sheets", "Sheets of rates held, one a call.", ("provider",), held)
-    oldest = min((sheet.fetched for sheet in sheets), default=None)
-    yield from _gauges(
-        "oldest_sheet_age_seconds",
-        "Seconds since the oldest sheet held was fetched; absent with none.",
-        (),
-        {} if oldest is None else {(): (service.utc_now() - oldest).total_seconds()},
-    )
-    yield from _gauges(
-        "quota_calls_left",
-        "Calls left by the source's own report; absent without a recent report.",
-        ("provider", "window"),
-        {
-            (source.name, window): left
-            for source in sources
-            for window, left in calls_left(stats, source, now).items()
-        },
-    )
-
-
-def _audit(service: Service) -> Iterator[str]:
-    """Nothing without an audit file."""
-    audit = service.audit
-    if audit is None:
-        return
-    yield from _gauge("audit_up", "Whether the audit file can be written.", audit.failing is None)
-    yield from _gauge("audit_lines_waiting", "Lines not written yet.", audit.waiting)
-    yield from _counter("audit_lines_lost", "Lines that will never be written.", audit.lost)
-
-
-def _service(service: Service, now: float) -> Iterator[str]:
-    yield from _counter(
-        "internal_errors",
-        "Internal errors after which the service went on; the log has their tracebacks.",
-        service.stats.internal_errors,
-    )
-    yield from _counter(
-        "log_lines_dropped",
-        "Log lines lost because the reader was slow or gone.",
-        lines_dropped(),
-    )
-    yield from _gauge("uptime_seconds", "Seconds since the start.", now - service.started)
-    build = {"version": __version__, "python": platform.python_version()}
-    values = {tuple(build.values()): 1}
-    yield from _gauges("build_info", "Versions of the service and Python; always 1.", build, values)
-
-
-def _process() -> Iterator[str]:
-    """The standard metrics of a process; nothing without /proc."""
-    try:
-        stat = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
-        descriptors = len(list(Path("/proc/self/fd").iterdir()))
-    except OSError:
-        return
-    seconds, pages = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
-    user, system, since_boot, virtual, resident = (int(stat[at]) for at in (11, 12, 19, 20, 21))
-    age = time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot / seconds
-    for name, kind, text, value in (
-        ("cpu_seconds_total", "counter", "CPU time in seconds.", (user + system) / seconds),
-        ("resident_memory_bytes", "gauge", "Resident memory in bytes.", resident * pages),
-        ("virtual_memory_bytes", "gauge", "Virtual memory in bytes.", virtual),
-        ("start_time_seconds", "gauge", "Start, in seconds since 1970.", time.time() - age),
-        ("open_fds", "gauge", "Open file descriptors.", descriptors),
-        (
-            "max_fds",
-            "gauge",
-            "The limit of open file descriptors.",
-            resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-        ),
-    ):
-        yield _head(f"process_{name}", kind, text) + f"process_{name} {value}\n"
-
-
-def _from_zero(words: Iterable[str], counts: Mapping[str, int]) -> dict[tuple[str, ...], float]:
-    return {(word,): count for word, count in {**dict.fromkeys(words, 0), **counts}.items()}
-
-
-def _counter(name: str, text: str, value: float) -> Iterator[str]:
-    return _counters(name, text, (), {(): value})
-
-
-def _counters(name: str, text: str, labels: Iterable[str], values: Values) -> Iterator[str]:
-    return _family(f"ratebridge_{name}_total", "counter", text, labels, values)
-
-
-def _gauge(name: str, text: str, value: float) -> Iterator[str]:
-    return _gauges(name, text, (), {(): value})
-
-
-def _gauges(name: str, text: str, labels: Iterable[str], values: Values) -> Iterator[str]:
-    return _family(f"ratebridge_{name}", "gauge", text, labels, values)
-
-
-def _family(
-    name: str, kind: str, text: str, labels: Iterable[str], values: Values
-) -> Iterator[str]:
-    yield _head(name, kind, text)
+    The keys of `values` are the label values, as a tuple, or as a word for one label.
+    """
+    kind: Callable[..., Any] = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+    values = values if isinstance(values, Mapping) else {(): values}
+    if any(isinstance(value, Histogram) for value in values.values()):
+        kind = HistogramMetricFamily
+    family = kind(f"ratebridge_{name}", text, labels=labels)
     for key, value in values.items():
-        pairs = ",".join(f'{label}="{word}"' for label, word in zip(labels, key, strict=True))
-        yield f"{name}{{{pairs}}} {float(value)}\n" if pairs else f"{name} {float(value)}\n"
-
-
-def _head(name: str, kind: str, text: str) -> str:
-    return f"# HELP {name} {text}\n# TYPE {name} {kind}\n"
+        words = (key,) if isinstance(key, str) else key
+        if isinstance(value, Histogram):
+            bounds = (*map(str, value.bounds), "+Inf")
+            buckets = zip(bounds, accumulate(value.counts), strict=True)
+            family.add_metric(words, list(buckets), value.total)
+        else:
+            family.add_metric(words, value)
+    made: Metric = family
+    return made

@@ -6,8 +6,8 @@ data for JSON.
 
 from collections import deque
 from collections.abc import Callable
-from datetime import date, datetime, timedelta
-from statistics import median
+from datetime import datetime
+from enum import StrEnum
 from typing import Any, Final
 
 import attrs
@@ -16,16 +16,23 @@ import trio
 from .. import __version__
 from ..bridge import Bridge
 from ..dates import wire_time
+from ..errors import FetchOutcome
 from ..outbox import Outbox
 from ..providers.chain import RateChain
 from ..providers.source import Quota, Source
-from ..rates import RateSheet
+from ..rates import Quote, Rate, fixed_rate
 from ..settings import Settings
 from .audit import Audit
-from .stats import LACKING, SourceStats, Stats
+from .stats import LACKING, Stats
 
 SAMPLES: Final = 600  # a second each: the ten minutes that the page shows
-MOST_SHOWN: Final = 60  # tables in an overview, the newest days: two months of one source
+MOST_SHEETS: Final = 60  # in an overview, the newest: two months of days of one source
+MOST_CURRENCIES: Final = 250  # in an overview; the largest source has 170
+PLAIN: Final = attrs.filters.include(
+    *("converted", "from_cache", "refused", "dropped", "undelivered", "heartbeats"),
+    *("link_up", "link_ended", "links_opened", "lost", "internal_errors"),
+)
+FAILED_FOR: Final = 300.0  # s: without requests nobody knows whether they would still fail
 
 
 @attrs.frozen
@@ -42,6 +49,20 @@ class Service:
     audit: Audit | None = None
 
 
+class Status(StrEnum):
+    """Whether requests are answered."""
+
+    READY = "ready"
+    DEGRADED = "degraded"
+    NOT_READY = "not ready"
+    STOPPING = "stopping"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the connection is up and requests are taken, be it that some fail."""
+        return self in (Status.READY, Status.DEGRADED)
+
+
 def heartbeat_age(stats: Stats, now: float) -> float | None:
     """Seconds since the last heartbeat on the present connection; None if it has had none."""
     if not stats.link_up or stats.heartbeat_at is None or stats.link_since is None:
@@ -49,23 +70,33 @@ def heartbeat_age(stats: Stats, now: float) -> float | None:
     return now - stats.heartbeat_at if stats.heartbeat_at >= stats.link_since else None
 
 
-def readiness(service: Service, now: float) -> tuple[bool, str]:
-    """Whether requests are answered, and one line for people on why."""
-    stats = service.stats
+def readiness(service: Service, now: float) -> tuple[Status, str]:
+    """The status, and one line for people on why.
+
+    It is degraded if a request was refused through no fault of its own within `FAILED_FOR`, and
+    no fetch has succeeded since; or if the audit file cannot be written.
+    """
+    stats, audit = service.stats, service.audit
     if service.bridge.stopping:
-        return False, "stopping"
+        return Status.STOPPING, "stopping"
     if not stats.link_up:
         if stats.link_since is None:
             since = f"no connection yet, {now - service.started:.1f} s after the start"
         else:
             since = f"no connection for {now - stats.link_since:.1f} s"
-        return False, f"{since}: {stats.link_ended}" if stats.link_ended else since
+        return Status.NOT_READY, f"{since}: {stats.link_ended}" if stats.link_ended else since
     age = heartbeat_age(stats, now)
     if age is None:
-        return False, "the connection is up, but no heartbeat has come on it yet"
+        return Status.NOT_READY, "the connection is up, but no heartbeat has come on it yet"
+    up = f"its last heartbeat came {age:.1f} s ago"
     if age >= service.settings.heartbeat_timeout:
-        return False, f"the connection is up, but its last heartbeat came {age:.1f} s ago"
-    return True, f"the connection is up, its last heartbeat came {age:.1f} s ago"
+        return Status.NOT_READY, f"the connection is up, but {up}"
+    up = f"the connection is up, {up}"
+    if stats.failed_at is not None and now - stats.failed_at < FAILED_FOR:
+        return Status.DEGRADED, f"{up}, but requests fail: {stats.failed}"
+    if audit is not None and audit.failing is not None:
+        return Status.DEGRADED, f"{up}, but the audit file cannot be written: {audit.failing}"
+    return Status.READY, up
 
 
 def calls_left(stats: Stats, source: Source, now: float) -> dict[str, int]:
@@ -74,7 +105,7 @@ def calls_left(stats: Stats, source: Source, now: float) -> dict[str, int]:
     The report for a minute is valid for a minute.
     """
     quota = source.quota or Quota()
-    fetched_at = stats.sources.get(source.name, SourceStats()).fetched_at
+    fetched_at = stats.sources[source.name].fetched_at
     left = {}
     if quota.minute_left is not None and fetched_at is not None and now - fetched_at < 60:
         left["minute"] = quota.minute_left
@@ -83,53 +114,31 @@ def calls_left(stats: Stats, source: Source, now: float) -> dict[str, int]:
     return left
 
 
-@attrs.frozen
-class Sample:
-    """About a second: converted and refused requests a second, and times to answer in seconds.
-
-    `mean` and `slowest` are None if there was no answer.
-    """
-
-    converted: float
-    refused: float
-    mean: float | None
-    slowest: float | None
-
-
 class History:
-    """The last ten minutes, a sample a second. `taken` counts the samples since the start."""
+    """The last ten minutes, a sample a second. `taken` counts the samples since the start.
+
+    A sample has the converted and the refused requests a second, and the p50 and the p99 of the
+    times to answer in milliseconds, None if there was no answer.
+    """
 
     def __init__(self, stats: Stats) -> None:
         self._stats = stats
-        self._samples: deque[Sample] = deque(maxlen=SAMPLES)
-        self._before = self._counts()
-        stats.latency.take_slowest()
+        self._samples: deque[list[float | None]] = deque(maxlen=SAMPLES)
+        self._before = stats.converted, stats.refused.total()
+        stats.latency.take_percentiles()
         self.taken = 0
-
-    def _counts(self) -> tuple[int, int, int, float]:
-        stats = self._stats
-        latency = stats.latency
-        return stats.converted, stats.refused.total(), sum(latency.counts), latency.total
 
     def take(self, elapsed: float) -> None:
         """Take a sample of the `elapsed` seconds (above 0) since the one before."""
-        counts = self._counts()
-        converted, refused, answers, seconds = (
-            now - before for now, before in zip(counts, self._before, strict=True)
-        )
+        counts = self._stats.converted, self._stats.refused.total()
+        rates = [(now - old) / elapsed for now, old in zip(counts, self._before, strict=True)]
         self._before = counts
-        slowest = self._stats.latency.take_slowest()
-        self._samples.append(
-            Sample(
-                converted / elapsed,
-                refused / elapsed,
-                seconds / answers if answers else None,
-                slowest if answers else None,
-            )
-        )
+        percentiles = self._stats.latency.take_percentiles()
+        times = [None if one is None else round(one * 1000, 4) for one in percentiles]
+        self._samples.append([*(round(rate, 2) for rate in rates), *times])
         self.taken += 1
 
-    def since(self, taken: int) -> list[Sample]:
+    def since(self, taken: int) -> list[list[float | None]]:
         """The samples kept that came after the first `taken` ones."""
         samples = list(self._samples)
         return samples[max(0, len(samples) - max(0, self.taken - taken)) :]
@@ -147,130 +156,103 @@ class History:
 def overview(service: Service, history: History, now: float, taken: int = 0) -> dict[str, Any]:
     """The data of the status page, with the samples after the first `taken`; times in seconds.
 
-    It holds clipped texts of peers, which the page must escape.
+    `stats` has the names of `Stats`. It holds clipped texts of peers, which the page must escape.
     """
-    stats = service.stats
-    today = service.utc_now()
-    ready, why = readiness(service, now)
-
-    def instant(at: float) -> str:
-        return wire_time(today - timedelta(seconds=now - at))
-
+    stats, audit, feed = service.stats, service.audit, service.settings.feed
+    utc_now = service.utc_now()
+    status, why = readiness(service, now)
+    errors = sorted(stats.recent_errors.values(), key=lambda error: error.at, reverse=True)
     sheets = sorted(service.chain.cache.sheets, key=lambda sheet: sheet.provider)
     sheets.sort(key=lambda sheet: sheet.last, reverse=True)
-    recent_errors = sorted(stats.recent_errors.values(), key=lambda error: error.at, reverse=True)
-    feed = service.settings.feed
+    heartbeat = {"age": heartbeat_age(stats, now), "timeout": service.settings.heartbeat_timeout}
     return {
         "version": __version__,
         "feed": feed.authority if feed else None,
-        "now": wire_time(today),
+        "now": wire_time(utc_now),
         "uptime": now - service.started,
-        "ready": ready,
+        "status": status,
         "why": why,
-        "stopping": service.bridge.stopping,
-        "connection": {
-            "up": stats.link_up,
-            "since": None if stats.link_since is None else instant(stats.link_since),
-            "age": None if stats.link_since is None else now - stats.link_since,
-            "opened": stats.links_opened,
-            "lost": stats.lost.total(),
-            "last_ended": stats.link_ended or None,
-            "retry_in": None if stats.retry_at is None else max(0.0, stats.retry_at - now),
-        },
-        "heartbeat": {
-            "received": stats.heartbeats,
-            "age": heartbeat_age(stats, now),
-            "timeout": service.settings.heartbeat_timeout,
-            "gaps": [round(gap, 3) for gap in list(stats.heartbeat_gaps)[-60:]],
-            "median": median(stats.heartbeat_gaps) if stats.heartbeat_gaps else None,
-            "longest": max(stats.heartbeat_gaps, default=None),
-        },
-        "messages": {
-            "converted": stats.converted,
-            "refused": dict(stats.refused.most_common()),
-            "dropped": dict(stats.dropped.most_common()),
-            "undelivered": stats.undelivered,
-            "waiting": service.bridge.waiting,
-            "outbox": len(service.outbox),
-            "cache_hits": stats.from_cache,
-            "internal_errors": stats.internal_errors,
-        },
-        "audit": None if (audit := service.audit) is None else _audit(audit),
-        "sources": [_source(service, source, now) for source in service.chain.sources],
-        "sheets": {
-            "held": len(sheets),
-            "shown": [
-                {
-                    "asked": sheet.asked,
-                    "provider": sheet.provider,
-                    "days": sheet.days,
-                    "currencies": len(sheet.currencies),
-                    "age": (today - sheet.fetched).total_seconds(),
-                    "remark": _remark(sheet, today.date()),
-                }
-                for sheet in sheets[:MOST_SHOWN]
-            ],
-        },
-        "recent_errors": [
-            {"at": wire_time(error.at), "words": error.words, "count": error.count}
-            for error in recent_errors
+        "stats": attrs.asdict(stats, filter=PLAIN),
+        "link_age": None if stats.link_since is None else now - stats.link_since,
+        "retry_in": None if stats.retry_at is None else max(0.0, stats.retry_at - now),
+        "heartbeat": heartbeat | {"gaps": [round(gap, 3) for gap in stats.heartbeat_gaps]},
+        "waiting": service.bridge.waiting,
+        "outbox": len(service.outbox),
+        "audit": audit and {name: getattr(audit, name) for name in ("failing", "waiting", "lost")},
+        "currencies": _currencies(service, utc_now),
+        "sources": [_source(stats, source, now) for source in service.chain.sources],
+        "sheets_held": len(sheets),
+        "sheets": [
+            {
+                "asked": sheet.asked,
+                "last": str(sheet.last),
+                "provider": sheet.provider,
+                "currencies": len(sheet.currencies),
+                "age": (utc_now - sheet.fetched).total_seconds(),
+                "final": sheet.is_final(sheet.last),
+            }
+            for sheet in sheets[:MOST_SHEETS]
         ],
-        "history": {
-            "taken": history.taken,
-            "samples": [_rounded(sample) for sample in history.since(taken)],
-        },
+        "recent_errors": [attrs.asdict(error) | {"at": wire_time(error.at)} for error in errors],
+        "taken": history.taken,
+        "samples": history.since(taken),
     }
 
 
-def _remark(sheet: RateSheet, today: date) -> str:
-    """Why a sheet may still change, if so."""
-    if sheet.is_final(sheet.last):
-        return ""
-    return "with today" if sheet.last == today else "not final"
+def _currencies(service: Service, utc_now: datetime) -> list[dict[str, Any]]:
+    """The volume of each currency, and its rate: today's if it is held, else the last one used."""
+    today, seen, chain = utc_now.date(), service.stats.currencies, service.chain
+    held = {(sheet.provider, sheet.asked): sheet for sheet in chain.cache.sheets}
+    rates: dict[str, Rate | None] = {currency: one.rate for currency, one in seen.items()}
+    for source in reversed(chain.sources):  # the first source's come last, and stay
+        sheet = held.get((source.name, source.asks(today, today)))
+        if sheet is None or not sheet.serves(today, utc_now, chain.cache.life):
+            continue
+        for currency in sheet.currencies:
+            row, day = sheet.find(currency, today) or (None, today)
+            if isinstance(row, Quote):
+                known = (row.units, row.euro, day, today, source.name, sheet.fetched)
+                rates[currency] = Rate(currency, *known, cached=True)
+    rows: list[dict[str, Any]] = []
+    for currency, last in rates.items():
+        rate = fixed_rate(currency, today) or last
+        shown: dict[str, Any] = {"currency": currency, "converted": 0, "euros": 0.0}
+        if currency in seen:
+            shown |= {
+                "converted": seen[currency].converted,
+                "euros": round(seen[currency].euros, 2),
+            }
+        if rate is not None:
+            shown |= {"rate": rate.text, "provider": rate.provider}
+            shown |= {"day": str(rate.day), "asked": str(rate.asked)}
+        rows.append(shown)
+    rows.sort(key=lambda row: (-row["converted"], row["currency"]))
+    return rows[:MOST_CURRENCIES]
 
 
-def _source(service: Service, source: Source, now: float) -> dict[str, Any]:
+def _source(stats: Stats, source: Source, now: float) -> dict[str, Any]:
     """How a source's last fetch ended, and how long ago."""
-    stats = service.stats
-    seen = stats.sources.get(source.name, SourceStats())
+    seen = stats.sources[source.name]
     left = calls_left(stats, source, now)
-    answered = stats.fetches[source.name, "ok"]
-    asked = sum(count for (name, _), count in stats.fetches.items() if name == source.name)
-    limited_for = 0.0 if seen.limited_until is None else seen.limited_until - now
-    failure = seen.failure
-    if limited_for > 0:
-        state = "rate-limited"
-        failure = seen.limit
-    elif seen.failure:
+    answered = seen.fetches[FetchOutcome.OK]
+    limited_for = max(0.0, (seen.limited_until or now) - now)
+    state, failure = "succeeded" if answered else "not asked yet", seen.failure
+    if limited_for:
+        state, failure = "rate-limited", seen.limit
+    elif failure:
         state = "incomplete" if seen.outcome in LACKING and answered else "failed"
-    else:
-        state = "succeeded" if answered else "not asked yet"
     return {
         "name": source.name,
         "state": state,
-        "failure": failure or None,
-        "limited_for": limited_for if limited_for > 0 else None,
+        "failure": failure,
+        "limited_for": limited_for,
         "answered": answered,
-        "failed": asked - answered,
-        "implausible": stats.implausible[source.name],
+        "failed": seen.fetches.total() - answered,
+        "implausible": seen.implausible,
         "fetched_ago": None if seen.fetched_at is None else now - seen.fetched_at,
         "answered_ago": None if seen.answered_at is None else now - seen.answered_at,
-        "took": None if seen.answered_at is None else seen.seconds,
+        "took": seen.seconds,
         "minute_left": left.get("minute"),
         "month_left": left.get("month"),
         "month_total": source.quota.month_total if source.quota else None,
     }
-
-
-def _audit(audit: Audit) -> dict[str, Any]:
-    return {"failing": audit.failing, "waiting": audit.waiting, "lost": audit.lost}
-
-
-def _rounded(sample: Sample) -> list[float | None]:
-    """A sample for JSON, times in milliseconds, rounded for a chart."""
-    return [
-        round(sample.converted, 2),
-        round(sample.refused, 2),
-        None if sample.mean is None else round(sample.mean * 1000, 4),
-        None if sample.slowest is None else round(sample.slowest * 1000, 4),
-    ]

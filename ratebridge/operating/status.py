@@ -8,6 +8,7 @@ of the loop, in turn.
 
 import os
 import re
+import resource
 import socket
 import time
 from collections.abc import Callable, Collection
@@ -22,11 +23,12 @@ import msgspec
 import trio
 
 from ..errors import CannotStart
-from .journal import Journal
-from .metrics import CONTENT_TYPE, metrics_text
+from ..observer import Observer
+from .metrics import Metrics
 from .overview import History, Service, overview, readiness
 
-MOST_CLIENTS: Final = 64  # the feed and the sources need file descriptors too
+MOST_CLIENTS: Final = 64
+CLIENTS_SHARE: Final = 8  # one descriptor in so many: the feed and the sources need them too
 MOST_HEAD: Final = 8192  # bytes of a request
 MOST_READS: Final = 8  # for a request, which usually takes one, and again for what follows it
 SERVED_WITHIN: Final = 5.0  # s for a connection, from its opening to its end
@@ -49,23 +51,21 @@ HEADERS: Final = [
     (b"connection", b"close"),
 ]
 
-_PAGE: Final = {
-    "/": ("page.html", "text/html; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-}
-_TEXT: Final = "text/plain; charset=utf-8"
-_JSON: Final = "application/json"
+_FILES: Final = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
+_MEDIA: Final = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 _to_json = msgspec.json.Encoder().encode
 
 T = TypeVar("T")
 
 
 @attrs.frozen
-class Answer:
+class Page:
+    """The answer to a request: text, unless it says otherwise."""
+
     body: bytes
-    media_type: str = _TEXT
+    media_type: str = "text/plain; charset=utf-8"
     status: int = 200
+    zipped: bool = False
 
 
 class Pages:
@@ -74,63 +74,60 @@ class Pages:
     def __init__(self, service: Service, history: History, hosts: Collection[str]) -> None:
         self._service = service
         self._history = history
+        self._metrics = Metrics(service)
         self._hosts = {"", "localhost", *map(str.lower, hosts)}
-        self._routes: dict[str, Callable[[str], Answer]] = {
-            "/healthz": self._healthz,
-            "/readyz": self._readyz,
-            "/metrics": self._metrics,
-            "/status.json": self._status,
+        self._files = {
+            path: Page(
+                files(__package__).joinpath("page", name).read_bytes(),
+                f"{_MEDIA[name.partition('.')[2]]}; charset=utf-8",
+            )
+            for path, name in _FILES.items()
         }
-        for path, (name, media_type) in _PAGE.items():
-            file = Answer(files(__package__).joinpath("page", name).read_bytes(), media_type)
-            self._routes[path] = partial(_same, file)
 
-    def answer(self, method: str, target: str, host: str = "") -> Answer:
-        """The answer to a request. `host` is its Host header; HTTP/1.0 needs none."""
-        if not self._is_ours(host):
-            text = b"ask by an IP address, as localhost, or by a name of RATEBRIDGE_STATUS_HOSTS\n"
-            return Answer(text, status=421)
-        path, _, query = target.partition("?")
-        if path not in self._routes:
-            return Answer(b"there is no such page\n", status=404)
-        if method not in ("GET", "HEAD"):
-            return Answer(b"GET and HEAD only\n", status=405)
-        return self._routes[path](query)
-
-    def _is_ours(self, host: str) -> bool:
-        """Whether a request by this host name is safe from DNS rebinding."""
+    def answer(self, method: str, target: str, headers: dict[str, str]) -> Page:
+        """The answer to a request; `headers` have lower-case names. HTTP/1.0 needs no host."""
+        host = headers.get("host", "")
+        # The absolute form, whose authority counts instead of the host (RFC 9112, 3.2.2).
+        if absolute := re.fullmatch("(?i)http://([^/?]*)(.*)", target):
+            host, target = absolute[1] or "none", f"/{absolute[2].removeprefix('/')}"
+        # Only by a name that is ours: a page elsewhere can have its own name resolved to our
+        # address, and then read the answers.
         name = re.sub(r":\d*$", "", host).lower()
-        if name in self._hosts:
-            return True
-        try:
-            ip_address(name.removeprefix("[").removesuffix("]"))
-        except ValueError:
-            return False
-        return True
+        if name not in self._hosts:
+            try:
+                ip_address(name.removeprefix("[").removesuffix("]"))
+            except ValueError:
+                how = (
+                    b"ask by an IP address, as localhost, or by a name of RATEBRIDGE_STATUS_HOSTS\n"
+                )
+                return Page(how, status=421)
+        path, _, query = target.partition("?")
+        if path not in (*self._files, "/healthz", "/readyz", "/metrics", "/status.json"):
+            return Page(b"there is no such page\n", status=404)
+        if method not in ("GET", "HEAD"):
+            return Page(b"GET and HEAD only\n", status=405)
+        now = trio.current_time()
+        match path:
+            case "/healthz":
+                uptime = round(now - self._service.started, 3)
+                return _json({"healthy": True, "why": "the event loop turns", "uptime": uptime})
+            case "/readyz":
+                status, why = readiness(self._service, now)
+                told = {"ready": status.is_ready, "status": status, "why": why}
+                return _json(told, 200 if status.is_ready else 503)
+            case "/metrics":
+                accepted = headers.get("accept", ""), headers.get("accept-encoding", "")
+                body, media_type, zipped = self._metrics.answer(*accepted)
+                return Page(body, media_type, zipped=zipped)
+            case "/status.json":
+                after = re.fullmatch(r"after=(\d{1,15})", query, re.ASCII)
+                seen = int(after[1]) if after else 0
+                return _json(overview(self._service, self._history, now, seen))
+        return self._files[path]
 
-    def _healthz(self, _query: str) -> Answer:
-        uptime = round(trio.current_time() - self._service.started, 3)
-        return _json({"healthy": True, "why": "the event loop turns", "uptime": uptime})
 
-    def _readyz(self, _query: str) -> Answer:
-        ready, why = readiness(self._service, trio.current_time())
-        return _json({"ready": ready, "why": why}, 200 if ready else 503)
-
-    def _metrics(self, _query: str) -> Answer:
-        return Answer(metrics_text(self._service).encode(), CONTENT_TYPE)
-
-    def _status(self, query: str) -> Answer:
-        after = re.fullmatch(r"after=(\d{1,15})", query, re.ASCII)
-        seen = int(after[1]) if after else 0
-        return _json(overview(self._service, self._history, trio.current_time(), seen))
-
-
-def _json(content: dict[str, Any], status: int = 200) -> Answer:
-    return Answer(_to_json(content), _JSON, status)
-
-
-def _same(answer: Answer, _query: str) -> Answer:
-    return answer
+def _json(content: dict[str, Any], status: int = 200) -> Page:
+    return Page(_to_json(content), "application/json", status)
 
 
 class Share:
@@ -158,19 +155,22 @@ class StatusServer:
     cannot listen there.
     """
 
-    def __init__(self, address: tuple[str, int], journal: Journal) -> None:
-        self._journal = journal
+    def __init__(self, address: tuple[str, int], observer: Observer) -> None:
+        self._observer = observer
         self._host, port = address
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         try:
-            self._host.encode("idna")  # `create_server` would leak a socket for such a name
-            self._socket = socket.create_server(address, family=family, backlog=BACKLOG)
-        except (OSError, ValueError) as error:
+            self._socket = _listen(self._host, port)
+        except (OSError, UnicodeError) as error:
             where = _spelled(self._host, port)
             raise CannotStart(
                 f"RATEBRIDGE_STATUS_ADDRESS: cannot listen on {where} ({_why(error)})"
             ) from None
         self.address: Final = _spelled(*self._socket.getsockname()[:2])
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        few = (
+            descriptors // CLIENTS_SHARE if descriptors != resource.RLIM_INFINITY else MOST_CLIENTS
+        )
+        self._most_clients = max(1, min(MOST_CLIENTS, few))
         self._share = Share()
         # The oldest first; True while its request is being answered.
         self._clients: dict[trio.CancelScope, bool] = {}
@@ -188,29 +188,26 @@ class StatusServer:
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._socket))
         async with listener, trio.open_nursery() as status_nursery:
             status_nursery.start_soon(history.keep, name="status history")
-            self._journal.note("status.listening", address=self.address)
+            self._observer.note("status.listening", address=self.address)
             task_status.started()
             while True:
                 await trio.sleep(CONNECTION_REST)
-                if len(self._clients) == MOST_CLIENTS:
-                    self._drop_an_idle_one()
+                if len(self._clients) == self._most_clients:
+                    # End the oldest that waits for its client, if any, but not the newest.
+                    for client_scope, in_turn in list(self._clients.items())[:-1]:
+                        if not in_turn:
+                            client_scope.cancel()
+                            break
                     continue
                 try:
                     stream = await listener.accept()
                 except OSError as error:  # there is no file descriptor left
-                    self._journal.warn("status.failed", detail=_why(error))
+                    self._observer.warn("status.failed", detail=_why(error))
                     await trio.sleep(NO_DESCRIPTOR_REST)
                     continue
                 client_scope = trio.CancelScope(deadline=trio.current_time() + SERVED_WITHIN)
                 self._clients[client_scope] = False
                 status_nursery.start_soon(self._serve, stream, pages, client_scope)
-
-    def _drop_an_idle_one(self) -> None:
-        """End the oldest connection that waits for its client, if any, but not the newest."""
-        for client_scope, in_turn in list(self._clients.items())[:-1]:
-            if not in_turn:
-                client_scope.cancel()
-                return
 
     async def _serve(
         self, stream: trio.SocketStream, pages: Pages, client_scope: trio.CancelScope
@@ -238,7 +235,7 @@ class StatusServer:
         except trio.BrokenResourceError:
             pass  # the client has gone
         except Exception as bug:  # noqa: BLE001 - a bug here must not stop the service
-            self._journal.internal_error("status", bug)
+            self._observer.internal_error("status", bug)
         finally:
             del self._clients[client_scope]
             stream.socket.close()
@@ -247,34 +244,58 @@ class StatusServer:
 def _take(connection: h11.Connection, received: bytes, pages: Pages) -> bytes | None:
     """The response to the bytes so far; None: read on; b"": none."""
     method = "GET"
+    if received and not connection.trailing_data[0]:
+        received = received.lstrip(b"\r\n")  # empty lines before a request (RFC 9112, 2.2)
+        if not received:
+            return None
     try:
         connection.receive_data(received)
         request = connection.next_event()
     except h11.RemoteProtocolError as error:
-        answer = Answer(f"{error}\n".encode(), status=error.error_status_hint)
+        page = Page(f"{error}\n".encode(), status=error.error_status_hint)
     else:
         if request is h11.NEED_DATA:
             return None
         if not isinstance(request, h11.Request):
             return b""
         method = request.method.decode()
-        host = dict(request.headers).get(b"host", b"").decode("latin-1")
-        answer = pages.answer(method, request.target.decode("latin-1"), host)
+        fields = {name.decode(): value.decode("latin-1") for name, value in request.headers}
+        page = pages.answer(method, request.target.decode("latin-1"), fields)
     headers = [
         *HEADERS,
-        (b"content-type", answer.media_type.encode()),
-        (b"content-length", b"%d" % len(answer.body)),
+        (b"content-type", page.media_type.encode()),
+        (b"content-length", b"%d" % len(page.body)),
         (b"date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime()).encode()),
     ]
-    if answer.status == 405:
+    if page.status == 405:
         headers.append((b"allow", b"GET, HEAD"))
-    response = connection.send(h11.Response(status_code=answer.status, headers=headers)) or b""
+    if page.zipped:
+        headers.append((b"content-encoding", b"gzip"))
+    response = connection.send(h11.Response(status_code=page.status, headers=headers)) or b""
     if method != "HEAD":
-        response += connection.send(h11.Data(answer.body)) or b""
+        response += connection.send(h11.Data(page.body)) or b""
     return response + (connection.send(h11.EndOfMessage()) or b"")
 
 
-def _why(error: OSError | ValueError) -> str:
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on the first address of the host that can be had.
+
+    An IPv6 one takes IPv4 as well where it stands for every address. Raises OSError or
+    UnicodeError.
+    """
+    problem: OSError | None = None
+    kind = {"type": int(socket.SOCK_STREAM), "flags": int(socket.AI_PASSIVE)}
+    for family, *_, address in socket.getaddrinfo(host, port, **kind):
+        dual = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        options: dict[str, Any] = {"family": family, "backlog": BACKLOG, "dualstack_ipv6": dual}
+        try:
+            return socket.create_server(address, **options)
+        except OSError as error:
+            problem = problem or error
+    raise problem or OSError("there is no such host")
+
+
+def _why(error: OSError | UnicodeError) -> str:
     """The system's error text, without the address that `create_server` adds."""
     if isinstance(error, OSError) and (error.errno or 0) > 0:
         return os.strerror(error.errno or 0)

@@ -2,8 +2,9 @@
 
 The sources that can have the currency are asked in their order, each by one call for all that it
 brings with the day, however many requests wait for it. The next one is asked when one fails, lacks
-the currency, or has taken its share of the deadline, be it for an earlier request. A fetch is a task of the service's nursery: it
-outlives the request and the connection that it began for, and what it brings serves the next one.
+the currency, or has taken its share of the deadline, be it for an earlier request. A fetch is a
+task of the service's nursery: it outlives the request and the connection that it began for, and
+what it brings serves the next one.
 
 The rate that answered a currency and day goes on answering them until its sheet is due again. So
 each request of a bet gets the same, also where a source has failed and is back. What is answered
@@ -304,10 +305,13 @@ class RateChain:
 
     def _start(self, source: Source, day: date) -> _Fetch:
         """The one fetch of this sheet, started if none is under way."""
-        # A fetch from before midnight does not bring an ended day's rates.
         today = self._utc_now().date()
         key = source.name, source.asks(day, today), today
         fetch = self._fetches.get(key)
+        yesterday = today - timedelta(days=1)
+        if fetch is None and day < yesterday:
+            # A fetch from before midnight does not bring the rates of the day that it ended.
+            fetch = self._fetches.get((*key[:2], yesterday))
         if fetch is None:
             access, mono = self._access[source.name], trio.current_time()
             if access.budget is not None:

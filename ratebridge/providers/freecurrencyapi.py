@@ -208,6 +208,7 @@ class FreeCurrencyApi:
             other = await self._http.get(url, params, self._headers)
             if other.status == 200:
                 self._base = {}
+            if other.status != answer.status:
                 answer = other
         self._read_quota(answer, now)
         if answer.status == 429:

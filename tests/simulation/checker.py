@@ -8,13 +8,19 @@ that has not left when its write is cut short must begin the next connection, by
 for byte, unless it was reported as undelivered. TLS is the exception, because the
 stream does not show how far a write has come: there the whole write is repeated, so
 the peer may get its first replies twice (at least once).
+
+Things also happen in time (liveness). On a connection that is up, what has arrived is
+read at once; a request that was read is answered within the deadline of the rates; and
+a reply is written within a second, not counting the time in which a write is stalled.
+A connection counts as healthy until it is lost or until it has a fatal error.
 """
 
 import re
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
+from itertools import zip_longest
 from math import inf
 from typing import Final
 
@@ -26,16 +32,17 @@ from ratebridge.settings import Settings
 from .sources import ScriptedSource, acceptable
 from .trace import Attempt, Trace
 from .traffic import Ask, day_of, id_of, number_of, read_reply, to_euro
-from .wire import CLOSE, PONG, TEXT, Wire, Write
+from .wire import CLOSE, PONG, TEXT, Mark, Wire, Write
 
 TOLERANCE: Final = 1e-3  # s; on a virtual clock nothing takes time but waiting
 GRACE: Final = 0.1  # s to read what has arrived, then the peer is silent
 OPEN_WITHIN: Final = 5.0
 WRITE_WITHIN: Final = 2.0 * 9 / 8  # s: it is polled eight times, and begins between two polls
 CLOSE_WITHIN: Final = 1.0
+LEAVES_WITHIN: Final = 1.0  # s from a reply to its write, on a healthy connection
 LOOK: Final = 1.1  # that period is looked at in tenths, and one of them may be repeated
 EXCUSE: Final = 0.25  # s: after a longer stall of our own a silent peer gets another period
-PROOF: Final = 5.0  # s up
+STABLE_AFTER: Final = 5.0  # s up
 BLIP: Final = 0.1
 EAGER: Final = 1.0
 EAGER_WAITS: Final = 8
@@ -94,9 +101,12 @@ class Checker:
                 self._check_staleness(attempt, attempt.wire, attempt.up)
                 self._check_heartbeats_sent(attempt, attempt.wire, attempt.up, attempt.lost)
                 self._check_pongs(attempt, attempt.wire)
+                self._check_reading(attempt.wire, attempt.up, attempt.lost)
                 self._check_violation(attempt, attempt.wire)
         self._check_order_of_what_was_refused()
         self._check_accounts()
+        self._check_answers()
+        self._check_departures()
         self._check_replies()
         self._check_refusals()
 
@@ -165,9 +175,9 @@ class Checker:
             if last - first < span:
                 self._complain(f"{most + 1} dials in {last - first:.2f} s", last)
                 break
-        failures = EAGER_WAITS  # since the last proven connection
+        failures = EAGER_WAITS  # since the last stable connection
         for before, after in zip(self._trace.attempts, self._trace.attempts[1:], strict=False):
-            failures = 0 if _has_proved(before) else failures + 1
+            failures = 0 if _was_stable(before) else failures + 1
             self._check_wait(before, after, failures)
 
     def _check_wait(self, before: Attempt, after: Attempt, failures: int) -> None:
@@ -185,7 +195,7 @@ class Checker:
         elif failures == 0:
             most, why = BLIP, "after a blip"
         elif failures < EAGER_WAITS:
-            most, why = min(most, EAGER), "soon after a proven link"
+            most, why = min(most, EAGER), "soon after a stable link"
         if waited > max(most, away) + TOLERANCE:
             self._complain(f"waited {waited:.2f} s {why}", after.began)
         if after.began - before.lost < away - TOLERANCE:
@@ -205,7 +215,7 @@ class Checker:
         """A connection ends without heartbeats, and after a fatal error of the peer."""
         trace = self._trace
         closed = wire.closed if wire.closed is not None else inf
-        fatal = next((at for at, mark in wire.read if mark.kind == "fatal"), inf)
+        fatal = _fatal(wire.read)
         beats = [max(at, up) for at, mark in wire.read if mark.kind == "beat"]
         for heard, then in zip([up, *beats], [*beats, closed], strict=True):
             bound = self._settings.heartbeat_timeout + GRACE
@@ -275,13 +285,65 @@ class Checker:
         if not held_up and not _is_subsequence(sure, pongs):
             self._complain("a ping was not answered", attempt.began)
 
+    # Liveness.
+
+    def _check_reading(self, wire: Wire, up: float, lost: float) -> None:
+        """What arrives on a healthy connection is read at once."""
+        healthy_until = min(lost, _fatal(wire.arrived))
+        for (came, mark), (read, _) in zip_longest(wire.arrived, wire.read, fillvalue=(inf, None)):
+            since = self._trace.settled(max(came, up))
+            till = min(read, healthy_until)
+            if till - since > self._trace.stalled(since, till) + TOLERANCE:
+                self._complain(f"{mark} was not read for {till - since:.2f} s", since)
+                return
+
+    def _check_answers(self) -> None:
+        """A request that was read has its reply within the deadline of the rates."""
+        due: defaultdict[str, list[float]] = defaultdict(list)
+        for attempt in self._trace.attempts:
+            for at, mark in attempt.wire.read if attempt.wire is not None else ():
+                if mark.kind == "ask" and self._sure(attempt, at):
+                    since = self._trace.settled(max(at, attempt.up or at))
+                    till = since + self._settings.rate_deadline
+                    due[mark.what.id].append(till + self._trace.stalled(since, till) + TOLERANCE)
+        for key, times in due.items():
+            made = [reply.at for reply in self._trace.made.get(key, ())]
+            for number, time in enumerate(sorted(times), start=1):
+                if time < self._stop_at and sum(at <= time for at in made) < number:
+                    self._complain(f"request {key} had no reply in time", time)
+
+    def _check_departures(self) -> None:
+        """A reply is written within a second while a healthy connection takes bytes."""
+        trace = self._trace
+        gone: defaultdict[str, list[float]] = defaultdict(list)
+        for key, times in trace.undelivered.items():
+            gone[key] += [at for at, _ in times]
+        for batch in self._batches():
+            for frame in batch.replies[: batch.left]:
+                gone[id_of(frame.decode())].append(batch.at)
+        healthy = [
+            (attempt.wire, attempt.up, min(attempt.lost, self._stop_at, _fatal(attempt.wire.read)))
+            for attempt in trace.attempts
+            if attempt.wire is not None and attempt.up is not None and attempt.lost is not None
+        ]
+        for key, replies in trace.made.items():
+            made = sorted(reply.at for reply in replies)
+            for one, left in zip_longest(made, sorted(gone[key]), fillvalue=inf):
+                for wire, up, until in healthy:
+                    since, till = trace.settled(max(one, up)), min(left, until)
+                    if till - since <= LEAVES_WITHIN:
+                        continue
+                    bound = LEAVES_WITHIN + trace.stalled(since, till)
+                    if till - since > bound + _held_up(wire, since, till) + TOLERANCE:
+                        self._complain(f"the reply {key} waited for {till - since:.2f} s", since)
+
     # The messages.
 
     def _sure(self, attempt: Attempt, at: float) -> bool:
         """Whether what was read at `at` must have been dealt with: see the module's text."""
         if attempt.wire is None or attempt.up is None:
             return False
-        fatal = next((t for t, mark in attempt.wire.read if mark.kind == "fatal"), inf)
+        fatal = _fatal(attempt.wire.read)
         lost = attempt.lost if attempt.lost is not None else inf
         settled = self._trace.settled(max(at, attempt.up))
         return settled + 1e-9 < min(fatal, lost, self._stop_at)
@@ -304,21 +366,21 @@ class Checker:
                     taken = write.ended or taken
 
     def _check_order_of_what_was_refused(self) -> None:
-        owed: deque[bytes] = deque()
+        unsent: deque[bytes] = deque()
         undelivered = Counter({key: len(times) for key, times in self._trace.undelivered.items()})
         for batch in self._batches():
             for frame in batch.replies:
-                while owed and owed[0] != frame and undelivered[id_of(owed[0].decode())] > 0:
-                    undelivered[id_of(owed.popleft().decode())] -= 1
-                if owed and owed[0] == frame:
-                    owed.popleft()
-                elif owed:
+                while unsent and unsent[0] != frame and undelivered[id_of(unsent[0].decode())] > 0:
+                    undelivered[id_of(unsent.popleft().decode())] -= 1
+                if unsent and unsent[0] == frame:
+                    unsent.popleft()
+                elif unsent:
                     self._complain(
-                        f"{frame!r} went before {owed[0]!r}, which was refused", batch.at
+                        f"{frame!r} went before {unsent[0]!r}, which was refused", batch.at
                     )
-                    owed.clear()
+                    unsent.clear()
             refused = reversed(batch.replies[batch.left :])
-            owed.extendleft(frame for frame in refused if not _is_overloaded(frame))
+            unsent.extendleft(frame for frame in refused if not _is_overloaded(frame))
 
     def _check_accounts(self) -> None:
         """Each request received has one reply that left, or one undelivered."""
@@ -473,11 +535,16 @@ class Checker:
         return states | (before & {"lacking"})
 
 
-def _has_proved(attempt: Attempt) -> bool:
+def _was_stable(attempt: Attempt) -> bool:
     """Whether the connection was up long enough and had a heartbeat."""
-    if attempt.end is None or attempt.wire is None or attempt.end.uptime < PROOF:
+    if attempt.end is None or attempt.wire is None or attempt.end.uptime < STABLE_AFTER:
         return False
     return any(mark.kind == "beat" for _, mark in attempt.wire.read)
+
+
+def _fatal(marks: Sequence[tuple[float, Mark]]) -> float:
+    """When the first fatal error of the peer came."""
+    return next((at for at, mark in marks if mark.kind == "fatal"), inf)
 
 
 def _held_up(wire: Wire, begin: float, end: float) -> float:

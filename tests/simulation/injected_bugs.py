@@ -1,4 +1,4 @@
-"""Bugs to inject one at a time, to prove that the simulation finds them."""
+"""Bugs to inject one at a time, to show that the simulation finds them."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -13,7 +13,7 @@ from ratebridge.bridge import Moment
 from ratebridge.link.link import Link
 from ratebridge.link.stream import LinkStream, Write
 from ratebridge.messages import Heartbeat
-from ratebridge.outbox import Reply
+from ratebridge.outbox import Outbox, Reply
 from ratebridge.session import GOING_AWAY, Session, SessionEnd
 from ratebridge.supervisor import OpenLink, Supervisor
 
@@ -91,6 +91,39 @@ def cut_write_does_not_poison() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def outbox_never_told_of_a_link() -> Iterator[None]:
+    """Replies wait for a connection for ever."""
+    with patch.object(Outbox, "attach", lambda self, _put: self._fill()):
+        yield
+
+
+@contextmanager
+def heartbeat_sender_dies() -> Iterator[None]:
+    """No heartbeat is sent any more when a connection has been up for a while."""
+    send = Session._send_heartbeats
+
+    async def send_for_a_while(self: Session) -> None:
+        with trio.move_on_after(2.5):
+            await send(self)
+
+    with patch.object(Session, "_send_heartbeats", send_for_a_while):
+        yield
+
+
+@contextmanager
+def receive_loop_stops() -> Iterator[None]:
+    """Nothing is read any more when a connection has been up for a while."""
+    receive = Session._receive
+
+    async def receive_for_a_while(self: Session) -> None:
+        with trio.move_on_after(2.5):
+            await receive(self)
+
+    with patch.object(Session, "_receive", receive_for_a_while):
+        yield
+
+
 @attrs.frozen
 class InjectedBug:
     """A bug, and a part of the violation that it causes."""
@@ -105,4 +138,7 @@ INJECTED_BUGS: Final[Mapping[str, InjectedBug]] = {
     "polite-stale-close": InjectedBug(polite_close_on_a_stale_link, "and no refresh"),
     "backoff-reset": InjectedBug(backoff_reset_at_connect, "dials in"),
     "no-poison": InjectedBug(cut_write_does_not_poison, "follow a write that was cut short"),
+    "replies-never-sent": InjectedBug(outbox_never_told_of_a_link, "waited for"),
+    "heartbeats-stop": InjectedBug(heartbeat_sender_dies, "between heartbeats of ours"),
+    "receiving-stops": InjectedBug(receive_loop_stops, "was not read for"),
 }

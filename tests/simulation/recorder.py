@@ -10,11 +10,9 @@ import trio
 from ratebridge import bridge as bridge_module
 from ratebridge import outbox as outbox_module
 from ratebridge.bridge import Bridge, Moment
-from ratebridge.errors import LinkFailed, NoRate, Refused, SourceFailed
+from ratebridge.errors import Drop, LinkFailed, NoRate, Refused, SourceFailed
 from ratebridge.messages import Heartbeat
-from ratebridge.observer import Converted
-from ratebridge.operating.journal import Journal
-from ratebridge.operating.stats import Stats
+from ratebridge.observer import Converted, Observer
 from ratebridge.outbox import Outbox, Reply
 from ratebridge.session import SessionEnd
 
@@ -23,8 +21,8 @@ from .trace import Made, Trace
 from .traffic import number_of
 
 
-class Recorder(Journal):
-    """A journal that writes its log and what the checker needs to the trace."""
+class Recorder(Observer):
+    """An observer that writes its log and what the checker needs to the trace."""
 
     def __init__(
         self,
@@ -32,7 +30,7 @@ class Recorder(Journal):
         clock: Callable[[], datetime],
         sources: Sequence[ScriptedSource],
     ) -> None:
-        super().__init__(Stats(), clock)
+        super().__init__(utc_now=clock)
         self._trace = trace
         self._sources = {source.name: source for source in sources}
         self.outbox: Outbox | None = None
@@ -45,12 +43,11 @@ class Recorder(Journal):
             raise structlog.DropEvent
 
         level = "info" if trace.log is not None else "critical"
-        self._log = structlog.wrap_logger(
+        self.log = structlog.wrap_logger(
             structlog.PrintLogger(),
             processors=[into_chronicle],
             wrapper_class=structlog.make_filtering_bound_logger(level),
         ).bind()
-        self._debug = False
 
     # The link.
 
@@ -77,14 +74,14 @@ class Recorder(Journal):
 
     # The messages.
 
-    def dropped(self, reason: str, frame: bytes) -> None:
+    def dropped(self, reason: Drop, frame: bytes) -> None:
         super().dropped(reason, frame)
         self._trace.dropped[reason] += 1
 
     def converted(self, conversions: Sequence[Converted], seconds: float) -> None:
         super().converted(conversions, seconds)
         for request, *_ in conversions:
-            number = number_of(request.reply.decode("latin-1"))
+            number = number_of(request.frame.decode("latin-1"))
             assert number is not None
             self._trace.converted.append((trio.current_time(), number))
             self._make(request.id, "converted", seconds)

@@ -18,6 +18,7 @@ from ratebridge import app, bridge, outbox
 from ratebridge.app import Dependencies, serve
 from ratebridge.history import embedded
 from ratebridge.link.address import Address
+from ratebridge.link.tls import tls_context
 from ratebridge.settings import Settings
 
 from . import feed as feed_module
@@ -92,7 +93,7 @@ def _scheduled_by(seed: int) -> Iterator[None]:
             _run._r.setstate(state)
 
 
-_tls_context = cache(app.tls_context)  # 70 ms, and nothing here is encrypted
+_tls_context = cache(tls_context)  # 70 ms, and nothing here is encrypted
 
 
 class _Simulation:

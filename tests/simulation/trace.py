@@ -84,8 +84,8 @@ class Trace:
         )
 
     def settled(self, at: float) -> float:
-        """The end of the instant `at`: that of a stall that began in it, if one did."""
+        """When our loop goes on after `at`: behind the stall that begins or lasts then, if any."""
         for since, to in self.stalls:
-            if abs(since - at) < 1e-9:
+            if since - 1e-9 < at < to:
                 at = to
         return at

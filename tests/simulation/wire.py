@@ -233,6 +233,7 @@ class Wire(trio.socket.SocketType):
 
     def close(self) -> None:
         if self.closed is None:
+            self._arrive()
             self.closed = trio.current_time()
             if self._write is not None:
                 self._end_write(self._write)

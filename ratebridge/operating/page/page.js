@@ -19,7 +19,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const byId = (id) => document.getElementById(id);
 const whole = new Intl.NumberFormat("en");
 
-let samples = []; // [converted a second, refused a second, mean ms or null, slowest ms or null]
+let samples = []; // [converted a second, refused a second, p50 in ms or null, p99 in ms or null]
 let taken = 0; // the service's count of samples at the last poll
 let uptime = 0;
 let heardAt = null;
@@ -98,10 +98,13 @@ function fill(id, items, build) {
 }
 
 function facts(id, rows) {
-  fill(id, rows, ([term, value, more, name]) => {
+  fill(id, rows, ([term, value, more, name, event]) => {
     const description = element("dd", name, value);
     if (more) within(description, " ", element("small", "", more));
-    return [element("dt", name, term), description];
+    if (!event) return [element("dt", name, term), description];
+    const meaning = element("a", "", term);
+    meaning.href = `#${event}`;
+    return [within(element("dt", name), meaning), description];
   });
 }
 
@@ -230,23 +233,23 @@ function drawLatency() {
     const time = answered.reduce((sum, sample) => sum + (sample[0] + sample[1]) * sample[2], 0);
     return {
       x,
-      mean: answered.length ? time / count : null,
-      slowest: answered.length ? Math.max(...answered.map((sample) => sample[3])) : null,
+      p50: answered.length ? time / count : null,
+      p99: answered.length ? Math.max(...answered.map((sample) => sample[3])) : null,
     };
   });
-  const values = all.flatMap((point) => [point.mean, point.slowest]).filter((value) => value > 0);
+  const values = all.flatMap((point) => [point.p50, point.p99]).filter((value) => value > 0);
   // At least two decades: answers by a cached rate and from a source differ that much.
   const low = values.length ? Math.floor(Math.log10(Math.min(...values))) : -1;
   const high = Math.max(low + 2, values.length ? Math.ceil(Math.log10(Math.max(...values))) : 1);
   const y = (value) =>
     known(value) ? HEIGHT * (1 - (Math.log10(Math.max(value, 10 ** low)) - low) / (high - low)) : null;
-  const means = all.map((point) => ({ x: point.x, y: y(point.mean) }));
-  const slowest = all.map((point) => ({ x: point.x, y: y(point.slowest) }));
+  const middle = all.map((point) => ({ x: point.x, y: y(point.p50) }));
+  const upper = all.map((point) => ({ x: point.x, y: y(point.p99) }));
   const decades = Array.from({ length: high - low + 1 }, (_, index) => low + index);
   byId("latency-plot").replaceChildren(
     ...decades.map((decade) => grid(y(10 ** decade))),
-    shape("path", "area", { d: band(slowest, means) }),
-    shape("path", "line", { d: line(means) }),
+    shape("path", "area", { d: band(upper, middle) }),
+    shape("path", "line", { d: line(middle) }),
   );
   scale("latency-scale",
     decades.map((decade) => ({ y: y(10 ** decade), words: milliseconds(10 ** decade) })), HEIGHT);
@@ -255,13 +258,15 @@ function drawLatency() {
   const recent = samples.slice(-CURRENT).filter((sample) => known(sample[2]));
   const count = recent.reduce((sum, sample) => sum + sample[0] + sample[1], 0);
   const time = recent.reduce((sum, sample) => sum + (sample[0] + sample[1]) * sample[2], 0);
+  const p99 = recent.length ? milliseconds(Math.max(...recent.map((sample) => sample[3]))) : "–";
   say("latency", recent.length ? milliseconds(time / count) : "–");
-  const worst = Math.max(0, ...values);
-  describe("latency-plot", `Time to answer, from ${words}: mean ${byId("latency").textContent} `
-    + `at present, the slowest shown took ${milliseconds(worst)}`);
+  say("latency-p99", p99);
+  describe("latency-plot", `Time to answer, from ${words}: at present half within `
+    + `${byId("latency").textContent}, 99 % within ${p99}`);
 }
 
-function drawHeartbeats({ gaps, timeout, age, received, median, longest }) {
+function drawHeartbeats({ heartbeat: { gaps: all, timeout, age }, stats: { heartbeats } }) {
+  const gaps = all.slice(-60);
   const height = 80;
   const top = Math.max(1.25 * timeout, ...gaps);
   const y = (seconds) => height * (1 - seconds / top);
@@ -280,43 +285,48 @@ function drawHeartbeats({ gaps, timeout, age, received, median, longest }) {
     { y: height, words: "0 s" },
   ], height);
   const last = known(age) ? `the last ${duration(age)} ago` : "none on the present connection";
-  const spread = received
-    ? `; median gap ${median.toFixed(2)} s, longest ${longest.toFixed(2)} s` : "";
-  const words = `${whole.format(received)} received, ${last}${spread}.`;
+  const sorted = [...all].sort((one, other) => one - other);
+  const spread = all.length
+    ? `; median gap ${sorted[sorted.length >> 1].toFixed(2)} s, longest ${sorted.at(-1).toFixed(2)} s` : "";
+  const words = `${whole.format(heartbeats)} received, ${last}${spread}.`;
   say("heartbeats", words);
   describe("heartbeats-plot", `Seconds between the last ${gaps.length} heartbeats: ${words}`);
 }
 
 // Sections.
 
-function showConnection({ connection, now }) {
-  const { up, since, age, retry_in, opened, lost, last_ended } = connection;
+const sum = (kinds) => Object.values(kinds).reduce((total, count) => total + count, 0);
+
+function showConnection({ stats, link_age: age, retry_in, now }) {
   const rows = [];
-  const from = known(since) ? `for ${duration(age)}, since ${clock(since, now)}` : "since the start";
-  rows.push(["State", up ? "up" : "down", from]);
-  if (!up && known(retry_in)) {
+  const since = new Date(Date.parse(now) - 1000 * (age ?? 0)).toISOString();
+  const from = known(age) ? `for ${duration(age)}, since ${clock(since, now)}` : "since the start";
+  rows.push(["State", stats.link_up ? "up" : "down", from]);
+  if (!stats.link_up && known(retry_in)) {
     rows.push(["Next attempt", retry_in > 0 ? `in ${duration(retry_in)}` : "under way"]);
   }
-  rows.push(["Opened", times(opened), lost ? `${whole.format(lost)} losses and failed attempts` : "never lost"]);
-  if (last_ended) rows.push(["Last failure", last_ended]);
+  const lost = sum(stats.lost);
+  rows.push(["Opened", times(stats.links_opened), lost ? `${whole.format(lost)} losses and failed attempts` : "never lost"]);
+  if (stats.link_ended) rows.push(["Last failure", stats.link_ended, "", "", "connection.lost"]);
   facts("connection", rows);
 }
 
-function showMessages({ messages, audit }) {
-  const sum = (kinds) => whole.format(Object.values(kinds).reduce((total, count) => total + count, 0));
-  const parts = (kinds) =>
-    Object.entries(kinds).map(([kind, count]) => [spaced(kind), whole.format(count), "", "sub"]);
-  const hits = messages.converted ? `${whole.format(messages.cache_hits)} by a cached rate` : "";
+function showMessages({ stats: messages, waiting, outbox, audit }) {
+  const parts = (kinds) => Object.entries(kinds)
+    .filter(([, count]) => count)
+    .sort(([, one], [, other]) => other - one)
+    .map(([kind, count]) => [spaced(kind), whole.format(count), "", "sub"]);
+  const hits = messages.converted ? `${whole.format(messages.from_cache)} by a sheet held` : "";
   facts("messages", [
     ["Converted", whole.format(messages.converted), hits, "amount"],
-    ["Error replies", sum(messages.refused), "", "amount"],
+    ["Error replies", whole.format(sum(messages.refused)), "", "amount", "conversion.failed"],
     ...parts(messages.refused),
-    ["Dropped", sum(messages.dropped), "without an answer", "amount"],
+    ["Dropped", whole.format(sum(messages.dropped)), "without an answer", "amount", "message.dropped"],
     ...parts(messages.dropped),
-    ["Undelivered", whole.format(messages.undelivered), "replies never sent", "amount"],
-    ["Waiting", whole.format(messages.waiting), "for a rate, at present", "amount"],
-    ["Outbox", whole.format(messages.outbox), "not written yet, at present", "amount"],
-    ...(messages.internal_errors ? [["Internal errors", whole.format(messages.internal_errors), "see the log", "amount"]] : []),
+    ["Undelivered", whole.format(messages.undelivered), "replies never sent", "amount", "reply.undelivered"],
+    ["Waiting", whole.format(waiting), "for a rate, at present", "amount"],
+    ["Outbox", whole.format(outbox), "not written yet, at present", "amount"],
+    ...(messages.internal_errors ? [["Internal errors", whole.format(messages.internal_errors), "see the log", "amount", "internal_error"]] : []),
     ...(audit ? [["Audit lines waiting", whole.format(audit.waiting), audit.failing ? `not written: ${audit.failing}` : "not written yet, at present", "amount"]] : []),
     ...(audit?.lost ? [["Audit lines lost", whole.format(audit.lost), "see the log", "amount"]] : []),
   ]);
@@ -326,7 +336,7 @@ function sourceState({ state, fetched_ago, limited_for }) {
   switch (state) {
     case "succeeded": return `last fetch succeeded ${ago(fetched_ago)}`;
     case "failed": return `last fetch failed ${ago(fetched_ago)}`;
-    case "incomplete": return `had no table for the day asked ${ago(fetched_ago)}`;
+    case "incomplete": return `had nothing for the day asked ${ago(fetched_ago)}`;
     case "rate-limited": return `rate-limited for ${limited_for < 60 ? "under a minute" : coarse(limited_for)}`;
     default: return state;
   }
@@ -336,9 +346,9 @@ function showSources({ sources }) {
   const items = sources.map((source) => {
     const sentences = [];
     if (known(source.answered_ago)) {
-      sentences.push(`${count(source.answered, "table")}, the last ${ago(source.answered_ago)} in ${milliseconds(source.took * 1000)}`);
+      sentences.push(`${count(source.answered, "answer")}, the last ${ago(source.answered_ago)} in ${milliseconds(source.took * 1000)}`);
     } else {
-      sentences.push("No table yet");
+      sentences.push("No answer yet");
     }
     if (source.failed) sentences.push(`failed ${times(source.failed)}`);
     if (source.implausible) sentences.push(`${count(source.implausible, "implausible quote")} not used`);
@@ -374,36 +384,60 @@ function showSources({ sources }) {
   });
 }
 
-function showTables({ tables }) {
-  say("tables-count", whole.format(tables.held));
-  const items = tables.shown.map((table) => [
-    table.day, table.provider, whole.format(table.currencies), coarse(table.age), table.remark,
+function showCurrencies({ currencies, now }) {
+  const today = now.slice(0, 10);
+  const items = currencies.map(({ currency, converted, euros, rate, provider, day, asked }) => [
+    currency, rate ?? "–",
+    !rate ? "" : `${provider}, of ${day}${asked === today ? "" : `, for ${asked}`}`,
+    whole.format(converted), whole.format(Math.round(euros)),
   ]);
-  fill("tables", items.length ? items : [["None yet: the first request fetches one."]], (item) => {
+  fill("currencies", items.length ? items : [["", "None yet: the first request fetches them."]], (item) => {
+    const row = element("tr", "");
+    if (item.length === 2) {
+      const cell = element("td", "empty", item[1]);
+      cell.colSpan = 4;
+      return within(row, cell);
+    }
+    const [currency, rate, source, converted, euros] = item;
+    return within(row, element("td", "", currency),
+      within(element("td", "wrap", rate), " ", element("small", "", source)),
+      element("td", "number", converted), element("td", "number", euros));
+  });
+}
+
+function showSheets({ sheets, sheets_held: held, now }) {
+  say("sheets-count", whole.format(held));
+  const items = sheets.map(({ asked, last, provider, currencies, age, final }) => [
+    asked, provider, whole.format(currencies), coarse(age),
+    final ? "" : last === now.slice(0, 10) ? "with today" : "not final",
+  ]);
+  fill("sheets", items.length ? items : [["None yet: the first request fetches one."]], (item) => {
     const row = element("tr", "");
     if (item.length === 1) {
       const cell = element("td", "empty", item[0]);
       cell.colSpan = 4;
       return within(row, cell);
     }
-    const [day, provider, currencies, age, remark] = item;
+    const [asked, provider, currencies, age, remark] = item;
     return within(row,
-      within(element("td", "", day), " ", element("small", "", remark)),
+      within(element("td", "", asked), " ", element("small", "", remark)),
       element("td", "", provider), element("td", "number", currencies), element("td", "number", age));
   });
-  const hidden = tables.held - tables.shown.length;
-  say("tables-note", hidden > 0 ? `And ${whole.format(hidden)} of older days.` : "");
+  const hidden = held - sheets.length;
+  say("sheets-note", hidden > 0 ? `And ${whole.format(hidden)} older ones.` : "");
 }
 
 function showRecentErrors({ recent_errors, now }) {
   const items = recent_errors.map((error) =>
-    [error.words, error.at, clock(error.at, now), times(error.count)]);
-  fill("recent-errors", items.length ? items : [["None so far."]], ([words, at, time, count]) => {
+    [error.words, error.at, clock(error.at, now), times(error.count), error.event]);
+  fill("recent-errors", items.length ? items : [["None so far."]], ([words, at, time, count, event]) => {
     const entry = element("li", at ? "" : "empty", words);
     if (!at) return entry;
     const stamp = element("time", "", time);
     stamp.dateTime = at;
-    return within(entry, within(element("p", ""), stamp, `, ${count}`));
+    const meaning = element("a", "", event);
+    meaning.href = `#${event}`;
+    return within(entry, within(element("p", ""), stamp, `, ${count}, `, meaning));
   });
 }
 
@@ -418,18 +452,20 @@ const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 function show(figures) {
   byId("main").classList.remove("stale");
-  const title = figures.stopping ? "Stopping" : figures.ready ? "Ready" : "Not ready";
-  const why = figures.stopping ? "Requests in flight are answered, new ones are refused." : `${capital(figures.why)}.`;
-  showState(figures.ready ? "ready" : "down", title, why);
+  const stopping = figures.status === "stopping";
+  const why = stopping ? "Requests in flight are answered, new ones are refused." : `${capital(figures.why)}.`;
+  const state = ["ready", "degraded"].includes(figures.status) ? figures.status : "down";
+  showState(state, capital(figures.status), why);
   say("feed", figures.feed ?? "");
   say("about", `version ${figures.version}, up for ${duration(figures.uptime)}, ${clock(figures.now, figures.now)} UTC`);
   drawThroughput();
   drawLatency();
-  drawHeartbeats(figures.heartbeat);
+  drawHeartbeats(figures);
   showConnection(figures);
   showMessages(figures);
   showSources(figures);
-  showTables(figures);
+  showCurrencies(figures);
+  showSheets(figures);
   showRecentErrors(figures);
 }
 
@@ -438,8 +474,8 @@ function show(figures) {
 function keep(figures) {
   if (figures.uptime < uptime) samples = []; // the service was restarted
   uptime = figures.uptime;
-  taken = figures.history.taken;
-  samples = samples.concat(figures.history.samples).slice(-KEPT);
+  taken = figures.taken;
+  samples = samples.concat(figures.samples).slice(-KEPT);
 }
 
 async function ask(after) {
