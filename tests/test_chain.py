@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import attrs
 import httpx
@@ -273,15 +274,16 @@ async def test_a_day_of_a_month_that_is_mostly_wrong_is_doubted_and_the_month_li
             found = await super().fetch(day, now)
             row = {"USD": Quote(Decimal("1.14")), "GBP": Quote(Decimal("0.87"))}
             wrong = {code: Quote(quote.units * 10) for code, quote in row.items()}
-            rows = {known: row for known in days(3)} | {DAY: wrong}
+            rows = dict.fromkeys(days(3), row) | {DAY: wrong}
             return attrs.evolve(found, asked="2026-11", rows=rows)
 
-    async with open_bench(Monthly()) as bench:
+    source = Monthly()
+    async with open_bench(source) as bench:
         for _ in range(60):
             assert (await bench.ask("USD", DAY - timedelta(days=1))).units == Decimal("1.14")
             assert "gives an implausible 8.7" in (await bench.ask("GBP", DAY)).text
             await trio.sleep(1)
-        assert bench.chain.sources[0].fetches == 1
+        assert source.fetches == 1
         assert bench.notes.failures == []
 
 
@@ -811,13 +813,16 @@ async def test_a_used_up_month_is_noticed_once_and_a_larger_plan_within_an_hour(
 async def test_days_refused_for_the_sake_of_today_cost_no_calls_of_the_budget(autojump_clock):
     fake = FakeRates(Wall(), key=KEY, per_month=100)
     async with open_bench("freecurrencyapi", fake=fake) as bench:
-        fake.sources[FREECURRENCYAPI]._used["month 2026-11"] = 60
+        used: Any = fake.sources[FREECURRENCYAPI]
+        used._used["month 2026-11"] = 60
         problems = [await bench.ask("USD", day) for day in days(BURST + 1)]
         assert [fake.count(), {problem.text.partition(": ")[2] for problem in problems}] == [
             0,
             {
-                "freecurrencyapi has 40 calls left this month, "
-                "kept for the rates of the days to come"
+                (
+                    "freecurrencyapi has 40 calls left this month, "
+                    "kept for the rates of the days to come"
+                )
             },
         ]
         assert not bench.notes.silences

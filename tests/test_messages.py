@@ -193,7 +193,7 @@ def expected(frame: bytes) -> str | tuple[Any, ...]:
         if sorted(names) == sorted(OURS) and type(stake) is Number and in_bounds(stake):
             with suppress(BadDate, TypeError):
                 if type(currency) is str and re.fullmatch("[A-Z]{3}", currency):
-                    return outer["id"], Fraction(stake), currency, parse_instant(date)
+                    return outer["id"], Fraction(stake), currency, parse_instant(str(date))
     return "refused", outer["id"]
 
 

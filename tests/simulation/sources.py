@@ -1,6 +1,7 @@
 """Rate sources that are up, down, slow, wrong, used up or hung, by their `Faults`."""
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -61,7 +62,8 @@ class ScriptedSource:
         self.given: Final[dict[date, list[Given]]] = {}
         self._chance = chance
         self._trace = trace
-        self._under_way: dict[date, list[float]] = {}  # when the fetches began
+        self._under_way: Counter[date] = Counter()
+        self._since: dict[date, float] = {}  # when the first attempt of a fetch began
         self._rests_until: dict[str, float] = {}
 
     def asks(self, day: date, today: date) -> str:
@@ -71,19 +73,21 @@ class ScriptedSource:
     async def fetch(self, day: date, now: datetime) -> RateSheet:
         """See `Source`."""
         self._judge(day, now)
-        began = trio.current_time()
-        self._under_way.setdefault(day, []).append(began)
+        self._since.setdefault(day, trio.current_time())
+        self._under_way[day] += 1
         self._trace.fetches += 1
         try:
             await self._act()
+            self._since.pop(day, None)
             return self._sheet(day, now)
         finally:
-            self._under_way[day].remove(began)
+            self._under_way[day] -= 1
             self._trace.fetches -= 1
 
     def remember(self, asked: str) -> None:
         """The service has seen this call fail."""
         self._rests_until[asked] = trio.current_time() + FAILURE_LIFE
+        self._since.pop(date.fromisoformat(asked), None)
 
     async def _act(self) -> None:
         """Wait as long as the state requires; raises in most states."""
@@ -124,11 +128,11 @@ class ScriptedSource:
         complain = self._trace.complain
         if day > now.date():
             complain(f"{self.name} is asked for {day}, which has not come")
-        if sum(map(len, self._under_way.values())) >= MOST_FETCHES:
+        if self._under_way.total() >= MOST_FETCHES:
             complain(f"{self.name} is asked for over {MOST_FETCHES} sheets at a time")
         if now.date() - day == timedelta(days=1):
             return  # it may have been today when it was asked for: then it has another table now
-        if any(trio.current_time() - began < STALLED for began in self._under_way.get(day, ())):
+        if self._under_way[day] and trio.current_time() < self._since[day] + STALLED - 1e-6:
             complain(f"{self.name} is asked twice at a time for {day}")
         if trio.current_time() < self._rests_until.get(str(day), 0.0) - 1e-6:
             complain(f"{self.name} is asked for {day} although it has just failed")
