@@ -13,7 +13,7 @@ depends on the day and on what the sources say of it, and on no other request.
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from math import inf
 from typing import Final
 
@@ -179,7 +179,7 @@ class RateChain:
         answer meanwhile; for a failed source that is one that lives.
         """
         if (rate := fixed_rate(currency, day)) is not None:
-            return self._choose(rate, _ALWAYS)
+            return rate
         again: list[Source] = []  # whose last failure is over
         lacking: list[str] = []
         failed: list[str] = []
@@ -467,7 +467,6 @@ class RateChain:
 
 
 _Offer = tuple[RateSheet, Quote, date]  # a quote of a sheet, and the day it is of
-_ALWAYS: Final = datetime.max.replace(tzinfo=UTC)
 
 
 def _make_rate(

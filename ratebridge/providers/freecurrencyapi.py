@@ -4,8 +4,9 @@ Its rates are not the ECB's. A weekend has rates of its own.
 
 The month is the source's own count, which it tells with each answer, and by `/status`, which it
 does not count. An ended day is asked for only while more calls are left than the rates of today
-need until the month ends: one each life of a sheet, for each day left. Today is asked for while
-more are left than the days after it need. So neither restarts nor a feed use up a month.
+need until the month ends: one each life of a sheet, which is renewed a little before its end, and
+one more at midnight, for each day left. Today is asked for while more are left than the days after
+it need. So neither restarts nor a feed use up a month.
 """
 
 import re
@@ -18,7 +19,7 @@ import trio
 from msgspec import Raw
 
 from ..errors import FetchOutcome, SourceFailed
-from ..rates import MAX_DAYS_BACK, Quote, RateSheet
+from ..rates import MAX_DAYS_BACK, RENEWED_FROM, Quote, RateSheet
 from .source import (
     Http,
     HttpAnswer,
@@ -158,7 +159,7 @@ class FreeCurrencyApi:
         if left is None:
             return
         to_next_month = next_month(now) - now
-        each_day = 86400 / self._life
+        each_day = 86400 / (self._life * RENEWED_FROM) + 1
         days = to_next_month.days + (day < now.date())
         most = (self.quota.month_total or MONTH_OF_CALLS) * MOST_FOR_TODAY
         kept = min(ceil(each_day * days), int(most))
