@@ -4,9 +4,8 @@ Its rates are not the ECB's. A weekend has rates of its own.
 
 The month is the source's own count, which it tells with each answer, and by `/status`, which it
 does not count. An ended day is asked for only while more calls are left than the rates of today
-need until the month ends: one each life of a sheet, which is renewed a little before its end, and
-one more at midnight, for each day left. Today is asked for while more are left than the days after
-it need. So neither restarts nor a feed use up a month.
+need until the month ends: one each life of a sheet, for each day left. Today is asked for while
+more are left than the days after it need. So neither restarts nor a feed use up a month.
 """
 
 import re
