@@ -59,8 +59,6 @@ class Supervisor:
         """End the present session politely, or the present attempt at once, and start no other."""
         self._stopping.set()
         self._opening.cancel()
-        if self._session is not None:
-            self._session.stop()
 
     async def _live(self) -> SessionEnd:
         """One link, from its opening to its end."""
@@ -74,12 +72,11 @@ class Supervisor:
             if self._opening.cancelled_caught:
                 return SessionEnd(LinkFailed(Loss.STOPPED))
             self._observer.link_up()
-            session = Session(link, self._bridge, self._outbox, self._heartbeat, self._observer)
-            self._session = session
-            if self._stopping.is_set():  # too late for the scope of the opening
-                session.stop()
+            self._session = Session(
+                link, self._bridge, self._outbox, self._heartbeat, self._observer, self._stopping
+            )
             try:
-                return await session.run()
+                return await self._session.run()
             finally:
                 # What it has not written by now goes to the next.
                 link.end(LinkFailed(Loss.STOPPED))

@@ -26,6 +26,10 @@ REASON_WITHIN: Final = 0.1  # s to read why the peer has gone, when a write has 
 PONG_BACKLOG: Final = 128  # writes in the queue from which on a pong is left out (5.5.3): 16 KiB
 
 
+def do_nothing() -> None:
+    """Nobody wants to know when a write is whole."""
+
+
 @attrs.define(eq=False)
 class Write:
     """Bytes to be written, and how many of them the system has taken.
@@ -36,7 +40,7 @@ class Write:
 
     data: bytes
     texts: Sequence[bytes] = ()
-    on_whole: Callable[[], None] | None = None
+    on_whole: Callable[[], None] = do_nothing
     taken: int = 0
 
     def texts_taken(self) -> int:
@@ -66,9 +70,8 @@ class LinkStream(trio.abc.Stream):
         self._queue: deque[Write] = deque()
         self._changed = trio.lowlevel.ParkingLot()  # who waits for another state of all these
         self._broken = False  # the network takes no more
-        self._shut = False  # nothing more is put: a close was, or the link has ended
         self._ended = False
-        self.sent_close = False
+        self.sent_close = False  # ours, or the answer to the peer's
 
     # In.
 
@@ -138,13 +141,13 @@ class LinkStream(trio.abc.Stream):
         self,
         data: bytes,
         texts: Sequence[bytes] = (),
-        on_whole: Callable[[], None] | None = None,
+        on_whole: Callable[[], None] = do_nothing,
     ) -> Write | None:
         """Write what the system takes at once, and queue the rest: the write if there is some.
 
         Errors are left for `write_queued` to meet. Nothing follows a close or `end`.
         """
-        if self._shut:
+        if self.sent_close or self._ended:
             return Write(data, texts, on_whole)
         if self._tls is not None:
             texts = ()  # where a record ends is not known
@@ -171,11 +174,8 @@ class LinkStream(trio.abc.Stream):
                     await self._changed.park()
                     continue
                 await self._write(self._queue[0])
-                write = self._queue.popleft()
-                if write.on_whole is not None:
-                    write.on_whole()
-                if not self._queue:
-                    self._changed.unpark_all()
+                self._queue.popleft().on_whole()
+                self._changed.unpark_all()
         self._broken = True
         self._changed.unpark_all()
         await trio.sleep(REASON_WITHIN)  # the reader comes upon the reason, and on what came before
@@ -234,14 +234,14 @@ class LinkStream(trio.abc.Stream):
         Raises `trio.BrokenResourceError`.
         """
         self.put(data)
-        self.sent_close = self._shut = True
+        self.sent_close = True
         await self.wait_written()
 
     # The end.
 
     def end(self) -> None:
         """Read and write nothing more, not even what is left in the queue."""
-        self._ended = self._shut = self._broken = True
+        self._ended = self._broken = True
         if self._fd is not None:
             self._fd = -1  # the next file may get the number
         self._changed.unpark_all()

@@ -77,12 +77,6 @@ class Trace:
         """Seconds for which our own loop stood still, in stalls begun within a span of time."""
         return sum(to - since for since, to in self.stalls if begin - 1e-9 <= since <= end + 1e-9)
 
-    def longest_stall(self, begin: float, end: float) -> float:
-        return max(
-            (to - since for since, to in self.stalls if begin - 1e-9 <= since <= end + 1e-9),
-            default=0.0,
-        )
-
     def settled(self, at: float) -> float:
         """When our loop goes on after `at`: behind the stall that begins or lasts then, if any."""
         for since, to in self.stalls:
