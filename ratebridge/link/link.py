@@ -92,7 +92,8 @@ class Link:
             raise LinkFailed(Loss.OVERSIZED, "a message of over 1 MiB", code=1009)
         await self._stream.pass_on(frame)
         if (closed := self._websocket.closed) is not None:
-            reason = Loss.CLOSED if self._stream.sent_close else Loss.PROTOCOL_ERROR
+            # A close has been answered.
+            reason = Loss.CLOSED if self._stream.shut else Loss.PROTOCOL_ERROR
             raise LinkFailed(reason, closed.reason or "", code=int(closed.code))
         if not self._decoder.message_ends:
             return None
@@ -109,7 +110,7 @@ class Link:
         came. (Over TLS, which does not tell, that is all or none.) On a link that
         has ended nothing is sent.
         """
-        return self._stream.put(client_frames(texts, self._keys), texts, on_whole)
+        return self._stream.put(Write(client_frames(texts, self._keys), texts, on_whole))
 
     async def close(self, code: int) -> None:
         """Send a close frame with this code and wait for the peer's, `CLOSE_WITHIN` seconds.

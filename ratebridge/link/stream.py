@@ -65,13 +65,11 @@ class LinkStream(trio.abc.Stream):
             self._fd = network.socket.fileno()
         self._response: UpgradeResponse | None = UpgradeResponse(subprotocol)
         self._behind_response = b""  # the first of the frames, came with it
-        self._passed = b""  # for trio-websocket, which has not taken it yet
-        self._wants_more = False  # trio-websocket has dealt with all that it took
+        self._to_websocket, self._passed = trio.open_memory_channel[bytes](0)
         self._queue: deque[Write] = deque()
         self._changed = trio.lowlevel.ParkingLot()  # who waits for another state of all these
         self._broken = False  # the network takes no more
-        self._ended = False
-        self.sent_close = False  # ours, or the answer to the peer's
+        self.shut = False  # nothing more is put: a close was, or the link has ended
 
     # In.
 
@@ -103,12 +101,8 @@ class LinkStream(trio.abc.Stream):
 
         Raises `trio.BrokenResourceError` when the link has ended.
         """
-        self._passed = data
-        self._changed.unpark_all()
-        while self._passed or not self._wants_more:
-            await self._changed.park()
-            if self._ended:
-                raise trio.BrokenResourceError("the link has ended")
+        await self._to_websocket.send(data)
+        await self._to_websocket.send(b"")  # it is taken when the data is dealt with
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:  # noqa: ARG002
         """For trio-websocket: the response to the upgrade, then what is passed on.
@@ -117,11 +111,8 @@ class LinkStream(trio.abc.Stream):
         more of it: trio-websocket would wait on.
         """
         if self._response is None:
-            self._wants_more = True
-            self._changed.unpark_all()
-            while not self._passed:
-                await self._changed.park()
-            data, self._passed, self._wants_more = self._passed, b"", False
+            while not (data := await self._passed.receive()):
+                pass
             return data
         behind = None
         while behind is None:
@@ -137,31 +128,24 @@ class LinkStream(trio.abc.Stream):
 
     # Out.
 
-    def put(
-        self,
-        data: bytes,
-        texts: Sequence[bytes] = (),
-        on_whole: Callable[[], None] = do_nothing,
-    ) -> Write | None:
+    def put(self, write: Write) -> Write | None:
         """Write what the system takes at once, and queue the rest: the write if there is some.
 
         Errors are left for `write_queued` to meet. Nothing follows a close or `end`.
         """
-        if self.sent_close or self._ended:
-            return Write(data, texts, on_whole)
+        if self.shut:
+            return write
         if self._tls is not None:
-            texts = ()  # where a record ends is not known
+            write.texts = ()  # where a record ends is not known
             try:
-                data = self._tls.seal(data)
+                write.data = self._tls.seal(write.data)
             except trio.BrokenResourceError:
                 self._broken = True
-        taken = 0
         if self._fd is not None and not self._queue and not self._broken:
             with suppress(OSError):
-                taken = os.write(self._fd, data)
-            if taken == len(data):
+                write.taken = os.write(self._fd, write.data)
+            if write.taken == len(write.data):
                 return None
-        write = Write(data, texts, on_whole, taken)
         self._queue.append(write)
         self._changed.unpark_all()
         return write
@@ -225,7 +209,7 @@ class LinkStream(trio.abc.Stream):
         else:
             # The reader must not wait for the writer.
             if len(self._queue) < PONG_BACKLOG:
-                self.put(data)
+                self.put(Write(data))
             await trio.lowlevel.checkpoint()
 
     async def send_close(self, data: bytes) -> None:
@@ -233,15 +217,16 @@ class LinkStream(trio.abc.Stream):
 
         Raises `trio.BrokenResourceError`.
         """
-        self.put(data)
-        self.sent_close = True
+        self.put(Write(data))
+        self.shut = True
         await self.wait_written()
 
     # The end.
 
     def end(self) -> None:
         """Read and write nothing more, not even what is left in the queue."""
-        self._ended = self._broken = True
+        self.shut = self._broken = True
+        self._passed.close()
         if self._fd is not None:
             self._fd = -1  # the next file may get the number
         self._changed.unpark_all()
