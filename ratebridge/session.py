@@ -29,15 +29,6 @@ GOING_AWAY: Final = 1001  # RFC 6455, 7.4.1
 
 
 @attrs.frozen
-class SessionEnd:
-    """How a session ended, after `uptime` seconds, and whether a heartbeat of the peer came."""
-
-    cause: LinkFailed
-    uptime: float = 0.0
-    had_heartbeat: bool = False
-
-
-@attrs.frozen
 class HeartbeatSettings:
     """Seconds between our heartbeats, and without one of the peer's until the link is refreshed."""
 
@@ -55,15 +46,15 @@ class Session:
     _heartbeat: HeartbeatSettings
     _observer: Observer
     _stopping: trio.Event  # ends the session with a polite close
-    _opened: float = attrs.field(factory=trio.current_time, init=False)
+    opened: float = attrs.field(factory=trio.current_time, init=False)
     # When the last heartbeat came. The opening stands for the first.
     _heard: float = attrs.field(factory=trio.current_time, init=False)
-    _had_heartbeat: bool = attrs.field(default=False, init=False)
+    had_heartbeat: bool = attrs.field(default=False, init=False)  # one of the peer's
 
-    async def run(self) -> SessionEnd:
+    async def run(self) -> LinkFailed:
         """Answer what comes until the link ends: by itself, for a stale peer, or at the stop.
 
-        It waits for no rate and for no write.
+        Returns what ended it. The answering waits for no rate and for no write.
         """
         self._link.put([HEARTBEAT])
         self._outbox.attach(self._link.put)
@@ -75,13 +66,9 @@ class Session:
                 while True:
                     self._answer(await self._link.receive())
             except LinkFailed as failure:
-                end = self.ended_by(failure)
+                cause = failure
             session_nursery.cancel_scope.cancel()
-        return end
-
-    def ended_by(self, cause: LinkFailed) -> SessionEnd:
-        """The end of this session, now."""
-        return SessionEnd(cause, trio.current_time() - self._opened, self._had_heartbeat)
+        return cause
 
     async def _close_at_the_stop(self) -> None:
         await self._stopping.wait()
@@ -105,16 +92,12 @@ class Session:
                     if isinstance(answer, Reply):
                         replies.append(answer)
                     elif answer is not None:
-                        self._hear_heartbeat()
+                        now = trio.current_time()
+                        self._observer.heartbeat_received(now - self._heard)
+                        self._heard, self.had_heartbeat = now, True
             finally:
                 self._outbox.add(*replies)
                 self._bridge.report(moment.mono)
-
-    def _hear_heartbeat(self) -> None:
-        now = trio.current_time()
-        self._observer.heartbeat_received(now - self._heard)
-        self._heard = now
-        self._had_heartbeat = True
 
     async def _watch(self) -> None:
         """End the link when no heartbeat has been received for the timeout.

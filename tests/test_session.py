@@ -17,6 +17,7 @@ from support import (
     NOW,
     Dialled,
     Recorder,
+    SessionEnd,
     accept_and_beat,
     ask,
     beat,
@@ -32,7 +33,7 @@ from ratebridge.link.link import open_link
 from ratebridge.messages import Heartbeat
 from ratebridge.observer import Converted, Observer
 from ratebridge.outbox import Outbox, Reply
-from ratebridge.session import LARGE, HeartbeatSettings, Session, SessionEnd
+from ratebridge.session import LARGE, HeartbeatSettings, Session
 
 
 @attrs.define
@@ -59,7 +60,8 @@ class Life:
         return [message["id"] for message in messages if message["type"] == "message"]
 
     async def run(self) -> None:
-        self.end = await self.session.run()
+        cause = await self.session.run()
+        self.end = SessionEnd(cause, trio.current_time() - self.session.opened)
         self.at = trio.current_time()
         self.over.set()
 
@@ -237,7 +239,7 @@ async def test_the_gaps_between_heartbeats_are_reported(times, autojump_clock):
         await life.over.wait()
     assert life.recorder.gaps == pytest.approx([b - a for a, b in pairwise((0, *times))])
     assert life.end is not None
-    assert life.end.had_heartbeat == bool(times)
+    assert life.session.had_heartbeat == bool(times)
 
 
 # Our own stalls.

@@ -144,7 +144,7 @@ async def test_a_write_cut_short_or_refused_whole_is_gone_on_with_where_it_was_c
     assert (second.taken, bytes(system.taken)) == (0, FRAMES[:at_first]), "in spite of the room"
     async with within(5), trio.open_nursery() as nursery:
         nursery.start_soon(stream.write_queued)
-        await stream.wait_send_all_might_not_block()
+        await stream.wait_written()
         assert (system.taken, done) == (FRAMES + b"second", [1, 2])
         assert not stream._queue
         nursery.cancel_scope.cancel()

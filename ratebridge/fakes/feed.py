@@ -195,16 +195,8 @@ async def serve_feed(
     """A feed on a port; `started` gives its number."""
 
     async def handle(stream: trio.SocketStream) -> None:
-        if tls is None:
-            await play(script, stream, peers)
-            return
-        secured = trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
-        try:
-            await secured.do_handshake()
-        except trio.BrokenResourceError:
-            await trio.aclose_forcefully(stream)
-            return
-        await play(script, secured, peers)
+        secured = tls and trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
+        await play(script, secured or stream, peers)
 
     listeners = await trio.open_tcp_listeners(port, host=host)
     task_status.started(listeners[0].socket.getsockname()[1])

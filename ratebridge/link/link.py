@@ -156,6 +156,7 @@ async def _run_link(
     stream = LinkStream(network, options.subprotocol)
     try:
         async with trio.open_nursery() as websocket_nursery:
+            websocket_nursery.start_soon(stream.write_queued, name="writer")
             websocket = await trio_websocket.wrap_client_stream(
                 websocket_nursery,
                 stream,  # type: ignore[arg-type]  # it asks for the two that trio has
@@ -166,7 +167,6 @@ async def _run_link(
                 max_message_size=MAX_MESSAGE,
             )
             link = Link(stream, websocket, websocket_nursery.cancel_scope)
-            websocket_nursery.start_soon(stream.write_queued, name="writer")
             websocket_nursery.start_soon(stream.watch_writes, name="write watch")
             task_status.started(link)
     except* LinkFailed as failures:  # of the upgrade, or of our tasks

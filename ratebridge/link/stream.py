@@ -48,7 +48,7 @@ class Write:
         return whole_frames(self.texts, self.taken)
 
 
-class LinkStream(trio.abc.Stream):
+class LinkStream:
     """A link's network, and the stream that trio-websocket gets.
 
     `put` writes at once if the queue is empty, `write_queued` writes the rest. A write
@@ -114,15 +114,11 @@ class LinkStream(trio.abc.Stream):
             while not (data := await self._passed.receive()):
                 pass
             return data
-        behind = None
-        while behind is None:
-            try:
-                data = bytes(await self._network.receive_some(READ_SIZE))
-            except trio.BrokenResourceError:
-                data = b""
-            if not data:
-                raise LinkFailed(Loss.RESET, "the peer broke off the upgrade")
-            behind = self._response.feed(data)
+        try:
+            while (behind := self._response.feed(await self.read())) is None:
+                pass
+        except trio.BrokenResourceError:
+            raise LinkFailed(Loss.RESET, "the peer broke off the upgrade") from None
         head, self._response, self._behind_response = self._response.head, None, behind
         return head
 
@@ -198,19 +194,16 @@ class LinkStream(trio.abc.Stream):
             raise trio.BrokenResourceError("the network takes no more")
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """For trio-websocket: write the upgrade and a close to the end, and queue the pongs."""
+        """For trio-websocket: write a close to the end, and put the upgrade and the pongs.
+
+        The reader must not wait for the writer.
+        """
         data = bytes(data)
-        if self._response is not None:
-            # A peer who breaks off may have said why: the response is read all the same.
-            with suppress(trio.BrokenResourceError):
-                await self._network.send_all(data)
-        elif data[0] == CLOSE:
+        if data[0] == CLOSE:
             await self.send_close(data)
-        else:
-            # The reader must not wait for the writer.
-            if len(self._queue) < PONG_BACKLOG:
-                self.put(Write(data))
-            await trio.lowlevel.checkpoint()
+        elif len(self._queue) < PONG_BACKLOG:
+            self.put(Write(data))
+        await trio.lowlevel.checkpoint()
 
     async def send_close(self, data: bytes) -> None:
         """Write a close frame behind all that is queued; no byte follows it.
@@ -230,8 +223,6 @@ class LinkStream(trio.abc.Stream):
         if self._fd is not None:
             self._fd = -1  # the next file may get the number
         self._changed.unpark_all()
-
-    wait_send_all_might_not_block = wait_written
 
     async def aclose(self) -> None:
         """Does nothing: the network is closed by who opened it, in any case and by force."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import structlog
 import trio
+from support import SessionEnd
 
 from ratebridge import bridge as bridge_module
 from ratebridge import outbox as outbox_module
@@ -14,7 +15,6 @@ from ratebridge.errors import Drop, LinkFailed, NoRate, Refused, SourceFailed
 from ratebridge.messages import Heartbeat
 from ratebridge.observer import Converted, Observer
 from ratebridge.outbox import Outbox, Reply
-from ratebridge.session import SessionEnd
 
 from .sources import ScriptedSource
 from .trace import Made, Trace

@@ -6,8 +6,7 @@ from typing import Any
 
 import attrs
 import trio
-
-from ratebridge.session import SessionEnd
+from support import SessionEnd
 
 from .wire import Wire
 
