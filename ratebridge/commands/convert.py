@@ -75,7 +75,7 @@ def run(
     problems: list[str] = []
     wishes = list(_read_wishes(options, problems))
     source = options.source
-    settings = Settings()
+    settings = None
     if source is not None and source not in NAMES:
         problems.append(f"--source: expected one of {', '.join(NAMES)}, got {quoted(source)}")
     else:

@@ -3,9 +3,9 @@
 import socket
 import ssl
 from base64 import b64encode
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
-from typing import Final
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final
 
 import attrs
 import h11
@@ -19,6 +19,7 @@ from .tls import READ_SIZE, TlsStream
 
 Dial = Callable[[], Awaitable[trio.abc.Stream]]
 
+MAX_INTERIM: Final = 16  # responses before the one that counts; a server has use for one or two
 USER_TIMEOUT: Final = 5000  # ms until what is not acknowledged breaks TCP
 
 
@@ -38,14 +39,15 @@ class NetworkDial:
     async def __call__(self) -> trio.abc.Stream:
         """Open a stream. Raises `LinkFailed`."""
         stream = await open_tcp(self.address, self.proxy, self.proxy_tls)
-        if not self.address.secure:
-            return stream
-        assert self.tls is not None, "TLS needs a context"
-        return await add_tls(stream, self.address, self.tls)
+        return await add_tls(stream, self.address, self.tls) if self.address.secure else stream
 
     def next_address(self) -> None:
-        """The last attempt failed, here or behind: begin with the host's next address."""
-        names().skip((self.proxy or self.address).host)
+        """The last attempt failed, here or behind: begin with the host's next address.
+
+        With the proxy's too, if there is one, as who looks the host up depends on its kind.
+        """
+        for peer in filter(None, (self.proxy, self.address)):
+            names().skip(peer.host)
 
 
 async def open_tcp(
@@ -63,7 +65,6 @@ async def open_tcp(
             return await connect_by_socks(address, proxy)
         tunnel: trio.abc.Stream = await connect(proxy.host, proxy.port)
         if proxy.scheme == "https":
-            assert proxy_tls is not None, "TLS needs a context"
             tunnel = await add_tls(tunnel, proxy, proxy_tls)
         return await connect_by_http(tunnel, address, proxy)
     except LinkFailed as failure:
@@ -73,9 +74,13 @@ async def open_tcp(
 async def connect(host: str, port: int) -> trio.SocketStream:
     """Look a host up and connect. Raises `LinkFailed`."""
     try:
-        stream = await trio.open_tcp_stream(host, port)
+        return limit_silence(await trio.open_tcp_stream(host, port))
     except (OSError, UnicodeError) as error:
         raise tcp_failure(error) from None
+
+
+def limit_silence(stream: trio.SocketStream) -> trio.SocketStream:
+    """The stream, which breaks when what it sends is not acknowledged for `USER_TIMEOUT` ms."""
     with suppress(AttributeError, OSError):  # not every platform knows it
         # Keepalive never fires while we send, and we send each second.
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT)
@@ -89,20 +94,13 @@ async def connect_by_http(stream: trio.abc.Stream, peer: Address, proxy: Proxy) 
     pair = b64encode(f"{proxy.user}:{proxy.password}".encode()).decode()
     secret = [("Proxy-Authorization", f"Basic {pair}")] if proxy.user else []
     request = h11.Request(method="CONNECT", target=target, headers=[("Host", target), *secret])
-    connection = h11.Connection(h11.CLIENT)
-    async with AsyncExitStack() as on_failure:
-        on_failure.push_async_callback(trio.aclose_forcefully, stream)
+    async with closed_on_failure(stream):
         try:
-            await stream.send_all(connection.send(request) or b"")
-            connection.send(h11.EndOfMessage())
-            while not isinstance(event := connection.next_event(), h11.Response):
-                if event is h11.NEED_DATA:
-                    connection.receive_data(bytes(await stream.receive_some(READ_SIZE)))
+            answer = await ask(stream, h11.Connection(h11.CLIENT), request)
         except (h11.ProtocolError, trio.BrokenResourceError):
             raise LinkFailed(Loss.PROXY, "it broke off, or does not speak HTTP") from None
-        if not 200 <= event.status_code < 300:
-            raise LinkFailed(Loss.PROXY, f"it answered HTTP {event.status_code}")
-        on_failure.pop_all()
+        if not 200 <= answer.status_code < 300:
+            raise LinkFailed(Loss.PROXY, f"it answered HTTP {answer.status_code}")
     return stream
 
 
@@ -114,36 +112,63 @@ async def connect_by_socks(peer: Address, proxy: Proxy) -> trio.SocketStream:
     there = proxy.scheme == "socks5h"  # the name is looked up
     way = (python_socks.ProxyType.SOCKS5, proxy.host, proxy.port, proxy.user, proxy.password)
     try:
-        return trio.SocketStream(await SocksProxy(*way, there).connect(peer.host, peer.port))
+        connected = await SocksProxy(*way, there).connect(peer.host, peer.port)
     except python_socks.ProxyError as error:
         raise LinkFailed(Loss.PROXY, str(error)) from None
     except ValueError:  # not ASCII, or over 255 characters
         raise LinkFailed(Loss.PROXY, "SOCKS cannot carry its user and password") from None
     except OSError as error:
         raise tcp_failure(error.__cause__ or error) from None
+    return limit_silence(trio.SocketStream(connected))
 
 
 async def add_tls(
-    stream: trio.abc.Stream, peer: Address | Proxy, tls: ssl.SSLContext
-) -> TlsStream | trio.SSLStream[trio.abc.Stream]:
+    stream: trio.abc.Stream, peer: Address | Proxy, tls: ssl.SSLContext | None
+) -> TlsStream:
     """Put TLS on a connection; on failure that is closed. Raises `LinkFailed`."""
-    async with AsyncExitStack() as on_failure:
-        on_failure.push_async_callback(trio.aclose_forcefully, stream)
-        secured: TlsStream | trio.SSLStream[trio.abc.Stream]
+    assert tls is not None, "TLS needs a context"
+    async with closed_on_failure(stream):
+        # A dot at the end is for the lookup. Neither SNI (RFC 6066, 3) nor a certificate has it.
+        secured = TlsStream(stream, tls, peer.host.removesuffix("."))
         try:
-            if isinstance(stream, trio.SocketStream):
-                secured = TlsStream(stream, tls, peer.host)
-                await secured.handshake()
-            else:  # it is a tunnel in TLS
-                secured = trio.SSLStream(
-                    stream, tls, server_hostname=peer.host, https_compatible=True
-                )
-                await secured.do_handshake()
+            await secured.handshake()
         except (trio.BrokenResourceError, ssl.SSLError) as error:
-            cause = error.__cause__ if isinstance(error.__cause__, ssl.SSLError) else error
-            raise tls_failure(cause) from None
-        on_failure.pop_all()
+            raise tls_failure(error) from None
     return secured
+
+
+@asynccontextmanager
+async def closed_on_failure(stream: trio.abc.Stream) -> AsyncIterator[None]:
+    """Close the stream by force if the block raises, or is cancelled."""
+    try:
+        yield
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+
+
+async def ask(
+    stream: trio.abc.Stream, connection: h11.Connection, request: h11.Request
+) -> h11.Response:
+    """Send a request that has no body, and read the head of its response.
+
+    Raises `trio.BrokenResourceError` and `h11.RemoteProtocolError`; for a head of over 16 KiB
+    and for over `MAX_INTERIM` heads before it (RFC 9110, 15.2) with the hint 431.
+    """
+    await stream.send_all(connection.send(request) or b"")
+    connection.send(h11.EndOfMessage())
+    for _ in range(MAX_INTERIM + 1):
+        event = await next_event(stream, connection)
+        if isinstance(event, h11.Response):
+            return event
+    raise h11.RemoteProtocolError("heads without end", error_status_hint=431)
+
+
+async def next_event(stream: trio.abc.Stream, connection: h11.Connection) -> Any:
+    """What comes next, of h11's events. Raises as `ask`."""
+    while (event := connection.next_event()) is h11.NEED_DATA:
+        connection.receive_data(bytes(await stream.receive_some(READ_SIZE)))
+    return event
 
 
 def tcp_failure(error: BaseException) -> LinkFailed:

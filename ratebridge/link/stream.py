@@ -55,10 +55,9 @@ class LinkStream(trio.abc.Stream):
     def __init__(self, network: trio.abc.Stream, subprotocol: str | None = None) -> None:
         self._network = network
         # A socket is read and written without a task switch; another stream by its own methods.
-        self._tls = network if isinstance(network, TlsStream) else None
-        self._fd: int | None = None
-        if isinstance(network, trio.SocketStream | TlsStream):
-            self._fd = network.socket.fileno()
+        socket = getattr(network, "socket", None)
+        self._fd: int | None = None if socket is None else socket.fileno()
+        self._tls = network if socket is not None and isinstance(network, TlsStream) else None
         self._response: UpgradeResponse | None = UpgradeResponse(subprotocol)
         self._behind_response = b""  # the first of the frames, came with it
         self._passed = b""  # for trio-websocket, which has not taken it yet
