@@ -1,5 +1,6 @@
 """The service: built from its settings, and run until it is stopped."""
 
+import os
 import random
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence

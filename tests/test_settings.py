@@ -156,12 +156,20 @@ def test_what_a_source_requires_is_required_where_it_is_among_the_providers():
 
 def test_every_problem_is_reported_together():
     with pytest.raises(BadSettings) as caught:
-        load_settings({"VERIFY_SSL": "?", "RATEBRIDGE_LOG_LEVEL": "?", "RATEBRIDGE_CACHE_TTL": "?"})
+        load_settings(
+            {
+                "VERIFY_SSL": "?",
+                "RATEBRIDGE_LOG_LEVEL": "?",
+                "RATEBRIDGE_CACHE_TTL": "?",
+                "HTTPS_PROXY": "gopher://127.0.0.1:1",
+            }
+        )
     assert [problem.partition(":")[0] for problem in caught.value.args] == [
         "CURRENCY_ASSIGNMENT_WS_URI",
         "VERIFY_SSL",
         "RATEBRIDGE_CACHE_TTL",
         "RATEBRIDGE_LOG_LEVEL",
+        "HTTPS_PROXY",
     ]
 
 
@@ -335,6 +343,15 @@ VERIFY_SSL="false"
 RATEBRIDGE_LOG_LEVEL=
 NOTHING
 """
+
+
+def test_the_proxies_of_the_environment_come_before_those_of_a_dotenv_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "first.test:1")
+    (tmp_path / "other.env").write_text("HTTPS_PROXY=second.test:1\nHTTP_PROXY=third.test:1\n")
+    proxies = load_settings(need_feed=False, env_file=tmp_path / "other.env").proxies
+    assert proxies.find("wss", "feed.test", 443) == Proxy("http", "first.test", 1)
+    assert proxies.find("ws", "feed.test", 80) == Proxy("http", "third.test", 1)
+    assert Settings().proxies.find("ws", "feed.test", 80) is None
 
 
 def test_a_dotenv_file_may_hold_exports_comments_quotes_and_blanks(tmp_path):

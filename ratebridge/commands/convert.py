@@ -20,7 +20,7 @@ from ..messages import clipped, is_currency, parse_stake, quoted
 from ..providers.registry import NAMES
 from ..providers.source import Source
 from ..rates import FIXED
-from ..settings import PROVIDERS, Settings, load_settings
+from ..settings import PROVIDERS, load_settings
 from ..signals import run_unless_stopped
 from .options import add_command
 

@@ -15,6 +15,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from functools import lru_cache
@@ -339,8 +340,9 @@ async def _serve_connection(rates: FakeRates, stream: trio.abc.Stream) -> None:
         length = (b"content-length", str(len(answer.body)).encode())
         head = h11.Response(status_code=answer.status, headers=[*answer.raw_headers, length])
         await stream.send_all(connection.send(head) or b"")
-        async for piece in _pieces(answer):
-            await stream.send_all(connection.send(h11.Data(data=piece)) or b"")
+        async with aclosing(_pieces(answer)) as pieces:
+            async for piece in pieces:
+                await stream.send_all(connection.send(h11.Data(data=piece)) or b"")
         connection.send(h11.EndOfMessage())
         if connection.our_state is not h11.DONE:
             return

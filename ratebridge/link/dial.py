@@ -46,8 +46,8 @@ class NetworkDial:
 
         With the proxy's too, if there is one, as who looks the host up depends on its kind.
         """
-        for peer in filter(None, (self.proxy, self.address)):
-            names().skip(peer.host)
+        for host in {self.address.host, (self.proxy or self.address).host}:
+            names().skip(host)
 
 
 async def open_tcp(

@@ -64,7 +64,7 @@ class TlsStream(trio.abc.Stream):
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
         # None in a tunnel, which may be TLS itself.
-        self.socket: Final = network.socket if isinstance(network, trio.SocketStream) else None
+        self.socket: Any = network.socket if isinstance(network, trio.SocketStream) else None
 
     async def handshake(self) -> None:
         """Agree with the peer.
