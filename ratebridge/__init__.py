@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .link.address import Address
     from .link.dial import Dial
     from .providers.source import Source
+    from .proxies import Proxies, Proxy
     from .rates import Doubted, Quote, Rate, RateSheet
     from .settings import Settings, load_settings
 
@@ -55,6 +56,8 @@ __all__ = [
     "Dial",
     "Doubted",
     "NoRate",
+    "Proxies",
+    "Proxy",
     "Quote",
     "Rate",
     "RateSheet",
@@ -80,6 +83,7 @@ _HOMES: Final = {
     "link.address": ("Address",),
     "link.dial": ("Dial",),
     "providers.source": ("Source",),
+    "proxies": ("Proxies", "Proxy"),
     "rates": ("Doubted", "Quote", "Rate", "RateSheet"),
     "settings": ("Settings", "load_settings"),
 }

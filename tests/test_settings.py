@@ -12,6 +12,7 @@ from ratebridge.app import Dependencies, serve
 from ratebridge.errors import BadSettings, FetchOutcome, LinkFailed, Loss, SourceFailed
 from ratebridge.link.address import Address
 from ratebridge.providers.registry import NAMES, provider
+from ratebridge.proxies import Proxy
 from ratebridge.settings import VARIABLES, Settings, load_settings, read_environment, resembled
 
 NO_HTTP: Any = None  # of a source that is never asked
