@@ -3,7 +3,8 @@
 For those who embed it:
 
 - `Settings`, or `load_settings(values)` for settings by their names in the environment;
-  `load_settings()` reads them there, and from `.env`. A feed's `Address` is one of them
+  `load_settings()` reads them there, and from `.env`. A feed's `Address` is one of them, and
+  so are the `Proxies`, each a `Proxy`
 - `serve(settings)`, the service as an async function, to run in a nursery of yours; it logs to
   the stdlib logger `ratebridge`
 - `run(settings)`, the same until SIGTERM or SIGINT, with a log of its own, for a program that

@@ -3,8 +3,8 @@
 import socket
 import ssl
 from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
 from typing import Any, Final
 
 import attrs
@@ -58,33 +58,25 @@ async def open_tcp(
     `proxy_tls` is for a proxy that is spoken to by https.
     """
     names()  # from now on they look up
-    if proxy is None:
-        return await connect(address.host, address.port)
+    peer = proxy or address
+    socks = proxy is not None and proxy.scheme.startswith("socks")
     try:
-        if proxy.scheme.startswith("socks"):
-            return await connect_by_socks(address, proxy)
-        tunnel: trio.abc.Stream = await connect(proxy.host, proxy.port)
-        if proxy.scheme == "https":
-            tunnel = await add_tls(tunnel, proxy, proxy_tls)
+        if proxy is not None and socks:
+            stream = await connect_by_socks(address, proxy)
+        else:
+            stream = await trio.open_tcp_stream(peer.host, peer.port)
+        with suppress(AttributeError, OSError):  # not every platform knows it
+            # Keepalive never fires while we send, and we send each second.
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT)
+        if proxy is None or socks:
+            return stream
+        tunnel = await add_tls(stream, proxy, proxy_tls) if proxy.scheme == "https" else stream
         return await connect_by_http(tunnel, address, proxy)
-    except LinkFailed as failure:
+    except (OSError, UnicodeError, LinkFailed) as error:
+        failure = error if isinstance(error, LinkFailed) else tcp_failure(error)
+        if proxy is None:
+            raise failure from None
         raise LinkFailed(Loss.PROXY, f"the proxy: {failure.detail}") from None
-
-
-async def connect(host: str, port: int) -> trio.SocketStream:
-    """Look a host up and connect. Raises `LinkFailed`."""
-    try:
-        return limit_silence(await trio.open_tcp_stream(host, port))
-    except (OSError, UnicodeError) as error:
-        raise tcp_failure(error) from None
-
-
-def limit_silence(stream: trio.SocketStream) -> trio.SocketStream:
-    """The stream, which breaks when what it sends is not acknowledged for `USER_TIMEOUT` ms."""
-    with suppress(AttributeError, OSError):  # not every platform knows it
-        # Keepalive never fires while we send, and we send each second.
-        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT)
-    return stream
 
 
 async def connect_by_http(stream: trio.abc.Stream, peer: Address, proxy: Proxy) -> trio.abc.Stream:
@@ -94,13 +86,15 @@ async def connect_by_http(stream: trio.abc.Stream, peer: Address, proxy: Proxy) 
     pair = b64encode(f"{proxy.user}:{proxy.password}".encode()).decode()
     secret = [("Proxy-Authorization", f"Basic {pair}")] if proxy.user else []
     request = h11.Request(method="CONNECT", target=target, headers=[("Host", target), *secret])
-    async with closed_on_failure(stream):
+    async with AsyncExitStack() as on_failure:
+        on_failure.push_async_callback(trio.aclose_forcefully, stream)
         try:
             answer = await ask(stream, h11.Connection(h11.CLIENT), request)
         except (h11.ProtocolError, trio.BrokenResourceError):
             raise LinkFailed(Loss.PROXY, "it broke off, or does not speak HTTP") from None
         if not 200 <= answer.status_code < 300:
             raise LinkFailed(Loss.PROXY, f"it answered HTTP {answer.status_code}")
+        on_failure.pop_all()
     return stream
 
 
@@ -112,14 +106,13 @@ async def connect_by_socks(peer: Address, proxy: Proxy) -> trio.SocketStream:
     there = proxy.scheme == "socks5h"  # the name is looked up
     way = (python_socks.ProxyType.SOCKS5, proxy.host, proxy.port, proxy.user, proxy.password)
     try:
-        connected = await SocksProxy(*way, there).connect(peer.host, peer.port)
+        return trio.SocketStream(await SocksProxy(*way, there).connect(peer.host, peer.port))
     except python_socks.ProxyError as error:
         raise LinkFailed(Loss.PROXY, str(error)) from None
     except ValueError:  # not ASCII, or over 255 characters
         raise LinkFailed(Loss.PROXY, "SOCKS cannot carry its user and password") from None
     except OSError as error:
         raise tcp_failure(error.__cause__ or error) from None
-    return limit_silence(trio.SocketStream(connected))
 
 
 async def add_tls(
@@ -127,24 +120,16 @@ async def add_tls(
 ) -> TlsStream:
     """Put TLS on a connection; on failure that is closed. Raises `LinkFailed`."""
     assert tls is not None, "TLS needs a context"
-    async with closed_on_failure(stream):
+    async with AsyncExitStack() as on_failure:
+        on_failure.push_async_callback(trio.aclose_forcefully, stream)
         # A dot at the end is for the lookup. Neither SNI (RFC 6066, 3) nor a certificate has it.
         secured = TlsStream(stream, tls, peer.host.removesuffix("."))
         try:
             await secured.handshake()
         except (trio.BrokenResourceError, ssl.SSLError) as error:
             raise tls_failure(error) from None
+        on_failure.pop_all()
     return secured
-
-
-@asynccontextmanager
-async def closed_on_failure(stream: trio.abc.Stream) -> AsyncIterator[None]:
-    """Close the stream by force if the block raises, or is cancelled."""
-    try:
-        yield
-    except BaseException:
-        await trio.aclose_forcefully(stream)
-        raise
 
 
 async def ask(

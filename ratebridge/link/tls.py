@@ -33,9 +33,7 @@ def tls_context(
     if the file that `SSLKEYLOGFILE` names cannot be written.
     """
     try:
-        context = (
-            ssl.create_default_context() if verify else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        )
+        context = ssl.create_default_context()
     except OSError as error:
         raise CannotStart(f"SSLKEYLOGFILE: cannot be written ({error.strerror})") from None
     context.hostname_checks_common_name = False

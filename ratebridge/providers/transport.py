@@ -11,7 +11,7 @@ other tasks run between the pieces, because parsing takes time for each. What is
 
 import ssl
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from typing import Final
 
 import h11
@@ -44,24 +44,17 @@ class Transport(httpx.AsyncBaseTransport):
         port = url.port or (443 if secure else 80)
         proxy = self._proxies.find(url.scheme, host, port)
         dial = NetworkDial(Address(host, port, "", secure), self._tls, proxy, self._tls)
-        good = False
-        try:
-            stream = await dial()
-            try:
+        head = h11.Request(method=request.method, target=url.raw_path, headers=request.headers.raw)
+        with ExitStack() as on_failure:  # the caller's deadline is one, too
+            on_failure.callback(dial.next_address)
+            async with await dial() as stream:
                 connection = h11.Connection(h11.CLIENT)
-                head = h11.Request(
-                    method=request.method, target=url.raw_path, headers=request.headers.raw
-                )
                 answer = await ask(stream, connection, head)
                 headers = answer.headers.raw_items()
                 body = pieces(stream, connection)
                 response = await read_response(answer.status_code, headers, body)
-            finally:
-                await trio.aclose_forcefully(stream)
-            good = answer.status_code < 500
-        finally:  # the caller's deadline, too
-            if not good:
-                dial.next_address()
+            if answer.status_code < 500:
+                on_failure.pop_all()
         return response
 
 
