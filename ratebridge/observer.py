@@ -84,12 +84,11 @@ class Observer:
         """
         stats = self.stats
         was_up, stats.link_up = stats.link_up, False
-        detail = clipped(cause.detail, 120) if cause.detail else ""
-        stats.link_ended = detail if cause.reason in detail else f"{cause.reason}, {detail}"
-        stats.link_ended = stats.link_ended.removesuffix(", ")
-        known = {"detail": detail or None, "code": cause.code, "status": cause.status}
-        fields: dict[str, Any] = {"reason": cause.reason}
-        fields |= {name: value for name, value in known.items() if value is not None}
+        detail = clipped(cause.detail, 120) if cause.detail else None
+        words = (cause.reason, detail) if cause.reason not in (detail or "") else (detail,)
+        stats.link_ended = ", ".join(filter(None, words))
+        fields: dict[str, Any] = {"reason": cause.reason, "detail": detail}
+        fields |= {"code": cause.code, "status": cause.status}
         if was_up:
             stats.link_since = trio.current_time()
             fields["uptime"] = round(uptime, 3)
@@ -98,8 +97,8 @@ class Observer:
             stats.retry_at = trio.current_time() + retry_in
             fields["retry_in"] = round(retry_in, 3)
             event = "connection.lost" if was_up else "connection.failed"
-            words = f"{event.replace('.', ' ')}: {stats.link_ended}"
-            self._report(event, cause.reason, words, **fields)
+            told = f"{event.replace('.', ' ')}: {stats.link_ended}"
+            self._report(event, cause.reason, told, **fields)
         elif was_up:
             self.note("connection.down", **fields)
 
@@ -148,8 +147,7 @@ class Observer:
                 fields |= {"rate": rate.text, "rate_date": str(rate.day), "asked": str(rate.asked)}
                 fields |= {"provider": rate.provider, "cached": rate.cached}
                 fields["fetched"] = f"{rate.fetched:%Y-%m-%dT%H:%M:%SZ}"
-                if rate.note:
-                    fields["note"] = rate.note
+                fields |= {"note": rate.note} if rate.note else {}
             self.log.debug("conversion.done", **fields)
 
     def refused(self, problem: Refused | NoRate, message_id: bytes, seconds: float) -> None:
@@ -184,13 +182,13 @@ class Observer:
         source.fetched_at = source.answered_at = trio.current_time()
         source.seconds = seconds
         self.stats.failed_at = None
+        recovered = source.failure and source.outcome not in LACKING
         fields: dict[str, Any] = {"provider": sheet.provider, "asked": sheet.asked}
         fields |= {"days": sheet.days, "currencies": len(sheet.currencies)}
-        fields["seconds"] = round(seconds, 3)
-        if source.failure and source.outcome not in LACKING:
-            self.warn("rates.recovered", **fields, after=source.failure)
-        else:
-            self.note("rates.fetched", **fields)
+        fields |= {"seconds": round(seconds, 3), "after": source.failure if recovered else None}
+        self._write(
+            *(("warning", "rates.recovered") if recovered else ("info", "rates.fetched")), **fields
+        )
         source.outcome, source.failure = FetchOutcome.OK, ""
 
     def fetch_failed(
@@ -207,13 +205,11 @@ class Observer:
         source.fetched_at = now = trio.current_time()
         source.outcome, source.failure = outcome, failure.text
         if meanwhile is not None:
-            used = f"its answer of {meanwhile:%Y-%m-%d %H:%M} UTC is used meanwhile"
-            source.failure = f"{failure.text}; {used}"
+            source.failure += f"; its answer of {meanwhile:%Y-%m-%d %H:%M} UTC is used meanwhile"
         if failure.limited_for and now < (source.limited_until or now):
             return  # `rate_limited` has reported it, once for all fetches that are refused alike
-        level = (
-            "error" if outcome == FetchOutcome.REFUSED_KEY else "warning"
-        )  # a key needs somebody
+        # A key needs somebody.
+        level = "error" if outcome == FetchOutcome.REFUSED_KEY else "warning"
         words = f"{provider} {source.failure}"
         fields = {"kind": outcome, "provider": provider, "asked": asked, "detail": source.failure}
         self._report("rates.failed", f"{provider} {outcome}", words, level, **fields)
@@ -300,9 +296,8 @@ class Observer:
         fields: dict[str, Any] = {"connection": "up" if stats.link_up else "down"}
         fields |= {name: count - before[name] for name, count in counts.items()}
         fields |= {"waiting": waiting, "outbox": outbox, "sheets": sheets}
-        fields["connections"] = stats.links_opened
-        if self.audit is not None:
-            fields["audit_waiting"] = self.audit.waiting
+        fields |= {"connections": stats.links_opened}
+        fields["audit_waiting"] = self.audit.waiting if self.audit is not None else None
         self.note("summary", **fields, **self.audit_head())
         self._write_limited()
 
@@ -325,7 +320,7 @@ class Observer:
     def _write(self, level: str, event: str, kind: str = "", /, **fields: Any) -> bool:
         """Log a line, or count it if its event and `kind` had too many; whether it had not.
 
-        An event has few kinds, and none is a peer's text.
+        An event has few kinds, and none is a peer's text. A field that is None is left out.
         """
         if self.log is None or not self.log.is_enabled_for(LEVELS[level]):
             return True
@@ -335,7 +330,8 @@ class Observer:
         if place == OFTEN:
             fields["further"] = "only counted for a minute, see log.limited"
         if place or self._debug:
-            getattr(self.log, level if place else "debug")(event, **fields)
+            known = {name: value for name, value in fields.items() if value is not None}
+            getattr(self.log, level if place else "debug")(event, **known)
         return bool(place)
 
     def _write_limited(self) -> None:
@@ -344,10 +340,8 @@ class Observer:
         held = self._limit.take_held() + libraries
         least = "warning" if libraries else "info"
         level = max(self._limited_level, least, key=LEVELS.__getitem__)
-        self._limited_level = "info"
-        unlogged, self._unlogged_ids = self._unlogged_ids, []
+        ids = self._unlogged_ids
+        self._limited_level, self._unlogged_ids = "info", []
         if held and self.log is not None and not self._debug:
-            fields: dict[str, Any] = {"lines": dict(held)}
-            if unlogged:
-                fields |= {"first_undelivered": unlogged[0], "last_undelivered": unlogged[-1]}
-            getattr(self.log, level)("log.limited", **fields)
+            ends = {"first_undelivered": ids[0], "last_undelivered": ids[-1]} if ids else {}
+            getattr(self.log, level)("log.limited", lines=dict(held), **ends)
