@@ -58,7 +58,7 @@ class Metrics(Collector):
             return None if at is None else at + to_unix
 
         # The messages.
-        outcomes = {"converted": stats.converted, **stats.refused}
+        outcomes: dict[Any, int] = {"converted": stats.converted, **stats.refused}
         yield family("conversions_total", "Requests answered, by outcome.", outcomes, "outcome")
         yield family("messages_dropped_total", "Messages without answer.", stats.dropped, "reason")
         text = "Time from reading a request until its reply can be written."
