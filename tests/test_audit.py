@@ -134,8 +134,8 @@ async def running(audit: Audit):
 @asynccontextmanager
 async def auditing(path: Path, run_sync: Any = None):
     """The audit of a service that runs, and what it reports."""
-    listener = Listener()
-    audit = Audit(path, listener, run_sync or Here(), NOON)
+    listener = Listener(utc_now=lambda: NOON)
+    audit = Audit(path, listener, run_sync or Here())
     async with running(audit):
         yield audit, listener.told
 
