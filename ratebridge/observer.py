@@ -20,6 +20,7 @@ Events have stable names: `connection.up`, `connection.lost`, `connection.failed
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
+from logging import DEBUG, ERROR, INFO, WARNING
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import attrs
@@ -40,7 +41,6 @@ and the reply's date."""
 
 LONG_LIMIT: Final = 3600.0  # s
 OFF: Final = "RATEBRIDGE_PLAUSIBILITY=off lets them through"
-LEVELS: Final = {"info": 20, "warning": 30, "error": 40}
 OUR_FAULT: Final = (Refusal.UNAVAILABLE, Refusal.OVERLOADED, Refusal.INTERNAL_ERROR)
 
 
@@ -58,13 +58,13 @@ class Observer:
     audit: "Audit | None" = None
     _limit: LineLimit = attrs.Factory(LineLimit)
     _unlogged_ids: list[str] = attrs.Factory(list)  # first and last id of undelivered replies
-    _limited_level: str = "info"  # the highest of the lines held back
+    _limited_level: int = INFO  # the highest of the lines held back
     _at_last_summary: Counter[str] = attrs.Factory(Counter)
     _debug: bool = attrs.field(init=False)
 
     @_debug.default
     def _is_debug(self) -> bool:
-        return self.log is not None and self.log.is_enabled_for(10)
+        return self.log is not None and self.log.is_enabled_for(DEBUG)
 
     # The connection.
 
@@ -148,7 +148,7 @@ class Observer:
                 fields |= {"provider": rate.provider, "cached": rate.cached}
                 fields["fetched"] = f"{rate.fetched:%Y-%m-%dT%H:%M:%SZ}"
                 fields |= {"note": rate.note} if rate.note else {}
-            self.log.debug("conversion.done", **fields)
+            self.log.log(DEBUG, "conversion.done", **fields)
 
     def refused(self, problem: Refused | NoRate, message_id: bytes, seconds: float) -> None:
         """A request was answered with an error, `seconds` after it came."""
@@ -161,7 +161,7 @@ class Observer:
         words = f"request {shown} refused: {problem.text}"
         fields = {"id": shown, "kind": problem.kind, "error": problem.text}
         # A third of the recorded traffic is in currencies that no source has.
-        level = "info" if problem.kind == Refusal.UNKNOWN_CURRENCY else "warning"
+        level = INFO if problem.kind == Refusal.UNKNOWN_CURRENCY else WARNING
         self._report("conversion.failed", problem.kind, words, level, **fields)
 
     def undelivered(self, message_id: bytes, why: str) -> None:
@@ -186,9 +186,8 @@ class Observer:
         fields: dict[str, Any] = {"provider": sheet.provider, "asked": sheet.asked}
         fields |= {"days": sheet.days, "currencies": len(sheet.currencies)}
         fields |= {"seconds": round(seconds, 3), "after": source.failure if recovered else None}
-        self._write(
-            *(("warning", "rates.recovered") if recovered else ("info", "rates.fetched")), **fields
-        )
+        level, event = (WARNING, "rates.recovered") if recovered else (INFO, "rates.fetched")
+        self._write(level, event, **fields)
         source.outcome, source.failure = FetchOutcome.OK, ""
 
     def fetch_failed(
@@ -209,7 +208,7 @@ class Observer:
         if failure.limited_for and now < (source.limited_until or now):
             return  # `rate_limited` has reported it, once for all fetches that are refused alike
         # A key needs somebody.
-        level = "error" if outcome == FetchOutcome.REFUSED_KEY else "warning"
+        level = ERROR if outcome == FetchOutcome.REFUSED_KEY else WARNING
         words = f"{provider} {source.failure}"
         fields = {"kind": outcome, "provider": provider, "asked": asked, "detail": source.failure}
         self._report("rates.failed", f"{provider} {outcome}", words, level, **fields)
@@ -231,7 +230,7 @@ class Observer:
         source = self.stats.sources[provider]
         source.limited_until, source.limit = trio.current_time() + seconds, failure.text
         # A minute's quota is soon there again; a month's needs somebody.
-        level = "error" if seconds > LONG_LIMIT else "warning"
+        level = ERROR if seconds > LONG_LIMIT else WARNING
         fields = {"provider": provider, "detail": failure.text, "limited_for": round(seconds, 1)}
         self._report("rates.limited", provider, f"{provider} {failure.text}", level, **fields)
 
@@ -252,12 +251,12 @@ class Observer:
     def audit_failed(self, why: str, waiting: int) -> None:
         """The audit file cannot be written from now on; `waiting` lines are queued."""
         words = f"the audit file cannot be written: {why}"
-        self._report("audit.failed", "", words, "error", detail=why, waiting=waiting)
+        self._report("audit.failed", "", words, ERROR, detail=why, waiting=waiting)
 
     def audit_lost(self, lines: int, why: str) -> None:
         """Lines will never be written: the first beyond the queue, or those left at the stop."""
         words = f"lines of the audit trail are lost: {why}"
-        self._report("audit.lost", "", words, "error", lines=lines, why=why)
+        self._report("audit.lost", "", words, ERROR, lines=lines, why=why)
 
     def audit_recovered(self, lost: int) -> None:
         """The audit file is written again; `lost` lines were lost meanwhile."""
@@ -277,15 +276,15 @@ class Observer:
         """A bug in the part named `where` raised `error`; the service goes on."""
         self.stats.internal_errors += 1
         words = f"an internal error ({where}), see the log"
-        self._report("internal_error", where, words, "error", where=where, exc_info=error)
+        self._report("internal_error", where, words, ERROR, where=where, exc_info=error)
 
     def note(self, event: str, **fields: Any) -> None:
         """Log an ordinary event."""
-        self._write("info", event, **fields)
+        self._write(INFO, event, **fields)
 
     def warn(self, event: str, **fields: Any) -> None:
         """Log a state that an operator should know of."""
-        self._write("warning", event, **fields)
+        self._write(WARNING, event, **fields)
 
     def summarize(self, *, waiting: int, outbox: int, sheets: int) -> None:
         """Log the counts of the last minute; called once a minute."""
@@ -309,7 +308,7 @@ class Observer:
     # Writing lines.
 
     def _report(
-        self, event: str, kind: str, words: str, level: str = "warning", /, **fields: Any
+        self, event: str, kind: str, words: str, level: int = WARNING, /, **fields: Any
     ) -> bool:
         """Keep an error for the status page, by its event and `kind`, and `_write` it."""
         errors, key = self.stats.recent_errors, f"{event} {kind}"
@@ -317,31 +316,30 @@ class Observer:
         errors[key] = RecentError(event, self.utc_now(), words, count)
         return self._write(level, event, kind, **fields)
 
-    def _write(self, level: str, event: str, kind: str = "", /, **fields: Any) -> bool:
+    def _write(self, level: int, event: str, kind: str = "", /, **fields: Any) -> bool:
         """Log a line, or count it if its event and `kind` had too many; whether it had not.
 
         An event has few kinds, and none is a peer's text. A field that is None is left out.
         """
-        if self.log is None or not self.log.is_enabled_for(LEVELS[level]):
+        if self.log is None or not self.log.is_enabled_for(level):
             return True
         place = self._limit.admit(f"{event} {kind}".rstrip(), trio.current_time())
         if not place:
-            self._limited_level = max(self._limited_level, level, key=LEVELS.__getitem__)
+            self._limited_level = max(self._limited_level, level)
         if place == OFTEN:
             fields["further"] = "only counted for a minute, see log.limited"
         if place or self._debug:
             known = {name: value for name, value in fields.items() if value is not None}
-            getattr(self.log, level if place else "debug")(event, **known)
+            self.log.log(level if place else DEBUG, event, **known)
         return bool(place)
 
     def _write_limited(self) -> None:
         """Log how many lines of which kinds were held back since the last time, if any."""
         libraries = library_limit.take_held()
         held = self._limit.take_held() + libraries
-        least = "warning" if libraries else "info"
-        level = max(self._limited_level, least, key=LEVELS.__getitem__)
+        level = max(self._limited_level, WARNING if libraries else INFO)
         ids = self._unlogged_ids
-        self._limited_level, self._unlogged_ids = "info", []
+        self._limited_level, self._unlogged_ids = INFO, []
         if held and self.log is not None and not self._debug:
             ends = {"first_undelivered": ids[0], "last_undelivered": ids[-1]} if ids else {}
-            getattr(self.log, level)("log.limited", lines=dict(held), **ends)
+            self.log.log(level, "log.limited", lines=dict(held), **ends)

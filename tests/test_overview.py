@@ -156,7 +156,13 @@ async def test_a_sample_is_taken_each_second_and_covers_a_stall(nursery, mock_cl
 
 async def test_an_overview_of_a_service_that_has_just_begun(nursery, autojump_clock):
     service, _ = make_service(nursery, feed=None)
-    known = {"feed": None, "status": "not ready", "link_age": None, "retry_in": None, "audit": None}
+    known: dict[str, Any] = {
+        "feed": None,
+        "status": "not ready",
+        "link_age": None,
+        "retry_in": None,
+        "audit": None,
+    }
     known |= {"sheets_held": 0, "sheets": [], "recent_errors": [], "currencies": [], "samples": []}
     known |= {"heartbeat": {"age": None, "timeout": 2.0, "gaps": []}, "taken": 0}
     assert known.items() <= page(service).items()
