@@ -209,14 +209,12 @@ def test_a_line_holds_numbers_as_exact_text_and_the_rest_as_it_came(name):
 HOSTILE = '["a\\u001b\x9b2J\x7f\u202e\u2028\U0001f600é\\"",\r\n\t{"a":\r2}]'
 
 
-def test_rates_beyond_number_are_told_as_the_first_ones_are(monkeypatch):
-    """What is kept of their texts is bounded."""
+def test_what_is_kept_of_the_texts_of_rates_is_bounded(monkeypatch):
     monkeypatch.setattr(trail_module, "MOST_PRICES", 2)
     chain = Chain()
-    asked = request()
     for units in range(1, 10):
         rate = replace(DOLLAR, units=Decimal(units))
-        assert json.loads(chain.conversions([(asked, EUROS, rate, NOW)]))["rate"] == str(units)
+        assert json.loads(chain.conversions([(request(), EUROS, rate, NOW)]))["rate"] == str(units)
     assert len(chain._prices) <= 3
 
 
@@ -260,13 +258,10 @@ async def test_what_came_just_before_the_stop_is_written_to_a_private_file(path,
     assert path.stat().st_mode & 0o137 == 0
 
 
-@pytest.mark.parametrize(
-    ("where", "why"),
-    [("", "Is a directory"), ("missing/audit.jsonl", "No such file or directory")],
-)
-def test_a_file_that_cannot_be_opened_now_is_no_bad_setting(tmp_path, where, why):
-    with pytest.raises(CannotStart, match=rf"^RATEBRIDGE_AUDIT_FILE: .* \({why}\)$"):
-        Audit(tmp_path / where, Listener())
+def test_a_file_that_cannot_be_opened_now_is_no_bad_setting(tmp_path):
+    for where, why in (("", "Is a directory"), ("none/audit.jsonl", "No such file or directory")):
+        with pytest.raises(CannotStart, match=rf"^RATEBRIDGE_AUDIT_FILE: .* \({why}\)$"):
+            Audit(tmp_path / where, Listener())
 
 
 def test_a_file_that_another_writes_or_whose_chain_cannot_be_read_is_not_written(
@@ -547,13 +542,8 @@ async def test_the_audit_waits_for_no_other_thread(path):
     assert ids(path) == [1]
 
 
-def stuck(seconds: float) -> Here:
-    """A thread that does its work, but after a time."""
-    return Here(partial(trio.sleep, seconds))
-
-
 async def test_a_slow_write_is_reported_before_it_ends(path, autojump_clock):
-    async with auditing(path, stuck(60)) as (audit, told):
+    async with auditing(path, Here(partial(trio.sleep, 60))) as (audit, told):
         add(audit, 1)
         await trio.sleep(FLUSH_EVERY + SLOW + 0.1)
         assert told == [("failed", "a write has taken over 5 s", 1)]
@@ -567,7 +557,7 @@ async def test_a_slow_write_is_reported_before_it_ends(path, autojump_clock):
     [(1, []), (FLUSH_EVERY + SLOW + 1, [("failed", "a write has taken over 5 s", 2)])],
 )
 async def test_a_disk_that_hangs_does_not_delay_the_stop(path, hung_for, first, autojump_clock):
-    async with auditing(path, stuck(1e9)) as (audit, told):
+    async with auditing(path, Here(trio.sleep_forever)) as (audit, told):
         add(audit, 1, 2)
         await trio.sleep(hung_for)
         began = trio.current_time()
