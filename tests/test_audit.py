@@ -333,6 +333,7 @@ async def test_the_chain_goes_on_from_the_newest_file_that_holds_a_line(
         (tmp_path / other).write_bytes(content)
     os.mkfifo(tmp_path / "audit.jsonl.pipe")
     (tmp_path / "audit.jsonl.d").mkdir()
+    (tmp_path / "audit.jsonl.latest").symlink_to("gone")
     if now is not None:
         with path.open("ab") as file:
             file.write(now)
