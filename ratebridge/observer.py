@@ -28,7 +28,7 @@ import trio
 
 from .errors import Drop, FetchOutcome, LinkFailed, NoRate, Refusal, Refused, SourceFailed
 from .messages import Request, clipped
-from .operating.logs import OFTEN, LineLimit, library_limit
+from .operating.logs import LineLimit, library_limit
 from .operating.stats import LACKING, RecentError, Stats
 from .rates import FIXED, Rate, RateSheet
 
@@ -326,8 +326,6 @@ class Observer:
         place = self._limit.admit(f"{event} {kind}".rstrip(), trio.current_time())
         if not place:
             self._limited_level = max(self._limited_level, level)
-        if place == OFTEN:
-            fields["further"] = "only counted for a minute, see log.limited"
         if place or self._debug:
             known = {name: value for name, value in fields.items() if value is not None}
             self.log.log(level if place else DEBUG, event, **known)

@@ -61,7 +61,7 @@ async def test_the_state_of_the_service_and_its_process_is_told(
     service.chain.cache.store(sheet(NOW.date(), fetched=NOW - timedelta(seconds=17)))
     await trio.sleep(17)
     service.bridge.waiting = 7
-    service.outbox.add(*[Reply(b"1", b"{}", 0.0)] * 8)
+    service.outbox.add(*[Reply(b"1", b"{}", trio.current_time())] * 8)
     observer.fetched(sheet(NOW.date()), 0.25)
     observer.link_up()
     found = samples(service)

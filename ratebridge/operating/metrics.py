@@ -97,7 +97,7 @@ class Metrics(Collector):
         held.update(sheet.provider for sheet in sheets)
         yield family("sheets", "Sheets of rates held, one a call.", held, "provider")
         oldest = min((sheet.fetched.timestamp() for sheet in sheets), default=None)
-        yield family("oldest_sheet_timestamp_seconds", "When it was fetched.", oldest)
+        yield family("oldest_sheet_timestamp_seconds", "When the oldest was fetched.", oldest)
         left = {
             (source.name, window): calls
             for source in sources
@@ -120,7 +120,7 @@ class Metrics(Collector):
         started = unix(service.started)
         yield family("start_timestamp_seconds", "When the service started.", started)
         build = {(__version__, platform.python_version()): 1}
-        yield family("build_info", "Always 1.", build, "version", "python")
+        yield family("build_info", "Versions; always 1.", build, "version", "python")
 
 
 def family(name: str, text: str, values: Values, *labels: str) -> Any:

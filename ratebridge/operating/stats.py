@@ -31,13 +31,9 @@ class Histogram:
     """Counts per bound (and one beyond), their total in seconds, and the latest durations."""
 
     bounds: tuple[float, ...] = LATENCY_BOUNDS
-    counts: list[int] = attrs.field(init=False)
+    counts: list[int] = attrs.Factory(lambda self: [0] * (len(self.bounds) + 1), takes_self=True)
     total: float = 0.0
     _recent: deque[tuple[float, int]] = attrs.Factory(lambda: deque(maxlen=MOST_RECENT))
-
-    @counts.default
-    def _zeros(self) -> list[int]:
-        return [0] * (len(self.bounds) + 1)
 
     def add(self, seconds: float, count: int = 1) -> None:
         """Count `count` durations of so many seconds."""

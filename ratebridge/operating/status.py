@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from importlib.resources import files
 from ipaddress import ip_address
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import attrs
 import h11
@@ -56,8 +56,6 @@ FILES: Final = {
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
 }
-
-T = TypeVar("T")
 
 
 @attrs.frozen
@@ -133,7 +131,7 @@ class Share:
         self._cpu_time = cpu_time
         self._turn = trio.StrictFIFOLock()
 
-    async def run(self, work: Callable[[], T]) -> T:
+    async def run(self, work: Callable[[], bytes | None]) -> bytes | None:
         async with self._turn:
             began = self._cpu_time()
             result = work()

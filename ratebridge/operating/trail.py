@@ -38,6 +38,7 @@ import stat
 import zlib
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
@@ -157,11 +158,13 @@ def find_head(path: Path) -> Head:
     `audit.jsonl.2.gz`; without any, `START`. Raises OSError if a file cannot be read.
     """
     beside = (f"{path.name}.", f"{path.name}-")
-    try:
-        files = [file for file in path.parent.iterdir() if file.name.startswith(beside)]
-        files.sort(key=lambda file: file.stat().st_mtime_ns, reverse=True)
-    except OSError:  # the directory cannot be listed
-        files = []
+    found: list[tuple[int, Path]] = []
+    with suppress(OSError):  # the directory cannot be listed
+        for file in path.parent.iterdir():
+            if file.name.startswith(beside):
+                with suppress(OSError):  # it was moved meanwhile, or is a link to nothing
+                    found.append((file.stat().st_mtime_ns, file))
+    files = [file for _, file in sorted(found, reverse=True)]
     for text in (text for file in (path, *files) for text in reversed(_last_lines(file))):
         line = LINE.fullmatch(text.removesuffix(b"\n"))
         if line and line["hash"]:
