@@ -135,10 +135,6 @@ async def reset_when_asked(peer: FeedPeer) -> None:
     await peer.reset()
 
 
-async def go_when_asked(peer: FeedPeer) -> None:
-    await peer.wait_for_request()
-
-
 async def refuse(peer: FeedPeer) -> None:
     await peer.reject(503, body=b"busy")
 
@@ -153,16 +149,13 @@ async def talk_nonsense(peer: FeedPeer) -> None:
 FAILURES = {
     "FIN at once": (nothing, "reset"),
     "RST at once": (reset, "reset"),
-    "FIN in the upgrade": (go_when_asked, "reset"),
     "RST in the upgrade": (reset_when_asked, "reset"),
     "503": (refuse, "rejected"),
     "nonsense in the upgrade": (talk_nonsense, "protocol-error"),
-    "RST": (open_and(reset), "reset"),
     "close 1011": (open_and(close_with(1011)), "closed"),
     "close with TCP held": (open_and(close_with(1000), hold=True), "closed"),
     "garbage without end": (open_and(send(b"\xff" * 10_000_000)), "protocol-error"),
     "oversized": (open_and(send(server_frame(b"x" * (MAX_MESSAGE + 1))), hold=True), "oversized"),
-    "a cut frame": (open_and(send(b"\x81\x7e\x01\x00{")), "reset"),
 }
 
 
