@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from unittest.mock import patch
 
 import attrs
+import support
 import trio
 
 from ratebridge.link import stream as stream_module
@@ -405,39 +406,14 @@ class Wire(trio.socket.SocketType):
             self._insert([Segment(now, end="reset")])  # the peer has gone
 
 
-class Sealed(trio.abc.Stream):
+class Sealed:
     """A stream over a wire that does not tell how far a write has come, as TLS does not."""
 
     def __init__(self, wire: Wire) -> None:
-        self._wire = wire
+        self._stream = trio.SocketStream(wire)
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        with _as_a_stream():
-            return await self._wire.recv(max_bytes or 65536)
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        with _as_a_stream(), memoryview(data) as rest:
-            taken = 0
-            while taken < len(data):
-                taken += await self._wire.send(rest[taken:])
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await trio.lowlevel.checkpoint()
-
-    async def aclose(self) -> None:
-        self._wire.close()
-        await trio.lowlevel.checkpoint()
-
-
-@contextmanager
-def _as_a_stream() -> Iterator[None]:
-    """The errors of a socket as those of a stream."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.EBADF:
-            raise trio.ClosedResourceError from None
-        raise trio.BrokenResourceError from None
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 # The replacement of sockets.
@@ -486,14 +462,7 @@ class Kernel:
 
 def server_frame(opcode: int, payload: bytes = b"", *, fin: bool = True) -> bytes:
     """One frame as a server sends it."""
-    size = len(payload)
-    if size < 126:
-        length = bytes((size,))
-    elif size < 65536:
-        length = b"\x7e" + size.to_bytes(2)
-    else:
-        length = b"\x7f" + size.to_bytes(8)
-    return bytes(((0x80 if fin else 0) | opcode,)) + length + payload
+    return support.server_frame(payload, (0x80 if fin else 0) | opcode)
 
 
 def client_frames(data: bytes) -> list[Frame]:
