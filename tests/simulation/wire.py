@@ -10,7 +10,7 @@ import errno
 import heapq
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from math import inf
@@ -25,6 +25,8 @@ from ratebridge.link import stream as stream_module
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # in the standard library from Python 3.12 on
+
+    from .trace import Trace
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 
@@ -110,20 +112,14 @@ class Write:
 class Wire(trio.socket.SocketType):
     """Our end of the connection, a socket. It keeps a record of all that passes.
 
-    `complain` gets a line for each thing that no client may do. `hook` is told of
-    moments at which a simulation may want to strike.
+    The trace gets a line for each thing that no client may do, and is told of moments at
+    which a simulation may want to strike.
     """
 
     type = socket.SOCK_STREAM  # what a SocketStream asks of a socket
     did_shutdown_SHUT_WR = False  # noqa: N815 - the name is trio's
 
-    def __init__(
-        self,
-        peer: Peer,
-        most_at_a_time: int,
-        complain: Callable[[str], None],
-        hook: Callable[[str], None],
-    ) -> None:
+    def __init__(self, peer: Peer, most_at_a_time: int, trace: "Trace") -> None:
         self.opened: Final = trio.current_time()
         self.closed: float | None = None
         self.arrived: Final[list[tuple[float, Mark]]] = []
@@ -132,8 +128,7 @@ class Wire(trio.socket.SocketType):
         self.said_close = False
         self._peer = peer
         self._most_at_a_time = most_at_a_time
-        self._complain = complain
-        self._hook = hook
+        self._trace = trace
         self._fileno = next(_NUMBERS)
         self._upgraded = False
         # The way down.
@@ -190,7 +185,7 @@ class Wire(trio.socket.SocketType):
 
     async def wait_readable(self) -> None:
         if self._reader_waits:
-            self._complain("two tasks read at a time")
+            self._trace.complain("two tasks read at a time")
         self._reader_waits = True
         try:
             await trio.lowlevel.checkpoint()
@@ -203,9 +198,9 @@ class Wire(trio.socket.SocketType):
 
     async def wait_writable(self) -> None:
         if self._writer_waits:
-            self._complain("two tasks write at a time")
+            self._trace.complain("two tasks write at a time")
         self._writer_waits = True
-        self._hook("blocked")
+        self._trace.on("blocked")
         try:
             await trio.lowlevel.checkpoint()
             while self.closed is None and not self._reset and not self._has_room():
@@ -299,7 +294,7 @@ class Wire(trio.socket.SocketType):
             mark = self._unread.popleft()[1]
             self.read.append((trio.current_time(), mark))
             if mark.kind == "ask":
-                self._hook("asked")
+                self._trace.on("asked")
         return data
 
     def _meet_the_end(self) -> None:
@@ -321,19 +316,19 @@ class Wire(trio.socket.SocketType):
             if data == under_way.data[under_way.taken :]:
                 return under_way
             if under_way.taken:
-                self._complain("a write begins before another has ended")
+                self._trace.complain("a write begins before another has ended")
                 self._end_write(under_way)
             else:  # it was refused whole: it may come again, and another may come before it
                 self.writes.remove(under_way)
         if self._cut_short:
-            self._complain("bytes follow a write that was cut short")
+            self._trace.complain("bytes follow a write that was cut short")
         frames: list[Frame] = []
         if self._upgraded:
             frames = client_frames(data)
             if not frames:
-                self._complain("a write is not made of whole masked frames")
+                self._trace.complain("a write is not made of whole masked frames")
             if self.said_close and any(f.opcode in (TEXT, BINARY, CLOSE) for f in frames):
-                self._complain("data, or a second close, follows our close")
+                self._trace.complain("data, or a second close, follows our close")
         write = self._write = Write(trio.current_time(), data, frames)
         self.writes.append(write)
         return write
