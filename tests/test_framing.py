@@ -306,14 +306,6 @@ def test_there_is_no_frame_behind_a_masked_one():
     assert not decoder.message_ends
 
 
-def test_a_header_in_pieces_is_waited_for():
-    decoder = FrameDecoder()
-    whole = frame(TEXT, bytes(70_000))
-    for i in range(10):
-        assert decoder.decode(whole[i : i + 1]) == ([], b"")
-    assert decoder.decode(whole[10:]) == ([bytes(70_000)], b"")
-
-
 # Our own frames.
 
 

@@ -203,26 +203,6 @@ async def test_a_peers_retry_after_is_honoured_up_to_a_minute(asked, wait, autoj
         assert it.recorder.ups == [it.began + wait]
 
 
-async def test_there_is_never_more_than_one_live_link(autojump_clock):
-    live = most = 0
-
-    async def script(peer: FeedPeer) -> None:
-        nonlocal live, most
-        await peer.accept()
-        live += 1
-        most = max(most, live)
-        try:
-            while await peer.stream.receive_some(1000):
-                pass
-        finally:
-            live -= 1
-
-    async with running(script) as it:  # each is refreshed for its silence
-        await trio.sleep(60)
-        assert len(it.dialled) > 10
-    assert most == 1
-
-
 # What is carried over.
 
 
