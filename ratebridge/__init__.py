@@ -3,7 +3,8 @@
 For those who embed it:
 
 - `Settings`, or `load_settings(values)` for settings by their names in the environment;
-  `load_settings()` reads them there, and from `.env`. A feed's `Address` is one of them
+  `load_settings()` reads them there, and from `.env`. A feed's `Address` is one of them, and
+  so are the `Proxies`, each a `Proxy`
 - `serve(settings)`, the service as an async function, to run in a nursery of yours; it logs to
   the stdlib logger `ratebridge`
 - `run(settings)`, the same until SIGTERM or SIGINT, with a log of its own, for a program that
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from .link.address import Address
     from .link.dial import Dial
     from .providers.source import Source
+    from .proxies import Proxies, Proxy
     from .rates import Doubted, Quote, Rate, RateSheet
     from .settings import Settings, load_settings
 
@@ -55,6 +57,8 @@ __all__ = [
     "Dial",
     "Doubted",
     "NoRate",
+    "Proxies",
+    "Proxy",
     "Quote",
     "Rate",
     "RateSheet",
@@ -80,6 +84,7 @@ _HOMES: Final = {
     "link.address": ("Address",),
     "link.dial": ("Dial",),
     "providers.source": ("Source",),
+    "proxies": ("Proxies", "Proxy"),
     "rates": ("Doubted", "Quote", "Rate", "RateSheet"),
     "settings": ("Settings", "load_settings"),
 }

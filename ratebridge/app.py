@@ -30,7 +30,6 @@ from .providers.chain import RateChain
 from .providers.http import HttpClient
 from .providers.registry import provider
 from .providers.source import Source
-from .proxies import Proxies
 from .rates import RateCache
 from .session import HeartbeatSettings
 from .settings import FEED, Settings, resembled
@@ -54,11 +53,9 @@ def feed_tls(settings: Settings, tls: ssl.SSLContext) -> ssl.SSLContext:
     return tls_context(settings.verify_ssl, settings.feed_cert_file, settings.feed_key_file)
 
 
-def feed_dial(
-    settings: Settings, feed: Address, proxies: Proxies, tls: ssl.SSLContext
-) -> NetworkDial:
+def feed_dial(settings: Settings, feed: Address, tls: ssl.SSLContext) -> NetworkDial:
     """The way to the feed by the settings; `tls` is that of the sources. Raises as `feed_tls`."""
-    proxy = proxies.find("wss" if feed.secure else "ws", feed.host, feed.port)
+    proxy = settings.proxies.find("wss" if feed.secure else "ws", feed.host, feed.port)
     return NetworkDial(feed, feed_tls(settings, tls) if feed.secure else None, proxy, tls)
 
 
@@ -183,11 +180,10 @@ async def build(
         raise BadSettings(f"{FEED}: is required but not set")
     feed = settings.feed
     tls = tls_context(settings.verify_ssl)  # one for the sources and the feed
-    proxies = Proxies.read(os.environ)
-    network = feed_dial(settings, feed, proxies, tls)
+    network = feed_dial(settings, feed, tls)
     dial = dependencies.dial or network
     options = UpgradeOptions(settings.feed_headers, settings.feed_subprotocol)
-    http = HttpClient(lambda: tls, proxies=proxies)
+    http = HttpClient(tls, settings.proxies)
 
     async def open_feed(nursery: trio.Nursery) -> Link:
         try:
@@ -215,7 +211,7 @@ async def build(
     for name in settings.unknown:
         other = resembled(name)
         observer.warn("settings.unknown", name=name, **({"resembles": other} if other else {}))
-    for entry in proxies.ignored:
+    for entry in settings.proxies.ignored:
         observer.warn("settings.no_proxy", entry=entry, detail="this entry of NO_PROXY is ignored")
     observer.note(
         "service.started",
@@ -226,7 +222,6 @@ async def build(
     )
     async with (
         aclosing(observer),
-        aclosing(http),
         open_outbox(observer) as outbox,
         trio.open_nursery() as service_nursery,
     ):

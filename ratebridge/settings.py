@@ -33,6 +33,7 @@ from .parsers import (
     switch,
 )
 from .providers.registry import NAMES
+from .proxies import Proxies
 
 T = TypeVar("T")
 
@@ -97,7 +98,8 @@ class Settings:
     """Everything an operator can set; times are in seconds, certificates are files in PEM.
 
     Without `providers` all sources are asked, in the order of their registry, except those
-    whose key is not set.
+    whose key is not set. Without `proxies` they are those that the environment names; raises
+    `BadSettings` if one of them is none.
     """
 
     feed: Address | None = setting(
@@ -177,6 +179,7 @@ class Settings:
         host_names, (), "its further host names, beside `localhost` and all IP addresses"
     )
     audit_file: Path | None = setting(file, None, "the file for a JSON line per conversion")
+    proxies: Proxies = attrs.Factory(lambda: Proxies.read(os.environ))
     unknown: tuple[str, ...] = ()  # variables that are nearly settings
 
 
@@ -289,6 +292,11 @@ def load_settings(
         except ValueError as expected:
             got = "" if variable.secret else f", got {quoted(values[name].strip())}"
             problems.append(f"{name}: expected {expected}{got}")
+    try:
+        read["proxies"] = Proxies.read(values)
+    except BadSettings as found:
+        problems += found.args
+        read["proxies"] = Proxies()
     settings = Settings(**read)
     problems += contradictions(settings, given)
     if settings.reconnect_max < settings.reconnect_min:

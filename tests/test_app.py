@@ -18,7 +18,7 @@ import trio
 
 from ratebridge import __version__, app
 from ratebridge.app import Dependencies, open_outbox, serve
-from ratebridge.errors import BadSettings, CannotStart, FetchOutcome, Loss, SourceFailed
+from ratebridge.errors import CannotStart, FetchOutcome, Loss, SourceFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, request_text
 from ratebridge.link.address import Address
 from ratebridge.observer import Observer
@@ -26,6 +26,7 @@ from ratebridge.operating.logs import event_log
 from ratebridge.operating.stats import Stats
 from ratebridge.outbox import Reply
 from ratebridge.providers.http import HttpClient
+from ratebridge.proxies import Proxies
 from ratebridge.rates import Quote, RateSheet
 from ratebridge.settings import Settings
 
@@ -390,12 +391,6 @@ async def test_a_service_logs_its_start_each_minute_and_its_end(autojump_clock, 
     ]
 
 
-async def test_a_proxy_of_no_use_is_a_bad_setting_and_leaves_no_port_open(monkeypatch):
-    monkeypatch.setenv("HTTPS_PROXY", "gopher://127.0.0.1:1")
-    with pytest.raises(BadSettings, match="HTTPS_PROXY"):
-        await serve(Settings(FEED, status_address=("127.0.0.1", 0)))
-
-
 async def test_a_start_that_fails_leaves_no_file_locked_and_no_port_open(tmp_path):
     audit = tmp_path / "audit.jsonl"
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(CannotStart):
@@ -419,9 +414,9 @@ async def test_the_feed_and_the_sources_have_one_tls_context(monkeypatch, autoju
     used: list[object] = []
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
-    def client_with(make_tls: Callable[[], ssl.SSLContext], **more: Any) -> HttpClient:
-        used.append(make_tls())
-        return HttpClient(make_tls, **more)
+    def client_with(tls: ssl.SSLContext, proxies: Proxies) -> HttpClient:
+        used.append(tls)
+        return HttpClient(tls, proxies)
 
     def make(*how: object) -> ssl.SSLContext:
         used.append(how)

@@ -48,6 +48,7 @@ from ratebridge.providers.freecurrencyapi import FreeCurrencyApi
 from ratebridge.providers.http import HttpClient
 from ratebridge.providers.registry import NAMES
 from ratebridge.providers.source import Source
+from ratebridge.proxies import Proxies
 from ratebridge.rates import Quote, RateSheet
 from ratebridge.session import HeartbeatSettings
 from ratebridge.settings import Settings, load_settings
@@ -481,7 +482,7 @@ def asked_of(rates: FakeRates, key: str = KEY) -> FreeCurrencyApi:
 
 def in_memory(rates: FakeRates) -> HttpClient:
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    return HttpClient(lambda: tls, memory_transport(rates))
+    return HttpClient(tls, Proxies(), memory_transport(rates))
 
 
 def now() -> datetime:

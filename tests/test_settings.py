@@ -12,6 +12,7 @@ from ratebridge.app import Dependencies, serve
 from ratebridge.errors import BadSettings, FetchOutcome, LinkFailed, Loss, SourceFailed
 from ratebridge.link.address import Address
 from ratebridge.providers.registry import NAMES, provider
+from ratebridge.proxies import Proxy
 from ratebridge.settings import VARIABLES, Settings, load_settings, read_environment, resembled
 
 NO_HTTP: Any = None  # of a source that is never asked
@@ -156,12 +157,20 @@ def test_what_a_source_requires_is_required_where_it_is_among_the_providers():
 
 def test_every_problem_is_reported_together():
     with pytest.raises(BadSettings) as caught:
-        load_settings({"VERIFY_SSL": "?", "RATEBRIDGE_LOG_LEVEL": "?", "RATEBRIDGE_CACHE_TTL": "?"})
+        load_settings(
+            {
+                "VERIFY_SSL": "?",
+                "RATEBRIDGE_LOG_LEVEL": "?",
+                "RATEBRIDGE_CACHE_TTL": "?",
+                "HTTPS_PROXY": "gopher://127.0.0.1:1",
+            }
+        )
     assert [problem.partition(":")[0] for problem in caught.value.args] == [
         "CURRENCY_ASSIGNMENT_WS_URI",
         "VERIFY_SSL",
         "RATEBRIDGE_CACHE_TTL",
         "RATEBRIDGE_LOG_LEVEL",
+        "HTTPS_PROXY",
     ]
 
 
@@ -335,6 +344,15 @@ VERIFY_SSL="false"
 RATEBRIDGE_LOG_LEVEL=
 NOTHING
 """
+
+
+def test_the_proxies_of_the_environment_come_before_those_of_a_dotenv_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "first.test:1")
+    (tmp_path / "other.env").write_text("HTTPS_PROXY=second.test:1\nHTTP_PROXY=third.test:1\n")
+    proxies = load_settings(need_feed=False, env_file=tmp_path / "other.env").proxies
+    assert proxies.find("wss", "feed.test", 443) == Proxy("http", "first.test", 1)
+    assert proxies.find("ws", "feed.test", 80) == Proxy("http", "third.test", 1)
+    assert Settings().proxies.find("ws", "feed.test", 80) is None
 
 
 def test_a_dotenv_file_may_hold_exports_comments_quotes_and_blanks(tmp_path):

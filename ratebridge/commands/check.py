@@ -14,7 +14,6 @@ import os
 import ssl
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from itertools import pairwise
@@ -37,7 +36,7 @@ from ..operating.logs import configure_logs, with_colors
 from ..providers.http import HttpClient
 from ..providers.registry import NAMES, provider
 from ..providers.source import Provider, Source
-from ..proxies import Proxies, Proxy
+from ..proxies import Proxy
 from ..session import HeartbeatSettings
 from ..settings import FEED, Settings, load_settings, unknown_in_words
 from ..signals import run_unless_stopped
@@ -230,7 +229,7 @@ async def check_feed(report: Report, settings: Settings, tls: ssl.SSLContext) ->
     address = settings.feed
     assert address is not None, "the settings have been judged"
     way = "wss" if address.secure else "ws"
-    proxy = Proxies.read(os.environ).find(way, address.host, address.port)
+    proxy = settings.proxies.find(way, address.host, address.port)
     tls_of_feed = feed_tls(settings, tls)
     options = UpgradeOptions(settings.feed_headers, settings.feed_subprotocol)
     heartbeat = HeartbeatSettings(settings.heartbeat_interval, settings.heartbeat_timeout)
@@ -402,12 +401,12 @@ async def check(
             report.line("FAIL", "audit file", "cannot be read and written", _AUDIT_HINT)
     tls = tls_context(settings.verify_ssl)
     await check_feed(report, settings, tls)
-    async with aclosing(HttpClient(lambda: tls)) as http:
-        sources = dependencies.sources or make_sources(settings, http)
-        for source in sources:
-            # The service gives a source the same share of the deadline.
-            within = settings.rate_deadline / len(sources)
-            await check_source(report, source, dependencies.clock(), within)
+    http = HttpClient(tls, settings.proxies)
+    sources = dependencies.sources or make_sources(settings, http)
+    for source in sources:
+        # The service gives a source the same share of the deadline.
+        within = settings.rate_deadline / len(sources)
+        await check_source(report, source, dependencies.clock(), within)
     report.summarize()
     return not report.counts["FAIL"]
 

@@ -20,7 +20,7 @@ from ..messages import clipped, is_currency, parse_stake, quoted
 from ..providers.registry import NAMES
 from ..providers.source import Source
 from ..rates import FIXED
-from ..settings import PROVIDERS, Settings, load_settings
+from ..settings import PROVIDERS, load_settings
 from ..signals import run_unless_stopped
 from .options import add_command
 
@@ -75,7 +75,7 @@ def run(
     problems: list[str] = []
     wishes = list(_read_wishes(options, problems))
     source = options.source
-    settings = Settings()
+    settings = None
     if source is not None and source not in NAMES:
         problems.append(f"--source: expected one of {', '.join(NAMES)}, got {quoted(source)}")
     else:

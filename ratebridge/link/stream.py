@@ -59,10 +59,9 @@ class LinkStream:
     def __init__(self, network: trio.abc.Stream, subprotocol: str | None = None) -> None:
         self._network = network
         # A socket is read and written without a task switch; another stream by its own methods.
-        self._tls = network if isinstance(network, TlsStream) else None
-        self._fd: int | None = None
-        if isinstance(network, trio.SocketStream | TlsStream):
-            self._fd = network.socket.fileno()
+        socket = getattr(network, "socket", None)
+        self._fd: int | None = None if socket is None else socket.fileno()
+        self._tls = network if socket is not None and isinstance(network, TlsStream) else None
         self._response: UpgradeResponse | None = UpgradeResponse(subprotocol)
         self._behind_response = b""  # the first of the frames, came with it
         self._to_websocket, self._passed = trio.open_memory_channel[bytes](0)
