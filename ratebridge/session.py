@@ -1,6 +1,6 @@
 """The life of one connection, once it is open: heartbeat sender, receive loop, watchdog.
 
-`Session.run` is that life, and `_receive` is where a frame is answered: what comes on the
+`Session.run` is that life, and its loop is where a frame is answered: what comes on the
 link goes to `bridge`, whose replies go to the `outbox`, and from there back on the link. A
 reply that has to wait for a rate reaches the outbox later, by way of `bridge`.
 

@@ -158,24 +158,24 @@ def in_turn(*scripts: Script) -> Script:
     return script
 
 
-@attrs.define
-class Dialled:
-    """A dial that keeps our side of the streams it has opened."""
+class KeptFeed(MemoryFeed):
+    """A feed in memory that keeps our side of the streams, too."""
 
-    feed: MemoryFeed
-    streams: list[Any] = attrs.Factory(list)
+    def __init__(self, nursery: trio.Nursery, script: Script) -> None:
+        super().__init__(nursery, script)
+        self.streams: list[Any] = []
 
-    async def __call__(self) -> trio.abc.Stream:
-        stream = await self.feed.dial()
-        self.streams.append(stream)
+    async def dial(self) -> trio.abc.Stream:
+        self.streams.append(await super().dial())
+        stream: trio.abc.Stream = self.streams[-1]
         return stream
 
 
 @asynccontextmanager
-async def open_to(script: Script) -> AsyncIterator[tuple[Link, MemoryFeed]]:
+async def open_to(script: Script) -> AsyncIterator[tuple[Link, KeptFeed]]:
     """A link that is open to a feed in memory which plays `script`."""
     async with within(60), trio.open_nursery() as feed_nursery:
-        feed = MemoryFeed(feed_nursery, script)
+        feed = KeptFeed(feed_nursery, script)
         async with trio.open_nursery() as link_nursery:
             link = await open_link(link_nursery, ADDRESS, feed.dial)
             yield link, feed

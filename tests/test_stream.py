@@ -180,19 +180,6 @@ async def test_what_the_system_had_not_taken_at_the_end_is_not_written_later(tur
     assert system.taken == FRAMES[: ENDS[0] + 1]
 
 
-async def test_who_waits_for_a_write_is_told_of_the_end(system, stream):
-    stream.put(Write(FRAMES))
-
-    async def wait() -> None:
-        with pytest.raises(trio.BrokenResourceError):
-            await stream.wait_written()
-
-    async with within(5), trio.open_nursery() as nursery:
-        nursery.start_soon(wait)
-        await trio.testing.wait_all_tasks_blocked()
-        stream.end()
-
-
 async def test_a_link_that_has_ended_takes_no_reply_though_the_system_would():
     async def go_and_listen(peer: FeedPeer) -> None:
         await peer.accept()
@@ -203,16 +190,6 @@ async def test_a_link_that_has_ended_takes_no_reply_though_the_system_would():
     async with open_on_a_socket(go_and_listen) as (link, _):
         assert await read_on(link) == []
         assert link.put([b"too late"]) is not None
-
-
-async def test_nothing_is_queued_behind_a_close(system, stream):
-    system.room = 1000
-    await stream.send_close(b"close")
-    write = stream.put(Write(FRAMES, TEXTS))
-    assert write.texts_taken() == 0
-    assert not stream._queue
-    await stream.wait_written()
-    assert system.taken == b"close"
 
 
 async def test_nothing_is_sealed_behind_a_close():

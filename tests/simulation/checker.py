@@ -101,7 +101,7 @@ class Checker:
                 self._check_heartbeats_sent(attempt, attempt.wire, attempt.up, attempt.lost)
                 self._check_pongs(attempt, attempt.wire)
                 self._check_reading(attempt.wire, attempt.up, attempt.lost)
-                self._check_violation(attempt, attempt.wire)
+                self._check_goodbye(attempt, attempt.wire)
         self._check_order_of_what_was_refused()
         self._check_accounts()
         self._check_answers()
@@ -130,32 +130,28 @@ class Checker:
                 self._complain("a stream was left open", attempt.began)
             if attempt.lost is None:
                 self._complain("a link was left without an end", attempt.began)
-            self._check_goodbye(attempt)
 
     def _check_drain(self) -> None:
         """The stop discards requests from before it only after the drain timeout."""
-        came, asks = self._came(), self._asks()
-        late = {ask.id for number, ask in asks.items() if came[number] >= self._stop_at - TOLERANCE}
+        late = {ask.id for came, ask in self._asks().values() if came >= self._stop_at - TOLERANCE}
         over = self._stop_at + self._settings.drain_timeout - TOLERANCE
         for key, times in self._trace.undelivered.items():
             for at, why in times:
                 if why == STOPPED and at < over and key not in late:
                     self._complain(f"{key} was undelivered {over - at:.2f} s too soon", at)
 
-    def _check_goodbye(self, attempt: Attempt) -> None:
-        """A connection that is up at the stop is closed as in RFC 6455, if the peer reads."""
-        if attempt.end is None or attempt.end.cause.reason != "stopped" or attempt.up is None:
-            return
-        assert attempt.wire is not None
-        if any(mark.kind == "fatal" for _, mark in attempt.wire.arrived):
-            return
-        self._check_close(attempt, attempt.wire, 1001)
+    def _check_goodbye(self, attempt: Attempt, wire: Wire) -> None:
+        """A close ends a connection at the stop, and one at whose peer's fault it ends.
 
-    def _check_violation(self, attempt: Attempt, wire: Wire) -> None:
-        """A protocol violation is answered by a close (RFC 6455, 7.1.7), if the peer reads."""
+        So RFC 6455 has it (7.1.7), if the peer reads.
+        """
         cause = attempt.end.cause if attempt.end is not None else None
-        if cause is not None and cause.reason in ("protocol-error", "oversized") and cause.code:
+        if cause is None or attempt.up is None:
+            return
+        if cause.reason in ("protocol-error", "oversized") and cause.code:
             self._check_close(attempt, wire, cause.code)
+        elif cause.reason == "stopped" and _fatal(wire.arrived) == inf:
+            self._check_close(attempt, wire, 1001)
 
     def _check_close(self, attempt: Attempt, wire: Wire, code: int) -> None:
         """One close frame with this code left, unless a write was stalled or refused."""
@@ -297,12 +293,11 @@ class Checker:
     def _check_answers(self) -> None:
         """A request that was read has its reply within the deadline of the rates."""
         due: defaultdict[str, list[float]] = defaultdict(list)
-        for attempt in self._trace.attempts:
-            for at, mark in attempt.wire.read if attempt.wire is not None else ():
-                if mark.kind == "ask" and self._sure(attempt, at):
-                    since = self._trace.settled(max(at, attempt.up or at))
-                    till = since + self._settings.rate_deadline
-                    due[mark.what.id].append(till + self._trace.stalled(since, till) + TOLERANCE)
+        for attempt, at, ask in self._trace.reads("ask"):
+            if self._sure(attempt, at):
+                since = self._trace.settled(max(at, attempt.up or at))
+                till = since + self._settings.rate_deadline
+                due[ask.id].append(till + self._trace.stalled(since, till) + TOLERANCE)
         for key, times in due.items():
             made = [reply.at for reply in self._trace.made.get(key, ())]
             for number, time in enumerate(sorted(times), start=1):
@@ -385,14 +380,12 @@ class Checker:
         perhaps: Counter[str] = Counter()
         junk_sure: Counter[str] = Counter()
         junk_perhaps: Counter[str] = Counter()
-        for attempt in trace.attempts:
-            for at, mark in attempt.wire.read if attempt.wire is not None else ():
-                if mark.kind == "ask":
-                    perhaps[mark.what.id] += 1
-                    sure[mark.what.id] += self._sure(attempt, at)
-                elif mark.kind == "junk":
-                    junk_perhaps[mark.what] += 1
-                    junk_sure[mark.what] += self._sure(attempt, at)
+        for attempt, at, ask in trace.reads("ask"):
+            perhaps[ask.id] += 1
+            sure[ask.id] += self._sure(attempt, at)
+        for attempt, at, reason in trace.reads("junk"):
+            junk_perhaps[reason] += 1
+            junk_sure[reason] += self._sure(attempt, at)
         left: Counter[str] = Counter()
         for batch in self._batches():
             left.update(id_of(frame.decode()) for frame in batch.replies[: batch.left])
@@ -413,44 +406,26 @@ class Checker:
                     f"{dropped} dropped"
                 )
 
-    def _came(self) -> dict[int, float]:
-        """When each request was read, by its number."""
-        return {
-            mark.what.number: at
-            for attempt in self._trace.attempts
-            if attempt.wire is not None
-            for at, mark in attempt.wire.read
-            if mark.kind == "ask"
-        }
-
-    def _asks(self) -> dict[int, Ask]:
-        return {
-            mark.what.number: mark.what
-            for attempt in self._trace.attempts
-            if attempt.wire is not None
-            for _, mark in attempt.wire.read
-            if mark.kind == "ask"
-        }
+    def _asks(self) -> dict[int, tuple[float, Ask]]:
+        """Each request by its number, and when it was read."""
+        return {ask.number: (at, ask) for _, at, ask in self._trace.reads("ask")}
 
     def _check_replies(self) -> None:
         """Every conversion is correct, byte for byte."""
-        asks, came = self._asks(), self._came()
+        asks = self._asks()
         for batch in self._batches():
             for frame in batch.replies:
                 reply, at = frame.decode(), batch.at
                 number = number_of(reply)
                 if number is None:
-                    self._check_error_text(reply, at)
+                    if not _ERROR.fullmatch(reply) or len(reply) - len(id_of(reply)) > 350:
+                        self._complain(f"an odd error: {reply}", at)
                 elif number not in asks:
                     self._complain(f"an answer to what was not asked: {reply}", at)
                 else:
-                    self._check_reply(asks[number], came[number], reply, batch)
+                    self._check_reply(*asks[number], reply, batch)
 
-    def _check_error_text(self, reply: str, at: float) -> None:
-        if not _ERROR.fullmatch(reply) or len(reply) - len(id_of(reply)) > 350:
-            self._complain(f"an odd error: {reply}", at)
-
-    def _check_reply(self, ask: Ask, came: float, reply: str, batch: Batch) -> None:
+    def _check_reply(self, came: float, ask: Ask, reply: str, batch: Batch) -> None:
         trace, at = self._trace, batch.at
         read = read_reply(ask, reply)
         if read is None:
@@ -485,13 +460,13 @@ class Checker:
     def _check_refusals(self) -> None:
         """Each refusal has a cause and is in time; nothing after the stop is converted."""
         trace = self._trace
-        came, asks = self._came(), self._asks()
+        asks = self._asks()
         by_id: dict[str, list[Ask]] = {}
-        for ask in asks.values():
+        for _, ask in asks.values():
             by_id.setdefault(ask.id, []).append(ask)
         stop = trace.settled(self._stop_at) + 1e-9
         for at, number in trace.converted:
-            if came.get(number, 0.0) > stop:
+            if asks[number][0] > stop:
                 self._complain(f"request {number} came after the stop, and was converted", at)
         for key, replies in trace.made.items():
             for reply in replies:

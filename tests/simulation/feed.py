@@ -6,7 +6,7 @@ import random
 import re
 from collections.abc import Iterable, Iterator
 from math import inf
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import trio
 
@@ -120,15 +120,14 @@ class Feed:
             await trio.lowlevel.checkpoint()
         peer = ScriptedPeer(chance, state, self._most_asks, self._traffic, attempt, trace)
         pieces = chance.randrange(1, 200) if chance.random() < 0.1 else 65536
-        wire = attempt.wire = Wire(peer, pieces, trace.complain, self._hook)
+        wire = attempt.wire = Wire(peer, pieces, trace)
         self.kernel.add(wire)
         if chance.random() < 0.5:
             return trio.SocketStream(wire)
         attempt.sealed = True
-        return Sealed(wire)
-
-    def _hook(self, moment: str) -> None:
-        self._trace.on(moment)
+        sealed: Any = Sealed(wire)
+        stream: trio.abc.Stream = sealed
+        return stream
 
     async def _fail_to_dial(self) -> None:
         chance = self._chance

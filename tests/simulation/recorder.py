@@ -10,11 +10,10 @@ from support import SessionEnd
 
 from ratebridge import bridge as bridge_module
 from ratebridge import outbox as outbox_module
-from ratebridge.bridge import Bridge, Moment
+from ratebridge.bridge import Bridge
 from ratebridge.errors import Drop, LinkFailed, NoRate, Refused, SourceFailed
-from ratebridge.messages import Heartbeat
 from ratebridge.observer import Converted, Observer
-from ratebridge.outbox import Outbox, Reply
+from ratebridge.outbox import Outbox
 
 from .sources import ScriptedSource
 from .trace import Made, Trace
@@ -48,6 +47,16 @@ class Recorder(Observer):
             processors=[into_chronicle],
             wrapper_class=structlog.make_filtering_bound_logger(level),
         ).bind()
+
+    def make_outbox(self, *args: Any) -> Outbox:
+        """In place of `Outbox`, to know it."""
+        self.outbox = Outbox(*args)
+        return self.outbox
+
+    def make_bridge(self, *args: Any, **kwargs: Any) -> Bridge:
+        """In place of `Bridge`, to know it."""
+        self.bridge = Bridge(*args, **kwargs)
+        return self.bridge
 
     # The link.
 
@@ -94,6 +103,12 @@ class Recorder(Observer):
         self._make(message_id, problem.kind, seconds)
 
     def _make(self, message_id: bytes, kind: str, seconds: float) -> None:
+        assert self.bridge is not None
+        assert self.outbox is not None
+        if self.bridge.waiting > bridge_module.MOST_WAITING:
+            self._trace.complain(f"{self.bridge.waiting} requests wait for rates")
+        if len(self.outbox) > outbox_module.MOST_REPLIES:
+            self._trace.complain(f"{len(self.outbox)} replies wait to be written")
         made = Made(trio.current_time(), kind, seconds)
         self._trace.made.setdefault(message_id.decode(), []).append(made)
 
@@ -147,36 +162,3 @@ class Recorder(Observer):
         else:
             state = "replies queued" if outbox else "idle"
         trace.fault(f"stop while {state}")
-
-
-def watched_outbox(trace: Trace, recorder: Recorder) -> type[Outbox]:
-    """An outbox whose bounds are checked whenever it grows."""
-
-    class WatchedOutbox(Outbox):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            recorder.outbox = self
-
-        def add(self, *replies: Reply) -> None:
-            super().add(*replies)
-            if len(self) > outbox_module.MOST_REPLIES:
-                trace.complain(f"{len(self)} replies wait to be written")
-
-    return WatchedOutbox
-
-
-def watched_bridge(trace: Trace, recorder: Recorder) -> type[Bridge]:
-    """A bridge whose bounds are checked after each frame."""
-
-    class WatchedBridge(Bridge):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            recorder.bridge = self
-
-        def answer(self, frame: bytes, moment: Moment) -> Heartbeat | Reply | None:
-            answer = super().answer(frame, moment)
-            if self.waiting > bridge_module.MOST_WAITING:
-                trace.complain(f"{self.waiting} requests wait for rates")
-            return answer
-
-    return WatchedBridge

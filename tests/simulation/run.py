@@ -27,7 +27,7 @@ from .checker import Checker
 from .faults import Faults
 from .feed import Feed
 from .injected_bugs import INJECTED_BUGS
-from .recorder import Recorder, watched_bridge, watched_outbox
+from .recorder import Recorder
 from .sources import ScriptedSource
 from .trace import Trace
 from .traffic import Traffic
@@ -147,13 +147,13 @@ class _Simulation:
     @contextmanager
     def patched(self) -> Iterator[None]:
         """Watches on the queues, and in some runs bounds so small that they are met."""
-        chance, trace = self._chance, self._trace
+        chance = self._chance
         with ExitStack() as stack:
             put = stack.enter_context
             put(self._feed.kernel.patched())
             put(patch.object(app, "tls_context", _tls_context))
-            put(patch.object(app, "Outbox", watched_outbox(trace, self._recorder)))
-            put(patch.object(app, "Bridge", watched_bridge(trace, self._recorder)))
+            put(patch.object(app, "Outbox", self._recorder.make_outbox))
+            put(patch.object(app, "Bridge", self._recorder.make_bridge))
             if chance.random() < 0.3:
                 # Less than the queue, as it is in earnest: all of it is never under way.
                 most, size = chance.choice(((5, 1), (30, 600), (30, 600)))
@@ -231,12 +231,7 @@ class _Simulation:
             seed,
             trace.served_at or 0.0,
             sum(attempt.up is not None for attempt in trace.attempts),
-            sum(
-                mark.kind == "ask"
-                for attempt in trace.attempts
-                if attempt.wire is not None
-                for _, mark in attempt.wire.read
-            ),
+            len(trace.reads("ask")),
             trace.left,
             sum(map(len, trace.undelivered.values())),
             trace.faults,

@@ -8,7 +8,7 @@ import attrs
 import trio
 from support import SessionEnd
 
-from .wire import Wire
+from .wire import MarkKind, Wire
 
 
 @attrs.define(eq=False)
@@ -71,6 +71,16 @@ class Trace:
         self.violations.append(f"at {at:.4f}: {what}")
         if self.log is not None:
             self.log(f"{at:10.4f}  VIOLATION            {what}")
+
+    def reads(self, kind: MarkKind) -> list[tuple[Attempt, float, Any]]:
+        """What of this kind was read: on which connection, when, and what."""
+        return [
+            (attempt, at, mark.what)
+            for attempt in self.attempts
+            if attempt.wire is not None
+            for at, mark in attempt.wire.read
+            if mark.kind == kind
+        ]
 
     def stalled(self, begin: float, end: float) -> float:
         """Seconds for which our own loop stood still, in stalls begun within a span of time."""

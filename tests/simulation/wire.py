@@ -10,7 +10,7 @@ import errno
 import heapq
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from math import inf
@@ -18,12 +18,15 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from unittest.mock import patch
 
 import attrs
+import support
 import trio
 
 from ratebridge.link import stream as stream_module
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # in the standard library from Python 3.12 on
+
+    from .trace import Trace
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 
@@ -109,20 +112,14 @@ class Write:
 class Wire(trio.socket.SocketType):
     """Our end of the connection, a socket. It keeps a record of all that passes.
 
-    `complain` gets a line for each thing that no client may do. `hook` is told of
-    moments at which a simulation may want to strike.
+    The trace gets a line for each thing that no client may do, and is told of moments at
+    which a simulation may want to strike.
     """
 
     type = socket.SOCK_STREAM  # what a SocketStream asks of a socket
     did_shutdown_SHUT_WR = False  # noqa: N815 - the name is trio's
 
-    def __init__(
-        self,
-        peer: Peer,
-        most_at_a_time: int,
-        complain: Callable[[str], None],
-        hook: Callable[[str], None],
-    ) -> None:
+    def __init__(self, peer: Peer, most_at_a_time: int, trace: "Trace") -> None:
         self.opened: Final = trio.current_time()
         self.closed: float | None = None
         self.arrived: Final[list[tuple[float, Mark]]] = []
@@ -131,8 +128,7 @@ class Wire(trio.socket.SocketType):
         self.said_close = False
         self._peer = peer
         self._most_at_a_time = most_at_a_time
-        self._complain = complain
-        self._hook = hook
+        self._trace = trace
         self._fileno = next(_NUMBERS)
         self._upgraded = False
         # The way down.
@@ -189,7 +185,7 @@ class Wire(trio.socket.SocketType):
 
     async def wait_readable(self) -> None:
         if self._reader_waits:
-            self._complain("two tasks read at a time")
+            self._trace.complain("two tasks read at a time")
         self._reader_waits = True
         try:
             await trio.lowlevel.checkpoint()
@@ -202,9 +198,9 @@ class Wire(trio.socket.SocketType):
 
     async def wait_writable(self) -> None:
         if self._writer_waits:
-            self._complain("two tasks write at a time")
+            self._trace.complain("two tasks write at a time")
         self._writer_waits = True
-        self._hook("blocked")
+        self._trace.on("blocked")
         try:
             await trio.lowlevel.checkpoint()
             while self.closed is None and not self._reset and not self._has_room():
@@ -298,7 +294,7 @@ class Wire(trio.socket.SocketType):
             mark = self._unread.popleft()[1]
             self.read.append((trio.current_time(), mark))
             if mark.kind == "ask":
-                self._hook("asked")
+                self._trace.on("asked")
         return data
 
     def _meet_the_end(self) -> None:
@@ -320,19 +316,19 @@ class Wire(trio.socket.SocketType):
             if data == under_way.data[under_way.taken :]:
                 return under_way
             if under_way.taken:
-                self._complain("a write begins before another has ended")
+                self._trace.complain("a write begins before another has ended")
                 self._end_write(under_way)
             else:  # it was refused whole: it may come again, and another may come before it
                 self.writes.remove(under_way)
         if self._cut_short:
-            self._complain("bytes follow a write that was cut short")
+            self._trace.complain("bytes follow a write that was cut short")
         frames: list[Frame] = []
         if self._upgraded:
             frames = client_frames(data)
             if not frames:
-                self._complain("a write is not made of whole masked frames")
+                self._trace.complain("a write is not made of whole masked frames")
             if self.said_close and any(f.opcode in (TEXT, BINARY, CLOSE) for f in frames):
-                self._complain("data, or a second close, follows our close")
+                self._trace.complain("data, or a second close, follows our close")
         write = self._write = Write(trio.current_time(), data, frames)
         self.writes.append(write)
         return write
@@ -405,39 +401,16 @@ class Wire(trio.socket.SocketType):
             self._insert([Segment(now, end="reset")])  # the peer has gone
 
 
-class Sealed(trio.abc.Stream):
+class Sealed:
     """A stream over a wire that does not tell how far a write has come, as TLS does not."""
 
     def __init__(self, wire: Wire) -> None:
-        self._wire = wire
+        self._stream = trio.SocketStream(wire)
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        with _as_a_stream():
-            return await self._wire.recv(max_bytes or 65536)
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        with _as_a_stream(), memoryview(data) as rest:
-            taken = 0
-            while taken < len(data):
-                taken += await self._wire.send(rest[taken:])
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await trio.lowlevel.checkpoint()
-
-    async def aclose(self) -> None:
-        self._wire.close()
-        await trio.lowlevel.checkpoint()
-
-
-@contextmanager
-def _as_a_stream() -> Iterator[None]:
-    """The errors of a socket as those of a stream."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.EBADF:
-            raise trio.ClosedResourceError from None
-        raise trio.BrokenResourceError from None
+    def __getattr__(self, name: str) -> Any:
+        if name == "socket":  # whoever knows that writes to it at once
+            raise AttributeError(name)
+        return getattr(self._stream, name)
 
 
 # The replacement of sockets.
@@ -486,14 +459,7 @@ class Kernel:
 
 def server_frame(opcode: int, payload: bytes = b"", *, fin: bool = True) -> bytes:
     """One frame as a server sends it."""
-    size = len(payload)
-    if size < 126:
-        length = bytes((size,))
-    elif size < 65536:
-        length = b"\x7e" + size.to_bytes(2)
-    else:
-        length = b"\x7f" + size.to_bytes(8)
-    return bytes(((0x80 if fin else 0) | opcode,)) + length + payload
+    return support.server_frame(payload, (0x80 if fin else 0) | opcode)
 
 
 def client_frames(data: bytes) -> list[Frame]:
