@@ -23,7 +23,7 @@ from ratebridge.fakes.freecurrencyapi import (
 )
 from ratebridge.fakes.rates import HANG, HTML, FakeRates, Fault, quote
 from ratebridge.providers.freecurrencyapi import CURRENCIES, FreeCurrencyApi, next_month
-from ratebridge.rates import RENEWED_FROM, Quote
+from ratebridge.rates import Quote
 
 DAY = date(2021, 5, 18)
 TODAY = START.date()
@@ -260,15 +260,15 @@ async def test_a_status_that_does_not_answer_delays_by_a_second_and_says_nothing
 
 
 async def test_ended_days_are_asked_for_while_more_is_left_than_today_needs(autojump_clock):
-    """Three and a half calls a day; on the 20th eleven days are left, and ten after it."""
-    scene = open_scene(life=43200, per_month=100, per_minute=1000)
-    for day, calls in ((DAY, 61), (TODAY, 4)):
+    """Two calls a day; on the 20th eleven days are left, and ten after it."""
+    scene = open_scene(life=43200, per_month=50, per_minute=1000)
+    for day, calls in ((DAY, 28), (TODAY, 2)):
         for _ in range(calls):
             await scene.fetch(day)
         failure = await scene.failure(day)
         assert (failure.outcome, failure.again) == ("quota-month", False)
         assert failure.limited_for is None
-    assert str(failure) == "has 35 calls left this month, kept for the rates of the days to come"
+    assert str(failure) == "has 20 calls left this month, kept for the rates of the days to come"
     scene.wall.jump(timedelta(days=1))
     await scene.fetch(TODAY + timedelta(days=1))
 
@@ -281,7 +281,7 @@ async def test_ended_days_are_asked_for_while_more_is_left_than_today_needs(auto
     day=st.integers(1, 30),
     today=st.booleans(),
 )
-def test_what_is_kept_is_what_each_day_needs_and_half_of_the_month_at_most(
+def test_what_is_kept_is_a_call_each_life_for_each_day_and_half_of_the_month_at_most(
     left, total, life, day, today
 ):
     async def ask():
@@ -291,8 +291,7 @@ def test_what_is_kept_is_what_each_day_needs_and_half_of_the_month_at_most(
         status = json.dumps({"quotas": {"month": {"remaining": left, "total": total}}})
         scene.fake.order(FREECURRENCYAPI, Fault(body=status.encode()))
         days = 30 - day + (not today)
-        each_day = Fraction(86400 / (life * RENEWED_FROM)) + 1
-        if left > min(ceil(each_day * days), (total or 5000) // 2):
+        if left > min(ceil(Fraction(86400 / life) * days), (total or 5000) // 2):
             assert await scene.fetch(asked)
         else:
             assert str(await scene.failure(asked)).startswith(f"has {left} calls left this month, ")

@@ -288,6 +288,8 @@ class RateChain:
         failed = self.cache.failure(source.name, source.asks(day, now.date()))
         if failed is not None and mono - failed[1] < FAILURE_LIFE:
             return failed[0]
+        if self._under_way(source, day) is not None:
+            return None
         today = day >= now.date()
         keep = 0 if today else FOR_REQUESTS if in_use else FOR_TODAY
         wait = 0.0 if access.budget is None else access.budget.wait(mono, keep)
@@ -303,16 +305,23 @@ class RateChain:
             self._observer.rate_limited(source.name, failure)
         return failure
 
+    def _under_way(self, source: Source, day: date) -> _Fetch | None:
+        """The fetch that brings a day, if one is under way."""
+        today = self._utc_now().date()
+        yesterday = today - timedelta(days=1)
+        asked = source.asks(day, today)
+        fetch = self._fetches.get((source.name, asked, today))
+        if fetch is None and day < yesterday:
+            # One from before midnight does not bring the rates of the day that it ended.
+            fetch = self._fetches.get((source.name, asked, yesterday))
+        return fetch
+
     def _start(self, source: Source, day: date) -> _Fetch:
         """The one fetch of this sheet, started if none is under way."""
-        today = self._utc_now().date()
-        key = source.name, source.asks(day, today), today
-        fetch = self._fetches.get(key)
-        yesterday = today - timedelta(days=1)
-        if fetch is None and day < yesterday:
-            # A fetch from before midnight does not bring the rates of the day that it ended.
-            fetch = self._fetches.get((*key[:2], yesterday))
+        fetch = self._under_way(source, day)
         if fetch is None:
+            today = self._utc_now().date()
+            key = source.name, source.asks(day, today), today
             access, mono = self._access[source.name], trio.current_time()
             if access.budget is not None:
                 access.budget.take(mono)
