@@ -366,11 +366,3 @@ async def test_a_handshake_that_fails_has_its_reason(serve, detail):
     failure, _ = await fail_to_agree(serve)
     assert failure.reason == "tls"
     assert failure.detail.startswith(detail)
-
-
-async def test_a_host_that_tls_cannot_check_leaves_no_connection_open():
-    ours, theirs = socket_pair()
-    async with theirs:
-        with pytest.raises(ValueError, match="server_hostname"):
-            await add_tls(ours, Address("", 1, "/", secure=True), tls_contexts()[1])
-        assert ours.socket.fileno() == -1
