@@ -18,7 +18,7 @@ from ratebridge.errors import LinkFailed
 from ratebridge.fakes.feed import FeedPeer, serve_feed
 from ratebridge.link import dial, link
 from ratebridge.link.address import Address
-from ratebridge.link.dial import NetworkDial, open_tcp
+from ratebridge.link.dial import NetworkDial
 from ratebridge.link.link import open_link
 from ratebridge.names import names
 from ratebridge.proxies import Proxy
@@ -102,7 +102,7 @@ async def listening(
 async def test_of_two_addresses_the_one_that_listens_is_found():
     trio.socket.set_custom_hostname_resolver(Known(["::1", "127.0.0.1"]))
     async with listening() as (port, _):
-        stream: Any = await open_tcp(attrs.evolve(ADDRESS, port=port))
+        stream: Any = await NetworkDial(attrs.evolve(ADDRESS, port=port), None)()
         assert stream.socket.getpeername() == ("127.0.0.1", port)
         await stream.aclose()
 
@@ -118,7 +118,7 @@ async def test_what_is_not_acknowledged_for_five_seconds_breaks_the_connection(
         monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)
     async with open_proxy() as proxy, listening() as (port, _):
         by = scheme and Proxy(scheme, "127.0.0.1", proxy.port)
-        stream: Any = await open_tcp(attrs.evolve(FEED, port=port), by)
+        stream: Any = await NetworkDial(attrs.evolve(FEED, port=port), None, by)()
         if option:
             assert stream.getsockopt(socket.IPPROTO_TCP, option) == 5000 * known
         await stream.aclose()

@@ -79,7 +79,7 @@ async def test_an_answer_has_status_headers_and_body():
             *("answered with a redirect, which is not followed", False),
         ),
         (GZIP, "bad-body", "answered with a compressed body", False),
-        (HUGE, "bad-body", "answered with over 1 MiB", False),
+        (HUGE, "bad-body", "answered with over 1 MiB, or in over 4096 pieces", False),
     ],
     ids=["reset", "closed", "redirect", "bad redirect", "gzip", "30 MB"],
 )

@@ -109,7 +109,7 @@ BAD_UPGRADES = {
     "an extension forced upon us": BadUpgrade(
         b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Extensions: permessage-deflate; x=1\r\n\r\n",
-        *("protocol-error", "the peer uses an extension, permessage-deflate, that was not offered"),
+        *("protocol-error", "the peer does not speak websocket"),
     ),
     "a wrong Accept": BadUpgrade(
         b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

@@ -280,11 +280,6 @@ async def agree(server: Server) -> None:
     await server.run(server.tls.do_handshake)
 
 
-async def agree_on_an_old_version(server: Server) -> None:
-    server.context.maximum_version = ssl.TLSVersion.TLSv1_2
-    await agree(Server(server.stream, server.context))
-
-
 async def leave_after_one_flight(server: Server) -> None:
     server.incoming.write(await server.stream.receive_some(65536))
     with pytest.raises(ssl.SSLWantReadError):
@@ -318,7 +313,6 @@ async def fail_to_agree(
 ) -> tuple[LinkFailed, str | None]:
     """How a handshake fails, and the alert by which the server learns of it, if it does."""
     server_context, client_context = tls_contexts(authority)
-    client_context.minimum_version = ssl.TLSVersion.TLSv1_3
     ours, theirs = socket_pair()
     alerts: list[str] = []
 
@@ -357,7 +351,6 @@ BROKE_OFF = "the peer broke off the TLS handshake"
     [
         (leave_when_asked, BROKE_OFF),
         (leave_with_it_unread, BROKE_OFF),
-        (agree_on_an_old_version, "TLS failed: "),
         (answer_in_plain_http, "TLS failed: "),
         (refuse_http_1_1, "TLS failed: tlsv1 alert no application protocol"),
     ],
@@ -366,11 +359,3 @@ async def test_a_handshake_that_fails_has_its_reason(serve, detail):
     failure, _ = await fail_to_agree(serve)
     assert failure.reason == "tls"
     assert failure.detail.startswith(detail)
-
-
-async def test_a_host_that_tls_cannot_check_leaves_no_connection_open():
-    ours, theirs = socket_pair()
-    async with theirs:
-        with pytest.raises(ValueError, match="server_hostname"):
-            await add_tls(ours, Address("", 1, "/", secure=True), tls_contexts()[1])
-        assert ours.socket.fileno() == -1

@@ -24,10 +24,10 @@ from typing import Any, ClassVar, Final, TextIO
 import attrs
 import trio
 
-from ..app import Dependencies, feed_tls, make_sources
+from ..app import Dependencies, feed_dial, make_sources
 from ..errors import FetchOutcome, LinkFailed, Loss, Refused, SourceFailed, Unreadable
 from ..link.address import Address
-from ..link.dial import add_tls, open_tcp
+from ..link.dial import NetworkDial, add_tls
 from ..link.link import OPEN_WITHIN, Link, open_link
 from ..link.tls import tls_context
 from ..link.upgrade import UpgradeOptions
@@ -228,18 +228,16 @@ async def check_feed(report: Report, settings: Settings, tls: ssl.SSLContext) ->
     """The steps from the feed's name to its heartbeats; then close an open connection."""
     address = settings.feed
     assert address is not None, "the settings have been judged"
-    way = "wss" if address.secure else "ws"
-    proxy = settings.proxies.find(way, address.host, address.port)
-    tls_of_feed = feed_tls(settings, tls)
+    dial = feed_dial(settings, address, tls)
     options = UpgradeOptions(settings.feed_headers, settings.feed_subprotocol)
     heartbeat = HeartbeatSettings(settings.heartbeat_interval, settings.heartbeat_timeout)
     async with trio.open_nursery() as link_nursery:
         opening = partial(upgrade, address, options, heartbeat.interval, link_nursery)
         made = await report.run(
             [
-                ("dns", OPEN_WITHIN, partial(look_up, proxy or address)),
-                ("tcp", OPEN_WITHIN, partial(connect, address, proxy, tls)),
-                ("tls", OPEN_WITHIN, partial(secure, address, tls_of_feed)),
+                ("dns", OPEN_WITHIN, partial(look_up, dial.proxy or address)),
+                ("tcp", OPEN_WITHIN, partial(connect, dial)),
+                ("tls", OPEN_WITHIN, partial(secure, dial)),
                 # These have limits of their own.
                 ("upgrade", inf, opening),
                 ("heartbeat", inf, partial(hear_heartbeats, heartbeat)),
@@ -263,20 +261,18 @@ async def look_up(address: Address | Proxy, _made: None) -> Found:
     return Found(", ".join(sorted({str(entry[4][0]) for entry in found})))
 
 
-async def connect(
-    address: Address, proxy: Proxy | None, proxy_tls: ssl.SSLContext, _made: None
-) -> Found:
+async def connect(dial: NetworkDial, _made: None) -> Found:
     began = trio.current_time()
-    stream = await open_tcp(address, proxy, proxy_tls)
-    through = f" through the proxy {clipped(proxy.host, 80)}" if proxy else ""
-    return Found(f"connected to port {address.port}{through} in {took(began)}", stream)
+    stream = await dial.open_tcp()
+    through = f" through the proxy {clipped(dial.proxy.host, 80)}" if dial.proxy else ""
+    return Found(f"connected to port {dial.address.port}{through} in {took(began)}", stream)
 
 
-async def secure(address: Address, tls: ssl.SSLContext, stream: trio.SocketStream) -> Found:
-    if not address.secure:
+async def secure(dial: NetworkDial, stream: trio.abc.Stream) -> Found:
+    if dial.tls is None:
         return Found("ws:// has no TLS", stream, "skip")
-    secured = await add_tls(stream, address, tls)
-    if tls.verify_mode == ssl.CERT_NONE:
+    secured = await add_tls(stream, dial.address, dial.tls)
+    if dial.tls.verify_mode == ssl.CERT_NONE:
         return Found("the certificate is not checked, as VERIFY_SSL is off", secured)
     return Found(describe_certificate(secured.certificate(), datetime.now(UTC)), secured)
 

@@ -38,8 +38,33 @@ class NetworkDial:
 
     async def __call__(self) -> trio.abc.Stream:
         """Open a stream. Raises `LinkFailed`."""
-        stream = await open_tcp(self.address, self.proxy, self.proxy_tls)
+        stream = await self.open_tcp()
         return await add_tls(stream, self.address, self.tls) if self.address.secure else stream
+
+    async def open_tcp(self) -> trio.abc.Stream:
+        """A connection to the address, through the proxy if there is one. Raises `LinkFailed`."""
+        address, proxy = self.address, self.proxy
+        names()  # from now on they look up
+        peer = proxy or address
+        socks = proxy is not None and proxy.scheme.startswith("socks")
+        try:
+            if proxy is not None and socks:
+                stream = await connect_by_socks(address, proxy)
+            else:
+                stream = await trio.open_tcp_stream(peer.host, peer.port)
+            with suppress(AttributeError, OSError):  # not every platform knows it
+                # Keepalive never fires while we send, and we send each second.
+                stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT)
+            if proxy is None or socks:
+                return stream
+            secure = proxy.scheme == "https"
+            tunnel = await add_tls(stream, proxy, self.proxy_tls) if secure else stream
+            return await connect_by_http(tunnel, address, proxy)
+        except (OSError, UnicodeError, LinkFailed) as error:
+            failure = error if isinstance(error, LinkFailed) else tcp_failure(error)
+            if proxy is None:
+                raise failure from None
+            raise LinkFailed(Loss.PROXY, f"the proxy: {failure.detail}") from None
 
     def next_address(self) -> None:
         """The last attempt failed, here or behind: begin with the host's next address.
@@ -48,35 +73,6 @@ class NetworkDial:
         """
         for host in {self.address.host, (self.proxy or self.address).host}:
             names().skip(host)
-
-
-async def open_tcp(
-    address: Address, proxy: Proxy | None = None, proxy_tls: ssl.SSLContext | None = None
-) -> trio.abc.Stream:
-    """A connection to an address, through a proxy if there is one. Raises `LinkFailed`.
-
-    `proxy_tls` is for a proxy that is spoken to by https.
-    """
-    names()  # from now on they look up
-    peer = proxy or address
-    socks = proxy is not None and proxy.scheme.startswith("socks")
-    try:
-        if proxy is not None and socks:
-            stream = await connect_by_socks(address, proxy)
-        else:
-            stream = await trio.open_tcp_stream(peer.host, peer.port)
-        with suppress(AttributeError, OSError):  # not every platform knows it
-            # Keepalive never fires while we send, and we send each second.
-            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT)
-        if proxy is None or socks:
-            return stream
-        tunnel = await add_tls(stream, proxy, proxy_tls) if proxy.scheme == "https" else stream
-        return await connect_by_http(tunnel, address, proxy)
-    except (OSError, UnicodeError, LinkFailed) as error:
-        failure = error if isinstance(error, LinkFailed) else tcp_failure(error)
-        if proxy is None:
-            raise failure from None
-        raise LinkFailed(Loss.PROXY, f"the proxy: {failure.detail}") from None
 
 
 async def connect_by_http(stream: trio.abc.Stream, peer: Address, proxy: Proxy) -> trio.abc.Stream:

@@ -98,15 +98,10 @@ class UpgradeResponse:
                     headers.get(b"retry-after", b""), headers.get(b"date", b"")
                 ),
             )
-        for header, what, offered in (
-            (b"sec-websocket-extensions", "an extension", None),
-            (b"sec-websocket-protocol", "a subprotocol", self._subprotocol),
-        ):
-            used = headers.get(header, b"").partition(b";")[0].decode("ascii", "replace")
-            if used and used != offered:
-                raise LinkFailed(
-                    Loss.PROTOCOL_ERROR, f"the peer uses {what}, {used}, that was not offered"
-                )
+        used = headers.get(b"sec-websocket-protocol", b"").decode("ascii", "replace")
+        if used not in ("", self._subprotocol):
+            text = f"the peer uses a subprotocol, {used}, that was not offered"
+            raise LinkFailed(Loss.PROTOCOL_ERROR, text)
         lines = (b"%b: %b\r\n" % header for header in headers.items())
         self.head = b"HTTP/1.1 101 \r\n%b\r\n" % b"".join(lines)
         behind, _ = self._reader.trailing_data

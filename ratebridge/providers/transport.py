@@ -82,10 +82,8 @@ async def read_response(
         async for piece in body:
             whole += piece
             number += 1
-            if len(whole) > MAX_BODY:
-                raise SourceFailed(FetchOutcome.BAD_BODY, "answered with over 1 MiB")
-            if number > MAX_PIECES:
-                text = f"answered in over {MAX_PIECES} pieces"
+            if len(whole) > MAX_BODY or number > MAX_PIECES:
+                text = f"answered with over 1 MiB, or in over {MAX_PIECES} pieces"
                 raise SourceFailed(FetchOutcome.BAD_BODY, text)
             await trio.lowlevel.cancel_shielded_checkpoint()
     return httpx.Response(status, headers=headers, content=bytes(whole))
