@@ -17,15 +17,15 @@ import structlog
 import trio
 
 from ratebridge import __version__, app
-from ratebridge.app import Dependencies, open_outbox, serve
+from ratebridge.app import Dependencies, serve
 from ratebridge.errors import BadSettings, CannotStart, FetchOutcome, Loss, SourceFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, request_text
 from ratebridge.link.address import Address
 from ratebridge.observer import Observer
 from ratebridge.operating.logs import event_log
 from ratebridge.operating.stats import Stats
-from ratebridge.outbox import Reply
 from ratebridge.providers.http import HttpClient
+from ratebridge.proxies import Proxies
 from ratebridge.rates import Quote, RateSheet
 from ratebridge.settings import Settings
 
@@ -368,12 +368,26 @@ async def test_undelivered_replies_at_the_stop_are_logged_by_id_and_count(autoju
 async def test_what_is_left_in_the_outbox_is_undelivered_whichever_way_the_service_ends(
     autojump_clock,
 ):
+    """Here it is cancelled, as by a second signal, with a reply that waits for the next link."""
+
+    async def slow(_day: date) -> None:
+        await trio.sleep(1)
+
+    async def script(peer: FeedPeer) -> None:
+        if len(feed.peers) == 1:
+            await peer.accept()
+            await peer.send(request_text(1))
+            await trio.sleep(0.1)
+        else:
+            await trio.sleep_forever()
+
     observer = Observer()
-    with trio.CancelScope() as scope:  # as a second signal does
-        async with open_outbox(observer) as outbox:
-            outbox.add(Reply(b"1", b"a reply", trio.current_time()))
-            scope.cancel()
-            await trio.lowlevel.checkpoint()
+    async with trio.open_nursery() as nursery:
+        feed = MemoryFeed(nursery, script)
+        dependencies = Dependencies(feed.dial, [Bank(before=slow)], observer=observer)
+        with trio.move_on_after(2):
+            await serve(Settings(FEED), None, dependencies)
+        nursery.cancel_scope.cancel()
     assert observer.stats.undelivered == 1
 
 
@@ -435,8 +449,8 @@ async def test_the_feed_and_the_sources_have_one_tls_context(monkeypatch, autoju
     assert used == [(True,), context]
     files = Path("client.pem"), Path("client.key")
     with_certificate = attrs.evolve(settings, feed_cert_file=files[0], feed_key_file=files[1])
-    assert app.feed_tls(settings, context) is context
-    app.feed_tls(with_certificate, context)
+    assert app.feed_dial(settings, Proxies(), context).tls is context
+    app.feed_dial(with_certificate, Proxies(), context)
     assert used[-1] == (True, *files)
 
 

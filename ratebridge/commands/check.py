@@ -26,7 +26,7 @@ from typing import Any, ClassVar, Final, TextIO
 import attrs
 import trio
 
-from ..app import Dependencies, feed_tls, make_sources
+from ..app import Dependencies, feed_dial, make_sources
 from ..errors import FetchOutcome, LinkFailed, Loss, Refused, SourceFailed, Unreadable
 from ..link import open_link
 from ..link.address import Address
@@ -222,32 +222,28 @@ def took(began: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
-async def check_feed(
-    report: Report, settings: Settings, address: Address, tls: ssl.SSLContext
-) -> None:
+async def check_feed(report: Report, settings: Settings, tls: ssl.SSLContext) -> None:
     """The steps from the feed's name to its heartbeats. `tls` is that of the sources."""
-    proxy = Proxies.read(os.environ).find(
-        "wss" if address.secure else "ws", address.host, address.port
-    )
-    tls_of_feed = feed_tls(settings, tls)
+    dial = feed_dial(settings, Proxies.read(os.environ), tls)
+    address, proxy = dial.address, dial.proxy
     async with trio.open_nursery() as link_nursery:
         with report.steps("dns", "tcp", "tls", "upgrade", "heartbeat") as done:
             with at_most(OPEN_WITHIN):
-                done(await look_up(proxy.host if proxy else address.host))
+                done(await look_up((proxy or address).host))
             with at_most(OPEN_WITHIN):
                 began = trio.current_time()
                 stream: trio.abc.Stream = await open_tcp(address, proxy, tls)
                 through = f" through the proxy {clipped(proxy.host, 80)}" if proxy else ""
                 done(f"connected to port {address.port}{through} in {took(began)}")
-            if address.secure:
-                with at_most(OPEN_WITHIN):
-                    stream = secured = await add_tls(stream, address, tls_of_feed)
-                if tls_of_feed.verify_mode == ssl.CERT_NONE:
-                    done("the certificate is not checked, as VERIFY_SSL is off")
-                else:
-                    done(describe_certificate(secured.certificate(), datetime.now(UTC)))
-            else:
+            if not address.secure:
                 done("ws:// has no TLS", "skip")
+            else:
+                with at_most(OPEN_WITHIN):
+                    stream = secured = await add_tls(stream, address, dial.tls or tls)
+                if settings.verify_ssl:
+                    done(describe_certificate(secured.certificate(), datetime.now(UTC)))
+                else:
+                    done("the certificate is not checked, as VERIFY_SSL is off")
             await check_link(done, settings, address, stream, link_nursery)
         link_nursery.cancel_scope.cancel()
 
@@ -371,7 +367,7 @@ async def check(
                 raise Broken("cannot be read and written", _AUDIT_HINT)
             done("can be written")
     tls = tls_context(settings.verify_ssl)
-    await check_feed(report, settings, settings.feed, tls)
+    await check_feed(report, settings, tls)
     async with aclosing(HttpClient(lambda: tls)) as http:
         for source in dependencies.sources or make_sources(settings, http):
             await check_source(report, source, dependencies.clock(), settings.rate_deadline)
