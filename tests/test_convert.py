@@ -18,7 +18,6 @@ from ratebridge.command_line import command_line
 from ratebridge.errors import BadSettings
 from ratebridge.fakes.rates import FakeRates, Fault
 from ratebridge.providers.ecb import Ecb
-from ratebridge.providers.registry import NAMES
 
 NOW = datetime(2090, 11, 20, 12, 0, 20, tzinfo=UTC)  # beyond every embedded table
 KEY_NAME = "FREECURRENCY_API_KEY"
@@ -61,7 +60,7 @@ def test_a_conversion_with_its_provenance(capsys):
 def test_the_day_used_may_be_an_earlier_one(capsys):
     assert convert(date_text="2021-05-16", currency="usd", stake="-1e2") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("-1e2 USD is -82.")
+    assert lines[0].startswith("-100 USD is -82.")
     assert lines[3:5] == ["day asked 2021-05-16", "day used  2021-05-14"]
 
 
@@ -144,10 +143,6 @@ def test_a_source_that_fails_is_one_line_without_its_key(capsys):
         ({"date_text": "yesterday"}, "date 'yesterday' is not an ISO 8601 date and time"),
         ({"date_text": "2021-02-29"}, "date '2021-02-29' is not a day"),
         (
-            {"source": "ebc"},
-            f"--source: expected one of {', '.join(NAMES)}, got 'ebc'",
-        ),
-        (
             {"source": "freecurrencyapi"},
             f"{KEY_NAME}: is required but not set, as freecurrencyapi is among the sources",
         ),
@@ -199,8 +194,8 @@ def test_an_interruption_is_exit_code_130(monkeypatch):
     ("words", "problem"),
     [
         (("100", "EUR", "USD"), "USD: the target is always the euro"),
-        (("100",), "expected STAKE CURRENCY, or - for lines of them"),
-        (("100", "USD", "to", "EUR"), "expected STAKE CURRENCY, or - for lines of them"),
+        (("100",), "expected STAKE CURRENCY [DATE]"),
+        (("100", "USD", "to", "EUR"), "expected STAKE CURRENCY [DATE]"),
     ],
 )
 def test_other_words_are_bad_usage(words, problem):

@@ -52,7 +52,7 @@ _shtab_ratebridge_convert_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--env-file[read settings from this file instead of .env]:FILE:_files"
   "--date[a day, or an instant with its offset (default\: today)]:date:"
-  "--source[ask this source only\: freecurrencyapi, frankfurter, ecb, coinbase]:source:"
+  "--source[ask this source only]:source:(freecurrencyapi frankfurter ecb coinbase)"
   "--json[one JSON object for each conversion]"
   "(*):a number such as 253.67, and a code such as USD\; the target is always the euro:"
 )
