@@ -80,7 +80,6 @@ _shtab_ratebridge_mock_server_options=(
   "--rate[requests a second (default\: 5)]:rate:"
   "--replay[send the messages of this file, a JSON line each, and no random ones]:FILE:"
   "--loop[start the file again at its end]"
-  "--seed[seed of the random requests, to get the same ones again]:seed:"
   "--quiet[log no requests and replies]"
 )
 
