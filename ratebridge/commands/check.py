@@ -1,4 +1,4 @@
-"""The command `check`: tries the settings against the real feed and the real sources.
+"""Tries the settings against the real feed and the real sources, and reports what works.
 
 Each step prints a line when it is done: a mark, the step, what was found, and after
 a failure a hint; or all of them become one JSON document. After a failure the steps that
@@ -60,9 +60,7 @@ def declare(commands: Any) -> None:
         "tries the settings against the real feed and sources, and reports what works",
         ("ratebridge check", "a line for each step; exit code 1 if one fails"),
         ("ratebridge check && ratebridge", "the service, only if every step succeeds"),
-        description="Tries the settings against the real feed and sources, and reports what works."
-        "\nFor a few seconds it is another client of the feed, which answers no request. It uses\n"
-        "two calls of each source's quota.",
+        description=__doc__,
     )
     parser.add_argument("--json", action="store_true", help="one JSON object with all steps")
 

@@ -10,13 +10,13 @@
 
 _shtab_ratebridge_commands() {
   local _commands=(
-    check:'Tries the settings against the real feed and sources, and reports what works.'
+    check:'Tries the settings against the real feed and the real sources, and reports what works.'
     completion:'Prints the completions of a shell.'
     convert:'One conversion, with the source and day of its rate.'
     demo:'A feed and the service on this machine: no key, no account, no network.'
     mock-server:'A fake feed for a service to connect to.'
     samples:'Prints a sample file for operators, or what there is.'
-    verify:'Recomputes every line of an audit trail and its hash chain. Reports each line that is'
+    verify:'Recomputes every line of an audit trail and its hash chain.'
   )
   _describe 'ratebridge commands' _commands
 }
