@@ -21,7 +21,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Final, TextIO
+from typing import Any, Final, TextIO
 
 import attrs
 import trio
@@ -35,7 +35,7 @@ from ..link.link import OPEN_WITHIN
 from ..link.tls import tls_context
 from ..link.upgrade import UpgradeOptions
 from ..messages import HEARTBEAT, Heartbeat, clipped, decode
-from ..operating.logs import configure_logs, with_colors
+from ..operating.logs import configure_logs
 from ..providers.http import HttpClient
 from ..providers.registry import NAMES, provider
 from ..providers.source import Provider, Source
@@ -88,12 +88,9 @@ Done = Callable[..., None]
 class Report:
     """Prints each step as it is done, and counts them; in JSON, prints all at the end."""
 
-    COLOURS: ClassVar = {"ok": "32", "FAIL": "31", "skip": "33"}
-
     def __init__(self, out: TextIO, *, as_json: bool = False) -> None:
         self._out = out
         self._as_json = as_json
-        self._coloured = with_colors(out)
         self._steps: list[dict[str, str]] = []
         self.counts: Counter[str] = Counter()
 
@@ -102,10 +99,7 @@ class Report:
         self._steps.append({"step": name, "result": mark.lower(), "text": text, "hint": hint})
         if self._as_json:
             return
-        shown = f"{mark:<4}"
-        if self._coloured:
-            shown = f"\x1b[{self.COLOURS[mark]}m{shown}\x1b[0m"
-        print(f"{shown}  {name:<21}  {text}", file=self._out, flush=True)
+        print(f"{mark:<4}  {name:<21}  {text}", file=self._out, flush=True)
         if hint:
             print(f"{'':27}  hint: {hint}", file=self._out, flush=True)
 
@@ -131,7 +125,7 @@ class Report:
                 self.line("skip", name, f"needs {failed}")
 
     def summarize(self) -> None:
-        ok, failed, skipped = (self.counts[mark] for mark in self.COLOURS)
+        ok, failed, skipped = (self.counts[mark] for mark in ("ok", "FAIL", "skip"))
         if self._as_json:
             print(json.dumps({"ok": not failed, "steps": self._steps}, indent=2), file=self._out)
             return
