@@ -3,7 +3,8 @@
 For those who embed it:
 
 - `Settings`, or `load_settings(values)` for settings by their names in the environment;
-  `load_settings()` reads them there, and from `.env`. A feed's `Address` is one of them
+  `load_settings()` reads them there, and from `.env`. A feed's `Address` is one of them, and
+  so are the `Proxies`, each a `Proxy`
 - `serve(settings)`, the service as an async function, to run in a nursery of yours; it logs to
   the stdlib logger `ratebridge`
 - `run(settings)`, the same until SIGTERM or SIGINT, with a log of its own, for a program that
@@ -33,12 +34,13 @@ if TYPE_CHECKING:
     from .link.address import Address
     from .link.dial import Dial
     from .providers.source import Source
+    from .proxies import Proxies, Proxy
     from .rates import Doubted, Quote, Rate, RateSheet
     from .settings import Settings, load_settings
 
 __version__ = "0.1.0"
 
-__all__ = ["Address", "Settings", "load_settings"]
+__all__ = ["Address", "Proxies", "Proxy", "Settings", "load_settings"]
 __all__ += ["Dependencies", "Dial", "run", "serve"]
 __all__ += ["Doubted", "Quote", "RateSheet", "Source"]
 __all__ += ["Conversion", "Converter", "Rate", "convert", "convert_sync"]
@@ -47,7 +49,8 @@ __all__ += ["fakes"]
 
 # Each imports most of those before it, so that a name is found at no further import.
 _MODULES: Final = (
-    *("errors", "rates", "settings", "link.address", "link.dial", "providers.source", "app", "api"),
+    *("errors", "rates", "proxies", "settings", "link.address", "link.dial", "providers.source"),
+    *("app", "api"),
 )
 
 
@@ -55,9 +58,8 @@ def __getattr__(name: str) -> Any:
     if name == "fakes":
         return import_module(".fakes", __name__)
     if name in __all__:
-        for module in (import_module(f".{each}", __name__) for each in _MODULES):
-            if hasattr(module, name):
-                return getattr(module, name)
+        modules = (import_module(f".{module}", __name__) for module in _MODULES)
+        return getattr(next(module for module in modules if hasattr(module, name)), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

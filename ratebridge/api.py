@@ -1,7 +1,7 @@
 """Conversions for programs that embed ratebridge."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any, Self
@@ -48,8 +48,7 @@ class Converter:
         sources: replace the sources of the settings, in tests.
         clock: replaces the wall clock (UTC), in tests.
 
-    Entering raises `BadSettings` for a proxy of no use, and `CannotStart` if TLS cannot be set
-    up on this machine.
+    Entering raises `CannotStart` if TLS cannot be set up on this machine.
     """
 
     def __init__(
@@ -68,8 +67,7 @@ class Converter:
     async def __aenter__(self) -> Self:
         settings, sources = self._settings, self._sources
         if not sources:
-            tls = tls_context(settings.verify_ssl)
-            http = await self._stack.enter_async_context(aclosing(HttpClient(lambda: tls)))
+            http = HttpClient(tls_context(settings.verify_ssl), settings.proxies)
             sources = make_sources(settings, http)
         fetch_nursery = await self._stack.enter_async_context(trio.open_nursery())
         self._stack.callback(fetch_nursery.cancel_scope.cancel)

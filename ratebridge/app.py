@@ -30,7 +30,6 @@ from .providers.chain import RateChain
 from .providers.http import HttpClient
 from .providers.registry import provider
 from .providers.source import Source
-from .proxies import Proxies
 from .rates import RateCache
 from .session import HeartbeatSettings
 from .settings import FEED, Settings, resembled
@@ -44,7 +43,7 @@ utc_now: Final = partial(datetime.now, UTC)
 """The wall clock."""
 
 
-def feed_dial(settings: Settings, proxies: Proxies, tls: ssl.SSLContext) -> NetworkDial:
+def feed_dial(settings: Settings, tls: ssl.SSLContext) -> NetworkDial:
     """The way to the feed by the settings; `tls` is that of the sources.
 
     It is the feed's, too, where there is no client certificate for it. Raises `BadSettings` for a
@@ -53,7 +52,7 @@ def feed_dial(settings: Settings, proxies: Proxies, tls: ssl.SSLContext) -> Netw
     feed = settings.feed
     if feed is None:
         raise BadSettings(f"{FEED}: is required but not set")
-    proxy = proxies.find("wss" if feed.secure else "ws", feed.host, feed.port)
+    proxy = settings.proxies.find("wss" if feed.secure else "ws", feed.host, feed.port)
     own = tls
     if feed.secure and settings.feed_cert_file is not None:
         own = tls_context(settings.verify_ssl, settings.feed_cert_file, settings.feed_key_file)
@@ -150,11 +149,10 @@ async def build(
     """
     observer, clock, jitter = dependencies.observer, dependencies.clock, dependencies.jitter
     tls = tls_context(settings.verify_ssl)  # one for the sources and the feed
-    proxies = Proxies.read(os.environ)
-    network = feed_dial(settings, proxies, tls)
+    network = feed_dial(settings, tls)
     dial = dependencies.dial or network
     options = UpgradeOptions(settings.feed_headers, settings.feed_subprotocol)
-    http = HttpClient(lambda: tls, proxies=proxies)
+    http = HttpClient(tls, settings.proxies)
 
     async def open_feed(nursery: trio.Nursery) -> Link:
         try:
@@ -182,7 +180,7 @@ async def build(
     for name in settings.unknown:
         other = resembled(name)
         observer.warn("settings.unknown", name=name, **({"resembles": other} if other else {}))
-    for entry in proxies.ignored:
+    for entry in settings.proxies.ignored:
         observer.warn("settings.no_proxy", entry=entry, detail="this entry of NO_PROXY is ignored")
     observer.note(
         "service.started",
@@ -199,7 +197,6 @@ async def build(
 
     async with (
         aclosing(observer),
-        aclosing(http),
         AsyncExitStack() as at_the_end,
         trio.open_nursery() as service_nursery,
     ):

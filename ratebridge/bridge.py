@@ -154,6 +154,4 @@ class Bridge:
     def _refuse(self, message_id: bytes, problem: Refused | NoRate, came: float) -> Reply:
         now = self._trio_now()
         self._observer.refused(problem, message_id, now - came)
-        # "Overloaded" describes this moment; after a reconnect it is no longer true.
-        keep = problem.kind != "overloaded"
-        return Reply(message_id, encode_error(message_id, problem.text), now, keep)
+        return Reply(message_id, encode_error(message_id, problem.text), now)

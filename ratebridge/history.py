@@ -14,6 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Final
 from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile
+from zlib import compress, decompress
 from zlib import error as BadDeflate  # noqa: N812 - the name it lacks
 
 from .conversion import is_quote
@@ -22,9 +23,10 @@ from .rates import Quote
 
 MAX_CSV: Final = 4 * 1024 * 1024  # bytes; the file has 2 MB, and grows by 70 KB a year
 MOST_COLUMNS: Final = 200  # the file has 42
-LINES_KEPT: Final = 64  # read lines, for the days of two months
+YEARS_KEPT: Final = 3  # texts of years, 70 KB each
+LINES_KEPT: Final = 8  # read lines: many currencies are looked up on one day
 
-_DAY: Final = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+_DAY: Final = re.compile(r"(\d{4}-\d{2}-\d{2}),", re.ASCII)
 _CODE: Final = re.compile(r"[A-Z]{3}")
 _NOTHING: Final = frozenset(("", "N/A"))
 _NUMBER: Final = re.compile(r"\d{1,12}(?:\.\d{1,12})?", re.ASCII)
@@ -38,25 +40,29 @@ class History(Mapping[date, Mapping[str, Quote]]):
     """
 
     def __init__(self, text: str) -> None:
-        first, *lines = text.strip().splitlines()
+        first, *lines = text.splitlines()
         title, *columns = first.rstrip(",").split(",", MOST_COLUMNS)
         if title != "Date" or not all(map(_CODE.fullmatch, columns)) or "EUR" in columns:
             raise ValueError("columns that are no currencies")
         if len(set(columns)) < len(columns):
             raise ValueError("two columns for one currency")
         self.currencies: Final = tuple(columns)
-        self._lines: Final = dict(map(_split, lines))
-        if not self._lines or len(self._lines) < len(lines) or min(self._lines) < EARLIEST:
+        by_day = {_day_of(line): line for line in lines}
+        if not by_day or len(by_day) < len(lines) or min(by_day) < EARLIEST:
             raise ValueError("no days, or a day that comes twice, or too early")
-        self.newest: Final = max(self._lines)
+        self.newest: Final = max(by_day)
+        self._days: Final = len(by_day)
+        # The lines of each year, compressed: few are read, and as text all have 2 MB.
+        years: dict[int, list[str]] = {}
         # The spans in which a currency was quoted each day; nearly all lines have what the one
         # before them has.
         self._spans: dict[str, list[tuple[date, date]]] = {code: [] for code in columns}
         since: dict[str, date] = {}
         lacking: list[bool] | None = None
         before = date.min
-        for day in sorted(self._lines):
-            lacks = [number in _NOTHING for number in self._lines[day].split(",")]
+        for day in sorted(by_day):
+            years.setdefault(day.year, []).append(by_day[day])
+            lacks = [number in _NOTHING for number in by_day[day].split(",")[1:]]
             if lacks != lacking:
                 for code, lack in zip(columns, lacks, strict=False):
                     if not lack:
@@ -67,21 +73,30 @@ class History(Mapping[date, Mapping[str, Quote]]):
             before = day
         for code, start in since.items():
             self._spans[code].append((start, self.newest))
+        self._years = {
+            year: compress("\n".join(["", *lines, ""]).encode(), 1) for year, lines in years.items()
+        }
+        self._text_of = lru_cache(YEARS_KEPT)(self._decompress)
         self._read = lru_cache(LINES_KEPT)(self._read_line)
 
     def __getitem__(self, day: date) -> Mapping[str, Quote]:
-        if day not in self._lines:
-            raise KeyError(day)
         return self._read(day)
 
     def __iter__(self) -> Iterator[date]:
-        return iter(self._lines)
+        for year in self._years:
+            yield from map(_day_of, self._text_of(year).split())
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return self._days
+
+    def _decompress(self, year: int) -> str:
+        return decompress(self._years[year]).decode() if year in self._years else ""
 
     def _read_line(self, day: date) -> Mapping[str, Quote]:
-        numbers = self._lines[day].split(",", len(self.currencies))
+        _, found, rest = self._text_of(day.year).partition(f"\n{day},")
+        if not found:
+            raise KeyError(day)
+        numbers = rest[: rest.find("\n")].split(",", len(self.currencies))
         return {
             code: Quote(units)
             for code, number in zip(self.currencies, numbers, strict=False)
@@ -108,11 +123,11 @@ class History(Mapping[date, Mapping[str, Quote]]):
         return None if quote is None else (quote.per_euro, (first - day).days)
 
 
-def _split(line: str) -> tuple[date, str]:
-    day, _, numbers = line.partition(",")
-    if not _DAY.fullmatch(day):
+def _day_of(line: str) -> date:
+    found = _DAY.match(line)
+    if found is None:
         raise ValueError("a line without a day")
-    return date.fromisoformat(day), numbers
+    return date.fromisoformat(found[1])
 
 
 def read_zip(body: bytes) -> History:

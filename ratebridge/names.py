@@ -11,7 +11,6 @@ This is trio's hook for all lookups of a `trio.run`: the feed's, the sources', t
 
 import socket
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any, Final
 
 import attrs
@@ -29,14 +28,12 @@ class Name:
     """What is known of one name and port.
 
     `found` are its last good addresses, `failure` is how the last lookup failed, if it
-    did, `looking` is set while one is under way, and `first` counts the addresses that
-    were tried in vain.
+    did, and `looking` is set while one is under way.
     """
 
     found: Addresses | None = None
     failure: Exception | None = None
     looking: trio.Event | None = None
-    first: int = 0
 
 
 class Names(trio.abc.HostnameResolver):
@@ -49,8 +46,11 @@ class Names(trio.abc.HostnameResolver):
 
     def __init__(self, look_up: Callable[..., Awaitable[Addresses]] | None = None) -> None:
         limiter = trio.CapacityLimiter(MAX_LOOKUPS)
-        self._run = partial(trio.to_thread.run_sync, abandon_on_cancel=True, limiter=limiter)
-        self._look_up = look_up or partial(self._run, socket.getaddrinfo)
+        self._look_up = look_up or (
+            lambda *how: trio.to_thread.run_sync(
+                socket.getaddrinfo, *how, abandon_on_cancel=True, limiter=limiter
+            )
+        )
         self._names: dict[tuple[Any, ...], Name] = {}
 
     async def getaddrinfo(self, host: Any, *how: Any) -> Addresses:
@@ -67,16 +67,15 @@ class Names(trio.abc.HostnameResolver):
         if name.looking is None:
             name.looking = trio.Event()
             # A system task lives as long as the run, whatever becomes of who asks.
-            trio.lowlevel.spawn_system_task(self._refresh, name, key, name=f"lookup of {host!r}")
+            trio.lowlevel.spawn_system_task(self._refresh, name, key, name.looking)
         with trio.move_on_after(PATIENCE if name.found else float("inf")):
             await name.looking.wait()
         if not name.found:
             assert name.failure is not None, "a lookup that is over has found, or has failed"
             raise name.failure.with_traceback(None)
-        first = name.first % len(name.found)
-        return name.found[first:] + name.found[:first]
+        return list(name.found)
 
-    async def _refresh(self, name: Name, key: tuple[Any, ...]) -> None:
+    async def _refresh(self, name: Name, key: tuple[Any, ...], looking: trio.Event) -> None:
         """Look a name up, and tell all who wait."""
         try:
             found = await self._look_up(*key)
@@ -88,31 +87,27 @@ class Names(trio.abc.HostnameResolver):
         except RuntimeError:  # "can't start new thread"
             name.failure = socket.gaierror(socket.EAI_AGAIN, "no thread for the lookup")
         finally:
-            assert name.looking is not None, "it was set before this task"
-            name.looking.set()
+            looking.set()
             name.looking = None
 
     async def getnameinfo(self, sockaddr: Any, flags: int) -> tuple[str, str]:
         """As `socket.getnameinfo`. Nothing here asks for it, but a host of the service may."""
-        return await self._run(socket.getnameinfo, sockaddr, flags)
+        return await trio.to_thread.run_sync(socket.getnameinfo, sockaddr, flags)
 
     def skip(self, host: str) -> None:
         """Begin with the next address of a host from now on: with the first one it failed."""
         for key, name in self._names.items():
-            if key[0] == host.encode():
-                name.first += 1
-
-
-_names: Final[trio.lowlevel.RunVar[Names]] = trio.lowlevel.RunVar("ratebridge.names")
+            if key[0] == host.encode() and name.found:
+                name.found = [*name.found[1:], name.found[0]]
 
 
 def names() -> Names:
-    """The names of this `trio.run`; they become its resolver, unless it has one already."""
-    try:
-        return _names.get()
-    except LookupError:
-        resolver = Names()
-        _names.set(resolver)
-        if (other := trio.socket.set_custom_hostname_resolver(resolver)) is not None:
-            trio.socket.set_custom_hostname_resolver(other)
-        return resolver
+    """The resolver of this `trio.run`, made at the first call; none is used where it has another.
+
+    A host of the service may have set one, which stays.
+    """
+    resolver = Names()
+    other = trio.socket.set_custom_hostname_resolver(resolver)
+    if other is not None:
+        trio.socket.set_custom_hostname_resolver(other)
+    return other if isinstance(other, Names) else resolver

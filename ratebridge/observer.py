@@ -20,6 +20,7 @@ Events have stable names: `connection.up`, `connection.lost`, `connection.failed
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
+from logging import DEBUG, ERROR, INFO, WARNING
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import attrs
@@ -40,7 +41,6 @@ and the reply's date."""
 
 LONG_LIMIT: Final = 3600.0  # s
 OFF: Final = "RATEBRIDGE_PLAUSIBILITY=off lets them through"
-LEVELS: Final = {"info": 20, "warning": 30, "error": 40}
 OUR_FAULT: Final = (Refusal.UNAVAILABLE, Refusal.OVERLOADED, Refusal.INTERNAL_ERROR)
 
 
@@ -58,13 +58,13 @@ class Observer:
     audit: "Audit | None" = None
     _limit: LineLimit = attrs.Factory(LineLimit)
     _unlogged_ids: list[str] = attrs.Factory(list)  # first and last id of undelivered replies
-    _limited_level: str = "info"  # the highest of the lines held back
+    _limited_level: int = INFO  # the highest of the lines held back
     _at_last_summary: Counter[str] = attrs.Factory(Counter)
     _debug: bool = attrs.field(init=False)
 
     @_debug.default
     def _is_debug(self) -> bool:
-        return self.log is not None and self.log.is_enabled_for(10)
+        return self.log is not None and self.log.is_enabled_for(DEBUG)
 
     # The connection.
 
@@ -84,12 +84,11 @@ class Observer:
         """
         stats = self.stats
         was_up, stats.link_up = stats.link_up, False
-        detail = clipped(cause.detail, 120) if cause.detail else ""
-        stats.link_ended = detail if cause.reason in detail else f"{cause.reason}, {detail}"
-        stats.link_ended = stats.link_ended.removesuffix(", ")
-        known = {"detail": detail or None, "code": cause.code, "status": cause.status}
-        fields: dict[str, Any] = {"reason": cause.reason}
-        fields |= {name: value for name, value in known.items() if value is not None}
+        detail = clipped(cause.detail, 120) if cause.detail else None
+        words = (cause.reason, detail) if cause.reason not in (detail or "") else (detail,)
+        stats.link_ended = ", ".join(filter(None, words))
+        fields: dict[str, Any] = {"reason": cause.reason, "detail": detail}
+        fields |= {"code": cause.code, "status": cause.status}
         if was_up:
             stats.link_since = trio.current_time()
             fields["uptime"] = round(uptime, 3)
@@ -98,8 +97,8 @@ class Observer:
             stats.retry_at = trio.current_time() + retry_in
             fields["retry_in"] = round(retry_in, 3)
             event = "connection.lost" if was_up else "connection.failed"
-            words = f"{event.replace('.', ' ')}: {stats.link_ended}"
-            self._report(event, cause.reason, words, **fields)
+            told = f"{event.replace('.', ' ')}: {stats.link_ended}"
+            self._report(event, cause.reason, told, **fields)
         elif was_up:
             self.note("connection.down", **fields)
 
@@ -148,9 +147,8 @@ class Observer:
                 fields |= {"rate": rate.text, "rate_date": str(rate.day), "asked": str(rate.asked)}
                 fields |= {"provider": rate.provider, "cached": rate.cached}
                 fields["fetched"] = f"{rate.fetched:%Y-%m-%dT%H:%M:%SZ}"
-                if rate.note:
-                    fields["note"] = rate.note
-            self.log.debug("conversion.done", **fields)
+                fields |= {"note": rate.note} if rate.note else {}
+            self.log.log(DEBUG, "conversion.done", **fields)
 
     def refused(self, problem: Refused | NoRate, message_id: bytes, seconds: float) -> None:
         """A request was answered with an error, `seconds` after it came."""
@@ -163,7 +161,7 @@ class Observer:
         words = f"request {shown} refused: {problem.text}"
         fields = {"id": shown, "kind": problem.kind, "error": problem.text}
         # A third of the recorded traffic is in currencies that no source has.
-        level = "info" if problem.kind == Refusal.UNKNOWN_CURRENCY else "warning"
+        level = INFO if problem.kind == Refusal.UNKNOWN_CURRENCY else WARNING
         self._report("conversion.failed", problem.kind, words, level, **fields)
 
     def undelivered(self, message_id: bytes, why: str) -> None:
@@ -184,13 +182,12 @@ class Observer:
         source.fetched_at = source.answered_at = trio.current_time()
         source.seconds = seconds
         self.stats.failed_at = None
+        recovered = source.failure and source.outcome not in LACKING
         fields: dict[str, Any] = {"provider": sheet.provider, "asked": sheet.asked}
         fields |= {"days": sheet.days, "currencies": len(sheet.currencies)}
-        fields["seconds"] = round(seconds, 3)
-        if source.failure and source.outcome not in LACKING:
-            self.warn("rates.recovered", **fields, after=source.failure)
-        else:
-            self.note("rates.fetched", **fields)
+        fields |= {"seconds": round(seconds, 3), "after": source.failure if recovered else None}
+        level, event = (WARNING, "rates.recovered") if recovered else (INFO, "rates.fetched")
+        self._write(level, event, **fields)
         source.outcome, source.failure = FetchOutcome.OK, ""
 
     def fetch_failed(
@@ -207,13 +204,11 @@ class Observer:
         source.fetched_at = now = trio.current_time()
         source.outcome, source.failure = outcome, failure.text
         if meanwhile is not None:
-            used = f"its answer of {meanwhile:%Y-%m-%d %H:%M} UTC is used meanwhile"
-            source.failure = f"{failure.text}; {used}"
+            source.failure += f"; its answer of {meanwhile:%Y-%m-%d %H:%M} UTC is used meanwhile"
         if failure.limited_for and now < (source.limited_until or now):
             return  # `rate_limited` has reported it, once for all fetches that are refused alike
-        level = (
-            "error" if outcome == FetchOutcome.REFUSED_KEY else "warning"
-        )  # a key needs somebody
+        # A key needs somebody.
+        level = ERROR if outcome == FetchOutcome.REFUSED_KEY else WARNING
         words = f"{provider} {source.failure}"
         fields = {"kind": outcome, "provider": provider, "asked": asked, "detail": source.failure}
         self._report("rates.failed", f"{provider} {outcome}", words, level, **fields)
@@ -235,7 +230,7 @@ class Observer:
         source = self.stats.sources[provider]
         source.limited_until, source.limit = trio.current_time() + seconds, failure.text
         # A minute's quota is soon there again; a month's needs somebody.
-        level = "error" if seconds > LONG_LIMIT else "warning"
+        level = ERROR if seconds > LONG_LIMIT else WARNING
         fields = {"provider": provider, "detail": failure.text, "limited_for": round(seconds, 1)}
         self._report("rates.limited", provider, f"{provider} {failure.text}", level, **fields)
 
@@ -256,12 +251,12 @@ class Observer:
     def audit_failed(self, why: str, waiting: int) -> None:
         """The audit file cannot be written from now on; `waiting` lines are queued."""
         words = f"the audit file cannot be written: {why}"
-        self._report("audit.failed", "", words, "error", detail=why, waiting=waiting)
+        self._report("audit.failed", "", words, ERROR, detail=why, waiting=waiting)
 
     def audit_lost(self, lines: int, why: str) -> None:
         """Lines will never be written: the first beyond the queue, or those left at the stop."""
         words = f"lines of the audit trail are lost: {why}"
-        self._report("audit.lost", "", words, "error", lines=lines, why=why)
+        self._report("audit.lost", "", words, ERROR, lines=lines, why=why)
 
     def audit_recovered(self, lost: int) -> None:
         """The audit file is written again; `lost` lines were lost meanwhile."""
@@ -281,15 +276,15 @@ class Observer:
         """A bug in the part named `where` raised `error`; the service goes on."""
         self.stats.internal_errors += 1
         words = f"an internal error ({where}), see the log"
-        self._report("internal_error", where, words, "error", where=where, exc_info=error)
+        self._report("internal_error", where, words, ERROR, where=where, exc_info=error)
 
     def note(self, event: str, **fields: Any) -> None:
         """Log an ordinary event."""
-        self._write("info", event, **fields)
+        self._write(INFO, event, **fields)
 
     def warn(self, event: str, **fields: Any) -> None:
         """Log a state that an operator should know of."""
-        self._write("warning", event, **fields)
+        self._write(WARNING, event, **fields)
 
     def summarize(self, *, waiting: int, outbox: int, sheets: int) -> None:
         """Log the counts of the last minute; called once a minute."""
@@ -300,9 +295,8 @@ class Observer:
         fields: dict[str, Any] = {"connection": "up" if stats.link_up else "down"}
         fields |= {name: count - before[name] for name, count in counts.items()}
         fields |= {"waiting": waiting, "outbox": outbox, "sheets": sheets}
-        fields["connections"] = stats.links_opened
-        if self.audit is not None:
-            fields["audit_waiting"] = self.audit.waiting
+        fields |= {"connections": stats.links_opened}
+        fields["audit_waiting"] = self.audit.waiting if self.audit is not None else None
         self.note("summary", **fields, **self.audit_head())
         self._write_limited()
 
@@ -314,7 +308,7 @@ class Observer:
     # Writing lines.
 
     def _report(
-        self, event: str, kind: str, words: str, level: str = "warning", /, **fields: Any
+        self, event: str, kind: str, words: str, level: int = WARNING, /, **fields: Any
     ) -> bool:
         """Keep an error for the status page, by its event and `kind`, and `_write` it."""
         errors, key = self.stats.recent_errors, f"{event} {kind}"
@@ -322,32 +316,30 @@ class Observer:
         errors[key] = RecentError(event, self.utc_now(), words, count)
         return self._write(level, event, kind, **fields)
 
-    def _write(self, level: str, event: str, kind: str = "", /, **fields: Any) -> bool:
+    def _write(self, level: int, event: str, kind: str = "", /, **fields: Any) -> bool:
         """Log a line, or count it if its event and `kind` had too many; whether it had not.
 
-        An event has few kinds, and none is a peer's text.
+        An event has few kinds, and none is a peer's text. A field that is None is left out.
         """
-        if self.log is None or not self.log.is_enabled_for(LEVELS[level]):
+        if self.log is None or not self.log.is_enabled_for(level):
             return True
         place = self._limit.admit(f"{event} {kind}".rstrip(), trio.current_time())
         if not place:
-            self._limited_level = max(self._limited_level, level, key=LEVELS.__getitem__)
+            self._limited_level = max(self._limited_level, level)
         if place == OFTEN:
             fields["further"] = "only counted for a minute, see log.limited"
         if place or self._debug:
-            getattr(self.log, level if place else "debug")(event, **fields)
+            known = {name: value for name, value in fields.items() if value is not None}
+            self.log.log(level if place else DEBUG, event, **known)
         return bool(place)
 
     def _write_limited(self) -> None:
         """Log how many lines of which kinds were held back since the last time, if any."""
         libraries = library_limit.take_held()
         held = self._limit.take_held() + libraries
-        least = "warning" if libraries else "info"
-        level = max(self._limited_level, least, key=LEVELS.__getitem__)
-        self._limited_level = "info"
-        unlogged, self._unlogged_ids = self._unlogged_ids, []
+        level = max(self._limited_level, WARNING if libraries else INFO)
+        ids = self._unlogged_ids
+        self._limited_level, self._unlogged_ids = INFO, []
         if held and self.log is not None and not self._debug:
-            fields: dict[str, Any] = {"lines": dict(held)}
-            if unlogged:
-                fields |= {"first_undelivered": unlogged[0], "last_undelivered": unlogged[-1]}
-            getattr(self.log, level)("log.limited", **fields)
+            ends = {"first_undelivered": ids[0], "last_undelivered": ids[-1]} if ids else {}
+            self.log.log(level, "log.limited", lines=dict(held), **ends)

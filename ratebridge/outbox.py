@@ -26,12 +26,11 @@ Put = Callable[[Sequence[bytes], Callable[[], None]], Write | None]
 
 
 class Reply(msgspec.Struct, eq=False, gc=False):
-    """A reply on its way. `id` is raw JSON; `keep` tells whether it survives a reconnect."""
+    """A reply on its way. `id` is raw JSON."""
 
     id: bytes
     frame: bytes
     made_at: float
-    keep: bool = True
 
 
 class Outbox:
@@ -55,11 +54,8 @@ class Outbox:
 
     def add(self, *replies: Reply) -> None:
         """Queue replies; when there are too many the oldest are dropped."""
-        size = 0
-        for reply in replies:
-            size += len(reply.frame)
         self._queue += replies
-        self._bytes += size
+        self._bytes += sum([len(reply.frame) for reply in replies])
         self._fill()
         while self._queue and (len(self) > MOST_REPLIES or self._bytes > MOST_BYTES):
             self._drop_oldest("too many replies wait for a link")
@@ -67,7 +63,6 @@ class Outbox:
     def attach(self, put: Put) -> None:
         """A link is there, which sends by `put` (see `Link.put`)."""
         self._put = put
-        self._expire()
         self._fill()
 
     def lose_link(self) -> None:
@@ -77,12 +72,6 @@ class Outbox:
             self._queue.appendleft(reply)
             self._bytes += len(reply.frame)
         self._put, self._write, self._writing = None, None, ()
-        queue, self._queue = self._queue, deque()
-        for reply in queue:
-            if reply.keep:
-                self._queue.append(reply)
-            else:
-                self._drop(reply, "it was for the link that is gone")
 
     def discard_all(self, why: str) -> None:
         """Nothing more will be sent."""
@@ -99,11 +88,14 @@ class Outbox:
         """Drop each reply when it has waited for `OLDEST_REPLY` seconds; for ever."""
         while True:
             await trio.sleep(LOOK_EVERY)
-            self._expire()
+            self._fill()
 
     def _fill(self) -> None:
-        """Give the link what it takes, a batch of replies at a time."""
+        """Drop what is too old, and give the link what it takes, a batch of replies at a time."""
         queue = self._queue
+        oldest = trio.current_time() - OLDEST_REPLY
+        while queue and queue[0].made_at <= oldest:
+            self._drop_oldest("it was too old")
         while queue and self._put is not None and self._write is None:
             self._writing = batch = [queue.popleft()]
             size = len(batch[0].frame)
@@ -114,27 +106,15 @@ class Outbox:
             self._write = self._put([reply.frame for reply in batch], self._on_whole)
             if self._write is None:
                 self._writing = ()
-                if self._waiting:
-                    self._waiting.unpark_all()
+        self._waiting.unpark_all()
 
     def _on_whole(self) -> None:
         """The link has taken the write that it had not finished."""
         self._write, self._writing = None, ()
-        self._waiting.unpark_all()
-        self._expire()
         self._fill()
-
-    def _expire(self) -> None:
-        oldest = trio.current_time() - OLDEST_REPLY
-        while self._queue and self._queue[0].made_at <= oldest:
-            self._drop_oldest("it was too old")
 
     def _drop_oldest(self, why: str) -> None:
         """Drop the oldest reply that is not being written."""
-        self._drop(self._queue.popleft(), why)
-
-    def _drop(self, reply: Reply, why: str) -> None:
-        """A reply that was taken from the queue will not be sent."""
+        reply = self._queue.popleft()
         self._bytes -= len(reply.frame)
-        self._waiting.unpark_all()
         self._observer.undelivered(reply.id, why)

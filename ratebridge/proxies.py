@@ -67,7 +67,7 @@ def parse_exempt(entry: str) -> tuple[Any, int | None]:
 
 @attrs.frozen
 class Proxies:
-    """The proxies for http and for https, and the hosts that need none.
+    """The proxies for http, for https, and for all else, and the hosts that need none.
 
     `exempt` are entries as `parse_exempt` gives them. `ignored` are those that it refused,
     which are to be warned of.
@@ -80,19 +80,21 @@ class Proxies:
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> "Proxies":
         """The proxies that the environment names. Raises `BadSettings` for one that is none."""
-        names = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
-        values = {name: environ.get(name.lower()) or environ.get(name) or "" for name in names}
+
+        def value(name: str) -> str:
+            return (environ.get(name) or environ.get(name.upper()) or "").strip()
+
         by_scheme: dict[str, Proxy] = {}
         problems, exempt, ignored = [], [], []
-        for name, schemes in zip(names, (("http", "https"), ("http",), ("https",)), strict=False):
+        for scheme in ("all", "http", "https"):
             try:
-                if url := values[name].strip():
-                    by_scheme |= dict.fromkeys(schemes, Proxy.parse(url))
+                if url := value(f"{scheme}_proxy"):
+                    by_scheme[scheme] = Proxy.parse(url)
             except ValueError as expected:
-                problems.append(f"{name}: expected {expected}")
+                problems.append(f"{scheme.upper()}_PROXY: expected {expected}")
         if problems:
             raise BadSettings(*problems)
-        for entry in values["NO_PROXY"].lower().replace(",", " ").split() if by_scheme else ():
+        for entry in value("no_proxy").lower().replace(",", " ").split() if by_scheme else ():
             if entry == "*":
                 return cls()
             try:
@@ -114,4 +116,4 @@ class Proxies:
                 covered = address is not None and address in exempt
             if covered and only_port in (None, port):
                 return None
-        return self.by_scheme.get(scheme.replace("ws", "http"))
+        return self.by_scheme.get(scheme.replace("ws", "http"), self.by_scheme.get("all"))

@@ -20,6 +20,7 @@ from .link.upgrade import parse_headers, parse_subprotocol
 from .messages import clipped, is_currency, quoted
 from .parsers import base_url, file, host_port, key, one_of, seconds, some_of, switch
 from .providers.registry import NAMES
+from .proxies import Proxies
 
 T = TypeVar("T")
 
@@ -87,7 +88,8 @@ class Settings:
     """Everything an operator can set; times are in seconds, certificates are files in PEM.
 
     Without `providers` all sources are asked, in the order of their registry, except those
-    whose key is not set.
+    whose key is not set. Without `proxies` they are those that the environment names; raises
+    `BadSettings` if one of them is none.
     """
 
     feed: Address | None = setting(
@@ -156,6 +158,7 @@ class Settings:
         "its further host names, beside `localhost` and all IP addresses",
     )
     audit_file: Path | None = setting(file, None, "the file for a JSON line per conversion")
+    proxies: Proxies = attrs.Factory(lambda: Proxies.read(os.environ))
     unknown: tuple[str, ...] = ()  # variables that are nearly settings
 
 
@@ -276,6 +279,11 @@ def load_settings(
         except ValueError as expected:
             got = "" if variable.secret else f", got {quoted(values[name].strip())}"
             problems.append(f"{name}: expected {expected}{got}")
+    try:
+        read["proxies"] = Proxies.read(values)
+    except BadSettings as found:
+        problems += found.args
+        read["proxies"] = Proxies()
     settings = Settings(**read)
     problems += contradictions(settings, given)
     unknown = [

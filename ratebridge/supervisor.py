@@ -16,7 +16,7 @@ from .errors import LinkFailed, Loss
 from .link import Link
 from .observer import Observer
 from .outbox import Outbox
-from .session import HeartbeatSettings, Session, SessionEnd
+from .session import HeartbeatSettings, Session
 
 OpenLink = Callable[[trio.Nursery], Awaitable[Link]]
 
@@ -39,47 +39,43 @@ class Supervisor:
         """Open, live, back off, and again; returns after `stop`."""
         while not self._stopping.is_set():
             try:
-                end = await self._live()
+                cause = await self._live()
             except Exception as bug:  # noqa: BLE001 - no bug of a session ends the service
                 self._observer.internal_error("session", bug)
                 cause = LinkFailed(Loss.INTERNAL_ERROR, "a bug, see the trace")
-                end = SessionEnd(cause) if self._session is None else self._session.ended_by(cause)
-            if self._stopping.is_set():
-                self._observer.link_lost(end.cause, end.uptime, None)
-                return
-            if end.had_heartbeat and end.uptime >= STABLE_AFTER:
-                self._backoff.reset()
-            cause = end.cause
-            wait = self._backoff.next_wait(status=cause.status, retry_after=cause.retry_after)
-            self._observer.link_lost(cause, end.uptime, wait)
-            with trio.move_on_after(wait):
+            uptime, wait = 0.0, None
+            if self._session is not None:
+                uptime = trio.current_time() - self._session.opened
+                if self._session.had_heartbeat and uptime >= STABLE_AFTER:
+                    self._backoff.reset()
+            if not self._stopping.is_set():
+                wait = self._backoff.next_wait(status=cause.status, retry_after=cause.retry_after)
+            self._observer.link_lost(cause, uptime, wait)
+            with trio.move_on_after(wait or 0.0):
                 await self._stopping.wait()
 
     def stop(self) -> None:
         """End the present session politely, or the present attempt at once, and start no other."""
         self._stopping.set()
         self._opening.cancel()
-        if self._session is not None:
-            self._session.stop()
 
-    async def _live(self) -> SessionEnd:
-        """One link, from its opening to its end."""
+    async def _live(self) -> LinkFailed:
+        """One link, from its opening to its end, which is returned."""
         self._session = None
         async with trio.open_nursery() as link_nursery:
             try:
                 with trio.CancelScope() as self._opening:
                     link = await self._open_link(link_nursery)
             except LinkFailed as failure:
-                return SessionEnd(failure)
+                return failure
             if self._opening.cancelled_caught:
-                return SessionEnd(LinkFailed(Loss.STOPPED))
+                return LinkFailed(Loss.STOPPED)
             self._observer.link_up()
-            session = Session(link, self._bridge, self._outbox, self._heartbeat, self._observer)
-            self._session = session
-            if self._stopping.is_set():  # too late for the scope of the opening
-                session.stop()
+            self._session = Session(
+                link, self._bridge, self._outbox, self._heartbeat, self._observer, self._stopping
+            )
             try:
-                return await session.run()
+                return await self._session.run()
             finally:
                 # What it has not written by now goes to the next.
                 link.end(LinkFailed(Loss.STOPPED))

@@ -19,6 +19,7 @@ from ratebridge.providers.chain import RateChain
 from ratebridge.providers.http import HttpClient
 from ratebridge.providers.registry import provider
 from ratebridge.providers.source import Http, Source
+from ratebridge.proxies import Proxies
 from ratebridge.rates import MOST_QUOTES, Rate, RateCache, RateSheet
 from ratebridge.settings import load_settings
 
@@ -102,7 +103,7 @@ class Bench:
 
 
 def make_client(fake: FakeRates, transport: httpx.AsyncBaseTransport | None = None) -> HttpClient:
-    return HttpClient(lambda: TLS, transport or memory_transport(fake))
+    return HttpClient(TLS, Proxies(), transport or memory_transport(fake))
 
 
 def make_source(name: str, http: Http | None) -> Source:

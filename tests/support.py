@@ -23,7 +23,6 @@ from ratebridge.link.dial import add_tls
 from ratebridge.link.link import Link, open_link
 from ratebridge.observer import Observer
 from ratebridge.outbox import Outbox
-from ratebridge.session import SessionEnd
 
 ADDRESS = Address("feed.example", 80, "/stream", secure=False)
 NOW = datetime(2021, 6, 1, 12, tzinfo=UTC)
@@ -68,6 +67,14 @@ def server_frame(payload: bytes, first: int = 0x81) -> bytes:
     if size < 65536:
         return bytes((first, 126)) + size.to_bytes(2) + payload
     return bytes((first, 127)) + size.to_bytes(8) + payload
+
+
+@attrs.frozen
+class SessionEnd:
+    """How a link ended, after `uptime` seconds."""
+
+    cause: LinkFailed
+    uptime: float
 
 
 @attrs.define

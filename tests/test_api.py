@@ -32,12 +32,6 @@ async def test_one_conversion_within_trio():
         await ratebridge.convert(Decimal(1), "BTC", MAY_18, EMBEDDED)
 
 
-async def test_a_proxy_of_no_use_is_a_bad_setting(monkeypatch):
-    monkeypatch.setenv("HTTPS_PROXY", "gopher://127.0.0.1:1")
-    with pytest.raises(ratebridge.BadSettings, match="HTTPS_PROXY"):
-        await ratebridge.convert(Decimal(1), "USD", MAY_18, EMBEDDED)
-
-
 async def convert(stake=Decimal(1), currency="EUR", when=MAY_18, sources=None):
     async with ratebridge.Converter(EMBEDDED, sources=sources) as converter:
         return await converter.convert(stake, currency, when)

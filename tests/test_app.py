@@ -19,7 +19,7 @@ import trio
 
 from ratebridge import __version__, app
 from ratebridge.app import Dependencies, serve
-from ratebridge.errors import BadSettings, CannotStart, FetchOutcome, Loss, SourceFailed
+from ratebridge.errors import CannotStart, FetchOutcome, Loss, SourceFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script, request_text
 from ratebridge.link.address import Address
 from ratebridge.observer import Observer
@@ -342,12 +342,6 @@ async def test_a_service_logs_its_start_each_minute_and_its_end(autojump_clock, 
     ]
 
 
-async def test_a_proxy_of_no_use_is_a_bad_setting_and_leaves_no_port_open(monkeypatch):
-    monkeypatch.setenv("HTTPS_PROXY", "gopher://127.0.0.1:1")
-    with pytest.raises(BadSettings, match="HTTPS_PROXY"):
-        await serve(Settings(FEED, status_address=("127.0.0.1", 0)))
-
-
 async def test_a_start_that_fails_leaves_no_file_locked_and_no_port_open(tmp_path):
     audit = tmp_path / "audit.jsonl"
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(CannotStart):
@@ -371,9 +365,9 @@ async def test_the_feed_and_the_sources_have_one_tls_context(monkeypatch, autoju
     used: list[object] = []
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
-    def client_with(make_tls: Callable[[], ssl.SSLContext], **more: Any) -> HttpClient:
-        used.append(make_tls())
-        return HttpClient(make_tls, **more)
+    def client_with(tls: ssl.SSLContext, proxies: Proxies) -> HttpClient:
+        used.append(tls)
+        return HttpClient(tls, proxies)
 
     def make(*how: object) -> ssl.SSLContext:
         used.append(how)
@@ -387,8 +381,8 @@ async def test_the_feed_and_the_sources_have_one_tls_context(monkeypatch, autoju
     assert used == [(True,), context]
     files = Path("client.pem"), Path("client.key")
     with_certificate = attrs.evolve(settings, feed_cert_file=files[0], feed_key_file=files[1])
-    assert app.feed_dial(settings, Proxies(), context).tls is context
-    app.feed_dial(with_certificate, Proxies(), context)
+    assert app.feed_dial(settings, context).tls is context
+    app.feed_dial(with_certificate, context)
     assert used[-1] == (True, *files)
 
 

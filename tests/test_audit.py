@@ -9,13 +9,11 @@ import os
 import re
 import resource
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ import pytest
 import structlog
 import trio
 from msgspec.structs import replace
+from status_service import Shop, sheet
 
 from ratebridge.app import Dependencies, serve
 from ratebridge.commands.verify import Trail, run_verify
@@ -38,7 +37,7 @@ from ratebridge.operating import trail as trail_module
 from ratebridge.operating.audit import FLUSH_EVERY, LAST_WITHIN, SLOW, Audit
 from ratebridge.operating.logs import event_log
 from ratebridge.operating.trail import START, Chain, Head, find_head
-from ratebridge.rates import Quote, Rate, RateSheet
+from ratebridge.rates import Rate, RateSheet
 from ratebridge.settings import Settings
 
 NOW = datetime(2021, 5, 20, 8, 0, 0, 412_000, tzinfo=UTC)
@@ -96,21 +95,23 @@ def is_true(*paths: Path) -> bool:
     return run_verify([str(path) for path in paths]) == 0
 
 
+@attrs.define
 class Here:
-    """Replaces the thread, so that a virtual clock can be used."""
+    """Replaces the thread, so that a virtual clock can be used.
 
-    def __init__(self) -> None:
-        self.flushes = 0
-        self.flushed = trio.Event()
+    It waits for `wait` first. If it `fails`, no thread can be started.
+    """
+
+    wait: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+    fails: bool = False
+    calls: int = 0
 
     async def __call__(self, write: Callable[[], None], **_options: object) -> None:
-        await trio.lowlevel.checkpoint()
-        try:
-            write()
-        finally:
-            self.flushes += 1
-            self.flushed.set()
-            self.flushed = trio.Event()
+        await self.wait()
+        self.calls += 1
+        if self.fails:
+            raise RuntimeError("can't start new thread")
+        write()
 
 
 @pytest.fixture
@@ -134,8 +135,8 @@ async def running(audit: Audit):
 @asynccontextmanager
 async def auditing(path: Path, run_sync: Any = None):
     """The audit of a service that runs, and what it reports."""
-    listener = Listener()
-    audit = Audit(path, listener, run_sync or Here(), NOON)
+    listener = Listener(utc_now=lambda: NOON)
+    audit = Audit(path, listener, run_sync or Here())
     async with running(audit):
         yield audit, listener.told
 
@@ -165,73 +166,55 @@ def test_lines_are_the_nine_facts_in_a_chain_of_sha_256():
     assert str(chain.head) == f"50:{prev}"
 
 
-@attrs.frozen
-class Row:
-    name: str
-    asked: Request
-    shown: dict[str, Any]
-    eur: str = "1.00000"
-    rate: Rate | None = DOLLAR
-
-
-ROWS = [
-    Row(
-        "euro",
+ROWS: dict[str, tuple[Request, dict[str, Any], str, Rate | None]] = {
+    "euro": (
         request(currency="EUR", stake="7.100", date="2021-05-18T23:30:00-02:00"),
         {"currency": "EUR", "stake": "7.100", "eur": "7.1", "rate": "1", "provider": "none"}
         # The UTC day of the request, which is as it came.
         | {"rate_date": "2021-05-19", "date": "2021-05-18T23:30:00-02:00"},
-        eur="7.10000",
-        rate=None,
+        "7.10000",
+        None,
     ),
-    Row(
-        "dollar base",
+    "dollar base": (
         request(currency="GBP"),
-        {"rate": "0.7035/0.8183", "rate_date": "2021-05-17", "provider": "freecurrencyapi"},
-        rate=replace(
-            DOLLAR,
-            units=Decimal("0.7035"),
-            euro=Decimal("0.8183"),
-            day=date(2021, 5, 17),
-            provider="freecurrencyapi",
-        ),
+        {"rate": "0.7035/0.8183", "rate_date": "2021-05-18", "provider": "ecb"},
+        "1.00000",
+        replace(DOLLAR, units=Decimal("0.7035"), euro=Decimal("0.8183")),
     ),
-    Row(
-        "coin",
+    "coin": (
         request(currency="BTC"),
         {"currency": "BTC", "rate": "1/36715.5", "eur": "9313620.885"},
-        eur="9313620.88500",
-        rate=replace(DOLLAR, currency="BTC", units=Decimal(1), euro=Decimal("36715.5")),
+        "9313620.88500",
+        replace(DOLLAR, currency="BTC", units=Decimal(1), euro=Decimal("36715.5")),
     ),
-    Row("exponents", request(stake="1.50E+2"), {"stake": "150", "eur": "100"}, eur="100.00000"),
-    Row("small", request(stake="1e-19"), {"stake": f"0.{'0' * 18}1", "eur": "0"}, eur="0.00000"),
-    Row("negative", request(stake="-0.00001"), {"stake": "-0.00001", "eur": "0"}, eur="-0.00000"),
-    Row("string id", request('a"\\\n\u2028'), {"id": 'a"\\\n\u2028'}),
-]
+    "exponents": (request(stake="1.50E+2"), {"stake": "150", "eur": "100"}, "100.00000", DOLLAR),
+    "small": (request(stake="1e-19"), {"stake": f"0.{'0' * 18}1", "eur": "0"}, "0.00000", DOLLAR),
+    "negative": (request(stake="-0.00001"), {"stake": "-0.00001", "eur": "0"}, "-0.00", DOLLAR),
+    "string id": (request('a"\\\n\u2028'), {"id": 'a"\\\n\u2028'}, "1.00000", DOLLAR),
+}
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_a_line_holds_numbers_as_exact_text_and_the_rest_as_it_came(row):
-    text = line(row.asked, row.eur, row.rate)
+@pytest.mark.parametrize("name", ROWS)
+def test_a_line_holds_numbers_as_exact_text_and_the_rest_as_it_came(name):
+    asked, shown, eur, rate = ROWS[name]
+    text = line(asked, eur, rate)
     found = json.loads(text)
-    assert {key: found[key] for key in row.shown} == row.shown
+    assert {key: found[key] for key in shown} == shown
     trail = Trail()
     trail.take(text.rstrip(), ("", 1))
-    assert trail.end() == (row.name in ("euro", "coin", "small"))
+    assert trail.end() == (name in ("euro", "coin", "small"))
 
 
 # White space between parts; a C1 escape sequence, a direction mark, a letter beyond 16 bits.
 HOSTILE = '["a\\u001b\x9b2J\x7f\u202e\u2028\U0001f600é\\"",\r\n\t{"a":\r2}]'
 
 
-def test_rates_beyond_number_are_told_as_the_first_ones_are(monkeypatch):
-    """What is kept of their texts is bounded."""
+def test_what_is_kept_of_the_texts_of_rates_is_bounded(monkeypatch):
     monkeypatch.setattr(trail_module, "MOST_PRICES", 2)
     chain = Chain()
-    asked = request()
     for units in range(1, 10):
         rate = replace(DOLLAR, units=Decimal(units))
-        assert json.loads(chain.conversions([(asked, EUROS, rate, NOW)]))["rate"] == str(units)
+        assert json.loads(chain.conversions([(request(), EUROS, rate, NOW)]))["rate"] == str(units)
     assert len(chain._prices) <= 3
 
 
@@ -261,9 +244,9 @@ async def test_lines_are_in_the_file_in_their_order_within_a_second(path, autoju
 
 async def test_nothing_to_write_costs_no_thread(path, autojump_clock):
     here = Here()
-    async with running(Audit(path, Listener(), here)):
+    async with auditing(path, here):
         await trio.sleep(60)
-        assert here.flushes == 0
+        assert here.calls == 0
 
 
 async def test_what_came_just_before_the_stop_is_written_to_a_private_file(path, autojump_clock):
@@ -272,22 +255,13 @@ async def test_what_came_just_before_the_stop_is_written_to_a_private_file(path,
             add(audit, message_id)
         assert told == []
     assert ids(path) == [1, 2]
-    assert path.stat().st_mode & 0o777 == 0o640 & ~current_umask()
+    assert path.stat().st_mode & 0o137 == 0
 
 
-def current_umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-@pytest.mark.parametrize(
-    ("where", "why"),
-    [("", "Is a directory"), ("missing/audit.jsonl", "No such file or directory")],
-)
-def test_a_file_that_cannot_be_opened_now_is_no_bad_setting(tmp_path, where, why):
-    with pytest.raises(CannotStart, match=rf"^RATEBRIDGE_AUDIT_FILE: .* \({why}\)$"):
-        Audit(tmp_path / where, Listener())
+def test_a_file_that_cannot_be_opened_now_is_no_bad_setting(tmp_path):
+    for where, why in (("", "Is a directory"), ("none/audit.jsonl", "No such file or directory")):
+        with pytest.raises(CannotStart, match=rf"^RATEBRIDGE_AUDIT_FILE: .* \({why}\)$"):
+            Audit(tmp_path / where, Listener())
 
 
 def test_a_file_that_another_writes_or_whose_chain_cannot_be_read_is_not_written(
@@ -424,27 +398,20 @@ async def test_after_a_rename_the_lines_go_to_a_new_file(path, moved, autojump_c
     assert is_true(moved, path)
 
 
+async def hang_up() -> None:
+    """Send SIGHUP, and let the time pass in which it is obeyed."""
+    os.kill(os.getpid(), signal.SIGHUP)
+    await trio.sleep(2 * FLUSH_EVERY)
+
+
 async def test_a_hangup_opens_the_file_anew_at_once(path, moved, autojump_clock):
-    here = Here()
-    async with auditing(path, here) as (audit, told):
+    async with auditing(path) as (audit, told):
         await write(audit, 1)
         path.rename(moved)
         add(audit, 2)
-        flushed = here.flushed
-        os.kill(os.getpid(), signal.SIGHUP)
-        await flushed.wait()
+        await hang_up()
         assert (ids(moved), ids(path)) == ([1], [2])
     assert told == [("reopened",)]
-
-
-async def test_a_hangup_makes_an_empty_file_when_there_is_nothing_to_write(path, autojump_clock):
-    here = Here()
-    async with running(Audit(path, Listener(), here)):
-        path.unlink()
-        flushed = here.flushed
-        os.kill(os.getpid(), signal.SIGHUP)
-        await flushed.wait()
-        assert path.read_bytes() == b""
 
 
 async def write(audit: Audit, *message_ids: int) -> None:
@@ -455,19 +422,20 @@ async def write(audit: Audit, *message_ids: int) -> None:
 
 
 async def test_a_missing_directory_is_a_failure_until_it_is_back(tmp_path, autojump_clock):
+    """Though there is nothing to write."""
     path = tmp_path / "logs" / "audit.jsonl"
     path.parent.mkdir()
     async with auditing(path) as (audit, told):
         path.unlink()
         path.parent.rmdir()
-        for message_id in (1, 2, 3):
-            await write(audit, message_id)
-        assert told == [("failed", "No such file or directory", 1)]
+        await hang_up()
+        await hang_up()
+        assert told == [("failed", "No such file or directory", 0)]
         path.parent.mkdir()
-        await write(audit)
-        await write(audit)
-        assert told[1:] == [("mended", 0), ("reopened",)]
-        assert ids(path) == [1, 2, 3]
+        await trio.sleep(FLUSH_EVERY)
+        assert audit.failing is None
+        assert path.read_bytes() == b""
+    assert told[1:] == [("mended", 0), ("reopened",)]
 
 
 # Failures.
@@ -499,27 +467,6 @@ async def test_a_full_disk_is_reported_once_and_costs_no_line(path, autojump_clo
         assert told[1:] == [("mended", 0)]
     assert ids(path) == [*range(1, 30)]
     assert is_true(path)
-
-
-async def test_a_full_device_is_a_failure_and_nothing_else(autojump_clock):
-    async with auditing(Path("/dev/full")) as (audit, told):
-        await write(audit, 1, 2)
-        assert told == [("failed", "No space left on device", 2)]
-    assert told[1:] == [("lost", 2, "the service stopped")]
-
-
-async def test_what_a_full_disk_refused_is_whole_in_the_next_file(path, moved, autojump_clock):
-    here = Here()
-    async with auditing(path, here) as (audit, _told):
-        await write(audit, 1)
-        with disk_full_at(800):
-            await write(audit, 2, 3, 4)
-            path.rename(moved)
-        flushed = here.flushed
-        os.kill(os.getpid(), signal.SIGHUP)
-        await flushed.wait()
-        assert (ids(moved), ids(path)) == ([1], [2, 3, 4])
-    assert is_true(moved, path)
 
 
 async def test_a_disk_that_refuses_to_undo_a_write_too_costs_no_line(
@@ -563,40 +510,18 @@ async def test_lines_beyond_the_queue_are_lost_and_the_trail_says_so(
     assert is_true(path)
 
 
-async def test_ids_of_any_length_cannot_fill_the_memory(path, autojump_clock, monkeypatch):
-    monkeypatch.setattr(audit_module, "MOST_WAITING", 40_000)
-    async with auditing(path) as (audit, _told):
-        for _ in range(2):  # what was written makes room
-            for _ in range(100):  # six times as long in the file
-                audit.add([(request("\x7f" * 2000), EUROS, DOLLAR, NOW)])
-            assert audit.waiting in (4, 5)  # with the one for those lost
-            await write(audit)
-    assert audit.lost == 2 * 96
-    assert is_true(path)
-
-
-class NoThread(Here):
-    """A system that starts no thread for now."""
-
-    async def __call__(self, write: Callable[[], None], **_options: object) -> None:
-        def start() -> None:
-            raise RuntimeError("can't start new thread")
-
-        await super().__call__(start)
-
-
 async def test_without_a_thread_lines_wait_as_with_a_full_disk(path, autojump_clock):
-    async with auditing(path, NoThread()) as (audit, told):
+    here = Here(fails=True)
+    async with auditing(path, here) as (audit, told):
         await write(audit, 1)
-        os.kill(os.getpid(), signal.SIGHUP)
-        await write(audit, 2)
+        await hang_up()
         assert told == [("failed", "can't start new thread", 1)]
-        audit._run_sync = Here()
+        here.fails = False
         await write(audit)
-        await write(audit)
+        await write(audit, 2)
         assert told[1:] == [("mended", 0), ("reopened",)]
         assert ids(path) == [1, 2]
-        audit._run_sync = NoThread()
+        here.fails = True
         add(audit, 3)
     assert told[3:] == [
         ("failed", "can't start new thread", 1),
@@ -617,19 +542,8 @@ async def test_the_audit_waits_for_no_other_thread(path):
     assert ids(path) == [1]
 
 
-class Stuck:
-    """A thread that does its work, but after a time."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-
-    async def __call__(self, write: Callable[[], None], **_options: object) -> None:
-        await trio.sleep(self.seconds)
-        write()
-
-
 async def test_a_slow_write_is_reported_before_it_ends(path, autojump_clock):
-    async with auditing(path, Stuck(60)) as (audit, told):
+    async with auditing(path, Here(partial(trio.sleep, 60))) as (audit, told):
         add(audit, 1)
         await trio.sleep(FLUSH_EVERY + SLOW + 0.1)
         assert told == [("failed", "a write has taken over 5 s", 1)]
@@ -643,7 +557,7 @@ async def test_a_slow_write_is_reported_before_it_ends(path, autojump_clock):
     [(1, []), (FLUSH_EVERY + SLOW + 1, [("failed", "a write has taken over 5 s", 2)])],
 )
 async def test_a_disk_that_hangs_does_not_delay_the_stop(path, hung_for, first, autojump_clock):
-    async with auditing(path, Stuck(1e9)) as (audit, told):
+    async with auditing(path, Here(trio.sleep_forever)) as (audit, told):
         add(audit, 1, 2)
         await trio.sleep(hung_for)
         began = trio.current_time()
@@ -666,36 +580,34 @@ async def test_a_bug_while_a_line_is_made_costs_lines_and_nothing_else(path, aut
     assert ids(path) == ["3 lost", 2]
 
 
-class Held:
-    """A thread that waits for the test before it works."""
-
-    def __init__(self) -> None:
-        self.let = trio.Event()
-
-    async def __call__(self, write: Callable[[], None], **_options: object) -> None:
-        await self.let.wait()
-        write()
-
-
 async def test_a_suspended_process_is_not_reported_as_a_failed_disk(path, autojump_clock):
-    listener, held = Listener(), Held()
-    audit = Audit(path, listener, held)
-    async with running(audit) as nursery:
+    let = trio.Event()
+
+    async def held() -> None:
+        await let.wait()
+
+    async with (
+        trio.open_nursery() as nursery,
+        auditing(path, Here(held)) as (audit, told),
+    ):
         add(audit, 1)
         await trio.sleep(FLUSH_EVERY + 0.1)
         autojump_clock.jump(60)
         await trio.sleep(0.4)
-        held.let.set()
+        let.set()
         await trio.sleep(1)
-        held.let = trio.Event()
+        let = trio.Event()
         add(audit, 2)
-        nursery.cancel_scope.cancel()
-        with trio.CancelScope(shield=True):
-            await trio.sleep(0.1)
-            autojump_clock.jump(60)
-            await trio.sleep(0.1)
-            held.let.set()
-    assert listener.told == []
+
+        async def suspend() -> None:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(0.1)
+                autojump_clock.jump(60)
+                await trio.sleep(0.1)
+                let.set()
+
+        nursery.start_soon(suspend)
+    assert told == []
     assert ids(path) == [1, 2]
 
 
@@ -723,31 +635,21 @@ async def test_a_write_that_hangs_and_the_last_one_do_not_mix_their_lines(path, 
 
 
 @attrs.define
-class Bank:
+class Bank(Shop):
     """A source with one rate; it waits for the test before it answers."""
 
-    let: trio.Event
-    name: str = "bank"
-    quota: None = None
-    currencies: None = None
-    every: None = None
-
-    def asks(self, day: date, today: date) -> str:
-        return str(day)
+    let: trio.Event = attrs.Factory(trio.Event)
 
     async def fetch(self, day: date, now: datetime) -> RateSheet:
         await self.let.wait()
-        rows = {day: {"USD": Quote(Decimal("1.2222"))}}
-        return RateSheet(self.name, str(day), day, day, rows, now, frozenset({"USD"}))
+        return sheet(day, "bank", now)
 
 
 async def test_the_service_keeps_a_line_per_conversion_and_its_log_proves_them(path):
-    stop, asked, let = trio.Event(), trio.Event(), trio.Event()
-    peers: list[FeedPeer] = []
+    stop, asked, bank = trio.Event(), trio.Event(), Bank("bank")
 
     async def script(peer: FeedPeer) -> None:
         await peer.accept()
-        peers.append(peer)
         await peer.heartbeat()
         await peer.send(request_text(1, currency="EUR"))
         await peer.send(request_text(2, currency="XXX"))
@@ -762,7 +664,7 @@ async def test_the_service_keeps_a_line_per_conversion_and_its_log_proves_them(p
         async with trio.open_nursery() as nursery:
             feed = MemoryFeed(nursery, script)
             settings = Settings(Address("feed.example", 80, "/", secure=False), audit_file=path)
-            dependencies = Dependencies(dial=feed.dial, sources=[Bank(let)], clock=lambda: NOW)
+            dependencies = Dependencies(dial=feed.dial, sources=[bank], clock=lambda: NOW)
 
             async def run() -> None:
                 await serve(settings, stop, attrs.evolve(dependencies, observer=observer))
@@ -774,7 +676,7 @@ async def test_the_service_keeps_a_line_per_conversion_and_its_log_proves_them(p
             stop.set()
             await trio.testing.wait_all_tasks_blocked()
             assert 3 not in ids(path)
-            let.set()
+            bank.let.set()
     assert [(line["id"], line["eur"], line["provider"]) for line in lines(path)] == [
         (1, "253.67", "none"),
         (3, "207.55196", "bank"),
@@ -786,58 +688,27 @@ async def test_the_service_keeps_a_line_per_conversion_and_its_log_proves_them(p
     assert run_verify([str(path)], list(heads.values())) == 0
 
 
-# A real process.
-
-WRITER = """
-import sys, trio
-from datetime import UTC, datetime
-from pathlib import Path
-from decimal import Decimal
-from ratebridge.operating.audit import Audit
-from ratebridge.messages import decode
-from ratebridge.observer import Observer
-
-async def main():
-    audit = Audit(Path(sys.argv[1]), Observer())
-    async with trio.open_nursery() as nursery:
-        await nursery.start(audit.run)
-        for message_id in range(10**9):
-            frame = sys.argv[2].replace("456", str(message_id)).encode()
-            audit.add([(decode(frame), "253.67", None, datetime.now(UTC))])
-            print(message_id, flush=True)
-            await trio.sleep(0.002)
-
-trio.run(main)
-"""
+async def test_a_kill_loses_a_second_at_most_and_the_next_run_goes_on_after_it(
+    path, autojump_clock, tmp_path
+):
+    """What the system has at some moment is what a kill at that moment leaves."""
+    killed = tmp_path / "killed.jsonl"
+    async with auditing(path) as (audit, _):
+        for message_id in range(101):
+            await trio.sleep(0.02)
+            add(audit, message_id)
+        half = line(request(7))[:99]  # as if the kill had come in the middle of a write
+        killed.write_bytes(path.read_bytes() + half)
+        assert ids(path) == list(range(len(ids(path))))
+        assert ids(path)[-1] >= 100 - 1.0 / 0.02
+    written = killed.read_bytes().count(b"\n")
+    await keep(killed, 8)
+    assert len(killed.read_bytes().splitlines()) == written + 2
+    assert is_true(killed)
 
 
-def test_a_kill_loses_a_second_at_most_and_the_next_run_goes_on_after_it(path):
-    frame = request_text(456, currency="EUR")
-    writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(path), frame], stdout=subprocess.PIPE, text=True
-    )
-    assert writer.stdout is not None
-    with writer.stdout:
-        made: list[tuple[float, int]] = []
-        while not made or made[-1][0] < made[0][0] + 1.3:
-            message_id = int(writer.stdout.readline())
-            made.append((time.monotonic(), message_id))
-        writer.kill()
-        killed = time.monotonic()
-        writer.wait()
-    written = ids(path)
-    assert written == list(range(len(written)))
-    assert written[-1] >= max(number for at, number in made if at < killed - 1.0)
-    assert written[-1] < made[-1][1] + 100
-
-    with path.open("ab") as file:  # as if the kill had come in the middle of a write
-        file.write(line(request(7))[:99])
-
-    async def next_run() -> None:
-        audit = Audit(path, Listener())
-        async with running(audit):
-            add(audit, 8)
-
-    trio.run(next_run)
-    assert len(path.read_bytes().splitlines()) == len(written) + 2
-    assert is_true(path)
+async def test_two_services_may_write_to_one_device(autojump_clock):
+    async with auditing(Path("/dev/null")) as one, auditing(Path("/dev/null")) as other:
+        for audit, _ in (one, other):
+            add(audit, 1)
+    assert one[1] == other[1] == []

@@ -67,6 +67,17 @@ async def test_a_feed_that_asks_for_hundreds_of_days_costs_no_more_than_the_budg
         assert len(bench.notes.silences) == 2
 
 
+async def test_a_fetch_under_way_is_joined_though_the_budget_is_used_up(autojump_clock):
+    async with open_bench("freecurrencyapi") as bench:
+        for day in DAYS[: BURST - FOR_TODAY - 1]:
+            await bench.ask("USD", day)
+        bench.fake.latency = 1.0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bench.ask, "USD", DAYS[-1])
+            await trio.sleep(0.5)
+            assert (await bench.ask("GBP", DAYS[-1])).provider == "freecurrencyapi"
+
+
 @pytest.mark.parametrize(("fault", "left"), [(CLOSE, BURST - 2), (HTML, 0)])
 async def test_what_a_source_does_not_answer_is_hardly_counted(autojump_clock, fault, left):
     async with open_bench("freecurrencyapi") as bench:

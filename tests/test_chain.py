@@ -50,6 +50,7 @@ from ratebridge.operating.logs import configure_logs, event_log
 from ratebridge.providers.chain import FETCH_WITHIN, MOST_FETCHES, STALLED_AFTER, RateChain
 from ratebridge.providers.freecurrencyapi import FreeCurrencyApi
 from ratebridge.providers.http import HttpClient
+from ratebridge.proxies import Proxies
 from ratebridge.rates import FAILURE_LIFE, Quote, Rate, RateCache, RateSheet
 
 TODAY = START.date()
@@ -556,12 +557,12 @@ async def test_a_failure_is_shared_and_remembered_for_five_seconds(autojump_cloc
 
 
 async def test_an_unknown_currency_beside_a_failure_names_both(autojump_clock):
-    async with open_bench() as bench:
+    async with open_bench(Instant(), "frankfurter", "coinbase") as bench:
         bench.fake.disturb = down(FRANKFURTER, fault=Fault(status=404))
         problem = await bench.ask("UAH")
         assert (problem.kind, problem.text) == (
             "unavailable",
-            "currency 'UAH' is not known to freecurrencyapi, and frankfurter answered HTTP 404",
+            "currency 'UAH' is not known to instant, and frankfurter answered HTTP 404",
         )
 
 
@@ -1023,7 +1024,7 @@ async def test_cancelled_fetches_under_contention_leave_the_pool_working(fault):
     fake.disturb = down(FREECURRENCYAPI, fault=fault)
     async with trio.open_nursery() as nursery:
         port = await nursery.start(serve_rates, fake)
-        client = HttpClient(lambda: TLS)
+        client = HttpClient(TLS, Proxies())
         source = FreeCurrencyApi(client, KEY, f"http://127.0.0.1:{port}/v1")
         chain = RateChain(
             [source], RateCache(LIFE), nursery, deadline=0.02, utc_now=utc_now, observer=Notes()
@@ -1041,7 +1042,6 @@ async def test_cancelled_fetches_under_contention_leave_the_pool_working(fault):
         for day in days(12):
             with trio.fail_after(10):  # far from the usual, and a pool that leaks never answers
                 assert (await source.fetch(day, utc_now())).first == day
-        await client.aclose()
         nursery.cancel_scope.cancel()
 
 

@@ -38,6 +38,7 @@ from ratebridge.providers.freecurrencyapi import FreeCurrencyApi
 from ratebridge.providers.http import HttpClient
 from ratebridge.providers.registry import NAMES
 from ratebridge.providers.source import Source
+from ratebridge.proxies import Proxies
 from ratebridge.rates import Quote, RateSheet
 from ratebridge.settings import Settings, load_settings
 
@@ -418,7 +419,7 @@ def asked_of(rates: FakeRates, key: str = KEY) -> FreeCurrencyApi:
 
 def in_memory(rates: FakeRates) -> HttpClient:
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    return HttpClient(lambda: tls, memory_transport(rates))
+    return HttpClient(tls, Proxies(), memory_transport(rates))
 
 
 def now() -> datetime:

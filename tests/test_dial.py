@@ -5,6 +5,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -15,9 +16,9 @@ from support import ADDRESS, accept_and_listen, open_proxy, tls_contexts, within
 from ratebridge.app import serve
 from ratebridge.errors import LinkFailed
 from ratebridge.fakes.feed import FeedPeer, serve_feed
-from ratebridge.link import link
+from ratebridge.link import dial, link
 from ratebridge.link.address import Address
-from ratebridge.link.dial import NetworkDial, connect
+from ratebridge.link.dial import NetworkDial, open_tcp
 from ratebridge.link.link import open_link
 from ratebridge.names import names
 from ratebridge.proxies import Proxy
@@ -40,29 +41,9 @@ class Known(trio.abc.HostnameResolver):
         await trio.lowlevel.checkpoint()
         if isinstance(self.answer, Exception):
             raise self.answer
+        kinds = {True: socket.AF_INET6, False: socket.AF_INET}
         return [
-            (
-                socket.AF_INET6 if ":" in host else socket.AF_INET,
-                socket.SOCK_STREAM,
-                6,
-                "",
-                (host, port),
-            )
-            for host in self.answer
-        ]
-
-    async def getnameinfo(self, *args: Any) -> Any:
-        raise NotImplementedError
-
-
-class Loopback(trio.abc.HostnameResolver):
-    """A resolver by which every name has two addresses, of this machine both."""
-
-    async def getaddrinfo(self, host: Any, port: Any, *args: Any) -> Any:
-        await trio.lowlevel.checkpoint()
-        return [
-            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0)),
-            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
+            (kinds[":" in host], socket.SOCK_STREAM, 6, "", (host, port)) for host in self.answer
         ]
 
     async def getnameinfo(self, *args: Any) -> Any:
@@ -82,46 +63,20 @@ class Errors(trio.abc.SocketFactory):
 TLS = ssl.create_default_context()
 REFUSED = ConnectionRefusedError(111, "Connection refused")
 UNREACHABLE = OSError(101, "Network is unreachable")
+NOBODY = "connection refused: nobody listens on that port"
+NO_NAME = socket.gaierror(-2, "Name or service not known")
 
 
 @pytest.mark.parametrize(
     ("addresses", "errors", "reason", "detail"),
     [
-        pytest.param(
-            socket.gaierror(-2, "Name or service not known"),
-            *((), "dns", "the host was not found"),
-            id="not found",
-        ),
-        pytest.param(
-            UnicodeError("label too long"),
-            *((), "dns", "the host's name is not valid"),
-            id="no name",
-        ),
-        pytest.param(
-            ["1.2.3.4"],
-            (REFUSED,),
-            *("refused", "connection refused: nobody listens on that port"),
-            id="refused",
-        ),
-        pytest.param(
-            ["::2", "1.2.3.4"],
-            (UNREACHABLE, REFUSED),
-            *("refused", "connection refused: nobody listens on that port"),
-            id="refused by the one address that was reached",
-        ),
-        pytest.param(
-            ["::2", "1.2.3.4"],
-            (UNREACHABLE, UNREACHABLE),
-            *("unreachable", "Network is unreachable"),
-            id="unreachable",
-        ),
-        pytest.param(
-            ["1.2.3.4"],
-            (OSError("odd"),),
-            *("unreachable", "no connection could be made"),
-            id="for no stated reason",
-        ),
-        pytest.param([], (), *("unreachable", "no connection could be made"), id="no address"),
+        (NO_NAME, (), "dns", "the host was not found"),
+        (UnicodeError("label too long"), (), "dns", "the host's name is not valid"),
+        (["1.2.3.4"], (REFUSED,), "refused", NOBODY),
+        (["::2", "1.2.3.4"], (UNREACHABLE, REFUSED), "refused", NOBODY),
+        (["::2", "1.2.3.4"], (UNREACHABLE,) * 2, "unreachable", "Network is unreachable"),
+        (["1.2.3.4"], (OSError("odd"),), "unreachable", "no connection could be made"),
+        ([], (), "unreachable", "no connection could be made"),
     ],
 )
 async def test_a_connection_that_cannot_be_made_has_its_reason(addresses, errors, reason, detail):
@@ -145,43 +100,27 @@ async def listening(
 
 
 async def test_of_two_addresses_the_one_that_listens_is_found():
-    trio.socket.set_custom_hostname_resolver(Loopback())
+    trio.socket.set_custom_hostname_resolver(Known(["::1", "127.0.0.1"]))
     async with listening() as (port, _):
-        stream = await connect("feed.test", port)
+        stream: Any = await open_tcp(attrs.evolve(ADDRESS, port=port))
         assert stream.socket.getpeername() == ("127.0.0.1", port)
         await stream.aclose()
 
 
-async def test_two_addresses_of_which_none_listens_are_refused():
-    trio.socket.set_custom_hostname_resolver(Loopback())
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    with pytest.raises(LinkFailed, match="refused: connection refused: nobody listens"):
-        await connect("feed.test", port)
-
-
-def has_ipv6() -> bool:
-    try:
-        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
-    except OSError:
-        return False
-    return True
-
-
-@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
-async def test_an_ipv6_address_is_dialled_and_stands_in_brackets_in_the_host_header():
-    async with listening("::1") as (port, peers), trio.open_nursery() as nursery:
-        address = Address.parse(f"ws://[::1]:{port}/stream?a=b")
-        await open_link(nursery, address, NetworkDial(address, None))
-        assert (peers[0].host, peers[0].path) == (f"[::1]:{port}", "/stream?a=b")
-        nursery.cancel_scope.cancel()
-
-
-@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="not on this platform")
-async def test_what_is_not_acknowledged_for_five_seconds_breaks_the_connection():
-    async with listening() as (port, _):
-        stream = await connect("127.0.0.1", port)
-        assert stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 5000
+@pytest.mark.parametrize("scheme", [None, "http", "socks5"])
+@pytest.mark.parametrize("known", [True, False])
+async def test_what_is_not_acknowledged_for_five_seconds_breaks_the_connection(
+    scheme, known, monkeypatch
+):
+    """By an option of TCP that some platforms do not know."""
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)
+    if not known:
+        monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)
+    async with open_proxy() as proxy, listening() as (port, _):
+        by = scheme and Proxy(scheme, "127.0.0.1", proxy.port)
+        stream: Any = await open_tcp(attrs.evolve(FEED, port=port), by)
+        if option:
+            assert stream.getsockopt(socket.IPPROTO_TCP, option) == 5000 * known
         await stream.aclose()
 
 
@@ -240,16 +179,25 @@ async def test_a_proxy_that_refuses_is_the_reason_with_what_it_says(scheme, deta
     assert str(caught.value) == f"proxy: the proxy: {detail}"
 
 
+async def test_the_certificate_of_a_peer_behind_a_tunnel_in_tls_is_known(tls_pair):
+    """And TLS in TLS tells what is wrong with it, as TLS on a socket does."""
+    server, client = tls_pair
+    async with open_proxy(server) as proxy, listening(tls=server) as (port, _):
+        feed = attrs.evolve(FEED, port=port, secure=True)
+        by = Proxy("https", "127.0.0.1", proxy.port)
+        stream: Any = await NetworkDial(feed, client, by, client)()
+        assert stream.certificate()["subjectAltName"]
+        with pytest.raises(LinkFailed, match="the certificate does not pass"):
+            await NetworkDial(feed, TLS, by, client)()
+        await stream.aclose()
+
+
 @pytest.mark.parametrize("scheme", ["http", "https", "socks5"])
 @pytest.mark.parametrize(
-    ("host", "detail"),
-    [
-        ("127.0.0.1", "connection refused: nobody listens on that port"),
-        ("proxy.test", "the host was not found"),
-    ],
+    ("host", "detail"), [("127.0.0.1", NOBODY), ("proxy.test", "the host was not found")]
 )
 async def test_a_proxy_that_is_not_there_is_the_reason(scheme, host, detail):
-    trio.socket.set_custom_hostname_resolver(Known(socket.gaierror(-2, "Name or service")))
+    trio.socket.set_custom_hostname_resolver(Known(NO_NAME))
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with pytest.raises(LinkFailed) as caught:
@@ -315,7 +263,9 @@ async def test_a_service_finds_the_address_that_works_behind_one_that_does_not(f
     assert (tried, len(peers)) == (1, 1)
 
 
-async def test_a_platform_without_that_option_does_without(monkeypatch):
-    monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)
-    async with listening() as (port, _):
-        await (await connect("127.0.0.1", port)).aclose()
+def test_after_a_failure_the_next_address_of_the_proxy_and_of_the_host_comes_first(monkeypatch):
+    """By socks5 it is this machine that looks the host up."""
+    skipped: set[str] = set()
+    monkeypatch.setattr(dial, "names", lambda: SimpleNamespace(skip=skipped.add))
+    NetworkDial(ADDRESS, None, Proxy("socks5", "proxy.test", 1080)).next_address()
+    assert skipped == {ADDRESS.host, "proxy.test"}

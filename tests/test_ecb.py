@@ -47,7 +47,7 @@ async def test_one_sheet_has_the_whole_history_and_needs_no_network():
     assert known_on == date(2021, 5, 18)
     assert to_euro(Decimal("253.67"), found.units, found.euro) == Decimal("207.55196")
     assert Ecb().currencies == sheet.currencies == frozenset(embedded().currencies)
-    assert (Ecb().quota, Ecb().every) == (None, None)
+    assert (Ecb().quota, Ecb().every) == (None, 10.0)
 
 
 async def test_it_is_loaded_once_in_a_thread_when_it_is_first_needed(monkeypatch):

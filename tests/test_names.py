@@ -147,8 +147,12 @@ async def test_the_names_of_a_run_are_its_resolver(monkeypatch):
     assert await mine.getnameinfo(("127.0.0.1", 80), socket.NI_NUMERICHOST) == ("127.0.0.1", "http")
 
 
-async def test_a_resolver_that_a_host_has_set_stays(autojump_clock):
-    other = Names()
-    trio.socket.set_custom_hostname_resolver(other)
-    assert names() is not other
-    assert trio.socket.set_custom_hostname_resolver(None) is other
+async def test_a_resolver_that_a_host_has_set_stays():
+    class Own(trio.abc.HostnameResolver):
+        getaddrinfo: Any = None
+        getnameinfo: Any = None
+
+    own = Own()
+    trio.socket.set_custom_hostname_resolver(own)
+    names().skip("feed.test")
+    assert trio.socket.set_custom_hostname_resolver(None) is own

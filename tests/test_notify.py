@@ -2,6 +2,7 @@
 
 import os
 import socket
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -23,11 +24,10 @@ def manager(request, tmp_path):
 
 def heard(end: socket.socket) -> list[str]:
     found = []
-    while True:
-        try:
+    with suppress(BlockingIOError):
+        while True:
             found.append(end.recv(100).decode())
-        except BlockingIOError:
-            return found
+    return found
 
 
 @pytest.mark.parametrize("pid", [{}, {"WATCHDOG_PID": str(os.getpid())}])
@@ -60,20 +60,16 @@ async def test_without_a_watchdog_it_hears_the_two_states(
     end, name = manager
     service, observer = make_service(nursery)
     observer.link_up()
-    async with trio.open_nursery() as notify_nursery:
-        environment = {"NOTIFY_SOCKET": name, **watchdog}
-        notify_nursery.start_soon(notify, service.stats, service.bridge, environment)
-        await trio.sleep(3)
-        notify_nursery.cancel_scope.cancel()
+    with trio.move_on_after(3):
+        await notify(service.stats, service.bridge, {"NOTIFY_SOCKET": name, **watchdog})
     assert heard(end) == ["READY=1", "STOPPING=1"]
 
 
 async def test_where_nobody_listens_it_costs_nothing(tmp_path, nursery, autojump_clock):
     service, _ = make_service(nursery)
     no_bridge: Any = None
-    for name in ("", "relative"):
-        await notify(service.stats, no_bridge, {"NOTIFY_SOCKET": name})
-    await notify(service.stats, no_bridge, {})
+    for environment in ({}, {"NOTIFY_SOCKET": "relative"}):
+        await notify(service.stats, no_bridge, environment)
     with trio.move_on_after(1):
         gone = {"NOTIFY_SOCKET": str(tmp_path / "gone"), "WATCHDOG_USEC": "1000000"}
         await notify(service.stats, service.bridge, gone)

@@ -12,6 +12,7 @@ import trio.testing
 from status_service import NOW, Shop, make_service, sheet, trail
 
 from ratebridge.errors import Drop, FetchOutcome, LinkFailed, Loss, NoRate, Refusal, SourceFailed
+from ratebridge.fakes.feed import request_text
 from ratebridge.messages import decode
 from ratebridge.operating.overview import (
     FAILED_FOR,
@@ -155,14 +156,16 @@ async def test_a_sample_is_taken_each_second_and_covers_a_stall(nursery, mock_cl
 
 async def test_an_overview_of_a_service_that_has_just_begun(nursery, autojump_clock):
     service, _ = make_service(nursery, feed=None)
-    seen = page(service)
-    assert (seen["feed"], seen["status"]) == (None, "not ready")
-    assert (seen["stats"]["link_up"], seen["link_age"], seen["retry_in"]) == (False, None, None)
-    assert seen["heartbeat"] == {"age": None, "timeout": 2.0, "gaps": []}
-    assert seen["sources"][0]["state"] == "not asked yet"
-    assert (seen["sheets_held"], seen["taken"], seen["audit"]) == (0, 0, None)
-    lists = ("sheets", "recent_errors", "currencies", "samples")
-    assert [seen[name] for name in lists] == [[]] * 4
+    known: dict[str, Any] = {
+        "feed": None,
+        "status": "not ready",
+        "link_age": None,
+        "retry_in": None,
+        "audit": None,
+    }
+    known |= {"sheets_held": 0, "sheets": [], "recent_errors": [], "currencies": [], "samples": []}
+    known |= {"heartbeat": {"age": None, "timeout": 2.0, "gaps": []}, "taken": 0}
+    assert known.items() <= page(service).items()
 
 
 async def test_an_overview_of_a_busy_service(nursery, autojump_clock):
@@ -173,23 +176,25 @@ async def test_an_overview_of_a_busy_service(nursery, autojump_clock):
         await trio.sleep(gap)
         observer.heartbeat_received(gap)
     observer.dropped(Drop.NOT_JSON, b"what")
-    refusal = NoRate(Refusal.UNKNOWN_CURRENCY, "currency 'ABC' is not known to shop")
-    observer.refused(refusal, b"8", 0.002)
+    observer.refused(NoRate(Refusal.UNKNOWN_CURRENCY, "not known"), b"8", 0.002)
     service.bridge.waiting = 2
     history.take(1.0)
     seen = overview(service, history, trio.current_time())
-    assert seen["now"] == "2021-06-01T12:00:00.000Z"
-    assert seen["uptime"] == seen["link_age"] == 3.0
-    assert seen["heartbeat"] == {"age": 0.0, "timeout": 2.0, "gaps": [0.0, 1.0, 1.25, 0.75]}
-    assert (seen["waiting"], seen["outbox"]) == (2, 0)
-    assert [error["event"] for error in seen["recent_errors"]] == [
-        *("message.dropped", "conversion.failed")
-    ]
-    assert (seen["taken"], seen["samples"]) == (1, [[0.0, 1.0, 2.0, 2.0]])
+    assert {
+        "now": "2021-06-01T12:00:00.000Z",
+        "feed": "feed.example",  # without its path, which may be a secret
+        "uptime": 3.0,
+        "link_age": 3.0,
+        "heartbeat": {"age": 0.0, "timeout": 2.0, "gaps": [0.0, 1.0, 1.25, 0.75]},
+        "waiting": 2,
+        "outbox": 0,
+        "taken": 1,
+        "samples": [[0.0, 1.0, 2.0, 2.0]],
+    }.items() <= seen.items()
+    events = [error["event"] for error in seen["recent_errors"]]
+    assert events == ["message.dropped", "conversion.failed"]
     assert overview(service, history, trio.current_time(), 1)["samples"] == []
-    text = msgspec.json.encode(seen)
-    assert b'"feed":"feed.example"' in text
-    assert b"secret" not in text, "without the path of the feed"
+    assert b"secret" not in msgspec.json.encode(seen)
 
 
 async def test_a_source_is_as_its_last_fetch_ended(nursery, autojump_clock):
@@ -245,18 +250,16 @@ async def test_the_newest_sheets_are_shown_with_what_may_change(nursery, autojum
     for one in (*held, sheet(today, "another", then)):
         service.chain.cache.store(one)
     seen = page(service)
-    assert seen["sheets_held"] == MOST_SHEETS + 1
-    common = {"currencies": 2, "age": 90.0}
-    assert seen["sheets"][:4] == [
-        {"asked": str(day), "last": str(day), "provider": provider, "final": final, **common}
-        for day, provider, final in (
-            (today, "another", False),
-            (today, "shop", False),
-            (days[1], "shop", False),
-            (days[2], "shop", True),
-        )
+    assert (seen["sheets_held"], len(seen["sheets"])) == (MOST_SHEETS + 1, MOST_SHEETS)
+    assert [
+        (one["asked"], one["last"], one["provider"], one["final"]) for one in seen["sheets"][:4]
+    ] == [
+        (str(today), str(today), "another", False),
+        (str(today), str(today), "shop", False),
+        (str(days[1]), str(days[1]), "shop", False),
+        (str(days[2]), str(days[2]), "shop", True),
     ]
-    assert len(seen["sheets"]) == MOST_SHEETS
+    assert (seen["sheets"][0]["currencies"], seen["sheets"][0]["age"]) == (2, 90.0)
 
 
 async def test_each_currency_has_its_volume_and_its_rate_of_today(nursery, autojump_clock):
@@ -264,8 +267,7 @@ async def test_each_currency_has_its_volume_and_its_rate_of_today(nursery, autoj
     used = Rate("GBP", Decimal("0.86"), Decimal(1), DAY, DAY, "bank", NOW, cached=True)
 
     def convert(currency: str, euro: str, rate: Rate | None) -> None:
-        text = f'"currency":"{currency}","stake":1,"date":"2021-05-18T21:32:42.324Z"'
-        request: Any = decode(f'{{"type":"message","id":1,"payload":{{{text}}}}}'.encode())
+        request: Any = decode(request_text(1, currency=currency).encode())
         observer.converted([(request, euro, rate, datetime.now(UTC))], 0.001)
 
     convert("GBP", "2.5", used)
@@ -276,10 +278,7 @@ async def test_each_currency_has_its_volume_and_its_rate_of_today(nursery, autoj
         return [tuple(row.values()) for row in page(service)["currencies"]]
 
     last = ("0.86", "bank", str(DAY), str(DAY))
-    assert rows() == [
-        ("GBP", 2, 2.75, *last),
-        ("EUR", 1, 1.0),
-    ]
+    assert rows() == [("GBP", 2, 2.75, *last), ("EUR", 1, 1.0)]
     today = NOW.date()
     doubted = Doubted(Quote(Decimal(9)), SourceFailed(FetchOutcome.IMPLAUSIBLE, "gives it at 9"))
     bank = sheet(today, "bank")

@@ -171,7 +171,8 @@ def test_a_self_signed_feed_is_refused_unless_verify_ssl_is_off(tmp_path, verify
 
 
 def test_the_demo_shows_conversions_and_ends_by_itself(tmp_path):
-    ended = run_command("demo", "--count", "20", "--rate", "100", cwd=tmp_path)
+    no_proxy_is_asked = {"HTTP_PROXY": "http://127.0.0.1:1"}
+    ended = run_command("demo", "--count", "20", "--rate", "100", cwd=tmp_path, **no_proxy_is_asked)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("EUR") >= 4
     assert "20 requests" in ended.stdout

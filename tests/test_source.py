@@ -249,7 +249,9 @@ def test_a_sheet_tells_the_time_by_its_sources_clock(headers, clock):
         *(("30", None, 30.0), ("999999999", None, LONGEST_WAIT), ("0", None, None)),
         *(("-5", None, None), ("\u00b2", MIDNIGHT, None), (HALF_PAST, MIDNIGHT, 1800.0)),
         *((MIDNIGHT, HALF_PAST, None), ("Fri, 20 Nov 2099 00:00:00 GMT", MIDNIGHT, LONGEST_WAIT)),
-        (HALF_PAST, None, None),  # by whose clock?
+        # By our own clock.
+        *(("Fri, 20 Nov 2099 00:00:00 GMT", at, LONGEST_WAIT) for at in (None, "soon")),
+        ("Fri, 20 Nov 2015 00:00:00 GMT", None, None),
     ],
 )
 def test_retry_after_is_a_number_of_seconds_or_a_date(text, at, seconds):

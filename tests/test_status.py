@@ -1,19 +1,20 @@
 """The status server: its answers without a socket, and its limits for clients."""
 
 import errno
-import os
 import re
 import resource
 import socket
 import subprocess
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from itertools import pairwise
+from unittest.mock import ANY
 
 import httpx
 import msgspec
 import pytest
+import support
 import trio
 import trio.testing
 from prometheus_client.parser import text_string_to_metric_families
@@ -32,6 +33,7 @@ from ratebridge.operating.status import HEADERS, Pages, Share, StatusServer
 from ratebridge.settings import Settings
 
 FEED = Address("feed.example", 80, "/", secure=False)
+SCRIPT = files("ratebridge.operating").joinpath("page", "page.js").read_text(encoding="utf-8")
 OTHERS = ("PUT", "DELETE", "OPTIONS")
 PATHS = ["/", "/page.css", "/page.js", "/status.json", "/healthz", "/readyz", "/metrics"]
 
@@ -50,9 +52,8 @@ async def get(nursery):
 async def test_it_is_healthy_while_the_loop_runs(get):
     answer = get("/healthz")
     assert (answer.status, answer.media_type) == (200, "application/json")
-    told = msgspec.json.decode(answer.body)
-    assert told.keys() == {"healthy", "why", "uptime"}
-    assert told["healthy"] is True
+    why = "the event loop turns"
+    assert msgspec.json.decode(answer.body) == {"healthy": True, "why": why, "uptime": ANY}
 
 
 async def test_readiness_is_a_status_and_a_reason(nursery):
@@ -79,24 +80,12 @@ async def test_the_metrics_are_read_by_prometheus_parser(get):
     names = {family.name for family in text_string_to_metric_families(page.body.decode())}
     assert {"ratebridge_conversions", "ratebridge_connection_up", "ratebridge_build_info"} <= names
     asked = {"accept": "application/openmetrics-text", "accept-encoding": "gzip"}
-    page = get("/metrics", **asked)
-    assert page.media_type.startswith("application/openmetrics-text")
-    assert page.zipped
+    assert get("/metrics", **asked).zipped
 
 
 @pytest.mark.parametrize(
     ("query", "samples"),
-    [
-        ("", 3),
-        ("?", 3),
-        ("?after=0", 3),
-        ("?after=2", 1),
-        ("?after=", 3),
-        ("?after=-1", 3),
-        ("?after=\u0661", 3),
-        ("?after=" + "9" * 15, 0),
-        ("?after=" + "9" * 5000, 3),
-    ],
+    [("", 3), ("?after=2", 1), ("?after=\u0661", 3), ("?after=99", 0), ("?after=" + "9" * 5000, 3)],
 )
 async def test_only_what_is_new_of_the_history_is_asked_for(nursery, query, samples):
     service, _ = make_service(nursery)
@@ -109,53 +98,42 @@ async def test_only_what_is_new_of_the_history_is_asked_for(nursery, query, samp
 
 
 @pytest.mark.parametrize(
-    "path",
-    [
-        "/x",
-        "/metrics/",
-        "/page",
-        "/page.html",
-        "/page/page.js",
-        "/..%2fstatus.py",
-        "*",
-        "x:/",
-        "http://localhost/x",
-    ],
+    "path", ["/x", "/metrics/", "/page.html", "/..%2fstatus.py", "*", "x:/", "http://localhost/x"]
 )
 async def test_there_is_nothing_else(get, path):
     assert get(path).status == 404
 
 
-@pytest.mark.parametrize(
-    ("host", "code"),
-    [
-        ("", 200),  # HTTP/1.0 needs none, and no browser speaks it
-        ("127.0.0.1", 200),
-        ("10.1.2.3:8766", 200),
-        ("[::1]:8766", 200),
-        ("localhost:8766", 200),
-        ("localhost:", 200),
-        ("LocalHost", 200),
-        ("status.example:80", 200),
-        ("rebound.example:8766", 421),
-        ("localhost.rebound.example", 421),
-        ("status.example.", 421),
-        ("127.0.0.1.rebound.example", 421),
-        ("[::1].rebound.example", 421),
-        ("127.0.0.1@rebound.example", 421),
-        (":80", 200),
-        ("2130706433", 421),
-        ("[", 421),
-    ],
-)
-async def test_a_name_that_is_not_ours_is_not_served(get, host, code):
+# HTTP/1.0 needs no host, and no browser speaks it.
+SERVED = [
+    "",
+    "127.0.0.1",
+    "10.1.2.3:8766",
+    "[::1]:8766",
+    "localhost:8766",
+    "localhost:",
+    "LocalHost",
+]
+SERVED += ["status.example:80", ":80"]
+FOREIGN = [
+    "rebound.example:8766",
+    "localhost.rebound.example",
+    "status.example.",
+    "2130706433",
+    "[",
+]
+FOREIGN += [f"{ours}rebound.example" for ours in ("127.0.0.1.", "[::1].", "127.0.0.1@")]
+
+
+@pytest.mark.parametrize("host", [*SERVED, *FOREIGN])
+async def test_a_name_that_is_not_ours_is_not_served(get, host):
     """A page elsewhere can have its own name resolved to our address, and then read our answers."""
     for path in PATHS:
-        assert (get(path, host=host).status == 421) == (code == 421)
+        assert (get(path, host=host).status == 421) == (host in FOREIGN)
         if host:  # the authority of an absolute form counts, whatever the host
             for other in ("", "localhost", "rebound.example"):
                 absolute = get(f"HTTP://{host}{path}", host=other)
-                assert (absolute.status == 421) == (code == 421)
+                assert (absolute.status == 421) == (host in FOREIGN)
 
 
 # The page.
@@ -173,31 +151,24 @@ async def test_the_page_brings_all_it_needs(get):
     assert re.findall(r"<script(?![^>]* src=)|<style|\sstyle=|\son\w+=|javascript:", page) == []
 
 
-def test_nothing_on_the_page_is_read_as_markup_or_fetched_from_elsewhere():
-    script = files("ratebridge.operating").joinpath("page", "page.js").read_text(encoding="utf-8")
+async def test_nothing_on_the_page_is_read_as_markup_or_fetched_from_elsewhere(get):
     dangerous = (
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|eval\(|Function\("
     )
-    assert re.findall(dangerous, script) == []
-    assert re.findall(r"https?://[^\"']+", script) == ["http://www.w3.org/2000/svg"]
-    style = files("ratebridge.operating").joinpath("page", "page.css").read_text(encoding="utf-8")
-    assert re.findall(r"url\(|@import", style) == []
+    assert re.findall(dangerous, SCRIPT) == []
+    assert re.findall(r"https?://[^\"']+", SCRIPT) == ["http://www.w3.org/2000/svg"]
+    assert re.findall(rb"url\(|@import", get("/page.css").body) == []
 
 
-def test_the_script_says_of_each_state_of_a_source_when_that_was():
+def test_the_script_knows_each_state_of_a_source_and_only_elements_that_the_page_has():
     package = files("ratebridge.operating")
-    script = package.joinpath("page", "page.js").read_text(encoding="utf-8")
     overview = package.joinpath("overview.py").read_text(encoding="utf-8")
     lines = re.findall("state(?:, failure)? = .*", overview)
     states = {word for line in lines for word in line.split('"')[1::2]}
-    assert states == {"not asked yet", *re.findall('case "(.*?)": return `.*_', script)}
-
-
-def test_the_script_names_only_elements_that_the_page_has():
-    page = files("ratebridge.operating").joinpath("page", "page.html").read_text(encoding="utf-8")
-    script = files("ratebridge.operating").joinpath("page", "page.js").read_text(encoding="utf-8")
+    assert states == {"not asked yet", *re.findall('case "(.*?)": return `.*_', SCRIPT)}
+    page = package.joinpath("page", "page.html").read_text(encoding="utf-8")
     calls = r'(?:byId|say|fill|facts|scale|describe)\(\s*"([\w-]+)"'
-    assert set(re.findall(calls, script)) <= set(re.findall(r'\sid="([\w-]+)"', page))
+    assert set(re.findall(calls, SCRIPT)) <= set(re.findall(r'\sid="([\w-]+)"', page))
 
 
 # On a port.
@@ -221,17 +192,11 @@ async def connect(address):
 
 async def read_all(stream):
     """All that comes until the server closes."""
-    got = bytearray()
-    try:
-        with trio.fail_after(5):
-            while True:
-                data = await stream.receive_some()
-                if not data:
-                    break
-                got += data
-    except trio.BrokenResourceError:
-        got += b"(reset)"
-    return bytes(got)
+    got = b""
+    with trio.fail_after(5), suppress(trio.BrokenResourceError):
+        async for data in stream:
+            got += data
+    return got
 
 
 async def ask(address, request):
@@ -268,7 +233,7 @@ async def test_an_answer_on_the_wire(path):
 
 
 async def test_a_service_shows_its_state_until_its_very_end(nursery):
-    stop = trio.Event()
+    stop, asked, let = trio.Event(), trio.Event(), trio.Event()
 
     async def feed_script(peer):
         await peer.accept()
@@ -277,53 +242,30 @@ async def test_a_service_shows_its_state_until_its_very_end(nursery):
         while True:
             await peer.receive()
 
-    asked, let_go = trio.Event(), trio.Event()
-
     class Slow(Shop):
         async def fetch(self, _day, _now):
             asked.set()
-            await let_go.wait()
+            await let.wait()
             raise SourceFailed(FetchOutcome.NO_TABLE, "has none")
 
     feed = MemoryFeed(nursery, feed_script)
-    settings = Settings(FEED, status_address=("127.0.0.1", 0))
-    observer = Observer(event_log())
-    ended = trio.Event()
-
-    async def run():
-        await serve(settings, stop, Dependencies(feed.dial, [Slow()], observer=observer))
-        ended.set()
-
-    with capture_logs() as log:
-        nursery.start_soon(run)
-        with trio.fail_after(20):
+    dependencies = Dependencies(feed.dial, [Slow()], observer=Observer(event_log()))
+    with capture_logs() as log, trio.fail_after(20):
+        async with trio.open_nursery() as service_nursery:
+            settings = Settings(FEED, status_address=("127.0.0.1", 0))
+            service_nursery.start_soon(serve, settings, stop, dependencies)
             await asked.wait()
             address = next(e["address"] for e in log if e["event"] == "status.listening")
             async with httpx.AsyncClient(base_url=f"http://{address}") as client:
-                answer = await client.get("/readyz")
-                assert answer.status_code == 200
+                assert (await client.get("/readyz")).status_code == 200
                 stop.set()
                 await trio.testing.wait_all_tasks_blocked()
                 answer = await client.get("/readyz")
-                assert answer.status_code == 503
-                assert answer.json()["why"] == "stopping"
-            let_go.set()
-            await ended.wait()
+                assert (answer.status_code, answer.json()["why"]) == (503, "stopping")
+            let.set()
     with pytest.raises(OSError, match="all attempts to connect"):
         await connect(address)
     nursery.cancel_scope.cancel()
-
-
-def test_a_port_in_use_is_reported():
-    observer = Observer()
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = taken.getsockname()
-        with pytest.raises(CannotStart) as failure:
-            StatusServer(address, observer)
-    assert str(failure.value) == (
-        f"RATEBRIDGE_STATUS_ADDRESS: cannot listen on 127.0.0.1:{address[1]}"
-        " (Address already in use)"
-    )
 
 
 @pytest.mark.parametrize(
@@ -361,7 +303,7 @@ async def test_it_listens_on_ipv6(host, asked, monkeypatch):
                 assert (await client.get("/healthz")).status_code == 200
 
 
-def test_a_name_without_an_address_that_can_be_had_tells_the_first_problem(monkeypatch):
+def test_a_name_without_an_address_that_can_be_had_tells_the_problem(monkeypatch):
     hosts = ("198.51.100.1", "198.51.100.2")
     addresses = [(socket.AF_INET, 0, 0, "", (host, 80)) for host in hosts]
     for found, words in ((addresses, "Cannot assign requested address"), ([], "no such host")):
@@ -373,11 +315,10 @@ def test_a_name_without_an_address_that_can_be_had_tells_the_first_problem(monke
 def test_a_service_that_cannot_listen_ends_with_code_1_and_a_line():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        environment = {
-            **os.environ,
-            "CURRENCY_ASSIGNMENT_WS_URI": "ws://127.0.0.1:9",
-            "RATEBRIDGE_STATUS_ADDRESS": f"127.0.0.1:{port}",
-        }
+        environment = support.environment(
+            CURRENCY_ASSIGNMENT_WS_URI="ws://127.0.0.1:9",
+            RATEBRIDGE_STATUS_ADDRESS=f"127.0.0.1:{port}",
+        )
         done = subprocess.run(
             [sys.executable, "-m", "ratebridge"], env=environment, capture_output=True, timeout=60
         )
@@ -454,7 +395,7 @@ async def test_a_silent_client_is_disconnected(mock_clock):
         await stream.send_all(b"GET / HTTP/1.1\r\n")
         await trio.testing.wait_all_tasks_blocked(0.02)
         mock_clock.jump(6)
-        assert await read_all(stream) in (b"", b"(reset)")
+        assert await read_all(stream) == b""
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\n", b"GET /healthz HTTP/1.0\r\n\r\n"])
@@ -485,13 +426,10 @@ def test_the_descriptors_are_left_to_the_feed_and_the_sources(monkeypatch, limit
 
 async def test_the_newest_client_is_given_time_to_ask(monkeypatch):
     monkeypatch.setattr(status, "MOST_CLIENTS", 1)
-    async with (
-        listening() as (address, _),
-        await connect(address) as first,
-        await connect(address) as second,
-    ):
+    async with listening() as (address, _):
+        streams = [await connect(address), await connect(address)]
         await trio.sleep(0.02)  # the second has come, and has to wait
-        for stream in (first, second):
+        for stream in streams:
             await stream.send_all(b"GET /healthz HTTP/1.0\r\n\r\n")
             assert b" 200 " in await read_all(stream)
             await stream.aclose()
@@ -521,15 +459,13 @@ async def test_a_client_waiting_for_its_turn_is_not_idle(monkeypatch):
     monkeypatch.setattr(status, "MOST_CLIENTS", 3)
     monkeypatch.setattr(status, "LEAST_REST", 0.02)
     async with listening() as (address, _):
-        healthy: list[bool] = []
 
         async def probe():
-            healthy.append(await is_healthy(address))
+            assert await is_healthy(address)
 
         async with trio.open_nursery() as probe_nursery:
             for _ in range(8):
                 probe_nursery.start_soon(probe)
-    assert healthy == [True] * 8
 
 
 async def test_a_request_that_drips_is_cut_off():

@@ -192,7 +192,7 @@ async def test_a_stable_link_had_a_heartbeat_and_not_the_time_alone(autojump_clo
 
     async with running(in_turn(accept_and_go, silent)) as it:
         await trio.sleep(1)
-        it.supervisor._session._opened -= 60  # type: ignore[union-attr]  # as if we had stalled
+        it.supervisor._session.opened -= 60  # type: ignore[union-attr]  # as if we had stalled
         await trio.sleep(2)
         assert it.recorder.ends[1].uptime > 60
         assert it.reasons == ["reset", "stale"]

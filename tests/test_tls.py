@@ -1,6 +1,5 @@
 """TLS in two steps: what is sealed and unsealed, how it ends, and what it says of its own."""
 
-import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
@@ -92,15 +91,6 @@ async def agreed(
         yield stream, server
 
 
-async def test_what_is_sealed_is_read_by_the_peer_in_its_order():
-    async with agreed() as (stream, server):
-        sealed = stream.seal(b"one "), stream.seal(b"two")
-        assert b"one" not in sealed[0]
-        for record in sealed:
-            await stream._network.send_all(record)
-        assert await server.read() + await server.read() == b"one two"
-
-
 @pytest.mark.parametrize("size", [1, 7, 1000])
 async def test_nothing_is_read_of_a_record_before_it_is_whole(size):
     async with agreed() as (stream, server):
@@ -114,33 +104,21 @@ async def test_nothing_is_read_of_a_record_before_it_is_whole(size):
         assert min(read) >= len(records[0])
 
 
-async def test_the_streams_own_methods_do_both_steps_at_once():
-    async with agreed(tickets=2) as (stream, server):  # which come as records without a text
-        await server.stream.send_all(server.sealed(b"hello"))
-        assert await stream.receive_some() == b"hello"
-        await stream.send_all(b"hello yourself")
-        assert await server.read() == b"hello yourself"
-        with trio.fail_after(5):
-            await stream.wait_send_all_might_not_block()
-        with suppress(BlockingIOError):
-            for _ in range(10_000):
-                os.write(stream.socket.fileno(), bytes(100_000))
-        with trio.move_on_after(0.01) as waited:
-            await stream.wait_send_all_might_not_block()
-        assert waited.cancelled_caught
-
-
 @pytest.mark.parametrize(
     ("protocols", "chosen"),
     [([], None), (["http/1.1"], "http/1.1"), (["h2", "http/1.1"], "http/1.1")],
     ids=["no ALPN", "HTTP/1.1", "HTTP/2 first"],
 )
-async def test_http_1_1_is_offered_for_the_upgrade_and_need_not_be_chosen(protocols, chosen):
+async def test_http_1_1_is_offered_and_the_streams_own_methods_do_both_steps(protocols, chosen):
     client = tls_context(verify=False)
-    async with agreed(protocols=protocols, client=client) as (stream, server):
+    async with agreed(tickets=2, protocols=protocols, client=client) as (stream, server):
         assert server.tls.selected_alpn_protocol() == chosen
-        await server.stream.send_all(server.sealed(b"hello"))
+        await server.stream.send_all(server.sealed(b"hello"))  # behind two records without a text
         assert await stream.receive_some() == b"hello"
+        await stream.wait_send_all_might_not_block()
+        await stream.send_all(b"hello ")
+        await stream.send_all(b"yourself")
+        assert await server.read() + await server.read() == b"hello yourself"
 
 
 # What is checked of a peer, and shown to it.
@@ -223,25 +201,17 @@ async def test_a_peer_that_wants_a_client_certificate_gets_it_or_is_the_reason(
     assert told == (wanted if shown == "none" else b"hello")
 
 
-@pytest.mark.parametrize("flaw", ["missing", "no PEM", "another key", "a passphrase"])
+@pytest.mark.parametrize("flaw", ["missing", "another key", "a passphrase"])
 def test_a_client_certificate_of_no_use_is_a_bad_setting_and_nobody_is_asked(flaw, tmp_path):
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    pair = trustme.CA().issue_cert("client.example")
-    pair.private_key_and_cert_chain_pem.write_to_path(cert)
-    pair.private_key_pem.write_to_path(key)
-    match flaw:
-        case "missing":
-            cert.unlink()
-        case "no PEM":
-            cert.write_text("certificate")
-        case "another key":
-            trustme.CA().issue_cert("client.example").private_key_pem.write_to_path(key)
-        case "a passphrase":
-            loaded = load_pem_private_key(key.read_bytes(), None)
-            locked = BestAvailableEncryption(b"s3cret")
-            key.write_bytes(
-                loaded.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, locked)
-            )
+    pair, other = (trustme.CA().issue_cert("client.example") for _ in range(2))
+    if flaw != "missing":
+        pair.cert_chain_pems[0].write_to_path(cert)
+    (other if flaw == "another key" else pair).private_key_pem.write_to_path(key)
+    if flaw == "a passphrase":
+        locked = PrivateFormat.TraditionalOpenSSL, BestAvailableEncryption(b"s3cret")
+        loaded = load_pem_private_key(key.read_bytes(), None)
+        key.write_bytes(loaded.private_bytes(Encoding.PEM, *locked))
     with pytest.raises(BadSettings, match=r"_CERT_FILE, RATEBRIDGE_FEED_KEY_FILE: expected"):
         tls_context(True, cert, key)
 
@@ -259,10 +229,9 @@ async def test_a_goodbye_is_the_end_though_tcp_stays_open_and_what_came_before_i
     async with agreed() as (stream, server):
         assert stream.unseal(server.sealed(b"last") + server.goodbye()) == b"last"
         assert stream.unseal(b"what TLS has no ear for any more") == b""
-        assert stream.unseal(b"") == b""
 
 
-@pytest.mark.parametrize("cut", [1, 10, None])
+@pytest.mark.parametrize("cut", [1, None])
 async def test_without_a_goodbye_the_end_of_tcp_is_the_end(cut):
     async with agreed() as (stream, server):
         begun = server.sealed(b"last")[:cut]
@@ -270,33 +239,18 @@ async def test_without_a_goodbye_the_end_of_tcp_is_the_end(cut):
         assert [stream.unseal(b"") for _ in range(2)] == [b"", b""]
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [lambda _: b"\x00" * 100, lambda sealed: sealed[:-1] + bytes((sealed[-1] ^ 1,))],
-    ids=["no TLS", "altered"],
-)
-async def test_a_bad_record_breaks_the_stream(spoil):
+async def test_texts_that_come_with_a_bad_record_are_read_before_it_breaks_the_stream():
     async with agreed() as (stream, server):
-        good, bad = server.sealed(b"good"), spoil(server.sealed(b"bad"))
-        assert stream.unseal(good) == b"good"
-        with pytest.raises(trio.BrokenResourceError):
-            stream.unseal(bad)
-
-
-@pytest.mark.parametrize("spoil", ["an alert", "no TLS"])
-async def test_texts_that_come_with_the_failure_of_tls_are_read_before_it(spoil):
-    async with agreed() as (stream, server):
-        last = server.sealed(b"last ", b"words")
-        end = b"\x00" * 100
-        if spoil == "an alert":
-            server.incoming.write(end)
-            with pytest.raises(ssl.SSLError):
-                server.tls.read(1)
-            end = server.outgoing.read()
-        assert stream.unseal(last + end) == b"last words"
-        assert stream.unseal(b"") == b""
+        last, bad = server.sealed(b"last ", b"words"), server.sealed(b"bad")
+        assert stream.unseal(last + bad[:-1] + bytes((bad[-1] ^ 1,))) == b"last words"
         with pytest.raises(trio.BrokenResourceError):
             stream.seal(b"too late")
+
+
+async def test_a_bad_record_breaks_the_stream():
+    async with agreed() as (stream, _):
+        with pytest.raises(trio.BrokenResourceError):
+            stream.unseal(bytes(100))
 
 
 # What TLS says of its own.
@@ -360,10 +314,10 @@ async def refuse_http_1_1(server: Server) -> None:
 
 
 async def fail_to_agree(
-    serve: Serve, authority: trustme.CA | None = None, name: str = ADDRESS.host
+    serve: Serve, authority: trustme.CA | None = None
 ) -> tuple[LinkFailed, str | None]:
     """How a handshake fails, and the alert by which the server learns of it, if it does."""
-    server_context, client_context = tls_contexts(authority, name)
+    server_context, client_context = tls_contexts(authority)
     client_context.minimum_version = ssl.TLSVersion.TLSv1_3
     ours, theirs = socket_pair()
     alerts: list[str] = []
@@ -383,28 +337,11 @@ async def fail_to_agree(
     return caught.value, alerts[0] if alerts else None
 
 
-@pytest.mark.parametrize(
-    ("ours", "name", "detail", "alert"),
-    [
-        pytest.param(
-            *(False, ADDRESS.host, "unable to get local issuer certificate"),
-            "TLSV1_ALERT_UNKNOWN_CA",
-            id="unknown",
-        ),
-        pytest.param(
-            *(True, "other.example", "Hostname mismatch"),
-            "SSLV3_ALERT_BAD_CERTIFICATE",
-            id="of somebody else",
-        ),
-    ],
-)
-async def test_a_certificate_that_does_not_pass_is_the_reason_and_the_peer_is_told(
-    ours, name, detail, alert
-):
-    failure, told = await fail_to_agree(agree, None if ours else trustme.CA(), name)
+async def test_a_certificate_that_does_not_pass_is_the_reason_and_the_peer_is_told():
+    failure, told = await fail_to_agree(agree, trustme.CA())
     assert failure.reason == "certificate"
-    assert detail in failure.detail
-    assert told == alert
+    assert failure.detail.endswith(": unable to get local issuer certificate")
+    assert told == "TLSV1_ALERT_UNKNOWN_CA"
 
 
 async def test_a_peer_who_has_left_need_not_be_told():

@@ -3,7 +3,6 @@
 from base64 import b64encode
 from hashlib import sha1
 
-import attrs
 import pytest
 import wsproto
 
@@ -36,11 +35,6 @@ def failure_of(response: bytes, size: int = 10_000) -> LinkFailed:
     return caught.value
 
 
-def test_fed_whole_it_gives_what_stands_behind_the_head():
-    assert UpgradeResponse().feed(GRANTED) == b""
-    assert UpgradeResponse().feed(GRANTED + b"\x81\x02{}") == b"\x81\x02{}"
-
-
 @pytest.mark.parametrize("before", [b"", b"HTTP/1.1 102 \r\n\r\n", HINTS * 2], ids=len)
 @pytest.mark.parametrize("size", [1, 2, 7, 100])
 def test_fed_in_pieces_it_gives_the_same_and_interim_responses_are_passed_over(size, before):
@@ -61,14 +55,10 @@ def test_wsproto_takes_the_head_however_the_connection_is_spelt(connection):
     lines = [f"CONNECTION: {value}" for value in connection.split("|")]
     key = asked.partition("Sec-WebSocket-Key: ")[2].partition("\r\n")[0]
     accept = b64encode(sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest())
-    head = [
-        "HTTP/1.1 101 Go",
-        *lines,
-        "upgrade: WebSocket",
-        f"sec-websocket-accept: {accept.decode()}",
-    ]
+    head = ["HTTP/1.1 101 Go", *lines, "upgrade: WebSocket"]
     response = UpgradeResponse()
-    assert response.feed("\r\n".join([*head, "", ""]).encode()) == b""
+    last = f"sec-websocket-accept: {accept.decode()}"
+    assert response.feed("\r\n".join([*head, last, "", ""]).encode()) == b""
     ours.receive_data(response.head)
     assert [type(event) for event in ours.events()] == [wsproto.events.AcceptConnection]
 
@@ -151,27 +141,20 @@ def test_a_subprotocol_is_one_name():
             parse_subprotocol(text)
 
 
-@attrs.frozen
-class Retry:
-    """Headers that ask for some patience, and the seconds."""
-
-    name: str
-    headers: bytes
-    seconds: float | None
-
-
 DATE = b"Date: Tue, 18 May 2021 21:32:42 GMT\r\n"
-RETRIES = [
-    Retry("a date", DATE + b"Retry-After: Tue, 18 May 2021 21:33:12 GMT", 30.0),
-    Retry("a date that is over", DATE + b"Retry-After: Tue, 18 May 2021 21:00:00 GMT", 0.0),
-    Retry("a date seen from nowhere", b"Retry-After: Tue, 18 May 2021 21:33:12 GMT", None),
-    Retry("a date of no zone", DATE + b"Retry-After: Tue, 18 May 2021 21:33:12", None),
-    Retry("a year too far", DATE + b"Retry-After: Tue, 18 May 99999999999 21:33:12 GMT", None),
-    Retry("ages", b"Retry-After: " + b"9" * 400, 999999999.0),
-    Retry("nonsense", b"Retry-After: -1\xff", None),
-]
 
 
-@pytest.mark.parametrize("retry", RETRIES, ids=lambda retry: retry.name)
-def test_when_to_come_again_is_read_where_it_can_be(retry):
-    assert failure_of(BUSY + retry.headers + b"\r\n\r\n").retry_after == retry.seconds
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        (DATE + b"Retry-After: Tue, 18 May 2021 21:33:12 GMT", 30.0),
+        (DATE + b"Retry-After: Tue, 18 May 2021 21:00:00 GMT", 0.0),  # over
+        (b"Retry-After: Tue, 18 May 2021 21:33:12 GMT", None),  # seen from nowhere
+        (DATE + b"Retry-After: Tue, 18 May 2021 21:33:12", None),  # of no zone
+        (DATE + b"Retry-After: Tue, 18 May 99999999999 21:33:12 GMT", None),
+        (b"Retry-After: " + b"9" * 400, 999999999.0),
+        (b"Retry-After: -1\xff", None),
+    ],
+)
+def test_when_to_come_again_is_read_where_it_can_be(headers, seconds):
+    assert failure_of(BUSY + headers + b"\r\n\r\n").retry_after == seconds

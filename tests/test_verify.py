@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -527,8 +528,9 @@ def test_the_json_document_has_what_the_report_has(tmp_path, capsys):
         "problems": [lost, other | {"problem": "is no line of an audit file: hello"}]
     }
     path.write_bytes(b"")
-    assert run_verify([str(path)], as_json=True) == 1
-    assert json.loads(capsys.readouterr().out)["head"] is None
+    with redirect_stdout(io.StringIO()) as out:
+        assert run_verify([str(path)], as_json=True) == 1
+    assert json.loads(out.getvalue())["head"] is None
 
 
 def test_standard_input_pipes_and_names_that_the_output_cannot_show(tmp_path):

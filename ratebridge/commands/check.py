@@ -15,7 +15,7 @@ import ssl
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import pairwise
@@ -39,7 +39,6 @@ from ..operating.logs import configure_logs
 from ..providers.http import HttpClient
 from ..providers.registry import NAMES, provider
 from ..providers.source import Provider, Source
-from ..proxies import Proxies
 from ..settings import FEED, Settings, load_settings, unknown_in_words
 from ..signals import run_unless_stopped
 from .options import add_command
@@ -157,7 +156,7 @@ def explain(error: Broken | LinkFailed | SourceFailed, hints: Mapping[str, str])
             text = clipped(error.detail, 120) or error.reason
             strict = any(words in error.detail for words in _STRICT)
             return Broken(text, _STRICT_HINT if strict else _LINK_HINTS.get(error.reason, ""))
-        case SourceFailed():
+        case _:
             hint = {**_SOURCE_HINTS, **hints}.get(error.outcome, "")
             return Broken(clipped(error.text, 120), hint)
 
@@ -216,7 +215,7 @@ def took(began: float) -> str:
 
 async def check_feed(report: Report, settings: Settings, tls: ssl.SSLContext) -> None:
     """The steps from the feed's name to its heartbeats. `tls` is that of the sources."""
-    dial = feed_dial(settings, Proxies.read(os.environ), tls)
+    dial = feed_dial(settings, tls)
     address, proxy = dial.address, dial.proxy
     async with trio.open_nursery() as link_nursery:
         with report.steps("dns", "tcp", "tls", "upgrade", "heartbeat") as done:
@@ -360,9 +359,9 @@ async def check(
             done("can be written")
     tls = tls_context(settings.verify_ssl)
     await check_feed(report, settings, tls)
-    async with aclosing(HttpClient(lambda: tls)) as http:
-        for source in dependencies.sources or make_sources(settings, http):
-            await check_source(report, source, dependencies.clock(), settings.rate_deadline)
+    http = HttpClient(tls, settings.proxies)
+    for source in dependencies.sources or make_sources(settings, http):
+        await check_source(report, source, dependencies.clock(), settings.rate_deadline)
     report.summarize()
     return not report.counts["FAIL"]
 

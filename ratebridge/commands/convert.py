@@ -18,7 +18,7 @@ from ..messages import is_currency, parse_stake, quoted
 from ..providers.registry import NAMES
 from ..providers.source import Source
 from ..rates import FIXED
-from ..settings import PROVIDERS, Settings, load_settings
+from ..settings import PROVIDERS, load_settings
 from ..signals import run_unless_stopped
 from .options import add_command
 
@@ -66,7 +66,7 @@ def run(
     """
     problems: list[str] = []
     wishes = list(_read_wishes(options, problems))
-    settings = Settings()
+    settings = None
     try:
         settings = load_settings(
             need_feed=False,

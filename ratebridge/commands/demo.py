@@ -23,6 +23,7 @@ from ..messages import quoted
 from ..observer import Observer
 from ..operating.logs import configure_logs, event_log
 from ..providers.ecb import Ecb, load_embedded
+from ..proxies import Proxies
 from ..settings import Settings
 from ..signals import run_until_signal
 from .options import COUNT, PORT, RATE, add_command
@@ -89,7 +90,8 @@ def run_demo(options: argparse.Namespace) -> int:
             port = await feed_nursery.start(serve_feed, feed, peers)
             print(f"A stand-in feed at ws://127.0.0.1:{port}, rates of the ECB's embedded table.")
             feed.on_reply = lambda *pair: print(line(*pair), flush=True)
-            settings = Settings(Address("127.0.0.1", port, "/", secure=False), providers=("ecb",))
+            address = Address("127.0.0.1", port, "/", secure=False)
+            settings = Settings(address, providers=("ecb",), proxies=Proxies())
 
             async def stop_when_done() -> None:
                 await feed.done.wait()

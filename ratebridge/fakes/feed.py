@@ -12,6 +12,7 @@ import struct
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import date, datetime, timedelta
+from itertools import count
 from typing import Any
 
 import attrs
@@ -64,11 +65,9 @@ class FeedPeer:
     ) -> None:
         """Wait for the upgrade request and refuse it."""
         await self.wait_for_request()
-        headers = [*headers, (b"content-length", str(len(body)).encode())]
-        answer = events.RejectConnection(status_code=status, headers=headers, has_body=True)
-        await self.send_raw(
-            self._protocol.send(answer) + self._protocol.send(events.RejectData(data=body))
-        )
+        lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+        head = b"HTTP/1.1 %d No\r\n%bContent-Length: %d\r\n\r\n" % (status, lines, len(body))
+        await self.send_raw(head + body)
 
     async def wait_for_request(self) -> None:
         """Wait for the upgrade request without answering it."""
@@ -196,16 +195,8 @@ async def serve_feed(
     """A feed on a port; `started` gives its number."""
 
     async def handle(stream: trio.SocketStream) -> None:
-        if tls is None:
-            await play(script, stream, peers)
-            return
-        secured = trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
-        try:
-            await secured.do_handshake()
-        except trio.BrokenResourceError:
-            await trio.aclose_forcefully(stream)
-            return
-        await play(script, secured, peers)
+        secured = tls and trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
+        await play(script, secured or stream, peers)
 
     listeners = await trio.open_tcp_listeners(port, host=host)
     task_status.started(listeners[0].socket.getsockname()[1])
@@ -236,20 +227,13 @@ def random_requests(
     chance: random.Random, newest: date, currencies: Sequence[str] = CURRENCIES
 ) -> Iterator[str]:
     """Endless requests like those of the real feed, dated up to two weeks before `newest`."""
-    message_id = chance.randrange(1, 10_000)
-    while True:
+    for message_id in count(chance.randrange(1, 10_000)):
         made = datetime.combine(newest, datetime.min.time()) - timedelta(
             days=chance.randrange(14), milliseconds=-chance.randrange(86_400_000)
         )
-        yield (
-            f'{{"type":"message","id":{message_id},"payload":{{'
-            f'"marketId":{chance.randrange(1, 10_000)},"selectionId":{chance.randrange(1, 10_000)},'
-            f'"odds":{chance.randrange(101, 1000) / 100},'
-            f'"stake":{chance.randrange(1_00000, 10_000_00000) / 100_000},'
-            f'"currency":"{chance.choice(currencies)}",'
-            f'"date":"{made.isoformat(timespec="milliseconds")}Z"}}}}'
-        )
-        message_id += 1
+        stake = chance.randrange(1_00000, 10_000_00000) / 100_000
+        date = f"{made.isoformat(timespec='milliseconds')}Z"
+        yield request_text(message_id, stake, chance.choice(currencies), date)
 
 
 def requests_of(lines: Sequence[str]) -> list[str]:
@@ -321,8 +305,7 @@ class StandIn:
         for text in self.requests:
             due += self.chance.expovariate(self.rate)
             await trio.sleep_until(due)
-            request = json.loads(text, parse_float=str, parse_int=str)
-            self._open.setdefault(json.dumps(request.get("id")), []).append(text)
+            self._open.setdefault(json.dumps(read_json(text).get("id")), []).append(text)
             self.sent += 1
             await peer.send(text)
         self._ended = True
@@ -337,9 +320,9 @@ class StandIn:
                 self.replies += 1
                 self.errors += kind == "error"
                 key = json.dumps(message_id)
-                if requests := self._open.get(key):
+                if requests := self._open.pop(key, None):
                     self.on_reply(requests.pop(0), text)
-                    if not requests:
-                        del self._open[key]
+                    if requests:
+                        self._open[key] = requests
                 if self._ended and not self._open:
                     self.done.set()

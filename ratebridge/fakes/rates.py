@@ -14,7 +14,8 @@ import struct
 import zlib
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from functools import lru_cache
@@ -271,14 +272,7 @@ def memory_transport(rates: FakeRates) -> "httpx.AsyncBaseTransport":
     """The fake in place of the network, for `HttpClient(transport=...)`."""
     import httpx
 
-    class Body(httpx.AsyncByteStream):
-        def __init__(self, answer: FakeAnswer) -> None:
-            self._answer = answer
-
-        async def __aiter__(self) -> AsyncIterator[bytes]:
-            for piece in _pieces(self._answer):
-                await trio.sleep(1 if self._answer.manner == "drip" else 0)
-                yield piece
+    from ..providers.transport import read_response
 
     class MemoryTransport(httpx.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -288,18 +282,17 @@ def memory_transport(rates: FakeRates) -> "httpx.AsyncBaseTransport":
             match answer.manner:
                 case "hang":
                     await trio.sleep_forever()
-                case "reset":
-                    raise httpx.ReadError("")
-                case "close":
-                    raise httpx.RemoteProtocolError("")
-            return httpx.Response(answer.status, headers=answer.raw_headers, stream=Body(answer))
+                case "reset" | "close":
+                    raise trio.BrokenResourceError
+            return await read_response(answer.status, answer.raw_headers, _pieces(answer))
 
     return MemoryTransport()
 
 
-def _pieces(answer: FakeAnswer) -> Iterator[bytes]:
+async def _pieces(answer: FakeAnswer) -> AsyncGenerator[bytes, None]:
     size = 1 if answer.manner == "drip" else 65536
     for start in range(0, len(answer.body), size):
+        await trio.sleep(1 if answer.manner == "drip" else 0)
         yield answer.body[start : start + size]
 
 
@@ -347,9 +340,9 @@ async def _serve_connection(rates: FakeRates, stream: trio.abc.Stream) -> None:
         length = (b"content-length", str(len(answer.body)).encode())
         head = h11.Response(status_code=answer.status, headers=[*answer.raw_headers, length])
         await stream.send_all(connection.send(head) or b"")
-        for piece in _pieces(answer):
-            await trio.sleep(1 if answer.manner == "drip" else 0)
-            await stream.send_all(connection.send(h11.Data(data=piece)) or b"")
+        async with aclosing(_pieces(answer)) as pieces:
+            async for piece in pieces:
+                await stream.send_all(connection.send(h11.Data(data=piece)) or b"")
         connection.send(h11.EndOfMessage())
         if connection.our_state is not h11.DONE:
             return

@@ -27,20 +27,17 @@ class Address:
             raise ValueError("a URI without spaces or control characters")
         try:
             parts = urlsplit(uri)
-            host, port = parts.hostname, parts.port
+            host, port = parts.hostname or "", parts.port
+            if ":" not in host:
+                host = host.encode("idna").decode("ascii")
         except ValueError:
             raise ValueError("a URI with a valid host and port") from None
         if parts.scheme not in ("ws", "wss"):
             raise ValueError("a URI that begins with ws:// or wss://")
-        if parts.fragment or "#" in uri:
+        if "#" in uri:
             raise ValueError("a URI without a fragment")
         if not host or port == 0:
             raise ValueError("a URI with a host, and a port from 1 to 65535 if any")
-        if ":" not in host:
-            try:
-                host = host.encode("idna").decode("ascii")
-            except UnicodeError:
-                raise ValueError("a URI with a valid host") from None
         secure = parts.scheme == "wss"
         target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
         if parts.query:

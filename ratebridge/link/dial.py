@@ -5,7 +5,7 @@ import ssl
 from base64 import b64encode
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
-from typing import Final
+from typing import Any, Final
 
 import attrs
 import h11
@@ -19,6 +19,7 @@ from .tls import READ_SIZE, TlsStream
 
 Dial = Callable[[], Awaitable[trio.abc.Stream]]
 
+MAX_INTERIM: Final = 16  # responses before the one that counts; a server has use for one or two
 USER_TIMEOUT: Final = 5000  # ms until what is not acknowledged breaks TCP
 
 
@@ -38,14 +39,15 @@ class NetworkDial:
     async def __call__(self) -> trio.abc.Stream:
         """Open a stream. Raises `LinkFailed`."""
         stream = await open_tcp(self.address, self.proxy, self.proxy_tls)
-        if not self.address.secure:
-            return stream
-        assert self.tls is not None, "TLS needs a context"
-        return await add_tls(stream, self.address, self.tls)
+        return await add_tls(stream, self.address, self.tls) if self.address.secure else stream
 
     def next_address(self) -> None:
-        """The last attempt failed, here or behind: begin with the host's next address."""
-        names().skip((self.proxy or self.address).host)
+        """The last attempt failed, here or behind: begin with the host's next address.
+
+        With the proxy's too, if there is one, as who looks the host up depends on its kind.
+        """
+        for host in {self.address.host, (self.proxy or self.address).host}:
+            names().skip(host)
 
 
 async def open_tcp(
@@ -56,30 +58,25 @@ async def open_tcp(
     `proxy_tls` is for a proxy that is spoken to by https.
     """
     names()  # from now on they look up
-    if proxy is None:
-        return await connect(address.host, address.port)
+    peer = proxy or address
+    socks = proxy is not None and proxy.scheme.startswith("socks")
     try:
-        if proxy.scheme.startswith("socks"):
-            return await connect_by_socks(address, proxy)
-        tunnel: trio.abc.Stream = await connect(proxy.host, proxy.port)
-        if proxy.scheme == "https":
-            assert proxy_tls is not None, "TLS needs a context"
-            tunnel = await add_tls(tunnel, proxy, proxy_tls)
+        if proxy is not None and socks:
+            stream = await connect_by_socks(address, proxy)
+        else:
+            stream = await trio.open_tcp_stream(peer.host, peer.port)
+        with suppress(AttributeError, OSError):  # not every platform knows it
+            # Keepalive never fires while we send, and we send each second.
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT)
+        if proxy is None or socks:
+            return stream
+        tunnel = await add_tls(stream, proxy, proxy_tls) if proxy.scheme == "https" else stream
         return await connect_by_http(tunnel, address, proxy)
-    except LinkFailed as failure:
+    except (OSError, UnicodeError, LinkFailed) as error:
+        failure = error if isinstance(error, LinkFailed) else tcp_failure(error)
+        if proxy is None:
+            raise failure from None
         raise LinkFailed(Loss.PROXY, f"the proxy: {failure.detail}") from None
-
-
-async def connect(host: str, port: int) -> trio.SocketStream:
-    """Look a host up and connect. Raises `LinkFailed`."""
-    try:
-        stream = await trio.open_tcp_stream(host, port)
-    except (OSError, UnicodeError) as error:
-        raise tcp_failure(error) from None
-    with suppress(AttributeError, OSError):  # not every platform knows it
-        # Keepalive never fires while we send, and we send each second.
-        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT)
-    return stream
 
 
 async def connect_by_http(stream: trio.abc.Stream, peer: Address, proxy: Proxy) -> trio.abc.Stream:
@@ -89,19 +86,14 @@ async def connect_by_http(stream: trio.abc.Stream, peer: Address, proxy: Proxy) 
     pair = b64encode(f"{proxy.user}:{proxy.password}".encode()).decode()
     secret = [("Proxy-Authorization", f"Basic {pair}")] if proxy.user else []
     request = h11.Request(method="CONNECT", target=target, headers=[("Host", target), *secret])
-    connection = h11.Connection(h11.CLIENT)
     async with AsyncExitStack() as on_failure:
         on_failure.push_async_callback(trio.aclose_forcefully, stream)
         try:
-            await stream.send_all(connection.send(request) or b"")
-            connection.send(h11.EndOfMessage())
-            while not isinstance(event := connection.next_event(), h11.Response):
-                if event is h11.NEED_DATA:
-                    connection.receive_data(bytes(await stream.receive_some(READ_SIZE)))
+            answer = await ask(stream, h11.Connection(h11.CLIENT), request)
         except (h11.ProtocolError, trio.BrokenResourceError):
             raise LinkFailed(Loss.PROXY, "it broke off, or does not speak HTTP") from None
-        if not 200 <= event.status_code < 300:
-            raise LinkFailed(Loss.PROXY, f"it answered HTTP {event.status_code}")
+        if not 200 <= answer.status_code < 300:
+            raise LinkFailed(Loss.PROXY, f"it answered HTTP {answer.status_code}")
         on_failure.pop_all()
     return stream
 
@@ -124,26 +116,44 @@ async def connect_by_socks(peer: Address, proxy: Proxy) -> trio.SocketStream:
 
 
 async def add_tls(
-    stream: trio.abc.Stream, peer: Address | Proxy, tls: ssl.SSLContext
-) -> TlsStream | trio.SSLStream[trio.abc.Stream]:
+    stream: trio.abc.Stream, peer: Address | Proxy, tls: ssl.SSLContext | None
+) -> TlsStream:
     """Put TLS on a connection; on failure that is closed. Raises `LinkFailed`."""
+    assert tls is not None, "TLS needs a context"
     async with AsyncExitStack() as on_failure:
         on_failure.push_async_callback(trio.aclose_forcefully, stream)
-        secured: TlsStream | trio.SSLStream[trio.abc.Stream]
+        # A dot at the end is for the lookup. Neither SNI (RFC 6066, 3) nor a certificate has it.
+        secured = TlsStream(stream, tls, peer.host.removesuffix("."))
         try:
-            if isinstance(stream, trio.SocketStream):
-                secured = TlsStream(stream, tls, peer.host)
-                await secured.handshake()
-            else:  # it is a tunnel in TLS
-                secured = trio.SSLStream(
-                    stream, tls, server_hostname=peer.host, https_compatible=True
-                )
-                await secured.do_handshake()
+            await secured.handshake()
         except (trio.BrokenResourceError, ssl.SSLError) as error:
-            cause = error.__cause__ if isinstance(error.__cause__, ssl.SSLError) else error
-            raise tls_failure(cause) from None
+            raise tls_failure(error) from None
         on_failure.pop_all()
     return secured
+
+
+async def ask(
+    stream: trio.abc.Stream, connection: h11.Connection, request: h11.Request
+) -> h11.Response:
+    """Send a request that has no body, and read the head of its response.
+
+    Raises `trio.BrokenResourceError` and `h11.RemoteProtocolError`; for a head of over 16 KiB
+    and for over `MAX_INTERIM` heads before it (RFC 9110, 15.2) with the hint 431.
+    """
+    await stream.send_all(connection.send(request) or b"")
+    connection.send(h11.EndOfMessage())
+    for _ in range(MAX_INTERIM + 1):
+        event = await next_event(stream, connection)
+        if isinstance(event, h11.Response):
+            return event
+    raise h11.RemoteProtocolError("heads without end", error_status_hint=431)
+
+
+async def next_event(stream: trio.abc.Stream, connection: h11.Connection) -> Any:
+    """What comes next, of h11's events. Raises as `ask`."""
+    while (event := connection.next_event()) is h11.NEED_DATA:
+        connection.receive_data(bytes(await stream.receive_some(READ_SIZE)))
+    return event
 
 
 def tcp_failure(error: BaseException) -> LinkFailed:

@@ -39,9 +39,7 @@ class FrameDecoder:
         self._ends_message = False  # that frame is the last of a message
         self._fragments: int | None = None  # bytes in the fragments of a message so far
 
-    def decode(  # noqa: C901 - one parser, without a call for each frame
-        self, data: bytes = b""
-    ) -> tuple[list[bytes], bytes]:
+    def decode(self, data: bytes = b"") -> tuple[list[bytes], bytes]:
         """Take the next bytes, a piece of any size, or go on with what is left of those before.
 
         Returns the next texts (UTF-8), and the bytes of one other frame behind them, or of a
@@ -63,22 +61,15 @@ class FrameDecoder:
             size = buffer[at + 1]
             begin = at + 2
             shortest = 0  # for each form of the length; it is written as short as can be
-            if size == 126:
-                begin = at + 4
-                if have < begin:
-                    break
-                size = buffer[at + 2] << 8 | buffer[at + 3]
-                shortest = 126
-            elif size == 127:
-                begin = at + 10
-                if have < begin:
-                    break
-                size = int.from_bytes(buffer[at + 2 : begin])
-                shortest = 65536
-            elif size >= _MASKED:
+            if size >= _MASKED:
                 # A server must not mask: nothing behind this counts as a frame.
                 end = maxsize
                 break
+            if size >= 126:
+                begin, shortest = (at + 4, 126) if size == 126 else (at + 10, 65536)
+                if have < begin:
+                    break
+                size = int.from_bytes(buffer[at + 2 : begin])
             after = begin + size
             if first == _TEXT and shortest <= size <= MAX_MESSAGE and self._fragments is None:
                 if after > have:
@@ -104,8 +95,6 @@ class FrameDecoder:
 
 
 def _is_utf8(text: bytes) -> bool:
-    if text.isascii():
-        return True
     try:
         text.decode()
     except UnicodeDecodeError:
@@ -116,11 +105,7 @@ def _is_utf8(text: bytes) -> bool:
 def masking_keys() -> Iterator[int]:
     """Masking keys of 32 bits from the system's entropy (section 5.3), many drawn at a time."""
     while True:
-        yield from array("I", os.urandom(_KEYS_AT_A_TIME * 4))
-
-
-_KEYS_AT_A_TIME: Final = 1024
-_from_bytes: Final = int.from_bytes
+        yield from array("I", os.urandom(4096))
 
 
 def client_frames(texts: Sequence[bytes], keys: Iterator[int]) -> bytes:
@@ -132,7 +117,7 @@ def client_frames(texts: Sequence[bytes], keys: Iterator[int]) -> bytes:
     for text in texts:
         header, ones = _layout(len(text))
         # Little-endian, as the machine is: that takes a quarter less.
-        plain = _from_bytes(header + text, "little")
+        plain = int.from_bytes(header + text, "little")
         size = len(header) + len(text)
         frames.append((plain ^ next(keys) * ones).to_bytes(size + 3, "little")[:size])
     return b"".join(frames)
@@ -140,9 +125,7 @@ def client_frames(texts: Sequence[bytes], keys: Iterator[int]) -> bytes:
 
 def client_close(code: int) -> bytes:
     """A masked close frame with this code and no reason."""
-    key = os.urandom(4)
-    masked = bytes(byte ^ mask for byte, mask in zip(code.to_bytes(2), key, strict=False))
-    return bytes((CLOSE, _MASKED | len(masked))) + key + masked
+    return bytes((CLOSE,)) + client_frames([code.to_bytes(2)], masking_keys())[1:]
 
 
 def whole_frames(texts: Sequence[bytes], size: int) -> int:

@@ -29,7 +29,7 @@ from ..errors import LinkFailed, Loss
 from .address import Address
 from .dial import Dial
 from .framing import MAX_MESSAGE, FrameDecoder, client_close, client_frames, masking_keys
-from .stream import LinkStream, Write
+from .stream import LinkStream, Write, do_nothing
 from .upgrade import UpgradeOptions
 
 OPEN_WITHIN: Final = 5.0  # s for DNS, TCP, TLS and upgrade together
@@ -52,6 +52,7 @@ class Link:
         self._decoder = FrameDecoder()
         self._unusual = b""  # a frame for trio-websocket, which came behind the last texts
         self._keys = masking_keys()
+        self._closing = False  # by us
         self._failure: LinkFailed | None = None
         self._ended = trio.Event()
 
@@ -75,8 +76,8 @@ class Link:
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 self.end(LinkFailed(Loss.RESET, "the peer broke off without a close", code=1006))
             except LinkFailed as failure:
-                if failure.code is not None and failure.reason is not Loss.RESET:
-                    # The peer is at fault, and is told so (section 7.1.7).
+                if failure.code is not None:
+                    # A peer at fault is told so (section 7.1.7). The answer to a close has left.
                     with trio.move_on_after(CLOSE_WITHIN), suppress(trio.BrokenResourceError):
                         await self._stream.send_close(client_close(failure.code))
                 self.end(failure)
@@ -91,19 +92,16 @@ class Link:
             raise LinkFailed(Loss.OVERSIZED, "a message of over 1 MiB", code=1009)
         await self._stream.pass_on(frame)
         if (closed := self._websocket.closed) is not None:
-            code, words = int(closed.code), closed.reason or ""  # out of their enumeration
-            if code == 1006:
-                raise LinkFailed(Loss.RESET, "the peer broke off without a close", code=1006)
-            if self._stream.sent_close:  # as the answer to the peer's
-                raise LinkFailed(Loss.CLOSED, words, code=code)
-            raise LinkFailed(Loss.PROTOCOL_ERROR, words, code=code)
+            # A close has been answered.
+            reason = Loss.CLOSED if self._stream.shut else Loss.PROTOCOL_ERROR
+            raise LinkFailed(reason, closed.reason or "", code=int(closed.code))
         if not self._decoder.message_ends:
             return None
         message = await self._websocket.get_message()
         return message.encode() if isinstance(message, str) else b"\0binary"
 
     def put(
-        self, texts: Sequence[bytes], on_whole: Callable[[], None] | None = None
+        self, texts: Sequence[bytes], on_whole: Callable[[], None] = do_nothing
     ) -> Write | None:
         """Send texts in one write, behind those before it.
 
@@ -112,14 +110,15 @@ class Link:
         came. (Over TLS, which does not tell, that is all or none.) On a link that
         has ended nothing is sent.
         """
-        return self._stream.put(client_frames(texts, self._keys), texts, on_whole)
+        return self._stream.put(Write(client_frames(texts, self._keys), texts, on_whole))
 
     async def close(self, code: int) -> None:
         """Send a close frame with this code and wait for the peer's, `CLOSE_WITHIN` seconds.
 
-        Nothing can be sent after that. Another task has to go on with `receive`, whose texts
-        go on coming until the peer's close.
+        Nothing can be sent after that, and however the link ends now, it was stopped. Another
+        task has to go on with `receive`, whose texts go on coming until the peer's close.
         """
+        self._closing = True
         with trio.move_on_after(CLOSE_WITHIN), suppress(trio.BrokenResourceError):
             await self._stream.send_close(client_close(code))
             await self._ended.wait()
@@ -127,7 +126,7 @@ class Link:
     def end(self, failure: LinkFailed) -> None:
         """The link has failed, or is given up: nothing more is written, and the network closed."""
         if self._failure is None:
-            self._failure = failure
+            self._failure = LinkFailed(Loss.STOPPED) if self._closing else failure
             self._stream.end()
             self._ended.set()
             self._scope.cancel()
@@ -157,6 +156,7 @@ async def _run_link(
     stream = LinkStream(network, options.subprotocol)
     try:
         async with trio.open_nursery() as websocket_nursery:
+            websocket_nursery.start_soon(stream.write_queued, name="writer")
             websocket = await trio_websocket.wrap_client_stream(
                 websocket_nursery,
                 stream,  # type: ignore[arg-type]  # it asks for the two that trio has
@@ -167,11 +167,12 @@ async def _run_link(
                 max_message_size=MAX_MESSAGE,
             )
             link = Link(stream, websocket, websocket_nursery.cancel_scope)
-            websocket_nursery.start_soon(stream.write_queued, name="writer")
             websocket_nursery.start_soon(stream.watch_writes, name="write watch")
             task_status.started(link)
     except* LinkFailed as failures:  # of the upgrade, or of our tasks
-        failure = _first(failures)
+        first = failures.exceptions[0]  # of one nursery, ours
+        assert isinstance(first, LinkFailed)
+        failure = first
     except* (h11.ProtocolError, wsproto.utilities.ProtocolError, UnicodeError):
         failure = LinkFailed(Loss.PROTOCOL_ERROR, "the peer does not speak websocket")
     finally:
@@ -180,11 +181,3 @@ async def _run_link(
         await trio.aclose_forcefully(network)
     if link is None:
         raise failure
-
-
-def _first(failures: BaseExceptionGroup[LinkFailed]) -> LinkFailed:
-    error: BaseException = failures
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, LinkFailed)
-    return error

@@ -26,6 +26,10 @@ REASON_WITHIN: Final = 0.1  # s to read why the peer has gone, when a write has 
 PONG_BACKLOG: Final = 128  # writes in the queue from which on a pong is left out (5.5.3): 16 KiB
 
 
+def do_nothing() -> None:
+    """Nobody wants to know when a write is whole."""
+
+
 @attrs.define(eq=False)
 class Write:
     """Bytes to be written, and how many of them the system has taken.
@@ -36,7 +40,7 @@ class Write:
 
     data: bytes
     texts: Sequence[bytes] = ()
-    on_whole: Callable[[], None] | None = None
+    on_whole: Callable[[], None] = do_nothing
     taken: int = 0
 
     def texts_taken(self) -> int:
@@ -44,7 +48,7 @@ class Write:
         return whole_frames(self.texts, self.taken)
 
 
-class LinkStream(trio.abc.Stream):
+class LinkStream:
     """A link's network, and the stream that trio-websocket gets.
 
     `put` writes at once if the queue is empty, `write_queued` writes the rest. A write
@@ -55,20 +59,16 @@ class LinkStream(trio.abc.Stream):
     def __init__(self, network: trio.abc.Stream, subprotocol: str | None = None) -> None:
         self._network = network
         # A socket is read and written without a task switch; another stream by its own methods.
-        self._tls = network if isinstance(network, TlsStream) else None
-        self._fd: int | None = None
-        if isinstance(network, trio.SocketStream | TlsStream):
-            self._fd = network.socket.fileno()
+        socket = getattr(network, "socket", None)
+        self._fd: int | None = None if socket is None else socket.fileno()
+        self._tls = network if socket is not None and isinstance(network, TlsStream) else None
         self._response: UpgradeResponse | None = UpgradeResponse(subprotocol)
         self._behind_response = b""  # the first of the frames, came with it
-        self._passed = b""  # for trio-websocket, which has not taken it yet
-        self._wants_more = False  # trio-websocket has dealt with all that it took
+        self._to_websocket, self._passed = trio.open_memory_channel[bytes](0)
         self._queue: deque[Write] = deque()
         self._changed = trio.lowlevel.ParkingLot()  # who waits for another state of all these
         self._broken = False  # the network takes no more
-        self._shut = False  # nothing more is put: a close was, or the link has ended
-        self._ended = False
-        self.sent_close = False
+        self.shut = False  # nothing more is put: a close was, or the link has ended
 
     # In.
 
@@ -100,12 +100,8 @@ class LinkStream(trio.abc.Stream):
 
         Raises `trio.BrokenResourceError` when the link has ended.
         """
-        self._passed = data
-        self._changed.unpark_all()
-        while self._passed or not self._wants_more:
-            await self._changed.park()
-            if self._ended:
-                raise trio.BrokenResourceError("the link has ended")
+        await self._to_websocket.send(data)
+        await self._to_websocket.send(b"")  # it is taken when the data is dealt with
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:  # noqa: ARG002
         """For trio-websocket: the response to the upgrade, then what is passed on.
@@ -114,51 +110,37 @@ class LinkStream(trio.abc.Stream):
         more of it: trio-websocket would wait on.
         """
         if self._response is None:
-            self._wants_more = True
-            self._changed.unpark_all()
-            while not self._passed:
-                await self._changed.park()
-            data, self._passed, self._wants_more = self._passed, b"", False
+            while not (data := await self._passed.receive()):
+                pass
             return data
-        behind = None
-        while behind is None:
-            try:
-                data = bytes(await self._network.receive_some(READ_SIZE))
-            except trio.BrokenResourceError:
-                data = b""
-            if not data:
-                raise LinkFailed(Loss.RESET, "the peer broke off the upgrade")
-            behind = self._response.feed(data)
+        try:
+            while (behind := self._response.feed(await self.read())) is None:
+                pass
+        except trio.BrokenResourceError:
+            raise LinkFailed(Loss.RESET, "the peer broke off the upgrade") from None
         head, self._response, self._behind_response = self._response.head, None, behind
         return head
 
     # Out.
 
-    def put(
-        self,
-        data: bytes,
-        texts: Sequence[bytes] = (),
-        on_whole: Callable[[], None] | None = None,
-    ) -> Write | None:
+    def put(self, write: Write) -> Write | None:
         """Write what the system takes at once, and queue the rest: the write if there is some.
 
         Errors are left for `write_queued` to meet. Nothing follows a close or `end`.
         """
-        if self._shut:
-            return Write(data, texts, on_whole)
+        if self.shut:
+            return write
         if self._tls is not None:
-            texts = ()  # where a record ends is not known
+            write.texts = ()  # where a record ends is not known
             try:
-                data = self._tls.seal(data)
+                write.data = self._tls.seal(write.data)
             except trio.BrokenResourceError:
                 self._broken = True
-        taken = 0
         if self._fd is not None and not self._queue and not self._broken:
             with suppress(OSError):
-                taken = os.write(self._fd, data)
-            if taken == len(data):
+                write.taken = os.write(self._fd, write.data)
+            if write.taken == len(write.data):
                 return None
-        write = Write(data, texts, on_whole, taken)
         self._queue.append(write)
         self._changed.unpark_all()
         return write
@@ -171,11 +153,8 @@ class LinkStream(trio.abc.Stream):
                     await self._changed.park()
                     continue
                 await self._write(self._queue[0])
-                write = self._queue.popleft()
-                if write.on_whole is not None:
-                    write.on_whole()
-                if not self._queue:
-                    self._changed.unpark_all()
+                self._queue.popleft().on_whole()
+                self._changed.unpark_all()
         self._broken = True
         self._changed.unpark_all()
         await trio.sleep(REASON_WITHIN)  # the reader comes upon the reason, and on what came before
@@ -214,39 +193,35 @@ class LinkStream(trio.abc.Stream):
             raise trio.BrokenResourceError("the network takes no more")
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """For trio-websocket: write the upgrade and a close to the end, and queue the pongs."""
+        """For trio-websocket: write a close to the end, and put the upgrade and the pongs.
+
+        The reader must not wait for the writer.
+        """
         data = bytes(data)
-        if self._response is not None:
-            # A peer who breaks off may have said why: the response is read all the same.
-            with suppress(trio.BrokenResourceError):
-                await self._network.send_all(data)
-        elif data[0] == CLOSE:
+        if data[0] == CLOSE:
             await self.send_close(data)
-        else:
-            # The reader must not wait for the writer.
-            if len(self._queue) < PONG_BACKLOG:
-                self.put(data)
-            await trio.lowlevel.checkpoint()
+        elif len(self._queue) < PONG_BACKLOG:
+            self.put(Write(data))
+        await trio.lowlevel.checkpoint()
 
     async def send_close(self, data: bytes) -> None:
         """Write a close frame behind all that is queued; no byte follows it.
 
         Raises `trio.BrokenResourceError`.
         """
-        self.put(data)
-        self.sent_close = self._shut = True
+        self.put(Write(data))
+        self.shut = True
         await self.wait_written()
 
     # The end.
 
     def end(self) -> None:
         """Read and write nothing more, not even what is left in the queue."""
-        self._ended = self._shut = self._broken = True
+        self.shut = self._broken = True
+        self._passed.close()
         if self._fd is not None:
             self._fd = -1  # the next file may get the number
         self._changed.unpark_all()
-
-    wait_send_all_might_not_block = wait_written
 
     async def aclose(self) -> None:
         """Does nothing: the network is closed by who opened it, in any case and by force."""

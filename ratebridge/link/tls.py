@@ -33,16 +33,14 @@ def tls_context(
     if the file that `SSLKEYLOGFILE` names cannot be written.
     """
     try:
-        context = (
-            ssl.create_default_context() if verify else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        )
+        context = ssl.create_default_context()
     except OSError as error:
         raise CannotStart(f"SSLKEYLOGFILE: cannot be written ({error.strerror})") from None
     context.hostname_checks_common_name = False
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    context.set_alpn_protocols(["http/1.1"])  # for the upgrade too; httpcore sets it anyway
+    context.set_alpn_protocols(["http/1.1"])  # for the upgrade, too
     if cert_file is not None:
         try:
             context.load_cert_chain(cert_file, key_file, password=lambda: "")  # or it would ask
@@ -52,25 +50,19 @@ def tls_context(
                 "RATEBRIDGE_FEED_CERT_FILE, RATEBRIDGE_FEED_KEY_FILE: expected a certificate and "
                 f"its key in PEM, without a passphrase ({why})"
             ) from None
-    wrap: Any = context.wrap_bio
-
-    def wrap_without_dot(*args: Any, server_hostname: str, **more: Any) -> Any:
-        # A dot at the end is for the lookup. Neither SNI (RFC 6066, 3) nor a certificate has it.
-        return wrap(*args, server_hostname=server_hostname.removesuffix("."), **more)
-
-    context.wrap_bio = wrap_without_dot  # type: ignore[method-assign,assignment]
     return context
 
 
 class TlsStream(trio.abc.Stream):
     """TLS over `network`, as a client of `host`; `handshake` comes first."""
 
-    def __init__(self, network: trio.SocketStream, context: ssl.SSLContext, host: str) -> None:
+    def __init__(self, network: trio.abc.Stream, context: ssl.SSLContext, host: str) -> None:
         self._network = network
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
-        self.socket: Final = network.socket
+        # None in a tunnel, which may be TLS itself.
+        self.socket: Any = network.socket if isinstance(network, trio.SocketStream) else None
 
     async def handshake(self) -> None:
         """Agree with the peer.

@@ -12,19 +12,20 @@ A write that fails is undone: the file is cut back to where it ended before, and
 written again. So a full disk leaves no unfinished line. A kill can leave one. It stays, and what
 is written next begins a line of its own.
 
-The file is locked while it is open, because two processes would write two chains.
+A regular file is locked while it is open, because two processes would write two chains.
 """
 
 import fcntl
 import os
 import signal
+import stat
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import trio
 
@@ -39,84 +40,71 @@ POLLS: Final = 10  # parts of a timeout
 MOST_WAITING: Final = 16 * 1024 * 1024  # bytes: 50,000 lines, a quarter of an hour at 50 a second
 
 
-class Block(NamedTuple):
-    """Whole lines to be written, and the head after them."""
-
-    text: bytes | bytearray
-    head: Head
-
-
 class AuditFile:
     """The file, open: appends whole blocks of lines. For one thread at a time.
 
     Making it and every method may raise OSError; `write` can then be called again.
-    `head` is that of the last block in the file. At first it is where the chain continues,
-    with the `unfinished` lines after it. `reopened` is set when the file was opened anew.
+    `head` is that of the last block in the file, at first where the chain continues.
+    `reopen` asks for the file to be opened anew, and `reopened` is set when it was.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._fd = -1
+        self.reopen = self.reopened = False
         self._open()
-        self.reopened = False
         try:
             self.head = find_head(path)  # now that no other process can write
         except OSError:
             self._close()
             raise
 
-    def write(self, blocks: deque[Block], reopen: bool, last: bool) -> None:
-        """Append all blocks; each is taken from the deque when it is in the file.
+    def write(self, blocks: deque[tuple[bytearray, Head]], last: bool) -> None:
+        """Append all blocks, each with the head after it; what is in the file leaves the deque.
 
-        The file is reopened if it was moved or removed, or if `reopen` is set, and
+        The file is opened anew if it was moved or removed, or if `reopen` is set, and
         closed after the `last` write.
         """
-        if reopen or self._was_moved():
+        try:
+            moved = not os.path.samestat(os.fstat(self._fd), self._path.stat())
+        except OSError:  # it is not open, or not there: opening it raises the reason
+            moved = True
+        if moved or self.reopen:
             self._close()
-        if self._fd < 0:
             self._open()
-            self.reopened = True
+            self.reopen, self.reopened = False, True
         while blocks:
-            self._append(blocks[0].text)
-            self.head = blocks.popleft().head
+            text, head = blocks[0]
+            size = os.fstat(self._fd).st_size  # 0 of a device or a pipe
+            if size and os.pread(self._fd, 1, size - 1) != b"\n":
+                text = bytearray(b"\n") + text
+            written = 0
+            try:
+                while written < len(text):
+                    written += os.write(self._fd, memoryview(text)[written:])
+            except OSError:
+                with suppress(OSError):
+                    os.ftruncate(self._fd, size)
+                raise
+            self.head = head
+            blocks.popleft()
         if last:
             self._close()
 
-    def _append(self, text: bytes | bytearray) -> None:
-        size = os.fstat(self._fd).st_size  # 0 of a device or a pipe
-        if size and os.pread(self._fd, 1, size - 1) != b"\n":
-            text = b"\n" + text
-        written = 0
-        try:
-            while written < len(text):
-                written += os.write(self._fd, memoryview(text)[written:])
-        except OSError:
-            with suppress(OSError):
-                os.ftruncate(self._fd, size)
-            raise
-
     def _open(self) -> None:
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        fd = os.open(self._path, flags, 0o640)
+        self._fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if stat.S_ISREG(os.fstat(self._fd).st_mode):
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            os.close(fd)
+            self._close()
             raise OSError(error.errno, "another process writes it") from None
         except OSError:  # a file system without locks
             pass
-        self._fd = fd
 
     def _close(self) -> None:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
-
-    def _was_moved(self) -> bool:
-        try:
-            return not os.path.samestat(os.fstat(self._fd), self._path.stat())
-        except OSError:  # opening it will raise the reason
-            return True
 
 
 class Audit:
@@ -124,7 +112,7 @@ class Audit:
 
     Raises `CannotStart` if the file cannot be opened. Later failures are reported to
     the observer; lines are lost only when the queue is full, and at the stop. `run_sync`
-    runs a function in a thread, like `trio.to_thread.run_sync`; `started` is now by default.
+    runs a function in a thread, like `trio.to_thread.run_sync`.
     """
 
     def __init__(
@@ -132,7 +120,6 @@ class Audit:
         path: Path,
         observer: Observer,
         run_sync: Callable[..., Awaitable[None]] = trio.to_thread.run_sync,
-        started: datetime | None = None,
     ) -> None:
         self._observer = observer
         self._run_sync = run_sync
@@ -149,10 +136,9 @@ class Audit:
         except OSError as error:
             why = f"RATEBRIDGE_AUDIT_FILE: cannot be read and written ({error.strerror})"
             raise CannotStart(why) from None
-        self._chain = Chain(self._file.head, started or datetime.now(UTC))
+        self._chain = Chain(self._file.head, observer.utc_now())
         self._text = bytearray()  # lines of the next block
-        self._blocks: deque[Block] = deque()
-        self._reopen = False
+        self._blocks: deque[tuple[bytearray, Head]] = deque()
 
     @property
     def head(self) -> Head:
@@ -162,22 +148,20 @@ class Audit:
     @property
     def waiting(self) -> int:
         """The lines that are not written yet."""
-        texts = [self._text, *(block.text for block in tuple(self._blocks))]
+        texts = [self._text, *(text for text, _ in tuple(self._blocks))]
         return sum(text.count(b"\n") for text in texts)
 
     def add(self, records: Sequence[Converted]) -> None:
         """Queue the lines of conversions that were made together."""
-        if len(self._text) >= MOST_WAITING:
-            self._lose(records, "too many lines wait to be written")
-            return
-        self._mark_lost()
-        try:
-            self._text += self._chain.conversions(records)
-        except Exception as bug:  # noqa: BLE001 - a bug here must not cost a reply
-            self._observer.internal_error("audit", bug)
-            self._lose(records, "an internal error")
-
-    def _lose(self, records: Sequence[Converted], why: str) -> None:
+        why = "too many lines wait to be written"
+        if len(self._text) < MOST_WAITING:
+            self._mark_lost()
+            try:
+                self._text += self._chain.conversions(records)
+                return
+            except Exception as bug:  # noqa: BLE001 - a bug here must not cost a reply
+                self._observer.internal_error("audit", bug)
+                why = "an internal error"
         if self.lost == self._lost_reported:  # the first; `audit_recovered` reports how many
             self._observer.audit_lost(len(records), why)
         first, before = self._unmarked or (records[0][3], 0)
@@ -199,7 +183,8 @@ class Audit:
                     audit_nursery.start_soon(self._obey, hangups, name="audit SIGHUP")
                     while True:
                         await trio.sleep(FLUSH_EVERY)
-                        if self._reopen or self._unmarked or self._text or self._blocks:
+                        due = self._file.reopen or self._unmarked or self._text
+                        if due or self.failing is not None:
                             await self._flush()
             finally:
                 with trio.CancelScope(shield=True):
@@ -210,26 +195,22 @@ class Audit:
 
     async def _obey(self, hangups: AsyncIterator[int]) -> None:
         async for _ in hangups:
-            self._reopen = True
+            self._file.reopen = True
 
     async def _flush(self, *, last: bool = False) -> None:
         if last or len(self._text) < MOST_WAITING:
             self._mark_lost()
         if self._text and (last or not self._blocks):  # else more is added to it meanwhile
-            self._blocks.append(Block(self._text, self._chain.head))
+            self._blocks.append((self._text, self._chain.head))
             self._text = bytearray()
-        reopen, self._reopen = self._reopen, False
-        write = partial(self._file.write, self._blocks, reopen, last)
+        write = partial(self._file.write, self._blocks, last)
         async with trio.open_nursery() as flush_nursery:
             flush_nursery.start_soon(self._watch, flush_nursery.cancel_scope, last)
             try:
                 await self._run_sync(write, abandon_on_cancel=True, limiter=self._limiter)
                 self._set_failing(None)
-            except OSError as error:
-                self._set_failing(error.strerror or "the write failed")
-            except RuntimeError as error:  # no thread can be started now
-                self._reopen = self._reopen or reopen
-                self._set_failing(str(error))
+            except (OSError, RuntimeError) as error:  # or no thread can be started now
+                self._set_failing(getattr(error, "strerror", None) or str(error))
             flush_nursery.cancel_scope.cancel()
         if self._file.reopened:
             self._file.reopened = False

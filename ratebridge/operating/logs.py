@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, MutableMapping
-from functools import partial, partialmethod
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import structlog
@@ -100,7 +100,14 @@ class LogWriter:
                 if not self._lines:
                     return
                 lines, self._lines = self._lines, []
-            written = self._write_all(b"".join(lines))
+            block, written = b"".join(lines), True
+            while block and written:
+                try:
+                    block = block[self._write(block) :]
+                except BlockingIOError:
+                    time.sleep(RETRY_AFTER)
+                except (OSError, ValueError):  # the reader has left, or the stream was closed
+                    written = False
             with self._changed:
                 self._size -= sum(map(len, lines))
                 self.dropped += 0 if written else len(lines)
@@ -108,16 +115,6 @@ class LogWriter:
             if written and unreported and self._limit.admit("", time.monotonic()):
                 self._reported += unreported
                 structlog.get_logger().warning("log.dropped", lines=unreported)
-
-    def _write_all(self, block: bytes) -> bool:
-        while block:
-            try:
-                block = block[self._write(block) :]
-            except BlockingIOError:
-                time.sleep(RETRY_AFTER)
-            except (OSError, ValueError):  # the reader has left, or the stream was closed
-                return False
-        return True
 
 
 def _writing_to(stream: TextIO) -> Callable[[bytes], int]:
@@ -149,7 +146,7 @@ class HostLog:
     """The log of an embedded service: its events are records of the stdlib logger `ratebridge`.
 
     A record's message is the event with its fields; it has them as `event` and `fields` too.
-    The host configures the logger. This class has the methods that a structlog logger has.
+    The host configures the logger. This class has the two methods of structlog's that are used.
     """
 
     def __init__(self) -> None:
@@ -161,14 +158,8 @@ class HostLog:
     def log(self, level: int, event: str, *, exc_info: Any = None, **fields: Any) -> None:
         words = {name: str(value) for name, value in fields.items()}
         shown = (f"{name}={repr(word) if ' ' in word else word}" for name, word in words.items())
-        text = " ".join((event, *shown))
         extra = {"event": event, "fields": fields}
-        self._logger.log(level, "%s", text, exc_info=exc_info, extra=extra)
-
-    debug = partialmethod(log, logging.DEBUG)
-    info = partialmethod(log, logging.INFO)
-    warning = partialmethod(log, logging.WARNING)
-    error = partialmethod(log, logging.ERROR)
+        self._logger.log(level, "%s", " ".join((event, *shown)), exc_info=exc_info, extra=extra)
 
 
 def lines_dropped() -> int:
@@ -204,18 +195,12 @@ def configure_logs(level: str, log_format: "LogFormat", stream: TextIO | None = 
     if _writer is not None:
         _writer.close()
     stream = stream or sys.stderr
-    if log_format == "auto":
-        log_format = "console" if stream.isatty() else "json"
-    processors: list[Any] = [
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    if log_format == "json":
-        processors += [
-            structlog.processors.format_exc_info,
-            _event_first,
-            structlog.processors.JSONRenderer(default=str),
-        ]
+    as_json = log_format == "json" or (log_format == "auto" and not stream.isatty())
+    stamper = structlog.processors.TimeStamper(fmt="iso", utc=True)
+    processors: list[Any] = [structlog.processors.add_log_level, stamper]
+    if as_json:
+        to_json = structlog.processors.JSONRenderer(default=str)
+        processors += [structlog.processors.format_exc_info, _event_first, to_json]
     else:
         # The default tracebacks print local variables, and so secrets.
         processors.append(

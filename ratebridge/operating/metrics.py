@@ -9,7 +9,7 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeAlias
 
 import trio
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -27,7 +27,8 @@ from .logs import lines_dropped
 from .overview import Service, Status, calls_left, readiness
 from .stats import Histogram
 
-Values = Mapping[Any, float | Histogram]
+Values: TypeAlias = Mapping[Any, Any] | Histogram | float | None
+"""One value, or those of several labels: numbers, histograms, or None."""
 
 
 class Metrics(Collector):
@@ -49,120 +50,95 @@ class Metrics(Collector):
         """All families but those of the process."""
         service, now = self._service, trio.current_time()
         stats, audit, sources = service.stats, service.audit, service.chain.sources
-        seen = [(source.name, stats.sources[source.name]) for source in sources]
+        seen = {source.name: stats.sources[source.name] for source in sources}
         status, _why = readiness(service, now)
         to_unix = service.utc_now().timestamp() - now
 
-        def unix(at: float | None) -> dict[tuple[()], float]:
-            return {} if at is None else {(): at + to_unix}
+        def unix(at: float | None) -> float | None:
+            return None if at is None else at + to_unix
 
         # The messages.
-        yield _family(
-            "conversions_total",
-            "Requests answered: converted, or the kind of the error.",
-            {"converted": stats.converted, **stats.refused},
-            "outcome",
-        )
-        text = "Messages that could not be answered, by reason."
-        yield _family("messages_dropped_total", text, stats.dropped, "reason")
+        outcomes: dict[Any, int] = {"converted": stats.converted, **stats.refused}
+        yield family("conversions_total", "Requests answered, by outcome.", outcomes, "outcome")
+        yield family("messages_dropped_total", "Messages without answer.", stats.dropped, "reason")
         text = "Time from reading a request until its reply can be written."
-        yield _family("answer_duration_seconds", text, {(): stats.latency})
-        text = "Replies that were never sent: too old, too many, or the service stopped."
-        yield _family("replies_undelivered_total", text, stats.undelivered)
-        text = "Requests whose rate is being fetched."
-        yield _family("requests_waiting", text, service.bridge.waiting)
-        text = "Replies that have not been written yet."
-        yield _family("outbox_replies", text, len(service.outbox))
+        yield family("answer_duration_seconds", text, stats.latency)
+        yield family("replies_undelivered_total", "Replies never sent.", stats.undelivered)
+        waiting = service.bridge.waiting
+        yield family("requests_waiting", "Requests whose rate is being fetched.", waiting)
+        yield family("outbox_replies", "Replies that are not written yet.", len(service.outbox))
 
         # The connection.
-        text = "Whether requests are taken and answered, as /readyz says."
-        yield _family("ready", text, status.is_ready)
+        yield family("ready", "Whether requests are taken, as /readyz says.", status.is_ready)
         text = "Whether it is ready, but requests fail or the audit file cannot be written."
-        yield _family("degraded", text, status is Status.DEGRADED)
-        yield _family("connection_up", "Whether the websocket is open.", stats.link_up)
-        yield _family("connections_opened_total", "Connections opened.", stats.links_opened)
-        text = "Connections lost and attempts failed, by reason; each led to another attempt."
-        yield _family("reconnects_total", text, stats.lost, "reason")
-        yield _family("heartbeats_received_total", "Heartbeats of the feed.", stats.heartbeats)
-        text = "When the last heartbeat of the feed came; absent before the first."
-        yield _family("heartbeat_timestamp_seconds", text, unix(stats.heartbeat_at))
+        yield family("degraded", text, status is Status.DEGRADED)
+        yield family("connection_up", "Whether the websocket is open.", stats.link_up)
+        yield family("connections_opened_total", "Connections opened.", stats.links_opened)
+        yield family("reconnects_total", "Losses and failed attempts.", stats.lost, "reason")
+        yield family("heartbeats_received_total", "Heartbeats of the feed.", stats.heartbeats)
+        heartbeat = unix(stats.heartbeat_at)
+        yield family("heartbeat_timestamp_seconds", "When the last heartbeat came.", heartbeat)
 
-        # The rates.
-        yield _family(
-            "fetches_total",
-            "Fetches of sheets, retries included, by outcome: ok, or why it failed.",
-            {(name, word): count for name, one in seen for word, count in one.fetches.items()},
-            *("provider", "outcome"),
-        )
-        text = "Duration of the fetches that succeeded."
-        durations = {name: one.durations for name, one in seen}
-        yield _family("fetch_duration_seconds", text, durations, "provider")
-        text = "When the last successful fetch ended; absent before the first."
-        answered = {
-            name: one.answered_at + to_unix for name, one in seen if one.answered_at is not None
-        }
-        yield _family("fetch_success_timestamp_seconds", text, answered, "provider")
+        # The rates. A fetch includes its retries.
+        fetches = {(name, word): n for name, one in seen.items() for word, n in one.fetches.items()}
+        yield family("fetches_total", "Fetches, by outcome.", fetches, "provider", "outcome")
+        durations = {name: one.durations for name, one in seen.items()}
+        yield family("fetch_duration_seconds", "Of fetches that succeeded.", durations, "provider")
+        answered = {name: unix(one.answered_at) for name, one in seen.items()}
+        text = "When the last successful fetch ended."
+        yield family("fetch_success_timestamp_seconds", text, answered, "provider")
+        implausible = {name: one.implausible for name, one in seen.items()}
         text = "Quotes that were not used because they cannot be true."
-        implausible = {name: one.implausible for name, one in seen}
-        yield _family("implausible_quotes_total", text, implausible, "provider")
+        yield family("implausible_quotes_total", text, implausible, "provider")
         text = "Conversions by a sheet that was held; legal rates take none and are not counted."
-        yield _family("cache_hits_total", text, stats.from_cache)
+        yield family("cache_hits_total", text, stats.from_cache)
         sheets = service.chain.cache.sheets
-        held = Counter({name: 0 for name, _ in seen})
+        held = Counter(dict.fromkeys(seen, 0))
         held.update(sheet.provider for sheet in sheets)
-        yield _family("sheets", "Sheets of rates held, one a call.", held, "provider")
-        text = "When the oldest sheet held was fetched; absent with none."
-        oldest = {(): min(sheet.fetched for sheet in sheets).timestamp()} if sheets else {}
-        yield _family("oldest_sheet_timestamp_seconds", text, oldest)
-        yield _family(
-            "quota_calls_left",
-            "Calls left by the source's own report; absent without a recent report.",
-            {
-                (source.name, window): left
-                for source in sources
-                for window, left in calls_left(stats, source, now).items()
-            },
-            *("provider", "window"),
-        )
+        yield family("sheets", "Sheets of rates held, one a call.", held, "provider")
+        oldest = min((sheet.fetched.timestamp() for sheet in sheets), default=None)
+        yield family("oldest_sheet_timestamp_seconds", "When it was fetched.", oldest)
+        left = {
+            (source.name, window): calls
+            for source in sources
+            for window, calls in calls_left(stats, source, now).items()
+        }
+        text = "Calls left by the source's own report; absent without a recent report."
+        yield family("quota_calls_left", text, left, "provider", "window")
 
         # The audit trail, and the service.
         if audit is not None:
-            text = "Whether the audit file can be written."
-            yield _family("audit_up", text, audit.failing is None)
-            yield _family("audit_lines_waiting", "Lines not written yet.", audit.waiting)
-            text = "Lines that will never be written."
-            yield _family("audit_lines_lost_total", text, audit.lost)
-        text = "Internal errors after which the service went on; the log has their tracebacks."
-        yield _family("internal_errors_total", text, stats.internal_errors)
-        text = "Stalls of the event loop, after which the feed gets time for another heartbeat."
-        yield _family("loop_stalls_total", text, stats.stalls)
+            yield family("audit_up", "Whether its file can be written.", audit.failing is None)
+            yield family("audit_lines_waiting", "Lines not written yet.", audit.waiting)
+            yield family("audit_lines_lost_total", "Lines never written.", audit.lost)
+        yield family("internal_errors_total", "Bugs that the log tells of.", stats.internal_errors)
+        yield family("loop_stalls_total", "Stalls of the event loop.", stats.stalls)
         text = "Jumps of the wall clock against the monotonic one."
-        yield _family("clock_jumps_total", text, stats.clock_jumps)
+        yield family("clock_jumps_total", text, stats.clock_jumps)
         text = "Log lines lost because the reader was slow or gone."
-        yield _family("log_lines_dropped_total", text, lines_dropped())
-        yield _family("start_timestamp_seconds", "When it started.", unix(service.started))
-        text = "Versions of the service and Python; always 1."
+        yield family("log_lines_dropped_total", text, lines_dropped())
+        started = unix(service.started)
+        yield family("start_timestamp_seconds", "When the service started.", started)
         build = {(__version__, platform.python_version()): 1}
-        yield _family("build_info", text, build, "version", "python")
+        yield family("build_info", "Always 1.", build, "version", "python")
 
 
-def _family(name: str, text: str, values: Values | float, *labels: str) -> Metric:
+def family(name: str, text: str, values: Values, *labels: str) -> Any:
     """A family: a counter if its name says so, else a histogram or a gauge by its values.
 
-    The keys of `values` are the label values, as a tuple, or as a word for one label.
+    The keys of `values` are the label values, as a tuple, or as a word for one label. A value
+    that is None is not known, and left out.
     """
+    by_label = values if isinstance(values, Mapping) else {(): values}
     kind: Callable[..., Any] = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
-    values = values if isinstance(values, Mapping) else {(): values}
-    if any(isinstance(value, Histogram) for value in values.values()):
+    if any(isinstance(value, Histogram) for value in by_label.values()):
         kind = HistogramMetricFamily
-    family = kind(f"ratebridge_{name}", text, labels=labels)
-    for key, value in values.items():
+    made = kind(f"ratebridge_{name}", text, labels=labels)
+    for key, value in by_label.items():
         words = (key,) if isinstance(key, str) else key
         if isinstance(value, Histogram):
-            bounds = (*map(str, value.bounds), "+Inf")
-            buckets = zip(bounds, accumulate(value.counts), strict=True)
-            family.add_metric(words, list(buckets), value.total)
-        else:
-            family.add_metric(words, value)
-    made: Metric = family
+            buckets = zip((*map(str, value.bounds), "+Inf"), accumulate(value.counts), strict=True)
+            made.add_metric(words, list(buckets), value.total)
+        elif value is not None:
+            made.add_metric(words, value)
     return made

@@ -23,7 +23,7 @@ from ..providers.source import Quota, Source
 from ..rates import Quote, Rate, fixed_rate
 from ..settings import Settings
 from .audit import Audit
-from .stats import LACKING, Stats
+from .stats import LACKING, CurrencyStats, Stats
 
 SAMPLES: Final = 600  # a second each: the ten minutes that the page shows
 MOST_SHEETS: Final = 60  # in an overview, the newest: two months of days of one source
@@ -32,6 +32,7 @@ PLAIN: Final = attrs.filters.include(
     *("converted", "from_cache", "refused", "dropped", "undelivered", "heartbeats"),
     *("link_up", "link_ended", "links_opened", "lost", "internal_errors"),
 )
+SHEET: Final = attrs.filters.include("asked", "provider")
 FAILED_FOR: Final = 300.0  # s: without requests nobody knows whether they would still fail
 
 
@@ -80,18 +81,17 @@ def readiness(service: Service, now: float) -> tuple[Status, str]:
     if service.bridge.stopping:
         return Status.STOPPING, "stopping"
     if not stats.link_up:
-        if stats.link_since is None:
-            since = f"no connection yet, {now - service.started:.1f} s after the start"
-        else:
-            since = f"no connection for {now - stats.link_since:.1f} s"
-        return Status.NOT_READY, f"{since}: {stats.link_ended}" if stats.link_ended else since
+        why = f"no connection yet, {now - service.started:.1f} s after the start"
+        if stats.link_since is not None:
+            why = f"no connection for {now - stats.link_since:.1f} s"
+        return Status.NOT_READY, f"{why}: {stats.link_ended}".removesuffix(": ")
     age = heartbeat_age(stats, now)
     if age is None:
         return Status.NOT_READY, "the connection is up, but no heartbeat has come on it yet"
-    up = f"its last heartbeat came {age:.1f} s ago"
+    last = f"its last heartbeat came {age:.1f} s ago"
     if age >= service.settings.heartbeat_timeout:
-        return Status.NOT_READY, f"the connection is up, but {up}"
-    up = f"the connection is up, {up}"
+        return Status.NOT_READY, f"the connection is up, but {last}"
+    up = f"the connection is up, {last}"
     if stats.failed_at is not None and now - stats.failed_at < FAILED_FOR:
         return Status.DEGRADED, f"{up}, but requests fail: {stats.failed}"
     if audit is not None and audit.failing is not None:
@@ -104,14 +104,10 @@ def calls_left(stats: Stats, source: Source, now: float) -> dict[str, int]:
 
     The report for a minute is valid for a minute.
     """
-    quota = source.quota or Quota()
-    fetched_at = stats.sources[source.name].fetched_at
-    left = {}
-    if quota.minute_left is not None and fetched_at is not None and now - fetched_at < 60:
-        left["minute"] = quota.minute_left
-    if quota.month_left is not None:
-        left["month"] = quota.month_left
-    return left
+    quota, fetched_at = source.quota or Quota(), stats.sources[source.name].fetched_at
+    recent = fetched_at is not None and now - fetched_at < 60
+    left = {"minute": quota.minute_left if recent else None, "month": quota.month_left}
+    return {window: calls for window, calls in left.items() if calls is not None}
 
 
 class History:
@@ -140,8 +136,7 @@ class History:
 
     def since(self, taken: int) -> list[list[float | None]]:
         """The samples kept that came after the first `taken` ones."""
-        samples = list(self._samples)
-        return samples[max(0, len(samples) - max(0, self.taken - taken)) :]
+        return list(self._samples)[-(self.taken - taken) :] if taken < self.taken else []
 
     async def keep(self) -> None:
         """Take a sample each second, until cancelled."""
@@ -183,14 +178,10 @@ def overview(service: Service, history: History, now: float, taken: int = 0) -> 
         "sources": [_source(stats, source, now) for source in service.chain.sources],
         "sheets_held": len(sheets),
         "sheets": [
-            {
-                "asked": sheet.asked,
-                "last": str(sheet.last),
-                "provider": sheet.provider,
-                "currencies": len(sheet.currencies),
-                "age": (utc_now - sheet.fetched).total_seconds(),
-                "final": sheet.is_final(sheet.last),
-            }
+            attrs.asdict(sheet, filter=SHEET)
+            | {"last": str(sheet.last), "currencies": len(sheet.currencies)}
+            | {"age": (utc_now - sheet.fetched).total_seconds()}
+            | {"final": sheet.is_final(sheet.last)}
             for sheet in sheets[:MOST_SHEETS]
         ],
         "recent_errors": [attrs.asdict(error) | {"at": wire_time(error.at)} for error in errors],
@@ -215,13 +206,8 @@ def _currencies(service: Service, utc_now: datetime) -> list[dict[str, Any]]:
                 rates[currency] = Rate(currency, *known, cached=True)
     rows: list[dict[str, Any]] = []
     for currency, last in rates.items():
-        rate = fixed_rate(currency, today) or last
-        shown: dict[str, Any] = {"currency": currency, "converted": 0, "euros": 0.0}
-        if currency in seen:
-            shown |= {
-                "converted": seen[currency].converted,
-                "euros": round(seen[currency].euros, 2),
-            }
+        rate, one = fixed_rate(currency, today) or last, seen.get(currency, CurrencyStats())
+        shown = {"currency": currency, "converted": one.converted, "euros": round(one.euros, 2)}
         if rate is not None:
             shown |= {"rate": rate.text, "provider": rate.provider}
             shown |= {"day": str(rate.day), "asked": str(rate.asked)}

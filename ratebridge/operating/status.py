@@ -51,9 +51,11 @@ HEADERS: Final = [
     (b"connection", b"close"),
 ]
 
-_FILES: Final = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
-_MEDIA: Final = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
-_to_json = msgspec.json.Encoder().encode
+FILES: Final = {
+    "/": ("page.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+}
 
 T = TypeVar("T")
 
@@ -76,12 +78,9 @@ class Pages:
         self._history = history
         self._metrics = Metrics(service)
         self._hosts = {"", "localhost", *map(str.lower, hosts)}
+        folder = files(__package__) / "page"
         self._files = {
-            path: Page(
-                files(__package__).joinpath("page", name).read_bytes(),
-                f"{_MEDIA[name.partition('.')[2]]}; charset=utf-8",
-            )
-            for path, name in _FILES.items()
+            path: Page((folder / name).read_bytes(), media) for path, (name, media) in FILES.items()
         }
 
     def answer(self, method: str, target: str, headers: dict[str, str]) -> Page:
@@ -97,37 +96,31 @@ class Pages:
             try:
                 ip_address(name.removeprefix("[").removesuffix("]"))
             except ValueError:
-                how = (
-                    b"ask by an IP address, as localhost, or by a name of RATEBRIDGE_STATUS_HOSTS\n"
-                )
+                how = b"ask by an IP address, localhost, or a name of RATEBRIDGE_STATUS_HOSTS\n"
                 return Page(how, status=421)
         path, _, query = target.partition("?")
         if path not in (*self._files, "/healthz", "/readyz", "/metrics", "/status.json"):
             return Page(b"there is no such page\n", status=404)
         if method not in ("GET", "HEAD"):
             return Page(b"GET and HEAD only\n", status=405)
-        now = trio.current_time()
-        match path:
-            case "/healthz":
-                uptime = round(now - self._service.started, 3)
-                return _json({"healthy": True, "why": "the event loop turns", "uptime": uptime})
-            case "/readyz":
-                status, why = readiness(self._service, now)
-                told = {"ready": status.is_ready, "status": status, "why": why}
-                return _json(told, 200 if status.is_ready else 503)
-            case "/metrics":
-                accepted = headers.get("accept", ""), headers.get("accept-encoding", "")
-                body, media_type, zipped = self._metrics.answer(*accepted)
-                return Page(body, media_type, zipped=zipped)
-            case "/status.json":
-                after = re.fullmatch(r"after=(\d{1,15})", query, re.ASCII)
-                seen = int(after[1]) if after else 0
-                return _json(overview(self._service, self._history, now, seen))
-        return self._files[path]
-
-
-def _json(content: dict[str, Any], status: int = 200) -> Page:
-    return Page(_to_json(content), "application/json", status)
+        now, status = trio.current_time(), 200
+        if path in self._files:
+            return self._files[path]
+        if path == "/metrics":
+            accepted = headers.get("accept", ""), headers.get("accept-encoding", "")
+            body, media_type, zipped = self._metrics.answer(*accepted)
+            return Page(body, media_type, zipped=zipped)
+        told: dict[str, Any] = {"healthy": True, "why": "the event loop turns"}
+        if path == "/healthz":
+            told["uptime"] = round(now - self._service.started, 3)
+        elif path == "/readyz":
+            state, why = readiness(self._service, now)
+            told = {"ready": state.is_ready, "status": state, "why": why}
+            status = 200 if state.is_ready else 503
+        else:
+            after = re.fullmatch(r"after=(\d{1,15})", query, re.ASCII)
+            told = overview(self._service, self._history, now, int(after[1]) if after else 0)
+        return Page(msgspec.json.encode(told), "application/json", status)
 
 
 class Share:
@@ -161,15 +154,11 @@ class StatusServer:
         try:
             self._socket = _listen(self._host, port)
         except (OSError, UnicodeError) as error:
-            where = _spelled(self._host, port)
-            raise CannotStart(
-                f"RATEBRIDGE_STATUS_ADDRESS: cannot listen on {where} ({_why(error)})"
-            ) from None
+            what = f"cannot listen on {_spelled(self._host, port)} ({_why(error)})"
+            raise CannotStart(f"RATEBRIDGE_STATUS_ADDRESS: {what}") from None
         self.address: Final = _spelled(*self._socket.getsockname()[:2])
-        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        few = (
-            descriptors // CLIENTS_SHARE if descriptors != resource.RLIM_INFINITY else MOST_CLIENTS
-        )
+        few, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        few = few // CLIENTS_SHARE if few != resource.RLIM_INFINITY else MOST_CLIENTS
         self._most_clients = max(1, min(MOST_CLIENTS, few))
         self._share = Share()
         # The oldest first; True while its request is being answered.
@@ -194,10 +183,9 @@ class StatusServer:
                 await trio.sleep(CONNECTION_REST)
                 if len(self._clients) == self._most_clients:
                     # End the oldest that waits for its client, if any, but not the newest.
-                    for client_scope, in_turn in list(self._clients.items())[:-1]:
-                        if not in_turn:
-                            client_scope.cancel()
-                            break
+                    waiting = [one for one, busy in list(self._clients.items())[:-1] if not busy]
+                    for client_scope in waiting[:1]:
+                        client_scope.cancel()
                     continue
                 try:
                     stream = await listener.accept()
@@ -219,8 +207,7 @@ class StatusServer:
                 for _ in range(MOST_READS):
                     received = await stream.receive_some(MOST_HEAD)
                     self._clients[client_scope] = True
-                    work = partial(_take, connection, received, pages)
-                    answer = await self._share.run(work)
+                    answer = await self._share.run(partial(_take, connection, received, pages))
                     self._clients[client_scope] = False
                     if answer is not None:
                         break
@@ -283,23 +270,23 @@ def _listen(host: str, port: int) -> socket.socket:
     An IPv6 one takes IPv4 as well where it stands for every address. Raises OSError or
     UnicodeError.
     """
-    problem: OSError | None = None
-    kind = {"type": int(socket.SOCK_STREAM), "flags": int(socket.AI_PASSIVE)}
-    for family, *_, address in socket.getaddrinfo(host, port, **kind):
+    problem = OSError("there is no such host")
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    for family, *_, address in found:
         dual = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
-        options: dict[str, Any] = {"family": family, "backlog": BACKLOG, "dualstack_ipv6": dual}
         try:
-            return socket.create_server(address, **options)
+            return socket.create_server(
+                address, family=family, backlog=BACKLOG, dualstack_ipv6=dual
+            )
         except OSError as error:
-            problem = problem or error
-    raise problem or OSError("there is no such host")
+            problem = error
+    raise problem
 
 
 def _why(error: OSError | UnicodeError) -> str:
     """The system's error text, without the address that `create_server` adds."""
-    if isinstance(error, OSError) and (error.errno or 0) > 0:
-        return os.strerror(error.errno or 0)
-    return "there is no such host"  # a resolver's error has a negative number, a bad name none
+    number = getattr(error, "errno", 0) or 0  # a resolver's is negative, a bad name has none
+    return os.strerror(number) if number > 0 else "there is no such host"
 
 
 def _spelled(host: str, port: int) -> str:

@@ -13,7 +13,7 @@ depends on the day and on what the sources say of it, and on no other request.
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from math import inf
 from typing import Final
 
@@ -179,7 +179,7 @@ class RateChain:
         answer meanwhile; for a failed source that is one that lives.
         """
         if (rate := fixed_rate(currency, day)) is not None:
-            return self._choose(rate, _ALWAYS)
+            return rate
         again: list[Source] = []  # whose last failure is over
         lacking: list[str] = []
         failed: list[str] = []
@@ -187,7 +187,6 @@ class RateChain:
         doubted: list[_Offer] = []
         for source in self.sources:
             if not _can_have(source, currency):
-                lacking.append(source.name)
                 continue
             sheet = self._sheet(source, day, now, asked, again)
             if sheet is None:
@@ -216,7 +215,28 @@ class RateChain:
                 reasons.append((source.name, row.why))
         if again:
             return again[0]
-        raise _no_rate(currency, day, lacking, reasons)
+        raise self._no_rate(currency, day, lacking, reasons)
+
+    def _no_rate(
+        self, currency: str, day: date, lacking: list[str], reasons: list[tuple[str, SourceFailed]]
+    ) -> NoRate:
+        """Why there is none: `lacking` sources have answered without it, `reasons` are the others'.
+
+        A source that cannot have the currency is named only where none has anything else to say.
+        """
+        failures = ", ".join(f"{name} {failure}" for name, failure in reasons)
+        if not reasons:
+            names = " or ".join(source.name for source in self.sources)
+            text = f"currency '{currency}' is not known to {names}"
+        elif lacking:
+            names = " or ".join(lacking)
+            text = f"currency '{currency}' is not known to {names}, and {failures}"
+        else:
+            text = f"no rate for '{currency}' on {day}: {failures}"
+        # A coarse quote stays coarse, so a retry does not help.
+        if all(failure.outcome == FetchOutcome.COARSE for _, failure in reasons):
+            return NoRate(Refusal.UNKNOWN_CURRENCY, text)
+        return NoRate(Refusal.UNAVAILABLE, text)
 
     def _sheet(
         self,
@@ -288,6 +308,8 @@ class RateChain:
         failed = self.cache.failure(source.name, source.asks(day, now.date()))
         if failed is not None and mono - failed[1] < FAILURE_LIFE:
             return failed[0]
+        if self._under_way(source, day) is not None:
+            return None
         today = day >= now.date()
         keep = 0 if today else FOR_REQUESTS if in_use else FOR_TODAY
         wait = 0.0 if access.budget is None else access.budget.wait(mono, keep)
@@ -303,16 +325,23 @@ class RateChain:
             self._observer.rate_limited(source.name, failure)
         return failure
 
+    def _under_way(self, source: Source, day: date) -> _Fetch | None:
+        """The fetch that brings a day, if one is under way."""
+        today = self._utc_now().date()
+        yesterday = today - timedelta(days=1)
+        asked = source.asks(day, today)
+        fetch = self._fetches.get((source.name, asked, today))
+        if fetch is None and day < yesterday:
+            # One from before midnight does not bring the rates of the day that it ended.
+            fetch = self._fetches.get((source.name, asked, yesterday))
+        return fetch
+
     def _start(self, source: Source, day: date) -> _Fetch:
         """The one fetch of this sheet, started if none is under way."""
-        today = self._utc_now().date()
-        key = source.name, source.asks(day, today), today
-        fetch = self._fetches.get(key)
-        yesterday = today - timedelta(days=1)
-        if fetch is None and day < yesterday:
-            # A fetch from before midnight does not bring the rates of the day that it ended.
-            fetch = self._fetches.get((*key[:2], yesterday))
+        fetch = self._under_way(source, day)
         if fetch is None:
+            today = self._utc_now().date()
+            key = source.name, source.asks(day, today), today
             access, mono = self._access[source.name], trio.current_time()
             if access.budget is not None:
                 access.budget.take(mono)
@@ -467,7 +496,6 @@ class RateChain:
 
 
 _Offer = tuple[RateSheet, Quote, date]  # a quote of a sheet, and the day it is of
-_ALWAYS: Final = datetime.max.replace(tzinfo=UTC)
 
 
 def _make_rate(
@@ -487,20 +515,3 @@ def _make_rate(
 
 def _can_have(source: Source, currency: str) -> bool:
     return source.currencies is None or currency in source.currencies
-
-
-def _no_rate(
-    currency: str, day: date, lacking: list[str], reasons: list[tuple[str, SourceFailed]]
-) -> NoRate:
-    names = " or ".join(lacking)
-    failures = ", ".join(f"{name} {failure}" for name, failure in reasons)
-    if not reasons:
-        text = f"currency '{currency}' is not known" + f" to {names}" * bool(names)
-    elif lacking:
-        text = f"currency '{currency}' is not known to {names}, and {failures}"
-    else:
-        text = f"no rate for '{currency}' on {day}: {failures}"
-    # A coarse quote stays coarse, so a retry does not help.
-    if all(failure.outcome == FetchOutcome.COARSE for _, failure in reasons):
-        return NoRate(Refusal.UNKNOWN_CURRENCY, text)
-    return NoRate(Refusal.UNAVAILABLE, text)

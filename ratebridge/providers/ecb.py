@@ -51,7 +51,7 @@ class Ecb:
 
     name = "ecb"
     quota = None
-    every = None
+    every = 10.0  # s: files for all, not to be polled
 
     def __init__(self, http: Http | None = None, url: str = "") -> None:
         self._http = http

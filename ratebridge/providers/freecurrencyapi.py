@@ -9,6 +9,7 @@ more are left than the days after it need. So neither restarts nor a feed use up
 """
 
 import re
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from math import ceil
 from typing import Final
@@ -56,17 +57,8 @@ class _Historical(msgspec.Struct):
     data: dict[date, Raw]
 
 
-class _Month(msgspec.Struct):
-    total: int | None = None
-    remaining: int | None = None
-
-
-class _Quotas(msgspec.Struct):
-    month: _Month
-
-
 class _Status(msgspec.Struct):
-    quotas: _Quotas
+    quotas: dict[str, dict[str, int | None]]
 
 
 _latest = json_decoder(_Latest)
@@ -121,20 +113,17 @@ class FreeCurrencyApi:
                 quoted_on = max((known for known in days if oldest <= known <= day), default=day)
                 return await self._sheet(day, now, answer, days.get(quoted_on, _NOTHING), quoted_on)
         answer = await self._get("latest", {}, now)
-        quotes = read_body(_latest, answer).data
-        return await self._sheet(day, now, answer, quotes, day, latest=day < now.date())
+        return await self._sheet(day, now, answer, read_body(_latest, answer).data, None)
 
     async def _sheet(
-        self,
-        day: date,
-        now: datetime,
-        answer: HttpAnswer,
-        quotes: Raw,
-        quoted_on: date,
-        *,
-        latest: bool = False,
+        self, day: date, now: datetime, answer: HttpAnswer, quotes: Raw, quoted_on: date | None
     ) -> RateSheet:
-        """The sheet of a table of quotes in any base, with the euro made their other side."""
+        """The sheet of a table of quotes in any base, with the euro made their other side.
+
+        `quoted_on` is the day that they are of; None for the latest.
+        """
+        latest = quoted_on is None and day < now.date()
+        quoted_on = quoted_on or day
         members = read_members(quotes)
         rows = (await read_rows((code, raw, quoted_on) for code, raw in members)).get(quoted_on, {})
         euro, dollar = rows.pop("EUR", None), rows.get("USD")
@@ -147,10 +136,9 @@ class FreeCurrencyApi:
                 code: Quote(row.units, euro.units) if isinstance(row, Quote) else row
                 for code, row in rows.items()
             }
+        days = day, day
         by_day = {quoted_on: rows}
-        return make_sheet(
-            self.name, str(day), (day, day), by_day, now, answer.headers, latest=latest
-        )
+        return make_sheet(self.name, str(day), days, by_day, now, answer.headers, latest=latest)
 
     def _keep_for_today(self, day: date, now: datetime) -> None:
         """Raise `SourceFailed` if the calls left are for the rates of today, or of later days."""
@@ -158,43 +146,37 @@ class FreeCurrencyApi:
         if left is None:
             return
         to_next_month = next_month(now) - now
-        each_day = 86400 / self._life
         days = to_next_month.days + (day < now.date())
         most = (self.quota.month_total or MONTH_OF_CALLS) * MOST_FOR_TODAY
-        kept = min(ceil(each_day * days), int(most))
+        kept = min(ceil(86400 / self._life * days), int(most))
         if left <= 0:
             wait = min(to_next_month, COUNT_LIFE).total_seconds()
-            raise SourceFailed(
-                FetchOutcome.QUOTA_MONTH, "has no calls left this month", limited_for=wait
-            )
+            text = "has no calls left this month"
+            raise SourceFailed(FetchOutcome.QUOTA_MONTH, text, limited_for=wait)
         if left <= kept:
-            raise SourceFailed(
-                FetchOutcome.QUOTA_MONTH,
-                f"has {left} calls left this month, kept for the rates of the days to come",
-            )
+            text = f"has {left} calls left this month, kept for the rates of the days to come"
+            raise SourceFailed(FetchOutcome.QUOTA_MONTH, text)
 
     async def check_key(self) -> str:
         """Ask `/status`, which no quota counts, for the key's validity and remaining calls."""
         answer = await self._read_status(datetime.now(UTC))
         _check_key(answer)
-        month = read_body(_status, answer).quotas.month
-        if month.remaining is None:
+        read_body(_status, answer)
+        if self.quota.month_left is None:
             return "accepted"
-        total = "" if month.total is None else f" of {month.total:,}"
-        left = f"{month.remaining:,}{total} calls left this month"
-        if month.remaining <= 0:
+        total = "" if self.quota.month_total is None else f" of {self.quota.month_total:,}"
+        left = f"{self.quota.month_left:,}{total} calls left this month"
+        if self.quota.month_left <= 0:
             raise SourceFailed(FetchOutcome.QUOTA_MONTH, f"accepted, but {left}")
         return f"accepted, {left}"
 
     async def _read_status(self, now: datetime) -> HttpAnswer:
         """The answer of `/status`; what it says of the month is noted."""
         answer = await self._http.get(f"{self._url}/status", {}, self._headers)
-        try:
-            month = read_body(_status, answer).quotas.month
-        except SourceFailed:
-            return answer  # the next call tells why, and with which consequence
-        self.quota.month_left, self.quota.month_total = month.remaining, month.total
-        self._counted = now
+        with suppress(SourceFailed):  # the next call tells why, and with which consequence
+            month = read_body(_status, answer).quotas.get("month", {})
+            self.quota.month_left, self.quota.month_total = map(month.get, ("remaining", "total"))
+            self._counted = now
         return answer
 
     async def _get(self, path: str, params: dict[str, str], now: datetime) -> HttpAnswer:
@@ -238,12 +220,8 @@ class FreeCurrencyApi:
     def _raise_if_limited(self) -> None:
         left = self._limited_until - trio.current_time()
         if left > 0:
-            raise SourceFailed(
-                FetchOutcome.QUOTA_MINUTE,
-                "has no calls left this minute",
-                again=True,
-                limited_for=left,
-            )
+            text = "has no calls left this minute"
+            raise SourceFailed(FetchOutcome.QUOTA_MINUTE, text, again=True, limited_for=left)
 
 
 def _names_the_base(answer: HttpAnswer) -> bool:
@@ -258,9 +236,8 @@ def _refuses_the_key(answer: HttpAnswer) -> bool:
 
 def _check_key(answer: HttpAnswer) -> None:
     if _refuses_the_key(answer):
-        raise SourceFailed(
-            FetchOutcome.REFUSED_KEY, f"did not accept the key (HTTP {answer.status})"
-        )
+        text = f"did not accept the key (HTTP {answer.status})"
+        raise SourceFailed(FetchOutcome.REFUSED_KEY, text)
 
 
 def next_month(now: datetime) -> datetime:

@@ -295,14 +295,11 @@ def read_date(header: str | None) -> datetime | None:
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """The seconds of a Retry-After header, bounded; None if there is none.
 
-    It is a number of seconds, or a date (RFC 9110, 10.2.3), which is seen from the answer's own.
+    It is a number of seconds, or a date (RFC 9110, 10.2.3), which is seen from the answer's own, or
+    by our clock where the answer has none.
     """
     value = headers.get("retry-after")
     seconds: float | None = read_count(value)
-    if (
-        seconds is None
-        and (until := read_date(value))
-        and (since := read_date(headers.get("date")))
-    ):
-        seconds = (until - since).total_seconds()
+    if seconds is None and (until := read_date(value)):
+        seconds = (until - (read_date(headers.get("date")) or datetime.now(UTC))).total_seconds()
     return min(float(seconds), LONGEST_WAIT) if seconds is not None and seconds > 0 else None

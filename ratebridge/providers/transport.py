@@ -3,13 +3,16 @@
 So one place knows how a host is looked up, which of its addresses is next, which proxy is
 on the way, what TLS checks, and why there is no connection.
 
-httpx's own transport reads interim responses without end, 64 KiB of them in one step,
-and leaves the sockets of refused requests to the garbage collector.
+On a kept connection, surplus bytes of one answer would be taken for the next one; with so
+few requests a handshake for each is cheap. A body is bounded in bytes and in pieces, and
+other tasks run between the pieces, because parsing takes time for each. What is no body
+(a head, the length of a chunk, the trailer) is bounded by h11: 16 KiB for each.
 """
 
 import ssl
-from collections.abc import AsyncIterator
-from typing import Any, Final
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import ExitStack, aclosing
+from typing import Final
 
 import h11
 import httpx
@@ -17,11 +20,11 @@ import trio
 
 from ..errors import FetchOutcome, SourceFailed
 from ..link.address import Address
-from ..link.dial import NetworkDial
-from ..link.tls import READ_SIZE
+from ..link.dial import NetworkDial, ask, next_event
 from ..proxies import Proxies
 
-MAX_INTERIM: Final = 16  # responses before the one that counts; a server has use for one or two
+MAX_BODY: Final = 1024 * 1024  # bytes; a table has some 15 KiB, the ECB's whole history 650
+MAX_PIECES: Final = 4096  # of a body: enough for segments of 536 bytes and chunks of 512
 
 
 class Transport(httpx.AsyncBaseTransport):
@@ -32,58 +35,57 @@ class Transport(httpx.AsyncBaseTransport):
         self._proxies = proxies
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """The response to a request without a body, whose own is read as it is asked for.
+        """The whole response to a request without a body.
 
-        Raises `LinkFailed`, `SourceFailed`, `trio.BrokenResourceError` and h11's errors.
+        Raises `LinkFailed`, `trio.BrokenResourceError`, h11's errors, and as `read_response`.
         """
         url = request.url
         host, secure = url.raw_host.decode("ascii"), url.scheme == "https"
         port = url.port or (443 if secure else 80)
         proxy = self._proxies.find(url.scheme, host, port)
         dial = NetworkDial(Address(host, port, "", secure), self._tls, proxy, self._tls)
-        body = None
-        try:
-            body = Body(await dial())
-            response = await body.ask(request)
-        except BaseException:  # the caller's deadline, too
-            dial.next_address()
-            if body is not None:
-                await body.aclose()
-            raise
-        if response.status_code >= 500:
-            dial.next_address()
-        headers = response.headers.raw_items()
-        return httpx.Response(response.status_code, headers=headers, stream=body)
+        head = h11.Request(method=request.method, target=url.raw_path, headers=request.headers.raw)
+        with ExitStack() as on_failure:  # the caller's deadline is one, too
+            on_failure.callback(dial.next_address)
+            async with await dial() as stream:
+                connection = h11.Connection(h11.CLIENT)
+                answer = await ask(stream, connection, head)
+                headers = answer.headers.raw_items()
+                body = pieces(stream, connection)
+                response = await read_response(answer.status_code, headers, body)
+            if answer.status_code < 500:
+                on_failure.pop_all()
+        return response
 
 
-class Body(httpx.AsyncByteStream):
-    """The body of one response on a connection of its own."""
+async def pieces(
+    stream: trio.abc.Stream, connection: h11.Connection
+) -> AsyncGenerator[bytes, None]:
+    """A body, as it comes."""
+    while isinstance(event := await next_event(stream, connection), h11.Data):
+        yield bytes(event.data)
 
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self._stream = stream
-        self._connection = h11.Connection(h11.CLIENT)  # whose bound for all else is 16 KiB
 
-    async def ask(self, request: httpx.Request) -> h11.Response:
-        """Send the request and read the head of the response."""
-        asked = h11.Request(
-            method=request.method, target=request.url.raw_path, headers=request.headers.raw
-        )
-        await self._stream.send_all(self._connection.send(asked) or b"")
-        self._connection.send(h11.EndOfMessage())
-        for _ in range(MAX_INTERIM + 1):
-            event = await self._next_event()
-            if isinstance(event, h11.Response):
-                return event
-        raise SourceFailed(FetchOutcome.BAD_BODY, f"answered in over {MAX_INTERIM} heads")
-
-    async def _next_event(self) -> Any:
-        while (event := self._connection.next_event()) is h11.NEED_DATA:
-            self._connection.receive_data(bytes(await self._stream.receive_some(READ_SIZE)))
-        return event
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while isinstance(event := await self._next_event(), h11.Data):
-            yield bytes(event.data)
-
-    async def aclose(self) -> None:
-        await trio.aclose_forcefully(self._stream)
+async def read_response(
+    status: int, headers: Sequence[tuple[bytes, bytes]], body: AsyncGenerator[bytes, None]
+) -> httpx.Response:
+    """A response with its whole body. Raises `SourceFailed` for one that is not read."""
+    whole = bytearray()
+    async with aclosing(body):
+        if 300 <= status < 400:
+            text = "answered with a redirect, which is not followed"
+            raise SourceFailed(FetchOutcome.REDIRECT, text)
+        coding = httpx.Headers(headers).get("content-encoding", "").strip().lower()
+        if coding not in ("", "identity"):
+            raise SourceFailed(FetchOutcome.BAD_BODY, "answered with a compressed body")
+        number = 0
+        async for piece in body:
+            whole += piece
+            number += 1
+            if len(whole) > MAX_BODY:
+                raise SourceFailed(FetchOutcome.BAD_BODY, "answered with over 1 MiB")
+            if number > MAX_PIECES:
+                text = f"answered in over {MAX_PIECES} pieces"
+                raise SourceFailed(FetchOutcome.BAD_BODY, text)
+            await trio.lowlevel.cancel_shielded_checkpoint()
+    return httpx.Response(status, headers=headers, content=bytes(whole))

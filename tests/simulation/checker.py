@@ -40,8 +40,7 @@ OPEN_WITHIN: Final = 5.0
 WRITE_WITHIN: Final = 2.0 * 9 / 8  # s: it is polled eight times, and begins between two polls
 CLOSE_WITHIN: Final = 1.0
 LEAVES_WITHIN: Final = 1.0  # s from a reply to its write, on a healthy connection
-LOOK: Final = 1.1  # that period is looked at in tenths, and one of them may be repeated
-EXCUSE: Final = 0.25  # s: after a longer stall of our own a silent peer gets another period
+LOOK: Final = 0.05  # s between two looks at the silence; each stall of our own may cost one
 STABLE_AFTER: Final = 5.0  # s up
 BLIP: Final = 0.1
 EAGER: Final = 1.0
@@ -218,9 +217,7 @@ class Checker:
         fatal = _fatal(wire.read)
         beats = [max(at, up) for at, mark in wire.read if mark.kind == "beat"]
         for heard, then in zip([up, *beats], [*beats, closed], strict=True):
-            bound = self._settings.heartbeat_timeout + GRACE
-            if trace.longest_stall(heard, then) >= EXCUSE:
-                bound += self._settings.heartbeat_timeout * LOOK
+            bound = self._settings.heartbeat_timeout + GRACE + LOOK * (1 + len(trace.stalls))
             if self._stop_at <= then:
                 bound += CLOSE_WITHIN
             bound += trace.stalled(heard, then) + TOLERANCE
@@ -379,8 +376,7 @@ class Checker:
                         f"{frame!r} went before {unsent[0]!r}, which was refused", batch.at
                     )
                     unsent.clear()
-            refused = reversed(batch.replies[batch.left :])
-            unsent.extendleft(frame for frame in refused if not _is_overloaded(frame))
+            unsent.extendleft(reversed(batch.replies[batch.left :]))
 
     def _check_accounts(self) -> None:
         """Each request received has one reply that left, or one undelivered."""
@@ -554,10 +550,6 @@ def _held_up(wire: Wire, begin: float, end: float) -> float:
         for write in wire.writes
         if write.ended is not None
     )
-
-
-def _is_overloaded(frame: bytes) -> bool:
-    return b'"error"' in frame and b"overloaded" in frame
 
 
 def _is_subsequence(few: Sequence[bytes], many: Sequence[bytes]) -> bool:

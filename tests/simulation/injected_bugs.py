@@ -1,7 +1,7 @@
 """Bugs to inject one at a time, to show that the simulation finds them."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Final
 from unittest.mock import patch
 
@@ -9,58 +9,50 @@ import attrs
 import trio
 
 from ratebridge.backoff import Backoff
-from ratebridge.bridge import Moment
+from ratebridge.errors import LinkFailed
 from ratebridge.link.link import Link
 from ratebridge.link.stream import LinkStream, Write
-from ratebridge.messages import Heartbeat
-from ratebridge.outbox import Outbox, Reply
-from ratebridge.session import GOING_AWAY, Session, SessionEnd
+from ratebridge.outbox import Outbox
+from ratebridge.session import GOING_AWAY, Session
 from ratebridge.supervisor import OpenLink, Supervisor
 
+Patch = AbstractContextManager[Any]
 
-@contextmanager
-def watchdog_reset_by_any_message() -> Iterator[None]:
+
+def watchdog_reset_by_any_message() -> Patch:
     """Any message resets the heartbeat timeout."""
-    receive = Session._receive
+    answer = Session._answer
 
-    async def receive_and_believe(self: Session) -> None:
-        answer = self._bridge.answer
+    def answer_and_believe(self: Session, frames: Sequence[bytes]) -> None:
+        self._heard = trio.current_time()
+        answer(self, frames)
 
-        def answer_and_believe(frame: bytes, moment: Moment) -> Heartbeat | Reply | None:
-            self._hear_heartbeat()
-            return answer(frame, moment)
-
-        with patch.object(self._bridge, "answer", answer_and_believe):
-            await receive(self)
-
-    with patch.object(Session, "_receive", receive_and_believe):
-        yield
+    return patch.object(Session, "_answer", answer_and_believe)
 
 
-@contextmanager
-def reply_lost_on_reconnect() -> Iterator[None]:
+def reply_lost_on_reconnect() -> Patch:
     """The replies being written when the connection is lost are dropped."""
-    with patch.object(Write, "texts_taken", lambda self: len(self.texts)):
-        yield
+    return patch.object(Write, "texts_taken", lambda self: len(self.texts))
 
 
-@contextmanager
-def polite_close_on_a_stale_link() -> Iterator[None]:
+def polite_close_on_a_stale_link() -> Patch:
     """A stale connection is closed by a close frame, and its answer waited for."""
-    run = Session.run
+    end = Link.end
 
-    async def run_politely(self: Session) -> SessionEnd:
-        end = await run(self)
-        if end.cause.reason == "stale":
-            await self._link.close(GOING_AWAY)
-        return end
+    def end_politely(self: Link, failure: LinkFailed) -> None:
+        async def close() -> None:
+            await self.close(GOING_AWAY)
+            end(self, failure)
 
-    with patch.object(Session, "run", run_politely):
-        yield
+        if failure.reason == "stale":
+            trio.lowlevel.spawn_system_task(close)
+        else:
+            end(self, failure)
+
+    return patch.object(Link, "end", end_politely)
 
 
-@contextmanager
-def backoff_reset_at_connect() -> Iterator[None]:
+def backoff_reset_at_connect() -> Patch:
     """Every open resets the back-off."""
     init = Supervisor.__init__
 
@@ -74,12 +66,10 @@ def backoff_reset_at_connect() -> Iterator[None]:
 
         init(self, open_and_reset, *args, backoff=backoff, **kwargs)
 
-    with patch.object(Supervisor, "__init__", init_hopefully):
-        yield
+    return patch.object(Supervisor, "__init__", init_hopefully)
 
 
-@contextmanager
-def cut_write_does_not_poison() -> Iterator[None]:
+def cut_write_does_not_poison() -> Patch:
     """Further writes follow one that was cut short."""
     write = LinkStream._write
 
@@ -87,19 +77,15 @@ def cut_write_does_not_poison() -> Iterator[None]:
         with trio.move_on_after(0.5):
             await write(self, piece)
 
-    with patch.object(LinkStream, "_write", write_and_forget):
-        yield
+    return patch.object(LinkStream, "_write", write_and_forget)
 
 
-@contextmanager
-def outbox_never_told_of_a_link() -> Iterator[None]:
+def outbox_never_told_of_a_link() -> Patch:
     """Replies wait for a connection for ever."""
-    with patch.object(Outbox, "attach", lambda self, _put: self._fill()):
-        yield
+    return patch.object(Outbox, "attach", lambda self, _put: self._fill())
 
 
-@contextmanager
-def heartbeat_sender_dies() -> Iterator[None]:
+def heartbeat_sender_dies() -> Patch:
     """No heartbeat is sent any more when a connection has been up for a while."""
     send = Session._send_heartbeats
 
@@ -107,28 +93,28 @@ def heartbeat_sender_dies() -> Iterator[None]:
         with trio.move_on_after(2.5):
             await send(self)
 
-    with patch.object(Session, "_send_heartbeats", send_for_a_while):
-        yield
+    return patch.object(Session, "_send_heartbeats", send_for_a_while)
 
 
-@contextmanager
-def receive_loop_stops() -> Iterator[None]:
+def receive_loop_stops() -> Patch:
     """Nothing is read any more when a connection has been up for a while."""
-    receive = Session._receive
+    receive = Link.receive
+    began: dict[Link, float] = {}
 
-    async def receive_for_a_while(self: Session) -> None:
-        with trio.move_on_after(2.5):
-            await receive(self)
+    async def receive_for_a_while(self: Link) -> list[bytes]:
+        now = trio.current_time()
+        if now - began.setdefault(self, now) > 2.5:
+            await self._ended.wait()
+        return await receive(self)
 
-    with patch.object(Session, "_receive", receive_for_a_while):
-        yield
+    return patch.object(Link, "receive", receive_for_a_while)
 
 
 @attrs.frozen
 class InjectedBug:
     """A bug, and a part of the violation that it causes."""
 
-    inject: Callable[[], AbstractContextManager[None]]
+    inject: Callable[[], Patch]
     convicts: str
 
 

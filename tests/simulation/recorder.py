@@ -6,6 +6,7 @@ from typing import Any
 
 import structlog
 import trio
+from support import SessionEnd
 
 from ratebridge import bridge as bridge_module
 from ratebridge import outbox as outbox_module
@@ -14,7 +15,6 @@ from ratebridge.errors import Drop, LinkFailed, NoRate, Refused, SourceFailed
 from ratebridge.messages import Heartbeat
 from ratebridge.observer import Converted, Observer
 from ratebridge.outbox import Outbox, Reply
-from ratebridge.session import SessionEnd
 
 from .sources import ScriptedSource
 from .trace import Made, Trace
@@ -109,7 +109,6 @@ class Recorder(Observer):
             self._trace.stop_at is not None
             or len(self.outbox) >= outbox_module.MOST_REPLIES - 1
             or "too many" in why  # bytes: how many there were, is known to the outbox alone
-            or any(reply.kind == "overloaded" for reply in made)
             or any(reply.at <= now - outbox_module.OLDEST_REPLY + 1e-6 for reply in made)
         ):
             self._trace.complain(f"the reply {key} is undelivered without need ({why})")

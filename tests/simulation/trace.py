@@ -6,8 +6,7 @@ from typing import Any
 
 import attrs
 import trio
-
-from ratebridge.session import SessionEnd
+from support import SessionEnd
 
 from .wire import Wire
 
@@ -76,12 +75,6 @@ class Trace:
     def stalled(self, begin: float, end: float) -> float:
         """Seconds for which our own loop stood still, in stalls begun within a span of time."""
         return sum(to - since for since, to in self.stalls if begin - 1e-9 <= since <= end + 1e-9)
-
-    def longest_stall(self, begin: float, end: float) -> float:
-        return max(
-            (to - since for since, to in self.stalls if begin - 1e-9 <= since <= end + 1e-9),
-            default=0.0,
-        )
 
     def settled(self, at: float) -> float:
         """When our loop goes on after `at`: behind the stall that begins or lasts then, if any."""
