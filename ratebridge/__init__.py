@@ -30,14 +30,7 @@ if TYPE_CHECKING:
     from . import fakes
     from .api import Conversion, Converter, convert, convert_sync
     from .app import Dependencies, run, serve
-    from .errors import (
-        BadRequest,
-        BadSettings,
-        CannotStart,
-        NoRate,
-        RatebridgeError,
-        SourceFailed,
-    )
+    from .errors import BadRequest, BadSettings, CannotStart, NoRate, RatebridgeError, SourceFailed
     from .link.address import Address
     from .link.dial import Dial
     from .providers.source import Source
@@ -46,56 +39,27 @@ if TYPE_CHECKING:
     from .settings import Settings, load_settings
 
 __version__ = "0.1.0"
-__all__ = [
-    "Address",
-    "BadRequest",
-    "BadSettings",
-    "CannotStart",
-    "Conversion",
-    "Converter",
-    "Dependencies",
-    "Dial",
-    "Doubted",
-    "NoRate",
-    "Proxies",
-    "Proxy",
-    "Quote",
-    "Rate",
-    "RateSheet",
-    "RatebridgeError",
-    "Settings",
-    "Source",
-    "SourceFailed",
-    "convert",
-    "convert_sync",
-    "fakes",
-    "load_settings",
-    "run",
-    "serve",
-]
 
-_HOMES: Final = {
-    "api": ("Conversion", "Converter", "convert", "convert_sync"),
-    "app": ("Dependencies", "run", "serve"),
-    "errors": (
-        *("BadRequest", "BadSettings", "CannotStart"),
-        *("NoRate", "RatebridgeError", "SourceFailed"),
-    ),
-    "link.address": ("Address",),
-    "link.dial": ("Dial",),
-    "providers.source": ("Source",),
-    "proxies": ("Proxies", "Proxy"),
-    "rates": ("Doubted", "Quote", "Rate", "RateSheet"),
-    "settings": ("Settings", "load_settings"),
-}
+__all__ = ["Address", "Proxies", "Proxy", "Settings", "load_settings"]
+__all__ += ["Dependencies", "Dial", "run", "serve"]
+__all__ += ["Doubted", "Quote", "RateSheet", "Source"]
+__all__ += ["Conversion", "Converter", "Rate", "convert", "convert_sync"]
+__all__ += ["BadRequest", "BadSettings", "CannotStart", "NoRate", "RatebridgeError", "SourceFailed"]
+__all__ += ["fakes"]
+
+# Each imports most of those before it, so that a name is found at no further import.
+_MODULES: Final = (
+    *("errors", "rates", "proxies", "settings", "link.address", "link.dial", "providers.source"),
+    *("app", "api"),
+)
 
 
 def __getattr__(name: str) -> Any:
     if name == "fakes":
         return import_module(".fakes", __name__)
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f".{module}", __name__), name)
+    if name in __all__:
+        modules = (import_module(f".{module}", __name__) for module in _MODULES)
+        return getattr(next(module for module in modules if hasattr(module, name)), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

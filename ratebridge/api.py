@@ -65,16 +65,13 @@ class Converter:
         self._chain: RateChain | None = None
 
     async def __aenter__(self) -> Self:
-        settings = self._settings
-        async with AsyncExitStack() as stack:
-            sources = self._sources
-            if not sources:
-                http = HttpClient(tls_context(settings.verify_ssl), settings.proxies)
-                sources = make_sources(settings, http)
-            fetch_nursery = await stack.enter_async_context(trio.open_nursery())
-            stack.callback(fetch_nursery.cancel_scope.cancel)
-            self._chain = make_chain(settings, sources, fetch_nursery, Observer(), self._clock)
-            self._stack = stack.pop_all()
+        settings, sources = self._settings, self._sources
+        if not sources:
+            http = HttpClient(tls_context(settings.verify_ssl), settings.proxies)
+            sources = make_sources(settings, http)
+        fetch_nursery = await self._stack.enter_async_context(trio.open_nursery())
+        self._stack.callback(fetch_nursery.cancel_scope.cancel)
+        self._chain = make_chain(settings, sources, fetch_nursery, Observer(), self._clock)
         return self
 
     async def __aexit__(self, *_error: object) -> None:

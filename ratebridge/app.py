@@ -4,9 +4,9 @@ import os
 import random
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import ExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from typing import Final
 
 import attrs
@@ -16,7 +16,7 @@ from . import __version__
 from .backoff import Backoff
 from .bridge import Bridge
 from .errors import BadSettings, LinkFailed
-from .link import Address, Link, open_link
+from .link import Link, open_link
 from .link.dial import Dial, NetworkDial
 from .link.tls import tls_context
 from .link.upgrade import UpgradeOptions
@@ -43,20 +43,20 @@ utc_now: Final = partial(datetime.now, UTC)
 """The wall clock."""
 
 
-def feed_tls(settings: Settings, tls: ssl.SSLContext) -> ssl.SSLContext:
-    """The TLS of the feed: that of the sources, or one with the feed's client certificate.
+def feed_dial(settings: Settings, tls: ssl.SSLContext) -> NetworkDial:
+    """The way to the feed by the settings; `tls` is that of the sources.
 
-    Raises `BadSettings` for a certificate that cannot be used.
+    It is the feed's, too, where there is no client certificate for it. Raises `BadSettings` for a
+    certificate that cannot be used, and where no feed is set.
     """
-    if settings.feed_cert_file is None:
-        return tls
-    return tls_context(settings.verify_ssl, settings.feed_cert_file, settings.feed_key_file)
-
-
-def feed_dial(settings: Settings, feed: Address, tls: ssl.SSLContext) -> NetworkDial:
-    """The way to the feed by the settings; `tls` is that of the sources. Raises as `feed_tls`."""
+    feed = settings.feed
+    if feed is None:
+        raise BadSettings(f"{FEED}: is required but not set")
     proxy = settings.proxies.find("wss" if feed.secure else "ws", feed.host, feed.port)
-    return NetworkDial(feed, feed_tls(settings, tls) if feed.secure else None, proxy, tls)
+    own = tls
+    if feed.secure and settings.feed_cert_file is not None:
+        own = tls_context(settings.verify_ssl, settings.feed_cert_file, settings.feed_key_file)
+    return NetworkDial(feed, own, proxy, tls)
 
 
 def make_sources(settings: Settings, http: HttpClient) -> list[Source]:
@@ -85,16 +85,6 @@ def make_chain(
     )
 
 
-@asynccontextmanager
-async def open_outbox(observer: Observer) -> AsyncIterator[Outbox]:
-    """An outbox; what is left in it at the end is reported as undelivered."""
-    outbox = Outbox(observer)
-    try:
-        yield outbox
-    finally:
-        outbox.discard_all("the service stopped")
-
-
 @attrs.define
 class Dependencies:
     """What a service needs beyond its settings; tests replace these.
@@ -110,18 +100,6 @@ class Dependencies:
     jitter: Callable[[], float] = random.random
     observer: Observer = attrs.Factory(lambda: Observer(HostLog()))
     environment: Mapping[str, str] = attrs.Factory(dict)
-
-
-@attrs.frozen
-class Parts:
-    """The parts of a service that is built. Its tasks live in `nursery`."""
-
-    nursery: trio.Nursery
-    observer: Observer
-    chain: RateChain
-    bridge: Bridge
-    outbox: Outbox
-    supervisor: Supervisor
 
 
 async def serve(
@@ -145,56 +123,47 @@ async def serve(
     Raises `CannotStart` or `BadSettings` before it connects to anything.
     """
     stop = trio.Event() if stop is None else stop
-    not_told = [task_status.started]
-
-    def tell_started() -> None:
-        while not_told:
-            not_told.pop()()
-
-    async with build(settings, dependencies or Dependencies(), tell_started) as parts:
-        parts.nursery.start_soon(_summarize, parts, name="summary")
+    tell_started = cache(task_status.started)  # which can be told only once
+    async with build(settings, dependencies or Dependencies(), tell_started) as service:
+        bridge, outbox, supervisor, observer = service
         async with trio.open_nursery() as supervisor_nursery:
-            supervisor_nursery.start_soon(parts.supervisor.run, name="supervisor")
+            supervisor_nursery.start_soon(supervisor.run, name="supervisor")
             await stop.wait()
-            bridge, outbox = parts.bridge, parts.outbox
-            parts.observer.note("service.stopping", waiting=bridge.waiting, outbox=len(outbox))
+            observer.note("service.stopping", waiting=bridge.waiting, outbox=len(outbox))
             bridge.stopping = True
             with trio.move_on_after(settings.drain_timeout):
                 await bridge.wait_settled()
                 await outbox.wait_empty()
-            parts.supervisor.stop()
+            supervisor.stop()
     tell_started()
 
 
 @asynccontextmanager
 async def build(
     settings: Settings, dependencies: Dependencies, on_open: Callable[[], None]
-) -> AsyncIterator[Parts]:
+) -> AsyncIterator[tuple[Bridge, Outbox, Supervisor, Observer]]:
     """Build a service, and take it down at the end. Raises as `serve` does.
 
     What is opened here, such as the audit file and the port of the status server, is in use
     already; only the supervisor does not run yet. `on_open` is called when a connection opens.
     """
-    observer = dependencies.observer
-    if settings.feed is None:
-        raise BadSettings(f"{FEED}: is required but not set")
-    feed = settings.feed
+    observer, clock, jitter = dependencies.observer, dependencies.clock, dependencies.jitter
     tls = tls_context(settings.verify_ssl)  # one for the sources and the feed
-    network = feed_dial(settings, feed, tls)
+    network = feed_dial(settings, tls)
     dial = dependencies.dial or network
     options = UpgradeOptions(settings.feed_headers, settings.feed_subprotocol)
     http = HttpClient(tls, settings.proxies)
 
     async def open_feed(nursery: trio.Nursery) -> Link:
         try:
-            link = await open_link(nursery, feed, dial, options)
+            link = await open_link(nursery, network.address, dial, options)
         except LinkFailed:
             network.next_address()
             raise
         on_open()
         return link
 
-    status = None
+    status = audit = None
     with ExitStack() as opened:
         if settings.status_address is not None:
             # With its server and its metrics it takes several times 20 ms.
@@ -203,7 +172,7 @@ async def build(
             status = StatusServer(settings.status_address, observer)
             opened.callback(status.close)
         if settings.audit_file is not None:
-            observer.audit = Audit(settings.audit_file, observer)
+            audit = observer.audit = Audit(settings.audit_file, observer)
         opened.pop_all()
 
     if not settings.verify_ssl:
@@ -216,41 +185,40 @@ async def build(
     observer.note(
         "service.started",
         version=__version__,
-        feed=feed.authority,
+        feed=network.address.authority,
         sources=list(settings.providers),
         **observer.audit_head(),
     )
+
+    async def summarize() -> None:
+        while True:
+            await trio.sleep(SUMMARY_EVERY)
+            observer.summarize(waiting=bridge.waiting, outbox=len(outbox), sheets=len(chain.cache))
+
     async with (
         aclosing(observer),
-        open_outbox(observer) as outbox,
+        AsyncExitStack() as at_the_end,
         trio.open_nursery() as service_nursery,
     ):
-        chain = make_chain(
-            settings,
-            dependencies.sources or make_sources(settings, http),
-            service_nursery,
-            observer,
-            dependencies.clock,
-            dependencies.jitter,
-        )
-        if observer.audit is not None:
+        outbox = Outbox(observer)
+        at_the_end.callback(outbox.discard_all, "the service stopped")
+        sources = dependencies.sources or make_sources(settings, http)
+        chain = make_chain(settings, sources, service_nursery, observer, clock, jitter)
+        if audit is not None:
             with trio.CancelScope(shield=True):  # or the status server's port stayed open
-                await service_nursery.start(observer.audit.run)
-        bridge = Bridge(
-            chain, service_nursery, outbox.add, utc_now=dependencies.clock, observer=observer
-        )
+                await service_nursery.start(audit.run)
+        bridge = Bridge(chain, service_nursery, outbox.add, utc_now=clock, observer=observer)
         supervisor = Supervisor(
             open_feed,
             bridge,
             outbox,
             heartbeat=HeartbeatSettings(settings.heartbeat_interval, settings.heartbeat_timeout),
-            backoff=Backoff(settings.reconnect_min, settings.reconnect_max, dependencies.jitter),
+            backoff=Backoff(settings.reconnect_min, settings.reconnect_max, jitter),
             observer=observer,
         )
+        service_nursery.start_soon(summarize, name="summary")
         service_nursery.start_soon(outbox.drop_the_old, name="old replies")
-        service_nursery.start_soon(
-            fetch_at_midnight, chain, dependencies.clock, name="rates at midnight"
-        )
+        service_nursery.start_soon(fetch_at_midnight, chain, clock, name="rates at midnight")
         service_nursery.start_soon(
             notify, observer.stats, bridge, dependencies.environment, name="notify"
         )
@@ -259,26 +227,11 @@ async def build(
 
             # In this nursery it still answers while the service drains.
             view = Service(
-                settings,
-                observer.stats,
-                bridge,
-                outbox,
-                chain,
-                trio.current_time(),
-                dependencies.clock,
-                observer.audit,
+                settings, observer.stats, bridge, outbox, chain, trio.current_time(), clock, audit
             )
             await service_nursery.start(status.run, view, name="status server")
-        yield Parts(service_nursery, observer, chain, bridge, outbox, supervisor)
+        yield bridge, outbox, supervisor, observer
         service_nursery.cancel_scope.cancel()
-
-
-async def _summarize(parts: Parts) -> None:
-    while True:
-        await trio.sleep(SUMMARY_EVERY)
-        parts.observer.summarize(
-            waiting=parts.bridge.waiting, outbox=len(parts.outbox), sheets=len(parts.chain.cache)
-        )
 
 
 def run(settings: Settings) -> None:

@@ -33,12 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         from .command_line import read_command
 
         code = read_command(arguments, named)()
-    except* BadSettings as bad:
-        print(*_words(bad), sep="\n", file=sys.stderr)
-        code = BAD_USAGE
-    except* CannotStart as failed:
-        print(*_words(failed), sep="\n", file=sys.stderr)
-        code = FAILED
+    except* (BadSettings, CannotStart) as errors:
+        print(*_words(errors), sep="\n", file=sys.stderr)
+        code = BAD_USAGE if errors.subgroup(BadSettings) else FAILED
     except* BrokenPipeError:  # standard output has no reader any more
         unread = True
     for stream in filter(None, (sys.stdout, sys.stderr)):

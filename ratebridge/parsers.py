@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from .messages import is_currency
-
 W = TypeVar("W", bound=str)
 
 
@@ -45,25 +43,15 @@ def switch(value: str) -> bool:
     raise ValueError("true or false")
 
 
-def _number(value: str) -> float:
+def seconds(value: str, *, zero: bool = False) -> float:
+    """A time above 0, or with `zero` that one as well."""
     try:
-        return float(value)
+        number = float(value)
     except ValueError:
-        return math.nan
-
-
-def seconds_from_zero(value: str) -> float:
-    number = _number(value)
-    if not 0 <= number <= 1e9:
-        raise ValueError("a number of seconds")
-    return number
-
-
-def seconds(value: str) -> float:
-    number = _number(value)
-    if not 0 < number <= 1e9:
-        raise ValueError("a number of seconds above 0")
-    return number
+        number = math.nan
+    if 0 < number <= 1e9 or (zero and number == 0):
+        return number
+    raise ValueError("a number of seconds" + ("" if zero else " above 0"))
 
 
 def one_of(*words: W) -> Callable[[str], W]:
@@ -76,12 +64,16 @@ def one_of(*words: W) -> Callable[[str], W]:
     return parse
 
 
-def some_of(*words: str) -> Callable[[str], tuple[str, ...]]:
+def some_of(
+    expected: str, is_good: Callable[[str], object], fold: Callable[[str], str] = str.lower
+) -> Callable[[str], tuple[str, ...]]:
+    """Words separated by commas, each once; they are folded before `is_good` judges them."""
+
     def parse(value: str) -> tuple[str, ...]:
-        names = tuple(name.strip().lower() for name in value.split(","))
-        if not set(names) <= set(words) or len(set(names)) < len(names):
-            raise ValueError(f"a list, separated by commas, of {', '.join(words)}")
-        return names
+        words = tuple(fold(word.strip()) for word in value.split(","))
+        if not all(map(is_good, words)) or len(set(words)) < len(words):
+            raise ValueError(f"a list, separated by commas, of {expected}")
+        return words
 
     return parse
 
@@ -92,21 +84,6 @@ def host_port(value: str) -> tuple[str, int]:
     if not colon or not host or not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > 65535:
         raise ValueError("host:port")
     return host, int(port)
-
-
-def coins(value: str) -> tuple[str, ...]:
-    """Codes that a request can name: those of the wire have three letters."""
-    codes = tuple(code.strip().upper() for code in value.split(","))
-    if not all(map(is_currency, codes)) or len(set(codes)) < len(codes):
-        raise ValueError("a list, separated by commas, of codes of three letters")
-    return codes
-
-
-def host_names(value: str) -> tuple[str, ...]:
-    names = tuple(name.strip().lower() for name in value.split(","))
-    if not all(re.fullmatch(r"[a-z0-9._-]+", name) for name in names):
-        raise ValueError("a list, separated by commas, of host names without ports")
-    return names
 
 
 def file(value: str) -> Path:

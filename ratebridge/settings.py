@@ -1,12 +1,11 @@
 """The settings: read from the environment and a `.env` file, and checked together."""
 
-# ruff: noqa: RUF009 - `setting` makes a field of attrs
-
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from types import MappingProxyType
@@ -18,20 +17,8 @@ from dotenv.parser import parse_stream
 from .errors import BadSettings
 from .link.address import Address
 from .link.upgrade import parse_headers, parse_subprotocol
-from .messages import clipped, quoted
-from .parsers import (
-    base_url,
-    coins,
-    file,
-    host_names,
-    host_port,
-    key,
-    one_of,
-    seconds,
-    seconds_from_zero,
-    some_of,
-    switch,
-)
+from .messages import clipped, is_currency, quoted
+from .parsers import base_url, file, host_port, key, one_of, seconds, some_of, switch
 from .providers.registry import NAMES
 from .proxies import Proxies
 
@@ -69,22 +56,25 @@ def setting(
     default: T,
     meaning: str,
     *,
-    name: str | None = None,
     shown: str | None = None,
     secret: bool = False,
     required_by: str | None = None,
 ) -> T:
     """A field of `Settings`, in the type of its default; see `Variable` for the arguments.
 
-    Without a `name` the variable is called as the field, in capitals behind `RATEBRIDGE_`.
     `shown` is how the default is told to people, where its own text does not tell it.
     """
     text = ",".join(default) if isinstance(default, tuple) else str(default or "")
     if isinstance(default, float):
         text = f"{default:g}"
     usual = f"`{text.lower() if default is True else text}`" if text else "none"
-    row = Variable(name or "", parse, shown or usual, meaning, secret, required_by)
+    row = Variable("", parse, shown or usual, meaning, secret, required_by)
     return attrs.field(default=default, repr=not secret, metadata={"variable": row})
+
+
+def source_url(default: str, meaning: str) -> str:
+    """A field for a base URL, which is a secret, as it may hold one."""
+    return setting(base_url, default, meaning, secret=True)
 
 
 def usable_sources(key: str) -> tuple[str, ...]:
@@ -103,12 +93,7 @@ class Settings:
     """
 
     feed: Address | None = setting(
-        Address.parse,
-        None,
-        "the feed, `ws://` or `wss://`",
-        name=FEED,
-        shown="required",
-        secret=True,
+        Address.parse, None, "the feed, `ws://` or `wss://`", shown="required", secret=True
     )
     feed_headers: tuple[tuple[bytes, bytes], ...] = setting(
         parse_headers, (), "lines `Name: value`, sent to the feed with each upgrade", secret=True
@@ -118,55 +103,47 @@ class Settings:
     )
     feed_cert_file: Path | None = setting(file, None, "a client certificate for the feed, PEM")
     feed_key_file: Path | None = setting(file, None, "its key, unless that is in the same file")
-    verify_ssl: bool = setting(
-        switch, True, "`false` leaves the certificates of all peers unchecked", name="VERIFY_SSL"
-    )
+    verify_ssl: bool = setting(switch, True, "`false` leaves all peers' certificates unchecked")
     freecurrency_api_key: str = setting(
         *(key, "", "required when `freecurrencyapi` is among the sources"),
-        name="FREECURRENCY_API_KEY",
         secret=True,
         required_by="freecurrencyapi",
     )
-    freecurrency_api_url: str = setting(
-        *(base_url, "https://api.freecurrencyapi.com/v1", "its base URL, for a cache"),
-        name="FREECURRENCY_API_URL",
-        secret=True,
+    freecurrency_api_url: str = source_url(
+        "https://api.freecurrencyapi.com/v1", "its base URL, for a cache"
     )
-    frankfurter_url: str = setting(
-        *(base_url, "https://api.frankfurter.dev/v2", "its base URL, for a self-hosted one"),
-        name="FRANKFURTER_URL",
-        secret=True,
+    frankfurter_url: str = source_url(
+        "https://api.frankfurter.dev/v2", "its base URL, for a self-hosted one"
     )
-    ecb_url: str = setting(
-        *(base_url, "https://www.ecb.europa.eu/stats/eurofxref", "the ECB's base URL"),
-        name="ECB_URL",
-        secret=True,
-    )
-    coinbase_url: str = setting(
-        *(base_url, "https://api.exchange.coinbase.com", "the base URL of Coinbase Exchange"),
-        name="COINBASE_URL",
-        secret=True,
+    ecb_url: str = source_url("https://www.ecb.europa.eu/stats/eurofxref", "the ECB's base URL")
+    coinbase_url: str = source_url(
+        "https://api.exchange.coinbase.com", "the base URL of Coinbase Exchange"
     )
     coinbase_coins: tuple[str, ...] = setting(
-        coins, ("BTC",), "the coins asked of it, codes separated by commas", name="COINBASE_COINS"
+        some_of("codes of three letters", is_currency, str.upper),  # those of the wire have three
+        ("BTC",),
+        "the coins asked of it, codes separated by commas",
     )
     providers: tuple[str, ...] = setting(
-        some_of(*NAMES),
+        some_of(", ".join(NAMES), NAMES.__contains__),
         attrs.Factory(lambda self: usable_sources(self.freecurrency_api_key), takes_self=True),
         "the sources in the order of trying",
         shown=f"`{','.join(NAMES)}`, without a key all but the first",
     )
-    plausibility: bool = setting(
-        switch, True, "`off` uses quotes that cannot be true, too", shown="`on`"
-    )
+    plausibility: bool = setting(switch, True, "`off` uses implausible quotes, too", shown="`on`")
     cache_ttl: float = setting(seconds, 7200.0, "seconds for which rates are cached")
     rate_deadline: float = setting(seconds, 5.0, "seconds for one rate, failover included")
     heartbeat_interval: float = setting(seconds, 1.0, "seconds between heartbeats sent")
     heartbeat_timeout: float = setting(seconds, 2.0, "seconds without one until it reconnects")
     reconnect_min: float = setting(seconds, 0.25, "seconds, the least wait before a reconnect")
-    reconnect_max: float = setting(seconds, 5.0, "seconds, the longest wait before a reconnect")
+    reconnect_max: float = setting(
+        seconds,
+        attrs.Factory(lambda self: max(5.0, self.reconnect_min), takes_self=True),
+        "seconds, the longest wait before a reconnect",
+        shown="`5`",
+    )
     drain_timeout: float = setting(
-        seconds_from_zero, 5.0, "seconds for what is under way at a stop"
+        partial(seconds, zero=True), 5.0, "seconds for what is under way at a stop"
     )
     log_level: str = setting(one_of(*LEVELS), "info", "`debug`, `info`, `warning` or `error`")
     log_format: LogFormat = setting(
@@ -176,15 +153,25 @@ class Settings:
         host_port, None, "`host:port` of the status server"
     )
     status_hosts: tuple[str, ...] = setting(
-        host_names, (), "its further host names, beside `localhost` and all IP addresses"
+        some_of("host names without ports", re.compile(r"[a-z0-9._-]+").fullmatch),
+        (),
+        "its further host names, beside `localhost` and all IP addresses",
     )
     audit_file: Path | None = setting(file, None, "the file for a JSON line per conversion")
     proxies: Proxies = attrs.Factory(lambda: Proxies.read(os.environ))
     unknown: tuple[str, ...] = ()  # variables that are nearly settings
 
 
+def variable_name(field: str) -> str:
+    """The variable of a field: in capitals, behind `RATEBRIDGE_` unless it is about a peer."""
+    if field == "feed":
+        return FEED
+    bare = field.startswith(("verify_", "freecurrency_", "frankfurter_", "ecb_", "coinbase_"))
+    return field.upper() if bare else f"RATEBRIDGE_{field.upper()}"
+
+
 VARIABLES: Final[Mapping[str, Variable]] = {
-    field.name: attrs.evolve(row, name=row.name or f"RATEBRIDGE_{field.name.upper()}")
+    field.name: attrs.evolve(row, name=variable_name(field.name))
     for field in attrs.fields(Settings)
     if (row := field.metadata.get("variable")) is not None
 }
@@ -299,11 +286,6 @@ def load_settings(
         read["proxies"] = Proxies()
     settings = Settings(**read)
     problems += contradictions(settings, given)
-    if settings.reconnect_max < settings.reconnect_min:
-        if "reconnect_max" in read:
-            least = f"RATEBRIDGE_RECONNECT_MIN ({settings.reconnect_min:g})"
-            problems.append(f"RATEBRIDGE_RECONNECT_MAX: expected no less than {least}")
-        settings = attrs.evolve(settings, reconnect_max=settings.reconnect_min)
     unknown = [
         name
         for name in sorted(set(values) - _KNOWN)
@@ -326,6 +308,9 @@ def contradictions(settings: Settings, given: Collection[str]) -> Iterator[str]:
         yield f"{FEED}, RATEBRIDGE_FEED_HEADERS: expected a user and password in one of them"
     if settings.feed_key_file is not None and "feed_cert_file" not in given:
         yield "RATEBRIDGE_FEED_KEY_FILE: expected RATEBRIDGE_FEED_CERT_FILE beside it"
+    if settings.reconnect_max < settings.reconnect_min:
+        least = f"RATEBRIDGE_RECONNECT_MIN ({settings.reconnect_min:g})"
+        yield f"RATEBRIDGE_RECONNECT_MAX: expected no less than {least}"
 
 
 def unknown_in_words(name: str) -> str:

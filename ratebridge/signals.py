@@ -40,8 +40,12 @@ def ignore_stops() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def run_until_signal(run: Callable[["trio.Event"], Awaitable[None]]) -> int | None:
-    """Run in trio with an Event that SIGTERM or SIGINT sets; a second signal cancels at once.
+def run_until_signal(
+    run: Callable[["trio.Event"], Awaitable[None]], *, at_once: bool = False
+) -> int | None:
+    """Run in trio with an Event that SIGTERM or SIGINT sets; a second signal cancels it.
+
+    With `at_once` the first one does.
 
     Returns the number of the first signal, None if there was none. The handlers that were
     installed before are back afterwards.
@@ -60,7 +64,8 @@ def run_until_signal(run: Callable[["trio.Event"], Awaitable[None]]) -> int | No
                 if not got:
                     got.append(await anext(signals))
                 stop.set()
-                await anext(signals)
+                if not at_once:
+                    await anext(signals)
                 scope.cancel()
 
             problem = None
@@ -91,22 +96,12 @@ def run_unless_stopped(work: Callable[[], Awaitable[T]]) -> T:
 
     SIGTERM and SIGINT cancel it, and then do what their handlers did before.
     """
-    import trio
-
     results: list[T] = []
 
-    async def until(stop: trio.Event) -> None:
-        async with trio.open_nursery() as nursery:
+    async def until(_stop: object) -> None:
+        results.append(await work())
 
-            async def leave() -> None:
-                await stop.wait()
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(leave, name="stop")
-            results.append(await work())
-            nursery.cancel_scope.cancel()
-
-    number = run_until_signal(until)
+    number = run_until_signal(until, at_once=True)
     if not results:
         assert number is not None, "nothing else cancels the work"
         signal.raise_signal(number)

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,13 @@ import structlog
 import trio
 
 from ratebridge import __version__, app
-from ratebridge.app import Dependencies, open_outbox, serve
+from ratebridge.app import Dependencies, serve
 from ratebridge.errors import CannotStart, FetchOutcome, Loss, SourceFailed
-from ratebridge.fakes.feed import FeedPeer, MemoryFeed, request_text
+from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script, request_text
 from ratebridge.link.address import Address
 from ratebridge.observer import Observer
 from ratebridge.operating.logs import event_log
 from ratebridge.operating.stats import Stats
-from ratebridge.outbox import Reply
 from ratebridge.providers.http import HttpClient
 from ratebridge.proxies import Proxies
 from ratebridge.rates import Quote, RateSheet
@@ -38,29 +38,25 @@ DOLLARS = {MAY_17: "1.2", MAY_18: "1.25", TODAY: "1.5"}
 
 @attrs.define
 class Bank:
-    """A source of the rates in `DOLLARS`; `before` may delay it."""
+    """A source of the rates in `DOLLARS`; a day may take a while."""
 
+    takes: dict[date, float] = attrs.Factory(dict)  # s
     name: str = "bank"
     quota: None = None
     currencies: None = None
     every: float | None = None
     calls: list[date] = attrs.Factory(list)
-    before: Callable[[date], Awaitable[None]] = trio.lowlevel.checkpoint  # type: ignore[assignment]
 
     def asks(self, day: date, today: date) -> str:
         return str(day)
 
     async def fetch(self, day: date, now: datetime) -> RateSheet:
         self.calls.append(day)
-        await self.before(day)
+        await trio.sleep(self.takes.get(day, 0))
         if day not in DOLLARS:
             raise SourceFailed(FetchOutcome.BAD_TABLE, "has no table")
         rows = {day: {"USD": Quote(Decimal(DOLLARS[day]))}}
         return RateSheet(self.name, str(day), day, day, rows, now, frozenset({"USD"}))
-
-
-async def at_once(_day: date) -> None:
-    await trio.lowlevel.checkpoint()
 
 
 @attrs.define
@@ -79,12 +75,17 @@ class Service:
             await trio.sleep(0.01)
         return self.feed.peers[number]
 
+    def replies(self) -> list[Any]:
+        """The replies over all connections."""
+        received = [got.message for peer in self.feed.peers for got in peer.received]
+        return [message for message in received if message["type"] != "heartbeat"]
+
 
 @asynccontextmanager
 async def running(
-    script: Callable[[FeedPeer], Awaitable[None]], bank: Bank | None = None, **settings: Any
+    script: Script, bank: Bank | None = None, **settings: Any
 ) -> AsyncIterator[Service]:
-    bank = bank or Bank(before=at_once)
+    bank = bank or Bank()
     began = trio.current_time()
     stats = Stats()
     stop, ended = trio.Event(), trio.Event()
@@ -109,63 +110,68 @@ async def running(
         nursery.cancel_scope.cancel()
 
 
+async def quiet(_peer: FeedPeer) -> None:
+    await trio.sleep_forever()
+
+
 async def beat(peer: FeedPeer) -> None:
     while True:
         await peer.heartbeat()
         await trio.sleep(1)
 
 
-async def quiet(peer: FeedPeer) -> None:
-    """A feed that only beats and listens."""
-    await peer.accept()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(beat, peer)
-        while True:
-            await peer.receive()
-
-
-def asking(*texts: str) -> tuple[Callable[[FeedPeer], Awaitable[None]], list[Any]]:
-    """A feed that asks all of this once per connection, and the replies it got."""
-    replies: list[Any] = []
+def talking(ask: Callable[[FeedPeer], Awaitable[None]] = quiet) -> Script:
+    """A feed that beats, listens and asks."""
 
     async def script(peer: FeedPeer) -> None:
         await peer.accept()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(beat, peer)
-            for text in texts:
-                await peer.send(text)
+            nursery.start_soon(ask, peer)
             while True:
-                replies.append(await peer.receive_reply())
+                await peer.receive()
 
-    return script, replies
+    return script
+
+
+def asking(*texts: str) -> Script:
+    """A feed that asks all of this once per connection."""
+
+    async def ask(peer: FeedPeer) -> None:
+        for text in texts:
+            await peer.send(text)
+
+    return talking(ask)
+
+
+def lost_at_once(peers: Callable[[], list[FeedPeer]], then: Script | None = None) -> Script:
+    """A feed that asks, and breaks off before there is a reply; then another script."""
+
+    async def script(peer: FeedPeer) -> None:
+        if len(peers()) > 1:
+            await (then or talking())(peer)
+            return
+        await peer.accept()
+        await peer.send(request_text("early", "100"))
+        await trio.sleep(0.1)
+
+    return script
 
 
 async def test_a_request_gets_its_stake_in_euro_and_all_else_back(autojump_clock):
-    script, replies = asking(request_text(456))
-    async with running(script):
+    async with running(asking(request_text(456))) as service:
         await trio.sleep(1)
-    assert replies == [
-        {
-            "type": "message",
-            "id": "456",
-            "payload": {
-                "marketId": "123456",
-                "selectionId": "987654",
-                "odds": "2.2",
-                "stake": "202.936",
-                "currency": "EUR",
-                "date": "2021-06-01T12:00:00.000Z",
-            },
-        }
-    ]
+    payload = {"marketId": "123456", "selectionId": "987654", "odds": "2.2", "stake": "202.936"}
+    payload |= {"currency": "EUR", "date": "2021-06-01T12:00:00.000Z"}
+    assert service.replies() == [{"type": "message", "id": "456", "payload": payload}]
 
 
 async def test_equal_ids_are_separate_requests(autojump_clock):
-    script, replies = asking(*(request_text(7, stake) for stake in ("100", "50", "100")))
-    async with running(script):
+    texts = (request_text(7, stake) for stake in ("100", "50", "100"))
+    async with running(asking(*texts)) as service:
         await trio.sleep(1)
-    assert [reply["id"] for reply in replies] == ["7"] * 3
-    assert sorted(reply["payload"]["stake"] for reply in replies) == ["40", "80", "80"]
+    assert [reply["id"] for reply in service.replies()] == ["7"] * 3
+    assert sorted(reply["payload"]["stake"] for reply in service.replies()) == ["40", "80", "80"]
 
 
 @pytest.mark.parametrize(
@@ -181,10 +187,9 @@ async def test_equal_ids_are_separate_requests(autojump_clock):
     ],
 )
 async def test_the_rate_is_the_one_of_the_requests_utc_day(autojump_clock, when, stake):
-    script, replies = asking(request_text(1, "100", date=when))
-    async with running(script):
+    async with running(asking(request_text(1, "100", date=when))) as service:
         await trio.sleep(1)
-    assert [reply["payload"]["stake"] for reply in replies] == [stake]
+    assert [reply["payload"]["stake"] for reply in service.replies()] == [stake]
 
 
 @pytest.mark.parametrize(
@@ -196,36 +201,22 @@ async def test_the_rate_is_the_one_of_the_requests_utc_day(autojump_clock, when,
     ],
 )
 async def test_a_date_without_rates_is_an_error(autojump_clock, when, what):
-    script, replies = asking(request_text(1, "100", date=when))
-    async with running(script) as service:
+    async with running(asking(request_text(1, "100", date=when))) as service:
         await trio.sleep(0.5)
         assert service.bank.calls == []
-    [reply] = replies
-    assert reply["type"] == "error"
-    assert reply["id"] == "1"
+    [reply] = service.replies()
+    assert (reply["type"], reply["id"]) == ("error", "1")
     assert what in reply["message"]
 
 
 async def test_heartbeats_and_answers_go_on_while_a_rates_call_hangs(autojump_clock):
-    async def hang_on_may_17(day: date) -> None:
-        if day == MAY_17:
-            await trio.sleep_forever()
-
-    async def script(peer: FeedPeer) -> None:
-        await peer.accept()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(beat, peer)
-            nursery.start_soon(ask, peer)
-            while True:
-                await peer.receive()
-
     async def ask(peer: FeedPeer) -> None:
         await peer.send(request_text("hangs", "100", date="2021-05-17T12:00:00Z"))
         for number in range(200):
             await peer.send(request_text(number, "100"))
             await trio.sleep(0.02)
 
-    async with running(script, Bank(before=hang_on_may_17)) as service:
+    async with running(talking(ask), Bank({MAY_17: inf})) as service:
         await trio.sleep(6)
         received = service.feed.peers[0].received
     answered = [got for got in received if got.message["type"] == "message"]
@@ -258,43 +249,16 @@ async def test_when_heartbeats_stop_and_requests_go_on_the_link_is_refreshed(aut
 async def test_a_reply_whose_rate_came_after_the_link_was_lost_goes_first_on_the_next(
     autojump_clock,
 ):
-    async def slow(_day: date) -> None:
-        await trio.sleep(1)
-
-    async def script(peer: FeedPeer) -> None:
-        await peer.accept()
-        if len(service.feed.peers) == 1:
-            await peer.send(request_text("early", "100"))
-            await trio.sleep(0.1)
-            return
-        await quiet_from_here(peer)
-
-    async def quiet_from_here(peer: FeedPeer) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(beat, peer)
-            while True:
-                await peer.receive()
-
-    async with running(script, Bank(before=slow)) as service:
+    script = lost_at_once(lambda: service.feed.peers)
+    async with running(script, Bank({MAY_18: 1})) as service:
         peer = await service.next_peer(1)
         await trio.sleep(2)
-    replies = [got.message for got in peer.received if got.message["type"] != "heartbeat"]
-    assert [(reply["id"], reply["payload"]["stake"]) for reply in replies] == [("early", "80")]
+    assert [got.message["id"] for got in peer.received if "id" in got.message] == ["early"]
+    assert [reply["payload"]["stake"] for reply in service.replies()] == ["80"]
     assert service.bank.calls == [MAY_18]
 
 
 async def test_a_stop_answers_what_is_in_flight_and_refuses_what_is_new(autojump_clock):
-    async def slow(_day: date) -> None:
-        await trio.sleep(2)
-
-    async def script(peer: FeedPeer) -> None:
-        await peer.accept()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(beat, peer)
-            nursery.start_soon(ask, peer)
-            while True:
-                await peer.receive()
-
     async def ask(peer: FeedPeer) -> None:
         await peer.send(request_text("old", "100"))
         await trio.sleep(1)
@@ -302,62 +266,47 @@ async def test_a_stop_answers_what_is_in_flight_and_refuses_what_is_new(autojump
         await trio.sleep(0.1)
         await peer.send(request_text("new", "100"))
 
-    async with running(script, Bank(before=slow)) as service:
+    async with running(talking(ask), Bank({MAY_18: 2})) as service:
         began = trio.current_time()
         await service.ended.wait()
         assert trio.current_time() - began < 3.2
-    [peer] = service.feed.peers
-    replies = [got.message for got in peer.received if got.message["type"] != "heartbeat"]
-    assert [reply["id"] for reply in replies] == ["new", "old"]
-    assert "the service is stopping" in replies[0]["message"]
-    assert replies[1]["payload"]["stake"] == "80"
-    assert peer.close_code == 1001
+    new, old = service.replies()
+    assert (new["id"], old["id"]) == ("new", "old")
+    assert "the service is stopping" in new["message"]
+    assert old["payload"]["stake"] == "80"
+    assert service.feed.peers[0].close_code == 1001
 
 
 async def test_a_stop_waits_no_longer_than_the_drain_timeout(autojump_clock):
-    async def hang(_day: date) -> None:
-        await trio.sleep_forever()
-
-    script, replies = asking(request_text(1))
-    async with running(script, Bank(before=hang), rate_deadline=60, drain_timeout=3) as service:
+    bank = Bank({MAY_18: inf})
+    async with running(asking(request_text(1)), bank, rate_deadline=60, drain_timeout=3) as service:
         await trio.sleep(1)
         began = trio.current_time()
         service.stop.set()
         await service.ended.wait()
         assert 3 <= trio.current_time() - began <= 4.1
-    assert replies == []
+    assert service.replies() == []
     assert service.stats.undelivered == 1
 
 
 async def test_a_stop_waits_for_the_link_that_takes_what_is_answered(autojump_clock):
-    async def slow(_day: date) -> None:
-        await trio.sleep(1)
+    async def late(peer: FeedPeer) -> None:
+        await trio.sleep(3)
+        await talking()(peer)
 
-    async def script(peer: FeedPeer) -> None:
-        if len(service.feed.peers) == 1:
-            await peer.accept()
-            await peer.send(request_text("early", "100"))
-            await trio.sleep(0.1)
-        else:
-            await trio.sleep(3)
-            await quiet(peer)
-
-    async with running(script, Bank(before=slow)) as service:
+    script = lost_at_once(lambda: service.feed.peers, late)
+    async with running(script, Bank({MAY_18: 1})) as service:
         await trio.sleep(2)  # the reply is made, and the next link is being opened
         service.stop.set()
         await service.ended.wait()
-    replies = [got.message["id"] for got in service.feed.peers[1].received if "id" in got.message]
-    assert replies == ["early"]
+    assert [reply["id"] for reply in service.replies()] == ["early"]
 
 
 async def test_undelivered_replies_at_the_stop_are_logged_by_id_and_count(autojump_clock, log):
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("info"))
 
-    async def hang(_day: date) -> None:
-        await trio.sleep_forever()
-
-    script, _replies = asking(*map(request_text, range(30)))
-    async with running(script, Bank(before=hang), rate_deadline=60, drain_timeout=0):
+    script = asking(*map(request_text, range(30)))
+    async with running(script, Bank({MAY_18: inf}), rate_deadline=60, drain_timeout=0):
         await trio.sleep(1)
     told = [event["id"] for event in log if event["event"] == "reply.undelivered"]
     [rest] = [event for event in log if event["event"] == "log.limited"]
@@ -369,18 +318,20 @@ async def test_undelivered_replies_at_the_stop_are_logged_by_id_and_count(autoju
 async def test_what_is_left_in_the_outbox_is_undelivered_whichever_way_the_service_ends(
     autojump_clock,
 ):
+    """Here it is cancelled, as by a second signal, with a reply that waits for the next link."""
+
     observer = Observer()
-    with trio.CancelScope() as scope:  # as a second signal does
-        async with open_outbox(observer) as outbox:
-            outbox.add(Reply(b"1", b"a reply", trio.current_time()))
-            scope.cancel()
-            await trio.lowlevel.checkpoint()
+    async with trio.open_nursery() as nursery:
+        feed = MemoryFeed(nursery, lost_at_once(lambda: feed.peers, quiet))
+        dependencies = Dependencies(feed.dial, [Bank({MAY_18: 1})], observer=observer)
+        with trio.move_on_after(2):
+            await serve(Settings(FEED), None, dependencies)
+        nursery.cancel_scope.cancel()
     assert observer.stats.undelivered == 1
 
 
 async def test_a_service_logs_its_start_each_minute_and_its_end(autojump_clock, log):
-    bank = Bank(before=at_once)
-    async with running(quiet, bank, providers=("bank",)):
+    async with running(talking(), providers=("bank",)):
         await trio.sleep(121)
     assert [event["connection"] for event in log if event["event"] == "summary"] == ["up", "up"]
     about = {"version": __version__, "feed": FEED.authority, "sources": ["bank"]}
@@ -430,8 +381,8 @@ async def test_the_feed_and_the_sources_have_one_tls_context(monkeypatch, autoju
     assert used == [(True,), context]
     files = Path("client.pem"), Path("client.key")
     with_certificate = attrs.evolve(settings, feed_cert_file=files[0], feed_key_file=files[1])
-    assert app.feed_tls(settings, context) is context
-    app.feed_tls(with_certificate, context)
+    assert app.feed_dial(settings, context).tls is context
+    app.feed_dial(with_certificate, context)
     assert used[-1] == (True, *files)
 
 
@@ -463,11 +414,11 @@ async def test_what_does_nothing_in_the_environment_is_logged(autojump_clock, mo
 async def test_a_start_is_reported_when_the_first_connection_is_up(autojump_clock):
     async def script(peer: FeedPeer) -> None:
         await trio.sleep(3)
-        await quiet(peer)
+        await talking()(peer)
 
     async with trio.open_nursery() as nursery:
         feed = MemoryFeed(nursery, script)
-        dependencies = Dependencies(feed.dial, [Bank(before=at_once)])
+        dependencies = Dependencies(feed.dial, [Bank()])
         began = trio.current_time()
         await nursery.start(serve, Settings(FEED), None, dependencies)
         assert trio.current_time() - began == pytest.approx(3, abs=0.1)
@@ -478,7 +429,7 @@ async def test_a_stop_before_the_first_connection_is_no_error_of_a_start(autojum
     stop = trio.Event()
     stop.set()
     async with trio.open_nursery() as nursery:
-        dependencies = Dependencies(trio.sleep_forever, [Bank(before=at_once)])
+        dependencies = Dependencies(trio.sleep_forever, [Bank()])
         await nursery.start(serve, Settings(FEED), stop, dependencies)
 
 
@@ -492,8 +443,8 @@ async def test_an_embedded_service_writes_nothing_by_itself(
     monkeypatch.setattr(logger, "handlers", [caplog.handler])
     caplog.set_level("INFO", logger="ratebridge")
     async with trio.open_nursery() as nursery:
-        feed = MemoryFeed(nursery, quiet)
-        dependencies = Dependencies(feed.dial, [Bank(before=at_once)])
+        feed = MemoryFeed(nursery, talking())
+        dependencies = Dependencies(feed.dial, [Bank()])
         await nursery.start(serve, Settings(FEED, verify_ssl=False), None, dependencies)
         nursery.cancel_scope.cancel()
     assert capsys.readouterr() == ("", "")

@@ -34,17 +34,10 @@ def test_a_signal_at_the_exit_is_ignored(number, monkeypatch):
     ("arguments", "expected"),
     [
         (("mock-server", "--port", "65536"), "a port from 0 to 65535, got '65536'"),
-        (
-            (
-                "mock-server",
-                "--rates-port=-1",
-            ),
-            "a port from 0 to 65535, got '-1'",
-        ),
+        (("mock-server", "--rates-port=-1"), "a port from 0 to 65535, got '-1'"),
         (("mock-server", "--port", "http"), "a port from 0 to 65535, got 'http'"),
         (("mock-server", "--rate", "0"), "a number above 0, got '0'"),
         (("mock-server", "--rate", "fast"), "a number above 0, got 'fast'"),
-        (("mock-server", "--seed", "1.5"), "a whole number, got '1.5'"),
         (("demo", "--rate", "nan"), "a number above 0, got 'nan'"),
         (("demo", "--count", "0"), "a whole number above 0, got '0'"),
     ],
@@ -57,15 +50,7 @@ def test_a_bad_option_is_reported_with_what_was_expected(arguments, expected, ca
     assert problem.endswith(f"error: argument {option}: expected {expected}")
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("convert",),
-        ("verify",),
-        ("no-such-command",),
-    ],
-    ids=" ".join,
-)
+@pytest.mark.parametrize("arguments", [("convert",), ("verify",), ("no-such-command",)])
 def test_bad_usage_is_exit_code_2_with_how_to_use_it(arguments, capsys):
     assert exit_code(*arguments) == 2
     assert capsys.readouterr().err.startswith("usage: ratebridge")
@@ -144,7 +129,7 @@ def test_a_host_that_is_not_this_machines_is_reported(host, capsys, monkeypatch)
         monkeypatch.setattr("trio.open_tcp_listeners", listen)
     assert exit_code("mock-server", "--port", "0", "--host", host) == 2
     problem = capsys.readouterr().err
-    assert problem.startswith("--host: expected a name or an address of this machine, got '")
+    assert problem.startswith("--host, --port: cannot listen on '")
 
 
 @pytest.mark.parametrize("command", [("check",), ("verify", "FILE"), ("convert", "1", "USD")])

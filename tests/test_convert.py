@@ -3,13 +3,11 @@
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 from datetime import UTC, datetime
 
 import pytest
-import trio
 from rate_bench import KEY, make_client, make_source
 from support import OURS
 
@@ -18,7 +16,6 @@ from ratebridge.command_line import command_line
 from ratebridge.errors import BadSettings
 from ratebridge.fakes.rates import FakeRates, Fault
 from ratebridge.providers.ecb import Ecb
-from ratebridge.providers.registry import NAMES
 
 NOW = datetime(2090, 11, 20, 12, 0, 20, tzinfo=UTC)  # beyond every embedded table
 KEY_NAME = "FREECURRENCY_API_KEY"
@@ -61,7 +58,7 @@ def test_a_conversion_with_its_provenance(capsys):
 def test_the_day_used_may_be_an_earlier_one(capsys):
     assert convert(date_text="2021-05-16", currency="usd", stake="-1e2") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("-1e2 USD is -82.")
+    assert lines[0].startswith("-100 USD is -82.")
     assert lines[3:5] == ["day asked 2021-05-16", "day used  2021-05-14"]
 
 
@@ -134,19 +131,11 @@ def test_a_source_that_fails_is_one_line_without_its_key(capsys):
             for stake in ("1,000.50", "1.000,50", "1_000", "1'000", "1 000", "1,5")
         ),
         ({"stake": "NaN"}, "stake 'NaN' is not a number"),
-        ({"stake": "01"}, "stake '01' is not a number"),
         ({"stake": "1e15"}, "stake '1e15' is out of range"),
         ({"currency": "EURO"}, "currency 'EURO' is not a three-letter code"),
-        (
-            {"currency": "\u20ac\u20ac\u20ac"},
-            "currency '\u20ac\u20ac\u20ac' is not a three-letter code",
-        ),
+        ({"currency": "\u20ac" * 3}, "currency '\u20ac\u20ac\u20ac' is not a three-letter code"),
         ({"date_text": "yesterday"}, "date 'yesterday' is not an ISO 8601 date and time"),
         ({"date_text": "2021-02-29"}, "date '2021-02-29' is not a day"),
-        (
-            {"source": "ebc"},
-            f"--source: expected one of {', '.join(NAMES)}, got 'ebc'",
-        ),
         (
             {"source": "freecurrencyapi"},
             f"{KEY_NAME}: is required but not set, as freecurrencyapi is among the sources",
@@ -169,13 +158,6 @@ def test_every_problem_is_reported_together(monkeypatch, capsys):
     ]
 
 
-def test_the_command_asks_the_source_that_is_named(capsys):
-    with pytest.raises(SystemExit) as exited:
-        main(["convert", "253.67", "USD", "--date", "2021-05-18", "--source", "ecb"])
-    assert exited.value.code == 0
-    assert capsys.readouterr().out.startswith("253.67 USD is 207.55196 EUR\n")
-
-
 def test_the_named_source_takes_the_place_of_those_in_the_settings(monkeypatch, capsys):
     monkeypatch.setenv("RATEBRIDGE_PROVIDERS", "ecb")
     monkeypatch.setenv("FRANKFURTER_URL", "http://127.0.0.1:1/v2")
@@ -184,23 +166,12 @@ def test_the_named_source_takes_the_place_of_those_in_the_settings(monkeypatch, 
     assert capsys.readouterr().err.startswith("no rate for 'USD' on 2021-05-18: frankfurter")
 
 
-def test_an_interruption_is_exit_code_130(monkeypatch):
-    async def fetch(*_):
-        os.kill(os.getpid(), signal.SIGINT)
-        await trio.sleep_forever()
-
-    monkeypatch.setattr(Ecb, "fetch", fetch)
-    with pytest.raises(SystemExit) as exited:
-        main(["convert", "1", "USD", "--source", "ecb"])
-    assert exited.value.code == 130
-
-
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
         (("100", "EUR", "USD"), "USD: the target is always the euro"),
-        (("100",), "expected STAKE CURRENCY, or - for lines of them"),
-        (("100", "USD", "to", "EUR"), "expected STAKE CURRENCY, or - for lines of them"),
+        (("100",), "expected STAKE CURRENCY [DATE]"),
+        (("100", "USD", "to", "EUR"), "expected STAKE CURRENCY [DATE]"),
     ],
 )
 def test_other_words_are_bad_usage(words, problem):
@@ -209,8 +180,11 @@ def test_other_words_are_bad_usage(words, problem):
     assert caught.value.args == (problem,)
 
 
-def test_the_euro_may_be_named_as_the_target(capsys):
-    assert run("253.67", "usd", "eur", "--date", "2021-05-18") == 0
+@pytest.mark.parametrize(
+    "words", [("eur", "--date", "2021-05-18"), ("2021-05-18",), ("2021-05-18", "--source", "ecb")]
+)
+def test_the_euro_may_be_named_as_the_target_and_a_day_in_its_place(words, capsys):
+    assert run("253.67", "usd", *words, sources=None if "ecb" in words else (ECB,)) == 0
     assert capsys.readouterr().out.startswith("253.67 USD is 207.55196 EUR\n")
 
 
@@ -253,14 +227,6 @@ def test_in_json_each_conversion_is_an_object(capsys, monkeypatch):
     assert shown.err == ""
 
 
-def test_the_lines_share_one_converter(capsys, monkeypatch):
-    fake = FakeRates(lambda: NOW)
-    monkeypatch.setattr("sys.stdin", io.StringIO("1 USD\n1 GBP\n" * 100))
-    assert run("-", sources=[make_source("frankfurter", make_client(fake))]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 200
-    assert fake.count() == 1
-
-
 def test_every_bad_line_is_reported_before_anything_is_converted(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("1 USD\n1\nx USD 2021-05-18\n1 2 3 4\n"))
     with pytest.raises(BadSettings) as caught:
@@ -286,17 +252,9 @@ def test_an_env_file_takes_the_place_of_dotenv(words, tmp_path):
 
 def test_a_mock_server_can_stand_in_for_the_sources_too(monkeypatch, capsys):
     """As an operator would try the service without network: any key will do."""
-    command = [
-        sys.executable,
-        "-m",
-        "ratebridge",
-        "mock-server",
-        "--quiet",
-        "--port",
-        "0",
-        "--rates-port",
-    ]
-    with subprocess.Popen([*command, "0"], stdout=subprocess.PIPE, text=True) as server:
+    options = ["--quiet", "--port", "0", "--rates-port", "0"]
+    command = [sys.executable, "-m", "ratebridge", "mock-server", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         listening = [json.loads(server.stdout.readline()) for _ in range(2)][1]
         assert listening["event"] == "rates.listening"
@@ -316,4 +274,4 @@ def test_a_mock_server_can_stand_in_for_the_sources_too(monkeypatch, capsys):
     assert shown.err.startswith("currency 'ZZZ' is not known to freecurrencyapi ")
     assert server.returncode == 0
     assert exited.value.code == 2
-    assert capsys.readouterr().err == f"--rates-port: Address already in use: {port}\n"
+    assert capsys.readouterr().err.startswith("--host, --rates-port: cannot listen on ")

@@ -98,4 +98,6 @@ def test_a_port_in_use_is_reported(capsys):
         with pytest.raises(SystemExit) as exited:
             main(["mock-server", "--port", port])
     assert exited.value.code == 2
-    assert capsys.readouterr().err == f"--port: Address already in use: {port}\n"
+    assert capsys.readouterr().err == (
+        f"--host, --port: cannot listen on '127.0.0.1' and {port}: Address already in use\n"
+    )

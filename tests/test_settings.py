@@ -1,6 +1,7 @@
 """The settings: the environment and `.env`, every problem reported, no secret printed."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,15 @@ from ratebridge.app import Dependencies, serve
 from ratebridge.errors import BadSettings, FetchOutcome, LinkFailed, Loss, SourceFailed
 from ratebridge.link.address import Address
 from ratebridge.providers.registry import NAMES, provider
-from ratebridge.proxies import Proxy
-from ratebridge.settings import VARIABLES, Settings, load_settings, read_environment, resembled
+from ratebridge.proxies import Proxies, Proxy
+from ratebridge.settings import (
+    VARIABLES,
+    Settings,
+    Variable,
+    load_settings,
+    read_environment,
+    resembled,
+)
 
 NO_HTTP: Any = None  # of a source that is never asked
 SECRETS = [variable for variable in VARIABLES.values() if variable.secret]
@@ -21,30 +29,35 @@ FEED = {"CURRENCY_ASSIGNMENT_WS_URI": "ws://feed.example/stream"}
 
 
 def test_the_defaults_are_those_of_the_protocol():
-    assert load_settings(FEED) == Settings(
-        feed=Address("feed.example", 80, "/stream", secure=False),
-        verify_ssl=True,
-        providers=tuple(name for name in NAMES if name != "freecurrencyapi"),
-        plausibility=True,
-        coinbase_coins=("BTC",),
-        cache_ttl=7200,
-        rate_deadline=5,
-        heartbeat_interval=1,
-        heartbeat_timeout=2,
-        reconnect_min=0.25,
-        reconnect_max=5,
-        drain_timeout=5,
-        log_level="info",
-        log_format="auto",
-        status_address=None,
-        status_hosts=(),
-        audit_file=None,
-    )
+    assert attrs.asdict(load_settings(FEED), recurse=False) == {
+        **dict.fromkeys(("feed_subprotocol", "feed_cert_file", "feed_key_file"), None),
+        **dict.fromkeys(("feed_headers", "status_hosts", "unknown"), ()),
+        **dict.fromkeys(("status_address", "audit_file"), None),
+        "feed": Address("feed.example", 80, "/stream", secure=False),
+        "proxies": Proxies(),
+        "verify_ssl": True,
+        "freecurrency_api_key": "",
+        "freecurrency_api_url": "https://api.freecurrencyapi.com/v1",
+        "frankfurter_url": "https://api.frankfurter.dev/v2",
+        "ecb_url": "https://www.ecb.europa.eu/stats/eurofxref",
+        "coinbase_url": "https://api.exchange.coinbase.com",
+        "coinbase_coins": ("BTC",),
+        "providers": ("frankfurter", "ecb", "coinbase"),
+        "plausibility": True,
+        "cache_ttl": 7200,
+        "rate_deadline": 5,
+        "drain_timeout": 5,
+        "heartbeat_interval": 1,
+        "heartbeat_timeout": 2,
+        "reconnect_min": 0.25,
+        "reconnect_max": 5,
+        "log_level": "info",
+        "log_format": "auto",
+    }
 
 
 def test_a_key_puts_freecurrencyapi_first():
     assert load_settings({**FEED, "FREECURRENCY_API_KEY": "k3y"}).providers == NAMES
-    assert Settings(freecurrency_api_key="k3y").providers == NAMES
 
 
 def test_a_longer_first_wait_raises_the_longest():
@@ -88,90 +101,67 @@ def test_every_setting_is_read():
     assert load_settings(values) == Settings(**{field: value for field, _, value in READ})
 
 
-@attrs.frozen
-class Wrong:
-    name: str
-    value: str
-    expected: str
-
-
 WRONG = [
-    Wrong("CURRENCY_ASSIGNMENT_WS_URI", "http://feed", "ws://"),
-    Wrong("CURRENCY_ASSIGNMENT_WS_URI", "ws://us%3Aer:pass@feed", "user has no colon"),
-    Wrong("CURRENCY_ASSIGNMENT_WS_URI", "ws://feed/#part", "without a fragment"),
-    Wrong("CURRENCY_ASSIGNMENT_WS_URI", "ws://feed:99999", "valid host and port"),
-    Wrong("CURRENCY_ASSIGNMENT_WS_URI", "ws://", "with a host"),
-    Wrong("CURRENCY_ASSIGNMENT_WS_URI", f"ws://{'a' * 64}.example", "valid host"),
-    Wrong("CURRENCY_ASSIGNMENT_WS_URI", "ws://feed/a b", "without spaces"),
-    Wrong("FREECURRENCY_API_KEY", "two words", "printable ASCII"),
-    Wrong("VERIFY_SSL", "maybe", "true or false"),
-    Wrong("FREECURRENCY_API_URL", "ftp://rates", "http://"),
-    Wrong("FREECURRENCY_API_URL", "http://rates/ v1", "http://"),
-    Wrong("FRANKFURTER_URL", "https://user@rates", "http://"),
-    Wrong("FRANKFURTER_URL", "https://rates:port", "http://"),
-    Wrong("COINBASE_COINS", "BTC,BTC", "codes of three letters"),
-    Wrong("COINBASE_COINS", "USDT", "codes of three letters"),
-    Wrong("RATEBRIDGE_FEED_HEADERS", "no colon", "lines `Name: value`"),
-    Wrong("RATEBRIDGE_FEED_HEADERS", "a b: c", "lines `Name: value`"),
-    Wrong("RATEBRIDGE_FEED_HEADERS", "A: b\x7f", "printable ASCII"),
-    Wrong("RATEBRIDGE_FEED_HEADERS", "Host: h", "none of the handshake's own"),
-    Wrong("RATEBRIDGE_FEED_HEADERS", "Sec-WebSocket-Key: h", "none of the handshake's own"),
-    Wrong("RATEBRIDGE_FEED_SUBPROTOCOL", "a, b", "the name of one subprotocol"),
-    Wrong("RATEBRIDGE_PLAUSIBILITY", "perhaps", "true or false"),
-    Wrong("RATEBRIDGE_PROVIDERS", "ecb,ecb", "a list"),
-    Wrong("RATEBRIDGE_PROVIDERS", "bank", "a list"),
-    Wrong("RATEBRIDGE_CACHE_TTL", "two hours", "seconds above 0"),
-    Wrong("RATEBRIDGE_RATE_DEADLINE", "0", "seconds above 0"),
-    Wrong("RATEBRIDGE_HEARTBEAT_INTERVAL", "-1", "seconds above 0"),
-    Wrong("RATEBRIDGE_HEARTBEAT_TIMEOUT", "nan", "seconds above 0"),
-    Wrong("RATEBRIDGE_RECONNECT_MIN", "inf", "seconds above 0"),
-    Wrong("RATEBRIDGE_RECONNECT_MAX", "0.1", "no less than RATEBRIDGE_RECONNECT_MIN (0.25)"),
-    Wrong("RATEBRIDGE_DRAIN_TIMEOUT", "-0.1", "a number of seconds"),
-    Wrong("RATEBRIDGE_LOG_LEVEL", "loud", "one of debug, info"),
-    Wrong("RATEBRIDGE_LOG_FORMAT", "xml", "one of auto, console, json"),
-    Wrong("RATEBRIDGE_STATUS_ADDRESS", "8080", "host:port"),
-    Wrong("RATEBRIDGE_STATUS_ADDRESS", "localhost:70000", "host:port"),
-    Wrong("RATEBRIDGE_STATUS_HOSTS", "status.example:8080", "without ports"),
-    Wrong("RATEBRIDGE_STATUS_HOSTS", "one,,two", "separated by commas"),
-    Wrong("RATEBRIDGE_AUDIT_FILE", "/no/such/folder/audit.jsonl", "a file in a directory"),
-    Wrong("RATEBRIDGE_AUDIT_FILE", f"{'a' * 300}/audit.jsonl", "a file in a directory"),
+    ("CURRENCY_ASSIGNMENT_WS_URI", "http://feed", "ws://"),
+    ("FREECURRENCY_API_KEY", "two words", "printable ASCII"),
+    ("VERIFY_SSL", "maybe", "true or false"),
+    ("FREECURRENCY_API_URL", "ftp://rates", "http://"),
+    ("FREECURRENCY_API_URL", "http://rates/ v1", "http://"),
+    ("FRANKFURTER_URL", "https://user@rates", "http://"),
+    ("FRANKFURTER_URL", "https://rates:port", "http://"),
+    ("COINBASE_COINS", "BTC,BTC", "codes of three letters"),
+    ("COINBASE_COINS", "USDT", "codes of three letters"),
+    ("RATEBRIDGE_FEED_HEADERS", "no colon", "lines `Name: value`"),
+    ("RATEBRIDGE_FEED_HEADERS", "a b: c", "lines `Name: value`"),
+    ("RATEBRIDGE_FEED_HEADERS", "A: b\x7f", "printable ASCII"),
+    ("RATEBRIDGE_FEED_HEADERS", "Host: h", "none of the handshake's own"),
+    ("RATEBRIDGE_FEED_HEADERS", "Sec-WebSocket-Key: h", "none of the handshake's own"),
+    ("RATEBRIDGE_FEED_SUBPROTOCOL", "a, b", "the name of one subprotocol"),
+    ("RATEBRIDGE_PLAUSIBILITY", "perhaps", "true or false"),
+    ("RATEBRIDGE_PROVIDERS", "ecb,ecb", "a list"),
+    ("RATEBRIDGE_PROVIDERS", "bank", "a list"),
+    ("RATEBRIDGE_CACHE_TTL", "two hours", "seconds above 0"),
+    ("RATEBRIDGE_RATE_DEADLINE", "0", "seconds above 0"),
+    ("RATEBRIDGE_HEARTBEAT_INTERVAL", "-1", "seconds above 0"),
+    ("RATEBRIDGE_HEARTBEAT_TIMEOUT", "nan", "seconds above 0"),
+    ("RATEBRIDGE_RECONNECT_MIN", "inf", "seconds above 0"),
+    ("RATEBRIDGE_RECONNECT_MAX", "0.1", "no less than RATEBRIDGE_RECONNECT_MIN (0.25)"),
+    ("RATEBRIDGE_DRAIN_TIMEOUT", "-0.1", "a number of seconds"),
+    ("RATEBRIDGE_LOG_LEVEL", "loud", "one of debug, info"),
+    ("RATEBRIDGE_LOG_FORMAT", "xml", "one of auto, console, json"),
+    ("RATEBRIDGE_STATUS_ADDRESS", "8080", "host:port"),
+    ("RATEBRIDGE_STATUS_ADDRESS", "localhost:70000", "host:port"),
+    ("RATEBRIDGE_STATUS_HOSTS", "status.example:8080", "without ports"),
+    ("RATEBRIDGE_STATUS_HOSTS", "one,,two", "separated by commas"),
+    ("RATEBRIDGE_AUDIT_FILE", "/no/such/folder/audit.jsonl", "a file in a directory"),
+    ("RATEBRIDGE_AUDIT_FILE", f"{'a' * 300}/audit.jsonl", "a file in a directory"),
 ]
 
 
-@pytest.mark.parametrize("row", WRONG, ids=lambda row: f"{row.name}={row.value}")
-def test_a_wrong_value_is_named_with_what_was_expected(row):
+def problems_of(values: dict[str, str]) -> tuple[str, ...]:
     with pytest.raises(BadSettings) as caught:
-        load_settings({**FEED, row.name: row.value})
-    [problem] = caught.value.args
-    assert row.expected in problem
-    assert problem.startswith(f"{row.name}: expected ")
+        load_settings(values)
+    return caught.value.args
+
+
+@pytest.mark.parametrize(("name", "value", "expected"), WRONG)
+def test_a_wrong_value_is_named_with_what_was_expected(name, value, expected):
+    [problem] = problems_of({**FEED, name: value})
+    assert expected in problem
+    assert problem.startswith(f"{name}: expected ")
 
 
 def test_what_a_source_requires_is_required_where_it_is_among_the_providers():
-    with pytest.raises(BadSettings) as caught:
-        load_settings({**FEED, "RATEBRIDGE_PROVIDERS": "ecb,freecurrencyapi"})
-    assert caught.value.args == (
+    assert problems_of({**FEED, "RATEBRIDGE_PROVIDERS": "ecb,freecurrencyapi"}) == (
         "FREECURRENCY_API_KEY: is required but not set, as freecurrencyapi is among the sources",
     )
 
 
 def test_every_problem_is_reported_together():
-    with pytest.raises(BadSettings) as caught:
-        load_settings(
-            {
-                "VERIFY_SSL": "?",
-                "RATEBRIDGE_LOG_LEVEL": "?",
-                "RATEBRIDGE_CACHE_TTL": "?",
-                "HTTPS_PROXY": "gopher://127.0.0.1:1",
-            }
-        )
-    assert [problem.partition(":")[0] for problem in caught.value.args] == [
-        "CURRENCY_ASSIGNMENT_WS_URI",
-        "VERIFY_SSL",
-        "RATEBRIDGE_CACHE_TTL",
-        "RATEBRIDGE_LOG_LEVEL",
-        "HTTPS_PROXY",
-    ]
+    names = ("VERIFY_SSL", "RATEBRIDGE_CACHE_TTL", "RATEBRIDGE_LOG_LEVEL")
+    values = dict.fromkeys(names, "?") | {"HTTPS_PROXY": "gopher://127.0.0.1:1"}
+    told = [problem.partition(":")[0] for problem in problems_of(values)]
+    assert told == ["CURRENCY_ASSIGNMENT_WS_URI", *names, "HTTPS_PROXY"]
 
 
 def test_a_command_without_a_feed_needs_none():
@@ -193,9 +183,7 @@ def test_a_variable_that_is_nearly_a_setting_is_noted_with_the_one_it_resembles(
     assert load_settings({**FEED, name: "1"}).unknown == (name,)
     assert resembled(name) == resembles
     hint = f" ({resembles} is one)" if resembles else ""
-    with pytest.raises(BadSettings) as caught:
-        load_settings({name: "1"})
-    assert caught.value.args == (
+    assert problems_of({name: "1"}) == (
         "CURRENCY_ASSIGNMENT_WS_URI: is required but not set",
         f"{name}: is not a setting{hint}",
     )
@@ -215,21 +203,11 @@ def test_the_variables_of_kubernetes_and_of_others_are_not_noted(name):
 
 
 SECRET = "s3cr3t"
-SHAPES = [
-    "{0}",
-    "{0} {0}",
-    "http://{0}",
-    "http://h/{0}",
-    "http://{0}@h",
-    "http://h:{0}/",
-    "http://[{0}",
-    "ws://h/{0}",
-    "ws://h/?{0}",
-    "ws://{0}@h",
-    "ws://h:{0}",
-    "ws://[{0}/",
+SHAPES = (
+    *("{0}", "{0} {0}", "http://{0}", "http://h/{0}", "http://{0}@h", "http://h:{0}/"),
+    *("http://[{0}", "ws://h/{0}", "ws://h/?{0}", "ws://{0}@h", "ws://h:{0}", "ws://[{0}/"),
     "{0}:1",
-]
+)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -257,10 +235,7 @@ async def test_no_secret_is_logged_by_a_service_that_can_reach_nothing(autojump_
     async def dial():
         raise LinkFailed(Loss.REFUSED, "connection refused")
 
-    values = {}
-    for variable in SECRETS:
-        texts = [shape.format(f"h/{SECRET}") for shape in (*SHAPES, "X-Token: {0}")]
-        values[variable.name] = next(text for text in texts if is_good(variable, text))
+    values = {variable.name: good_text(variable) for variable in SECRETS}
     settings = load_settings(values)
     sources = [provider(name).make(Unreachable(), settings) for name in NAMES]
     stop = trio.Event()
@@ -274,26 +249,25 @@ async def test_no_secret_is_logged_by_a_service_that_can_reach_nothing(autojump_
     assert SECRET not in str([vars(record) for record in caplog.records])
 
 
-def is_good(variable, text):
-    try:
-        variable.parse(text)
-    except ValueError:
-        return False
-    return True
+def good_text(variable: Variable) -> str:
+    """A good value that holds the secret."""
+    for shape in (*SHAPES, "X-Token: {0}"):
+        text = shape.format(f"h/{SECRET}")
+        with suppress(ValueError):
+            variable.parse(text)
+            return text
+    raise AssertionError(variable)
 
 
 @pytest.mark.parametrize("secret", SECRETS, ids=lambda secret: secret.name)
 def test_a_secret_may_stand_in_a_file(secret, tmp_path):
-    texts = [shape.format(f"h/{SECRET}") for shape in (*SHAPES, "X-Token: {0}")]
-    text = next(text for text in texts if is_good(secret, text))
+    text = good_text(secret)
     file = tmp_path / "secret"
     file.write_text(f"{text}\n")
     in_file = {f"{secret.name}_FILE": str(file)}
     needed = {} if secret.name in FEED else FEED
     assert load_settings({**needed, **in_file}) == load_settings({**needed, secret.name: text})
-    with pytest.raises(BadSettings) as caught:
-        load_settings({**FEED, secret.name: text, **in_file})
-    assert caught.value.args == (
+    assert problems_of({**FEED, secret.name: text, **in_file}) == (
         f"{secret.name}, {secret.name}_FILE: expected one of them, got both",
     )
 
@@ -311,28 +285,19 @@ def test_a_file_without_a_secret_is_a_problem(content, problem, tmp_path):
     file = tmp_path / "secret"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(BadSettings) as caught:
-        load_settings({**FEED, "FREECURRENCY_API_KEY_FILE": str(file)})
-    assert caught.value.args == (f"FREECURRENCY_API_KEY_FILE: expected {problem}",)
+    assert problems_of({**FEED, "FREECURRENCY_API_KEY_FILE": str(file)}) == (
+        f"FREECURRENCY_API_KEY_FILE: expected {problem}",
+    )
 
 
-@pytest.mark.parametrize(
-    ("values", "problem"),
-    [
-        ({"RATEBRIDGE_FEED_KEY_FILE": "k"}, "expected RATEBRIDGE_FEED_CERT_FILE beside it"),
-        (
-            {
-                "CURRENCY_ASSIGNMENT_WS_URI": "wss://user:pass@feed",
-                "RATEBRIDGE_FEED_HEADERS": "authorization: Bearer x",
-            },
-            "expected a user and password in one of them",
-        ),
-    ],
-)
-def test_values_that_contradict_each_other_are_a_problem(values, problem):
-    with pytest.raises(BadSettings) as caught:
-        load_settings({**FEED, **values})
-    assert [line.partition(": ")[2] for line in caught.value.args] == [problem]
+def test_values_that_contradict_each_other_are_a_problem():
+    feed = {"CURRENCY_ASSIGNMENT_WS_URI": "wss://user:pass@feed"}
+    headers = {"RATEBRIDGE_FEED_HEADERS": "authorization: Bearer x"}
+    found = problems_of({**feed, **headers, "RATEBRIDGE_FEED_KEY_FILE": "k"})
+    assert [problem.partition(": ")[2] for problem in found] == [
+        "expected a user and password in one of them",
+        "expected RATEBRIDGE_FEED_CERT_FILE beside it",
+    ]
 
 
 DOTENV = """
@@ -391,16 +356,9 @@ def test_without_a_named_file_it_is_dotenv_if_there_is_one(tmp_path, monkeypatch
         (lambda file: file.write_bytes(b"#" * (2**20 + 1)), "a text file of at most 1 MiB"),
         (Path.mkdir, "a file, got something else"),
         (os.mkfifo, "a file, got something else"),
-        (
-            lambda file: file.symlink_to("nowhere"),
-            "a file that can be read (No such file or directory)",
-        ),
-        (
-            lambda file: file.symlink_to(".env"),
-            "a file that can be read (Too many levels of symbolic links)",
-        ),
+        (lambda file: file.symlink_to("x"), "a file that can be read (No such file or directory)"),
     ],
-    ids=["no UTF-8", "a null", "too large", "a directory", "a pipe", "a dead link", "a circle"],
+    ids=["no UTF-8", "a null", "too large", "a directory", "a pipe", "a dead link"],
 )
 def test_a_bad_dotenv_file_is_reported_with_all_other_problems(
     make, problem, tmp_path, monkeypatch

@@ -8,7 +8,7 @@
 _shtab_ratebridge_subparsers=(demo mock-server check convert verify completion samples)
 
 _shtab_ratebridge_demo_option_strings=(-h --help --env-file --count --rate --forever)
-_shtab_ratebridge_mock_server_option_strings=(-h --help --env-file --host --port --rates-port --rate --replay --loop --seed --quiet)
+_shtab_ratebridge_mock_server_option_strings=(-h --help --env-file --host --port --rates-port --rate --replay --loop --quiet)
 _shtab_ratebridge_check_option_strings=(-h --help --env-file --json)
 _shtab_ratebridge_convert_option_strings=(-h --help --env-file --date --source --json)
 _shtab_ratebridge_verify_option_strings=(-h --help --env-file --head --from --json)
@@ -26,8 +26,9 @@ _shtab_ratebridge_completion___env_file_COMPGEN=_shtab_compgen_files
 _shtab_ratebridge_samples___env_file_COMPGEN=_shtab_compgen_files
 _shtab_ratebridge___env_file_COMPGEN=_shtab_compgen_files
 
+_shtab_ratebridge_convert___source_choices=(freecurrencyapi frankfurter ecb coinbase)
 _shtab_ratebridge_completion_pos_0_choices=(bash zsh)
-_shtab_ratebridge_samples_pos_0_choices=(alerts dashboard kubernetes logrotate systemd)
+_shtab_ratebridge_samples_pos_0_choices=(alerts dashboard kubernetes logrotate nginx systemd)
 _shtab_ratebridge_pos_0_choices=(demo mock-server check convert verify completion samples)
 
 _shtab_ratebridge_demo__h_nargs=0

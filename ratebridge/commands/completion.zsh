@@ -10,13 +10,13 @@
 
 _shtab_ratebridge_commands() {
   local _commands=(
-    check:'Tries the settings against the real feed and sources, and reports what works.'
+    check:'Tries the settings against the real feed and the real sources, and reports what works.'
     completion:'Prints the completions of a shell.'
     convert:'One conversion, with the source and day of its rate.'
     demo:'A feed and the service on this machine: no key, no account, no network.'
     mock-server:'A fake feed for a service to connect to.'
     samples:'Prints a sample file for operators, or what there is.'
-    verify:'Recomputes every line of an audit trail and its hash chain. Reports each line that is'
+    verify:'Recomputes every line of an audit trail and its hash chain.'
   )
   _describe 'ratebridge commands' _commands
 }
@@ -52,7 +52,7 @@ _shtab_ratebridge_convert_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--env-file[read settings from this file instead of .env]:FILE:_files"
   "--date[a day, or an instant with its offset (default\: today)]:date:"
-  "--source[ask this source only\: freecurrencyapi, frankfurter, ecb, coinbase]:source:"
+  "--source[ask this source only]:source:(freecurrencyapi frankfurter ecb coinbase)"
   "--json[one JSON object for each conversion]"
   "(*):a number such as 253.67, and a code such as USD\; the target is always the euro:"
 )
@@ -80,7 +80,6 @@ _shtab_ratebridge_mock_server_options=(
   "--rate[requests a second (default\: 5)]:rate:"
   "--replay[send the messages of this file, a JSON line each, and no random ones]:FILE:"
   "--loop[start the file again at its end]"
-  "--seed[seed of the random requests, to get the same ones again]:seed:"
   "--quiet[log no requests and replies]"
 )
 
@@ -90,7 +89,7 @@ _shtab_ratebridge_mock_server_defaults_added=0
 _shtab_ratebridge_samples_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--env-file[read settings from this file instead of .env]:FILE:_files"
-  ":the sample\; without it, a list:(alerts dashboard kubernetes logrotate systemd)"
+  ":the sample\; without it, a list:(alerts dashboard kubernetes logrotate nginx systemd)"
 )
 
 # guard to ensure default positional specs are added only once per session

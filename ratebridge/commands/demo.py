@@ -1,12 +1,9 @@
 """The commands with a fake feed: `demo` and `mock-server`."""
 
 import argparse
-import errno
 import itertools
 import json
-import os
 import random
-import socket
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -29,7 +26,7 @@ from ..providers.ecb import Ecb, load_embedded
 from ..proxies import Proxies
 from ..settings import Settings
 from ..signals import run_until_signal
-from .options import COUNT, PORT, RATE, WHOLE, add_command
+from .options import COUNT, PORT, RATE, add_command
 
 # Those of the real feed that the embedded table has, and one that it lacks.
 _CURRENCIES = ("USD", "GBP", "PLN", "CZK", "EUR", "USD", "GBP", "PLN", "CZK", "BTC")
@@ -75,9 +72,6 @@ def declare(commands: Any) -> None:
         help="send the messages of this file, a JSON line each, and no random ones",
     )
     mock.add_argument("--loop", action="store_true", help="start the file again at its end")
-    mock.add_argument(
-        "--seed", type=WHOLE, help="seed of the random requests, to get the same ones again"
-    )
     mock.add_argument("--quiet", action="store_true", help="log no requests and replies")
 
 
@@ -136,7 +130,7 @@ def run_mock_server(options: argparse.Namespace) -> int:
     log = structlog.get_logger()
     if replay is None:
         newest = utc_now().date() - timedelta(days=21)
-        requests = random_requests(random.Random(options.seed), newest)
+        requests = random_requests(random.Random(), newest)
     else:
         try:
             recorded = requests_of(replay.read_text(encoding="utf-8").splitlines())
@@ -145,64 +139,43 @@ def run_mock_server(options: argparse.Namespace) -> int:
         except ValueError as flaw:
             raise BadSettings(f"--replay: expected requests, a JSON line each; {flaw}") from None
         requests = itertools.cycle(recorded) if options.loop else iter(recorded)
-
-    def show(request: str, reply: str) -> None:
-        log.info("feed.reply", request=request, reply=reply)
-
     feed = StandIn(requests, options.rate)
     if not options.quiet:
-        feed.on_reply = show
+        feed.on_reply = lambda request, reply: log.info("feed.reply", request=request, reply=reply)
+
+    async def listen(nursery: trio.Nursery, serve: Callable[..., Any], option: str) -> str:
+        """Start a server on the port of an option; the authority of its URLs."""
+        port = getattr(options, option)
+        try:
+            bound: int = await nursery.start(partial(serve, host=host, port=port))
+        except (OSError, UnicodeError) as error:
+            why = (isinstance(error, OSError) and error.strerror) or "no name of a host"
+            problem = f"--host, --{option.replace('_', '-')}: cannot listen on {quoted(host)}"
+            raise BadSettings(f"{problem} and {port}: {why}") from None
+        return Address(host, bound, "/", secure=False).authority
 
     async def mock_server(stop: trio.Event) -> None:
         peers: list[FeedPeer] = []
         async with trio.open_nursery() as feed_nursery:
-            serve_it = partial(serve_feed, feed, peers)
-            bound = await _listen(feed_nursery, serve_it, host, options.port, "--port")
-            log.info("feed.listening", uri=f"ws://{_authority(host, bound)}")
+            authority = await listen(feed_nursery, partial(serve_feed, feed, peers), "port")
+            log.info("feed.listening", uri=f"ws://{authority}")
             if options.rates_port is not None:
                 rates = FakeRates()
                 serve_them = partial(serve_rates, rates)
-                bound = await _listen(
-                    feed_nursery, serve_them, host, options.rates_port, "--rates-port"
-                )
-                log.info("rates.listening", **rates.urls(f"http://{_authority(host, bound)}"))
+                authority = await listen(feed_nursery, serve_them, "rates_port")
+                log.info("rates.listening", **rates.urls(f"http://{authority}"))
             feed_nursery.start_soon(tell_end)
             await stop.wait()
             feed_nursery.cancel_scope.cancel()
 
     async def tell_end() -> None:
         await feed.done.wait()
-        log.info("feed.done", **_figures(feed))
+        tell("feed.done")
+
+    def tell(event: str) -> None:
+        names = ("connections", "replies", "errors", "heartbeats")
+        log.info(event, requests=feed.sent, **{name: getattr(feed, name) for name in names})
 
     run_until_signal(mock_server)
-    log.info("feed.stopped", **_figures(feed))
+    tell("feed.stopped")
     return 0
-
-
-async def _listen(
-    nursery: trio.Nursery, serve: Callable[..., Any], host: str, port: int, option: str
-) -> int:
-    """Start a server and return its port. Raises `BadSettings` if it cannot listen."""
-    try:
-        bound: int = await nursery.start(partial(serve, host=host, port=port))
-    except (OSError, UnicodeError) as error:
-        number = error.errno if isinstance(error, OSError) else None
-        if isinstance(error, socket.gaierror) or number not in (errno.EADDRINUSE, errno.EACCES):
-            expected = "expected a name or an address of this machine"
-            raise BadSettings(f"--host: {expected}, got {quoted(host)}") from None
-        raise BadSettings(f"{option}: {os.strerror(number)}: {port}") from None
-    return bound
-
-
-def _authority(host: str, port: int) -> str:
-    return Address(host, port, "/", secure=False).authority
-
-
-def _figures(feed: StandIn) -> dict[str, int]:
-    return {
-        "connections": feed.connections,
-        "requests": feed.sent,
-        "replies": feed.replies,
-        "errors": feed.errors,
-        "heartbeats": feed.heartbeats,
-    }

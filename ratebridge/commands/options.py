@@ -68,4 +68,3 @@ def number(
 PORT: Final = number(int, lambda n: 0 <= n <= 65535, "a port from 0 to 65535")
 RATE: Final = number(float, lambda n: 0 < n < 1e9, "a number above 0")
 COUNT: Final = number(int, lambda n: n > 0, "a whole number above 0")
-WHOLE: Final = number(int, lambda _: True, "a whole number")

@@ -1,23 +1,29 @@
-"""The command `verify`: checks an audit trail by exact arithmetic and by its hash chain.
+"""Recomputes every line of an audit trail and its hash chain.
 
-`operating/trail` defines the lines and the chain. A line is true if it has their format, its euros
-follow from its stake and rate, its rate is of a day that its date allows, and its hash is that
-of its content. A trail is true if every line is, and each continues from the one
-before it, from number 1 on.
+Reports each line that is altered, missing, duplicated, moved or without its hash, and where.
 
-A line that a kill or a power cut left unfinished is not part of the trail. It is reported, and not
-an error if the next line continues from the last whole one. At the end of the trail it is an error.
+A line is true if it has the format that `operating/trail` defines, its euros follow from its
+stake and rate, its rate is of a day that its date allows, and its hash is that of its content.
+A trail is true if every line is, and each continues from the one before it, from number 1 on.
+A line that a kill or a power cut left unfinished is no part of the trail. It is reported, and
+no error if the next line continues from the last whole one; at the end it is one.
+
+Exit codes: 0 every line is true and in its place and every head was found; 1 anything
+else, such as an empty trail, or one that begins late or ends in a line cut short; 2 bad
+usage, or a file that cannot be opened; 130 or 143 interrupted.
+
+Only a head shows that the last lines are missing, or that the whole trail was written
+anew. A head is the number and hash of a line; the log has one as audit_head each minute.
 """
 
 import argparse
 import gzip
 import json
-import os
 import re
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -220,30 +226,25 @@ def lines_of(file: BinaryIO) -> Iterator[bytes]:
         yield text.removesuffix(b"\n")
 
 
-def verify(trail: Trail, files: Sequence[tuple[str, BinaryIO, int]], progress: TextIO) -> bool:
-    """Take all lines of the files; whether the trail is true.
+def verify(trail: Trail, files: Iterable[tuple[str, BinaryIO]], progress: TextIO) -> bool:
+    """Take all lines of the files, which have names; whether the trail is true.
 
-    A file has a name and a size in bytes, 0 if unknown. The progress is a line that
-    changes on a terminal, and elsewhere a line now and then.
+    The progress is a line that changes on a terminal, and elsewhere a line now and then.
     """
     terminal = progress.isatty()
     every, end = (SHOWN_EVERY, "\r") if terminal else (WRITTEN_EVERY, "\n")
     due = monotonic() + every
-    sizes = [size for *_, size in files]
-    done = 0  # bytes
-    for name, file, size in files:
+    for name, file in files:
         number = 0
         try:
             for number, text in enumerate(lines_of(file), 1):
                 trail.take(text, (name, number))
                 if monotonic() >= due:
                     due = monotonic() + every
-                    share = f"{(done + file.tell()) / sum(sizes):4.0%}, " if all(sizes) else ""
-                    print(f"{share}{_lines(trail.lines)}", end=end, file=progress, flush=True)
+                    print(_lines(trail.lines), end=end, file=progress, flush=True)
         except (OSError, EOFError, zlib.error) as error:
             why = (isinstance(error, OSError) and error.strerror) or "the file is damaged"
             trail.tell("not read", f"cannot be read: {why}", (name, number + 1))
-        done += size
     if terminal:
         print("\x1b[K", end="", file=progress, flush=True)
     return trail.end()
@@ -263,7 +264,7 @@ def run_verify(
         raise BadSettings("--head: expected a number, a colon and 64 hex digits")
     trail = Trail(first, [Head(int(found[1]), found[2]) for found in known if found])
     with ExitStack() as stack:
-        is_true = verify(trail, [_open(name, stack) for name in names], sys.stderr)
+        is_true = verify(trail, [(name, _open(name, stack)) for name in names], sys.stderr)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # it may be unable to show a name
     if as_json:
@@ -275,18 +276,17 @@ def run_verify(
     return 0 if is_true else 1
 
 
-def _open(name: str, stack: ExitStack) -> tuple[str, BinaryIO, int]:
-    """The file with that name, and its size if known."""
+def _open(name: str, stack: ExitStack) -> BinaryIO:
     if name == "-":
-        return name, sys.stdin.buffer, 0
+        return sys.stdin.buffer
     try:
         file = stack.enter_context(open(name, "rb"))  # noqa: PTH123, SIM115 - any name, closed
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "not the name of a file"
         raise BadSettings(f"{clipped(name, 200)}: {why}") from None
     if name.endswith(".gz"):
-        return name, cast("BinaryIO", stack.enter_context(gzip.open(file, "rb"))), 0
-    return name, file, os.fstat(file.fileno()).st_size
+        return cast("BinaryIO", stack.enter_context(gzip.open(file, "rb")))
+    return file
 
 
 def _report(trail: Trail, is_true: bool, *, many: bool) -> Iterator[str]:
@@ -318,21 +318,9 @@ def declare(commands: Any) -> None:
         run,
         "recomputes every line of an audit trail and its hash chain",
         ("ratebridge verify audit.jsonl", "a trail in one file"),
-        (
-            "ratebridge verify audit.jsonl.2.gz audit.jsonl.1 audit.jsonl",
-            "in several, oldest first",
-        ),
-        (
-            "ratebridge verify --head 1200:9f86... audit.jsonl",
-            "does it hold the line that the log names?",
-        ),
-        description="Recomputes every line of an audit trail and its hash chain. Reports each line "
-        "that is\naltered, missing, duplicated, moved or without its hash, and where.\n\n"
-        "Exit codes: 0 every line is true and in its place and every head was found; 1 anything\n"
-        "else, such as an empty trail, or one that begins late or ends in a line cut short; 2 bad\n"
-        "usage, or a file that cannot be opened; 130 or 143 interrupted.\n\n"
-        "Only a head shows that the last lines are missing, or that the whole trail was written\n"
-        "anew. A head is the number and hash of a line; the log has one as audit_head each minute.",
+        ("ratebridge verify audit.jsonl.1.gz audit.jsonl", "in several, oldest first"),
+        ("ratebridge verify --head 1200:9f86... audit.jsonl", "does it hold the log's head?"),
+        description=__doc__,
     )
     files = parser.add_argument(
         "files",
