@@ -557,12 +557,12 @@ async def test_a_failure_is_shared_and_remembered_for_five_seconds(autojump_cloc
 
 
 async def test_an_unknown_currency_beside_a_failure_names_both(autojump_clock):
-    async with open_bench() as bench:
+    async with open_bench(Instant(), "frankfurter", "coinbase") as bench:
         bench.fake.disturb = down(FRANKFURTER, fault=Fault(status=404))
         problem = await bench.ask("UAH")
         assert (problem.kind, problem.text) == (
             "unavailable",
-            "currency 'UAH' is not known to freecurrencyapi, and frankfurter answered HTTP 404",
+            "currency 'UAH' is not known to instant, and frankfurter answered HTTP 404",
         )
 
 

@@ -27,7 +27,7 @@ _shtab_ratebridge_samples___env_file_COMPGEN=_shtab_compgen_files
 _shtab_ratebridge___env_file_COMPGEN=_shtab_compgen_files
 
 _shtab_ratebridge_completion_pos_0_choices=(bash zsh)
-_shtab_ratebridge_samples_pos_0_choices=(alerts dashboard kubernetes logrotate systemd)
+_shtab_ratebridge_samples_pos_0_choices=(alerts dashboard kubernetes logrotate nginx systemd)
 _shtab_ratebridge_pos_0_choices=(demo mock-server check convert verify completion samples)
 
 _shtab_ratebridge_demo__h_nargs=0

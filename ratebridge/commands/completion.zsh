@@ -90,7 +90,7 @@ _shtab_ratebridge_mock_server_defaults_added=0
 _shtab_ratebridge_samples_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--env-file[read settings from this file instead of .env]:FILE:_files"
-  ":the sample\; without it, a list:(alerts dashboard kubernetes logrotate systemd)"
+  ":the sample\; without it, a list:(alerts dashboard kubernetes logrotate nginx systemd)"
 )
 
 # guard to ensure default positional specs are added only once per session

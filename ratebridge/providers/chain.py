@@ -187,7 +187,6 @@ class RateChain:
         doubted: list[_Offer] = []
         for source in self.sources:
             if not _can_have(source, currency):
-                lacking.append(source.name)
                 continue
             sheet = self._sheet(source, day, now, asked, again)
             if sheet is None:
@@ -216,7 +215,28 @@ class RateChain:
                 reasons.append((source.name, row.why))
         if again:
             return again[0]
-        raise _no_rate(currency, day, lacking, reasons)
+        raise self._no_rate(currency, day, lacking, reasons)
+
+    def _no_rate(
+        self, currency: str, day: date, lacking: list[str], reasons: list[tuple[str, SourceFailed]]
+    ) -> NoRate:
+        """Why there is none: `lacking` sources have answered without it, `reasons` are the others'.
+
+        A source that cannot have the currency is named only where none has anything else to say.
+        """
+        failures = ", ".join(f"{name} {failure}" for name, failure in reasons)
+        if not reasons:
+            names = " or ".join(source.name for source in self.sources)
+            text = f"currency '{currency}' is not known to {names}"
+        elif lacking:
+            names = " or ".join(lacking)
+            text = f"currency '{currency}' is not known to {names}, and {failures}"
+        else:
+            text = f"no rate for '{currency}' on {day}: {failures}"
+        # A coarse quote stays coarse, so a retry does not help.
+        if all(failure.outcome == FetchOutcome.COARSE for _, failure in reasons):
+            return NoRate(Refusal.UNKNOWN_CURRENCY, text)
+        return NoRate(Refusal.UNAVAILABLE, text)
 
     def _sheet(
         self,
@@ -495,20 +515,3 @@ def _make_rate(
 
 def _can_have(source: Source, currency: str) -> bool:
     return source.currencies is None or currency in source.currencies
-
-
-def _no_rate(
-    currency: str, day: date, lacking: list[str], reasons: list[tuple[str, SourceFailed]]
-) -> NoRate:
-    names = " or ".join(lacking)
-    failures = ", ".join(f"{name} {failure}" for name, failure in reasons)
-    if not reasons:
-        text = f"currency '{currency}' is not known" + f" to {names}" * bool(names)
-    elif lacking:
-        text = f"currency '{currency}' is not known to {names}, and {failures}"
-    else:
-        text = f"no rate for '{currency}' on {day}: {failures}"
-    # A coarse quote stays coarse, so a retry does not help.
-    if all(failure.outcome == FetchOutcome.COARSE for _, failure in reasons):
-        return NoRate(Refusal.UNKNOWN_CURRENCY, text)
-    return NoRate(Refusal.UNAVAILABLE, text)
