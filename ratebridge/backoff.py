@@ -6,8 +6,10 @@ from typing import Final
 import attrs
 
 BLIP: Final = 0.1  # s, the bound of the first wait: most losses are blips, and back at once is best
-PROOF: Final = 5.0  # s up, and a heartbeat: below that a peer that accepts and closes gets a storm
-EAGER: Final = 1.0  # s, the bound of the first waits after a proven link: a restart is over soon
+STABLE_AFTER: Final = (
+    5.0  # s up, with a heartbeat: below that an accept-and-close peer gets a storm
+)
+EAGER: Final = 1.0  # s, the bound of the first waits after a stable link: a restart is over soon
 EAGER_WAITS: Final = 8  # some 3 s in the mean; then the peer is down, and a storm is to be avoided
 FORBIDDEN: Final = 30.0  # s after a 401 or 403: nothing mends itself in a second
 LONGEST_ASKED: Final = 60.0  # s, how far a peer's Retry-After is honoured
@@ -18,7 +20,7 @@ class Backoff:
     """Full jitter: uniform between 0 and a bound that doubles from `base` to `cap` seconds.
 
     `jitter` gives numbers from 0 to 1. The first wait is below `BLIP`. After a
-    proven link the next ones are below `EAGER` for `EAGER_WAITS` in all, so that
+    stable link the next ones are below `EAGER` for `EAGER_WAITS` in all, so that
     the link is back a second after a restart of the peer.
     """
 
@@ -26,12 +28,12 @@ class Backoff:
     cap: float
     jitter: Callable[[], float]
     _failures: int = 0
-    _proved: bool = False
+    _was_stable: bool = False
 
     def reset(self) -> None:
-        """The link has proved itself."""
+        """The link was stable: up for `STABLE_AFTER` seconds, with a heartbeat."""
         self._failures = 0
-        self._proved = True
+        self._was_stable = True
 
     def next_wait(self, *, status: int | None = None, retry_after: float | None = None) -> float:
         """Seconds to wait now; `status` and `retry_after` are those of a refused upgrade."""
@@ -50,4 +52,4 @@ class Backoff:
             return BLIP
         # The exponent is bounded so that months of an outage overflow nothing.
         bound = self.base * 2.0 ** min(failures - 1, 60)
-        return min(bound, EAGER) if self._proved and failures < EAGER_WAITS else bound
+        return min(bound, EAGER) if self._was_stable and failures < EAGER_WAITS else bound

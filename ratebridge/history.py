@@ -65,8 +65,8 @@ class History(Mapping[date, Mapping[str, Quote]]):
                         self._spans[code].append((since.pop(code), before))
                 lacking = lacks
             before = day
-        for code, begun in since.items():
-            self._spans[code].append((begun, self.newest))
+        for code, start in since.items():
+            self._spans[code].append((start, self.newest))
         self._read = lru_cache(LINES_KEPT)(self._read_line)
 
     def __getitem__(self, day: date) -> Mapping[str, Quote]:

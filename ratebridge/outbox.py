@@ -114,7 +114,8 @@ class Outbox:
             self._write = self._put([reply.frame for reply in batch], self._on_whole)
             if self._write is None:
                 self._writing = ()
-                self._waiting.unpark_all()
+                if self._waiting:
+                    self._waiting.unpark_all()
 
     def _on_whole(self) -> None:
         """The link has taken the write that it had not finished."""

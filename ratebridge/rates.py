@@ -192,8 +192,11 @@ class RateCache:
         return held[0]
 
     def store(self, sheet: RateSheet) -> None:
-        """Keep a sheet in place of what was known."""
+        """Keep a sheet in place of what was known, unless that was asked for later."""
         key = (sheet.provider, sheet.asked)
+        held = self._sheets.get(key)
+        if held is not None and held[0].fetched > sheet.fetched:
+            return
         # A history that is read where it lies counts nothing.
         quotes = sum(map(len, sheet.rows.values())) if isinstance(sheet.rows, dict) else 0
         self._failures.pop(key, None)

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import attrs
 import trio
 
-from .backoff import PROOF, Backoff
+from .backoff import STABLE_AFTER, Backoff
 from .bridge import Bridge
 from .errors import LinkFailed, Loss
 from .link import Link
@@ -47,7 +47,7 @@ class Supervisor:
             if self._stopping.is_set():
                 self._observer.link_lost(end.cause, end.uptime, None)
                 return
-            if end.had_heartbeat and end.uptime >= PROOF:
+            if end.had_heartbeat and end.uptime >= STABLE_AFTER:
                 self._backoff.reset()
             cause = end.cause
             wait = self._backoff.next_wait(status=cause.status, retry_after=cause.retry_after)

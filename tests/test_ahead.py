@@ -36,6 +36,17 @@ async def test_the_days_that_were_in_use_are_there_half_a_second_after_midnight(
         assert bench.fake.count(FRANKFURTER) == 0, "it was not in use"
 
 
+async def test_the_renewal_of_another_day_just_before_midnight_does_not_delay_them(autojump_clock):
+    async with ten_minutes_to_midnight() as bench:
+        bench.nursery.start_soon(bench.ask, "USD", TODAY)
+        bench.chain.cache.life = timedelta(minutes=11)  # due after 528 s
+        await bench.ask("USD", DAY)
+        await trio.sleep(590)
+        bench.cached("USD", DAY)
+        await trio.sleep(11)
+        assert bench.cached("USD", TODAY) is not None
+
+
 async def test_a_minute_later_the_ended_day_is_final(autojump_clock):
     async with ten_minutes_to_midnight("frankfurter") as bench:
         await bench.ask("USD", TODAY)

@@ -401,7 +401,7 @@ async def test_a_start_that_fails_leaves_no_file_locked_and_no_port_open(tmp_pat
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(CannotStart):
         await serve(Settings(FEED, status_address=taken.getsockname(), audit_file=audit))
     assert not audit.exists()
-    with pytest.raises(BadSettings, match="RATEBRIDGE_AUDIT_FILE"):
+    with pytest.raises(CannotStart, match="RATEBRIDGE_AUDIT_FILE"):
         await serve(Settings(FEED, status_address=("127.0.0.1", 0), audit_file=tmp_path))
 
 

@@ -21,7 +21,7 @@ def test_the_bounds_begin_at_a_tenth_and_then_double_from_the_base_to_the_cap():
     assert waits == [0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0, 5.0]
 
 
-def test_after_a_proven_link_the_first_waits_are_below_a_second():
+def test_after_a_stable_link_the_first_waits_are_below_a_second():
     backoff = at_most()
     backoff.next_wait()
     backoff.reset()

@@ -5,8 +5,10 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import cache
 from threading import current_thread
+from time import sleep
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
@@ -48,17 +50,21 @@ async def test_one_sheet_has_the_whole_history_and_needs_no_network():
     assert (Ecb().quota, Ecb().every) == (None, None)
 
 
-async def test_it_is_loaded_in_a_thread_when_it_is_first_needed(monkeypatch):
+async def test_it_is_loaded_once_in_a_thread_when_it_is_first_needed(monkeypatch):
     threads = []
 
     @cache
     def load():
         threads.append(current_thread())
+        sleep(0.01)  # so that the next one would begin meanwhile
         return embedded()
 
     monkeypatch.setattr("ratebridge.providers.ecb.embedded", load)
     assert Ecb().currencies is None
-    assert await load_embedded() is await load_embedded() is embedded()
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(load_embedded)
+    assert await load_embedded() is embedded()
     [thread] = threads
     assert thread is not current_thread()
 

@@ -241,7 +241,7 @@ async def test_the_status_is_asked_for_at_first_each_hour_without_an_answer_and_
     autojump_clock,
 ):
     scene = open_scene(start=datetime(2026, 11, 30, 20, 30, tzinfo=UTC))
-    for minutes, asked in ((60, 1), (61, 0), (30, 1), (60, 0), (0, 1)):
+    for minutes, asked in ((59, 1), (60, 0), (59, 1), (33, 0), (0, 1)):
         before = scene.calls.count("status")
         await scene.fetch()
         assert scene.calls.count("status") - before == asked

@@ -18,8 +18,8 @@ ONE = Quote(Decimal(1))
 FAILURE = SourceFailed(FetchOutcome.TIMEOUT, "gave no answer")
 
 
-def at(day: date, *clock: int) -> datetime:
-    return datetime.combine(day, time(*clock), UTC)
+def at(day: date, hour: int = 0, minute: int = 0, second: int = 0) -> datetime:
+    return datetime.combine(day, time(hour, minute, second), UTC)
 
 
 AFTER = at(NEXT, 12)
@@ -108,6 +108,8 @@ def test_a_sheet_takes_the_place_of_what_was_known():
     cache.store(second)
     assert cache.find("shop", "2026-11") is second
     assert (len(cache), cache.find("shop", "2026-12")) == (1, None)
+    cache.store(sheet(fetched=AFTER - timedelta(seconds=1)))
+    assert cache.find("shop", "2026-11") is second, "an answer that was overtaken is not kept"
 
 
 def test_the_quotes_in_all_sheets_are_bounded_and_the_least_used_go_first():

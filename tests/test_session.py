@@ -255,7 +255,7 @@ async def test_the_gaps_between_heartbeats_are_reported(autojump_clock):
     assert life.end.had_heartbeat
 
 
-async def test_a_session_without_a_heartbeat_has_proved_nothing(autojump_clock):
+async def test_a_session_without_a_heartbeat_says_so(autojump_clock):
     end, _ = await lifetime(beating())
     assert not end.had_heartbeat
 

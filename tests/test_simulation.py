@@ -1,4 +1,4 @@
-"""Some runs of the simulation, and proof that it can fail. Many more: scripts/simulate.py."""
+"""Some runs of the simulation, and a check that it can fail. Many more: scripts/simulate.py."""
 
 import pytest
 from simulation import INJECTED_BUGS, simulate

@@ -180,7 +180,7 @@ async def test_what_the_system_had_not_taken_at_the_end_is_not_written_later(tur
     assert system.taken == FRAMES[: ENDS[0] + 1]
 
 
-async def test_who_waits_for_a_write_learns_of_the_end(system, stream):
+async def test_who_waits_for_a_write_is_told_of_the_end(system, stream):
     stream.put(FRAMES)
 
     async def wait() -> None:

@@ -165,9 +165,7 @@ async def test_a_peer_that_accepts_and_closes_gets_no_reconnect_storm(script, se
 
 
 @pytest.mark.parametrize("seconds", [5.0, 5.5])
-async def test_a_link_that_has_proved_itself_is_back_within_a_tenth_of_a_second(
-    seconds, autojump_clock
-):
+async def test_a_stable_link_is_back_within_a_tenth_of_a_second(seconds, autojump_clock):
     async with running(beat_for(seconds)) as it:
         await trio.sleep(60)
         assert len(it.dialled) >= 10
@@ -181,13 +179,13 @@ async def test_a_link_that_has_proved_itself_is_back_within_a_tenth_of_a_second(
         pytest.param(accept_beat_and_go, id="a heartbeat only"),
     ],
 )
-async def test_a_link_that_has_not_proved_itself_resets_nothing(script, autojump_clock):
+async def test_a_link_that_was_not_stable_resets_nothing(script, autojump_clock):
     async with running(in_turn(accept_and_go, accept_and_go, script)) as it:
         await trio.sleep(6)
         assert it.recorder.waits[:3] == [0.1, 0.25, 0.5]
 
 
-async def test_proof_is_a_heartbeat_too_and_not_the_time_alone(autojump_clock):
+async def test_a_stable_link_had_a_heartbeat_and_not_the_time_alone(autojump_clock):
     async def silent(peer: FeedPeer) -> None:
         await peer.accept()
         await listen(peer)
@@ -319,7 +317,7 @@ async def test_a_bug_in_a_session_is_reported_and_the_session_restarted(autojump
         assert await it.stop() == 0.0
 
 
-async def test_a_link_that_ends_by_a_bug_has_its_uptime_and_may_have_proved_itself(autojump_clock):
+async def test_a_link_that_ends_by_a_bug_has_its_uptime_and_may_have_been_stable(autojump_clock):
     async def script(peer: FeedPeer) -> None:
         await peer.accept()
         for _ in range(4):

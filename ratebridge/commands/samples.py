@@ -22,7 +22,9 @@ def declare(commands: Any) -> None:
         ("ratebridge samples", "lists them"),
         ("ratebridge samples alerts > alerts.yml", "alerts for Prometheus"),
     )
-    parser.add_argument("name", nargs="?", choices=sorted(SAMPLES), help="the sample; without it, a list")
+    parser.add_argument(
+        "name", nargs="?", choices=sorted(SAMPLES), help="the sample; without it, a list"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

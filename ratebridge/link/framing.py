@@ -39,7 +39,9 @@ class FrameDecoder:
         self._ends_message = False  # that frame is the last of a message
         self._fragments: int | None = None  # bytes in the fragments of a message so far
 
-    def decode(self, data: bytes = b"") -> tuple[list[bytes], bytes]:
+    def decode(  # noqa: C901 - one parser, without a call for each frame
+        self, data: bytes = b""
+    ) -> tuple[list[bytes], bytes]:
         """Take the next bytes, a piece of any size, or go on with what is left of those before.
 
         Returns the next texts (UTF-8), and the bytes of one other frame behind them, or of a
@@ -92,7 +94,10 @@ class FrameDecoder:
                 message = size + (self._fragments or 0)
                 self.too_big = message > MAX_MESSAGE
                 self._fragments = None if self._ends_message else message
-        self._at = min(end or at, have)
+        if not end:
+            self._at = at
+            return texts, b""
+        self._at = min(end, have)
         self._to_pass = max(0, end - have)
         self.message_ends = self._ends_message and not self._to_pass
         return texts, buffer[at:end]

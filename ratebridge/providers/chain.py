@@ -133,10 +133,10 @@ class RateChain:
         Each source is asked once at most. What it answers counts for this request even if its life
         is over by then.
         """
+        deadline = trio.current_time() + self._deadline
         if not self._ready:
             await load_embedded()
             self._ready = True
-        deadline = trio.current_time() + self._deadline
         share = self._deadline / (sum(_can_have(one, currency) for one in self.sources) or 1)
         asked: dict[str, tuple[_Fetch, float]] = {}  # by source, and until when it is waited for
         while True:
@@ -427,9 +427,9 @@ class RateChain:
             self._observer.rate_limited(provider, failure)
 
     def fetch_in_background(self, source: Source, day: date) -> None:
-        """Fetch a sheet, if the source may be asked and has calls to spare."""
+        """Fetch a sheet that will be asked for, if the source may be asked."""
         now = self._utc_now()
-        if self._problem(source, day, now, trio.current_time(), in_use=True) is None:
+        if self._problem(source, day, now, trio.current_time(), in_use=False) is None:
             self._start(source, day)
 
     # The clocks.

@@ -29,10 +29,17 @@ ZIP: Final = "eurofxref-hist.zip"
 _Rows = list[tuple[str, Raw, date]]
 
 
+_loading: Final = trio.Lock()
+
+
 async def load_embedded() -> History:
-    """The embedded history; the first call reads it in a thread, while the event loop turns."""
-    if not embedded.cache_info().currsize:
-        await trio.to_thread.run_sync(embedded)
+    """The embedded history; the first call reads it in a thread, while the event loop turns.
+
+    All who call meanwhile wait for that one.
+    """
+    async with _loading:
+        if not embedded.cache_info().currsize:
+            await trio.to_thread.run_sync(embedded)
     return embedded()
 
 

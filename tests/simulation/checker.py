@@ -42,7 +42,7 @@ CLOSE_WITHIN: Final = 1.0
 LEAVES_WITHIN: Final = 1.0  # s from a reply to its write, on a healthy connection
 LOOK: Final = 1.1  # that period is looked at in tenths, and one of them may be repeated
 EXCUSE: Final = 0.25  # s: after a longer stall of our own a silent peer gets another period
-PROOF: Final = 5.0  # s up
+STABLE_AFTER: Final = 5.0  # s up
 BLIP: Final = 0.1
 EAGER: Final = 1.0
 EAGER_WAITS: Final = 8
@@ -175,9 +175,9 @@ class Checker:
             if last - first < span:
                 self._complain(f"{most + 1} dials in {last - first:.2f} s", last)
                 break
-        failures = EAGER_WAITS  # since the last proven connection
+        failures = EAGER_WAITS  # since the last stable connection
         for before, after in zip(self._trace.attempts, self._trace.attempts[1:], strict=False):
-            failures = 0 if _has_proved(before) else failures + 1
+            failures = 0 if _was_stable(before) else failures + 1
             self._check_wait(before, after, failures)
 
     def _check_wait(self, before: Attempt, after: Attempt, failures: int) -> None:
@@ -195,7 +195,7 @@ class Checker:
         elif failures == 0:
             most, why = BLIP, "after a blip"
         elif failures < EAGER_WAITS:
-            most, why = min(most, EAGER), "soon after a proven link"
+            most, why = min(most, EAGER), "soon after a stable link"
         if waited > max(most, away) + TOLERANCE:
             self._complain(f"waited {waited:.2f} s {why}", after.began)
         if after.began - before.lost < away - TOLERANCE:
@@ -366,21 +366,21 @@ class Checker:
                     taken = write.ended or taken
 
     def _check_order_of_what_was_refused(self) -> None:
-        owed: deque[bytes] = deque()
+        unsent: deque[bytes] = deque()
         undelivered = Counter({key: len(times) for key, times in self._trace.undelivered.items()})
         for batch in self._batches():
             for frame in batch.replies:
-                while owed and owed[0] != frame and undelivered[id_of(owed[0].decode())] > 0:
-                    undelivered[id_of(owed.popleft().decode())] -= 1
-                if owed and owed[0] == frame:
-                    owed.popleft()
-                elif owed:
+                while unsent and unsent[0] != frame and undelivered[id_of(unsent[0].decode())] > 0:
+                    undelivered[id_of(unsent.popleft().decode())] -= 1
+                if unsent and unsent[0] == frame:
+                    unsent.popleft()
+                elif unsent:
                     self._complain(
-                        f"{frame!r} went before {owed[0]!r}, which was refused", batch.at
+                        f"{frame!r} went before {unsent[0]!r}, which was refused", batch.at
                     )
-                    owed.clear()
+                    unsent.clear()
             refused = reversed(batch.replies[batch.left :])
-            owed.extendleft(frame for frame in refused if not _is_overloaded(frame))
+            unsent.extendleft(frame for frame in refused if not _is_overloaded(frame))
 
     def _check_accounts(self) -> None:
         """Each request received has one reply that left, or one undelivered."""
@@ -535,9 +535,9 @@ class Checker:
         return states | (before & {"lacking"})
 
 
-def _has_proved(attempt: Attempt) -> bool:
+def _was_stable(attempt: Attempt) -> bool:
     """Whether the connection was up long enough and had a heartbeat."""
-    if attempt.end is None or attempt.wire is None or attempt.end.uptime < PROOF:
+    if attempt.end is None or attempt.wire is None or attempt.end.uptime < STABLE_AFTER:
         return False
     return any(mark.kind == "beat" for _, mark in attempt.wire.read)
 

@@ -1,4 +1,4 @@
-"""Bugs to inject one at a time, to prove that the simulation finds them."""
+"""Bugs to inject one at a time, to show that the simulation finds them."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
