@@ -182,8 +182,8 @@ def expected(frame: bytes) -> str | tuple[Any, ...]:
         names += [name for name, _ in payload if name in ("stake", "currency", "date")]
         stake, currency, date = (dict(payload).get(n) for n in ("stake", "currency", "date"))
         if sorted(names) == sorted(OURS) and type(stake) is Number and in_bounds(stake):
-            with suppress(BadDate, TypeError):
-                if type(currency) is str and re.fullmatch("[A-Z]{3}", currency):
+            with suppress(BadDate):
+                if type(date) is type(currency) is str and re.fullmatch("[A-Z]{3}", currency):
                     return outer["id"], Fraction(stake), currency, parse_instant(date)
     return "refused", outer["id"]
 
