@@ -97,7 +97,8 @@ async def check(folder: Path) -> list[str]:
                     wrong.append(f"{target}: {got} instead of {expected}")
         finally:
             process.terminate()
-            await process.wait()
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 30):
+                await process.wait()
         nursery.cancel_scope.cancel()
     return wrong + [f"the key is in {path.name}" for path in files_with_the_key(folder)]
 

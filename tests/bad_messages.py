@@ -109,16 +109,12 @@ NOT_JSON: Final = [
         for name, text in [
             ("the first half of a pair", message(more=b',"x":"\\ud83d"')),
             ("the second half of a pair", message(more=b',"x":"\\ude00"')),
-            ("a pair the wrong way round", message(more=b',"x":"\\ude00\\ud83d"')),
             ("half a pair behind one", message(more=b',"x":"\\ud83d\\ud83d\\ude00"')),
             ("half a pair deep inside", message(more=b',"x":[{"y":["\\uDEAD"]}]')),
             ("half a pair in a name", message(more=b',"\\ud83d":1')),
-            ("half a pair outside", b'{"\\ud83d":1,' + message()[1:]),
             ("half a pair as the currency", message(currency=b'"\\ud83d"')),
             ("half a pair in the id", message(id=b'"\\uD83d\\\\udc00 \\ud83D\\ude00\\n"')),
-            ("half a pair in the type", b'{"type":"\\ud800","id":7}'),
             ("half a pair in a heartbeat", b'{"type":"heartbeat","x":"\\udfff"}'),
-            ("half a pair and three digits", message(more=b',"x":"\\ud800\\ud80"')),
         ]
     ),
 ]
@@ -141,7 +137,6 @@ NOT_PARSED: Final = [
             ("deep by turns", message(more=b',"x":' + b'{"a":[' * 1000 + b"]}" * 1000)),
             ("deep in the stake", message(_DEEP)),
             ("deep in the id", message(id=_DEEP)),
-            ("deep in the type", b'{"type":%b,"id":7}' % _DEEP),
             ("deep behind brackets in strings", message(id=b'"]\\"]\\\\"', more=b',"]":' + _DEEP)),
             ("deep and without an end", b"[" * DEEP),
             ("deep and closed wrongly", message(more=b',"x":' + b"[" * DEEP + b"}" * DEEP)),

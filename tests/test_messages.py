@@ -60,15 +60,6 @@ def refusal(frame: bytes) -> Refused:
     return caught.value
 
 
-def test_the_sample_is_understood():
-    found = request(SAMPLE)
-    assert found.id == b"456"
-    assert str(found.stake) == "253.67"
-    assert found.currency == "USD"
-    assert found.instant == datetime(2021, 5, 18, 21, 32, 42, 324000, UTC)
-    assert found.instant.tzinfo is UTC
-
-
 def test_the_sample_is_answered_in_its_own_order_with_what_we_own_replaced():
     assert encode_reply(request(SAMPLE), "207.52054", DATE) == (
         b'{"type":"message","id":456,"payload":{"marketId":123456,"selectionId":987654,"odds":2.2,'
@@ -191,9 +182,9 @@ def expected(frame: bytes) -> str | tuple[Any, ...]:
         names += [name for name, _ in payload if name in ("stake", "currency", "date")]
         stake, currency, date = (dict(payload).get(n) for n in ("stake", "currency", "date"))
         if sorted(names) == sorted(OURS) and type(stake) is Number and in_bounds(stake):
-            with suppress(BadDate, TypeError):
-                if type(currency) is str and re.fullmatch("[A-Z]{3}", currency):
-                    return outer["id"], Fraction(stake), currency, parse_instant(str(date))
+            with suppress(BadDate):
+                if type(date) is type(currency) is str and re.fullmatch("[A-Z]{3}", currency):
+                    return outer["id"], Fraction(stake), currency, parse_instant(date)
     return "refused", outer["id"]
 
 
@@ -436,7 +427,6 @@ def test_a_text_that_is_no_json_number_is_no_stake(text: str):
 
 @pytest.mark.parametrize("day", ["2021-05-18", "2020-02-29", "1999-12-31", "9999-12-31"])
 def test_a_fraction_of_a_second_never_leaves_its_second(day: str):
-    """However a message is spelt, which is what chooses the way that a date is read."""
     rnd = random.Random(41)
     for clock, places in itertools.product(("00:00:00", "23:59:59", "12:34:56"), range(13)):
         for digits in {"9" * places, "5" * places, f"{rnd.random():.16f}"[2 : 2 + places]}:
@@ -444,7 +434,7 @@ def test_a_fraction_of_a_second_never_leaves_its_second(day: str):
             begun = datetime.fromisoformat(f"{day}T{clock}+00:00")
             exact = Fraction(int(digits or "0"), 10**places)
             usual = SAMPLE.replace(b"2021-05-18T21:32:42.324Z", date.encode())
-            for frame in (usual, usual.replace(b":", b": ", 1), message(date=f'"{date}"')):
+            for frame in (usual, usual.replace(b"stake", rb"st\u0061ke")):  # found, and walked to
                 found = read(frame)
                 if places > 9:
                     assert str(found) == f"date '{date}' is not an ISO 8601 date and time"
