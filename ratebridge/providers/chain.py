@@ -399,17 +399,19 @@ class RateChain:
     async def _first_answer(self, source: Source, day: date, began: float) -> RateSheet:
         """What the source gives. A connection that has stalled for long gets another beside it."""
         outcome: RateSheet | Exception | None = None
+        asking = trio.Event()  # the first attempt has its turn
 
         async def attempt() -> None:
             nonlocal outcome
             try:
-                outcome = await self._attempt(source, day, began)
+                outcome = await self._attempt(source, day, began, asking)
             except Exception as error:  # noqa: BLE001 - raised below, and not as a group
                 outcome = error
             attempts_nursery.cancel_scope.cancel()
 
         async with trio.open_nursery() as attempts_nursery:
             attempts_nursery.start_soon(attempt)
+            await asking.wait()
             await trio.sleep(STALLED_AFTER)
             attempts_nursery.start_soon(attempt)
         if not isinstance(outcome, RateSheet):
@@ -417,12 +419,15 @@ class RateChain:
             raise outcome
         return outcome
 
-    async def _attempt(self, source: Source, day: date, began: float) -> RateSheet:
+    async def _attempt(
+        self, source: Source, day: date, began: float, asking: trio.Event
+    ) -> RateSheet:
         """One attempt, and two more after failures that may be over in a moment."""
         pauses = iter(PAUSES)
         while True:
             try:
                 async with self._access[source.name].limiter:
+                    asking.set()
                     return await source.fetch(day, self._utc_now())
             except SourceFailed as failure:
                 if failure.limited_for is not None:
