@@ -34,7 +34,7 @@ class BadDate(ValueError):
 def parse_instant(text: str) -> datetime:
     """Read a date of the wire as an aware UTC datetime.
 
-    Raises `BadDate` with half a sentence to stand behind the quoted text, such
+    Raises `BadDate` with words that continue the quoted text, such
     as "is not a day".
     """
     matched = _DATE.fullmatch(text)

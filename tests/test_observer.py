@@ -28,7 +28,7 @@ from ratebridge.fakes.feed import request_text
 from ratebridge.messages import Request, decode
 from ratebridge.observer import Observer
 from ratebridge.operating.logs import MINUTE, OFTEN, LineLimit, event_log
-from ratebridge.operating.overview import History, overview
+from ratebridge.operating.overview import Chart, overview
 from ratebridge.rates import FIXED, Rate
 
 DAY = date(2021, 5, 18)
@@ -303,7 +303,7 @@ async def test_a_fact_is_logged_counted_and_shown(fact, nursery, log, autojump_c
     for sample in filter(None, fact.metrics.split(", ")):
         name, value = sample.split(" ")
         assert found[f"ratebridge_{name}"] == float(value), name
-    page: Any = overview(service, History(service.stats), trio.current_time())
+    page: Any = overview(service, Chart(service.stats), trio.current_time())
     for path, value in fact.page.items():
         part = page
         for member in path.split("."):

@@ -18,7 +18,7 @@ from ratebridge.operating.overview import (
     FAILED_FOR,
     MOST_SHEETS,
     SAMPLES,
-    History,
+    Chart,
     Service,
     Status,
     overview,
@@ -38,7 +38,7 @@ def state(service: Service) -> tuple[Status, str]:
 
 
 def page(service: Service, taken: int = 0) -> dict[str, Any]:
-    return overview(service, History(service.stats), trio.current_time(), taken)
+    return overview(service, Chart(service.stats), trio.current_time(), taken)
 
 
 # Readiness.
@@ -120,7 +120,7 @@ def answer(stats: Stats, *seconds: float) -> None:
 def test_a_sample_is_what_happened_since_the_one_before_and_ten_minutes_are_kept():
     stats = Stats()
     answer(stats, 9.0)
-    history = History(stats)
+    history = Chart(stats)
     answer(stats, 0.25, 0.75)
     stats.refused[Refusal.BAD_DATE] += 1
     stats.latency.add(0.5)
@@ -134,7 +134,7 @@ def test_a_sample_is_what_happened_since_the_one_before_and_ten_minutes_are_kept
 
 async def test_a_sample_is_taken_each_second_and_covers_a_stall(nursery, mock_clock):
     stats = Stats()
-    history = History(stats)
+    history = Chart(stats)
     nursery.start_soon(history.keep)
     await trio.testing.wait_all_tasks_blocked()
     for seconds in (1.0, 4.0, 1.0):
@@ -164,7 +164,7 @@ async def test_an_overview_of_a_service_that_has_just_begun(nursery, autojump_cl
 
 async def test_an_overview_of_a_busy_service(nursery, autojump_clock):
     service, observer = make_service(nursery)
-    history = History(service.stats)
+    history = Chart(service.stats)
     observer.link_up()
     for gap in (0.0, 1.0, 1.25, 0.75):
         await trio.sleep(gap)

@@ -28,7 +28,7 @@ from ratebridge.link.address import Address
 from ratebridge.observer import Observer
 from ratebridge.operating import status
 from ratebridge.operating.logs import event_log
-from ratebridge.operating.overview import History
+from ratebridge.operating.overview import Chart
 from ratebridge.operating.status import HEADERS, Pages, Share, StatusServer
 from ratebridge.settings import Settings
 
@@ -42,7 +42,7 @@ PATHS = ["/", "/page.css", "/page.js", "/status.json", "/healthz", "/readyz", "/
 async def get(nursery):
     """Asks for a target, and gives the answer."""
     service, _ = make_service(nursery)
-    pages = Pages(service, History(service.stats), ["status.example"])
+    pages = Pages(service, Chart(service.stats), ["status.example"])
     return lambda target, method="GET", **headers: pages.answer(method, target, headers)
 
 
@@ -58,7 +58,7 @@ async def test_it_is_healthy_while_the_loop_runs(get):
 
 async def test_readiness_is_a_status_and_a_reason(nursery):
     service, observer = make_service(nursery)
-    pages = Pages(service, History(service.stats), ())
+    pages = Pages(service, Chart(service.stats), ())
 
     def readyz() -> tuple[int, bytes]:
         page = pages.answer("GET", "/readyz", {})
@@ -89,7 +89,7 @@ async def test_the_metrics_are_read_by_prometheus_parser(get):
 )
 async def test_only_what_is_new_of_the_history_is_asked_for(nursery, query, samples):
     service, _ = make_service(nursery)
-    history = History(service.stats)
+    history = Chart(service.stats)
     for _ in range(3):
         history.take(1.0)
     answer = Pages(service, history, ()).answer("GET", f"/status.json{query}", {})

@@ -7,7 +7,7 @@ from typing import Final
 
 import attrs
 
-from .rates import CONTEXT, Call, FakeAnswer, FakeSource, Fault, Refusal, to_json, units_of
+from .rates import CONTEXT, Call, FakeAnswer, FakeSource, Fault, Rejected, to_json, units_of
 
 COINBASE: Final = "coinbase"
 
@@ -36,19 +36,19 @@ class FakeCoinbase(FakeSource):
         try:
             candles = ",".join(self._candles(call, fault))
             return FakeAnswer(200, headers, f"[{candles}]".encode())
-        except Refusal as refusal:
-            status, message = refusal.args
+        except Rejected as rejected:
+            status, message = rejected.args
             return FakeAnswer(status, headers, to_json({"message": message}).encode())
 
     def _candles(self, call: Call, fault: Fault) -> Iterator[str]:
         coin, _, rest = call.path.removeprefix(f"{self.prefix}/products/").partition("-EUR/")
         if coin not in _PRICES.keys() - {"EUR"} or rest != "candles":
-            raise Refusal(404, "NotFound")
+            raise Rejected(404, "NotFound")
         first, last = (_read_day(call.params.get(name, "")) for name in ("start", "end"))
         if first is None or last is None or call.params.get("granularity") != "86400":
-            raise Refusal(400, "Invalid start or end, or granularity")
+            raise Rejected(400, "Invalid start or end, or granularity")
         if (last - first).days >= _MOST_CANDLES:
-            raise Refusal(400, "granularity too small for the requested time range")
+            raise Rejected(400, "granularity too small for the requested time range")
         day = min(last, call.at.date())
         while day >= max(first, _FIRST_DAY) and not fault.empty:
             opened = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())

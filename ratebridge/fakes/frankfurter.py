@@ -13,7 +13,7 @@ from .rates import (
     FakeAnswer,
     FakeSource,
     Fault,
-    Refusal,
+    Rejected,
     json_object,
     read_day,
     to_json,
@@ -64,8 +64,8 @@ class FakeFrankfurter(FakeSource):
         headers = {"content-type": "application/json", "cache-control": "public, max-age=3600"}
         try:
             return FakeAnswer(200, headers, self._body(call, fault).encode())
-        except Refusal as refusal:
-            status, message = refusal.args
+        except Rejected as rejected:
+            status, message = rejected.args
             headers["cache-control"] = "no-store"
             body = to_json({"status": status, "message": message})
             return FakeAnswer(status, headers, body.encode())
@@ -73,22 +73,22 @@ class FakeFrankfurter(FakeSource):
     def _body(self, call: Call, fault: Fault) -> str:
         params = call.params
         if call.path != f"{self.prefix}/rates":
-            raise Refusal(404, "not found")
+            raise Rejected(404, "not found")
         for name in params:
             if name not in ("date", "from", "to", "base", "quotes", "providers"):
-                raise Refusal(422, f"unknown parameter: {name}")
+                raise Rejected(422, f"unknown parameter: {name}")
         today = call.at.date()
         if "from" in params:
             first, last = read_day(params["from"]), read_day(params.get("to") or str(today))
         else:
             first = last = read_day(params["date"]) if "date" in params else today
         if first is None or last is None or last < first:
-            raise Refusal(422, "invalid date")
+            raise Rejected(422, "invalid date")
         base = params.get("base", "EUR")
         codes = params["quotes"].split(",") if "quotes" in params else list(_UNITS)
         for code in (base, *codes):
             if code not in _UNITS:
-                raise Refusal(422, f"invalid currency: {code}")
+                raise Rejected(422, f"invalid currency: {code}")
         if fault.empty or first > today + timedelta(days=1):
             return "[]"
         base = fault.base or base

@@ -14,7 +14,7 @@ from .rates import (
     FakeAnswer,
     FakeSource,
     Fault,
-    Refusal,
+    Rejected,
     json_object,
     read_day,
     to_json,
@@ -67,8 +67,8 @@ class FakeFreeCurrencyApi(FakeSource):
                 self._check_quota(call.at)
             body = self._body(call, fault)
             status = 200
-        except Refusal as refusal:
-            status, body = refusal.args
+        except Rejected as rejected:
+            status, body = rejected.args
         if counted:
             if status == 200 and fault.status is None:  # only successful calls count
                 for period in _periods(call.at):
@@ -79,11 +79,11 @@ class FakeFreeCurrencyApi(FakeSource):
     def _check_key(self, call: Call) -> None:
         key = call.key or call.params.get("apikey")
         if not key or self.key not in (None, key):
-            raise Refusal(401, to_json({"message": "Invalid authentication credentials"}))
+            raise Rejected(401, to_json({"message": "Invalid authentication credentials"}))
 
     def _check_quota(self, at: datetime) -> None:
         if min(self._left(at)) <= 0:
-            raise Refusal(429, to_json({"message": "API rate limit exceeded for 'quota'"}))
+            raise Rejected(429, to_json({"message": "API rate limit exceeded for 'quota'"}))
 
     def _left(self, at: datetime) -> tuple[int, int]:
         minute, month = (self._used.get(period, 0) for period in _periods(at))
@@ -117,14 +117,14 @@ class FakeFreeCurrencyApi(FakeSource):
                     raise _invalid("date", "The date must be a date before today.")
                 return f'{{"data":{{"{day}":{self._flat(day, params, fault)}}}}}'
             case _:
-                raise Refusal(404, to_json({"message": "The route could not be found."}))
+                raise Rejected(404, to_json({"message": "The route could not be found."}))
 
     def _flat(self, day: date, params: Mapping[str, str], fault: Fault) -> str:
         base = params.get("base_currency", "USD")
         if base not in COMMON:
             raise _invalid("base_currency", "The selected base currency is invalid.")
         if self.dollar_only and base != "USD":
-            raise Refusal(403, to_json({"message": "Your plan does not allow this base."}))
+            raise Rejected(403, to_json({"message": "Your plan does not allow this base."}))
         codes = [code for code in params.get("currencies", "").split(",") if code] or list(COMMON)
         if not set(codes) <= set(COMMON):
             raise _invalid("currencies", "The selected currencies is invalid.")
@@ -137,9 +137,9 @@ def _periods(at: datetime) -> tuple[str, str]:
     return f"minute {at:%Y-%m-%d %H:%M}", f"month {at:%Y-%m}"
 
 
-def _invalid(field: str, problem: str) -> Refusal:
+def _invalid(field: str, problem: str) -> Rejected:
     body = {"message": "Validation error", "errors": {field: [problem]}, "info": "See the docs."}
-    return Refusal(422, to_json(body))
+    return Rejected(422, to_json(body))
 
 
 FAKE: Final = FakeFreeCurrencyApi

@@ -119,7 +119,7 @@ class FakeAnswer:
         return [(name.encode(), value.encode("latin-1")) for name, value in self.headers.items()]
 
 
-class Refusal(Exception):
+class Rejected(Exception):
     """A request that the source refuses: a status, and the content of its body."""
 
 

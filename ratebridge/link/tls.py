@@ -75,20 +75,20 @@ class TlsStream(trio.abc.Stream):
             try:
                 self._tls.do_handshake()
             except ssl.SSLWantReadError:
-                flight = self.owed()
+                flight = self.unsent()
                 flights += bool(flight)
                 await self._network.send_all(flight)
                 self._feed(await self._network.receive_some(READ_SIZE))
             except ssl.SSLError as error:
                 with suppress(trio.BrokenResourceError):
-                    await self._network.send_all(self.owed())  # the alert that says why
+                    await self._network.send_all(self.unsent())  # the alert that says why
                 # TLS 1.2 has no alert for a certificate that was asked for and did not come. This
                 # one after the client's second flight, its place, is about it (RFC 5246, 7.4.6).
                 if error.reason == "SSLV3_ALERT_HANDSHAKE_FAILURE" and flights > 1:
                     raise LinkFailed(Loss.CLIENT_CERTIFICATE, _WANTED) from None
                 raise
             else:
-                await self._network.send_all(self.owed())
+                await self._network.send_all(self.unsent())
                 return
 
     def certificate(self) -> dict[str, Any] | None:
@@ -104,7 +104,7 @@ class TlsStream(trio.abc.Stream):
             self._tls.write(data)
         except ssl.SSLError:
             raise trio.BrokenResourceError("TLS has failed") from None
-        return self.owed()
+        return self.unsent()
 
     def unseal(self, data: bytes | bytearray) -> bytes | None:
         """What came in records: None when one is not whole yet, empty at the peer's end.
@@ -131,7 +131,7 @@ class TlsStream(trio.abc.Stream):
                 raise trio.BrokenResourceError("TLS has failed") from None
         return b"".join(chunks)
 
-    def owed(self) -> bytes:
+    def unsent(self) -> bytes:
         """What TLS has to say to the peer of its own."""
         return self._outgoing.read()
 

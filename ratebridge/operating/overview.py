@@ -1,6 +1,6 @@
 """The readiness of a running service, its history, and the data of the status page.
 
-`now` is trio's time in seconds, which only `History.keep` reads itself. The results are plain
+`now` is trio's time in seconds, which only `Chart.keep` reads itself. The results are plain
 data for JSON.
 """
 
@@ -110,7 +110,7 @@ def calls_left(stats: Stats, source: Source, now: float) -> dict[str, int]:
     return {window: calls for window, calls in left.items() if calls is not None}
 
 
-class History:
+class Chart:
     """The last ten minutes, a sample a second. `taken` counts the samples since the start.
 
     A sample has the converted and the refused requests a second, and the p50 and the p99 of the
@@ -148,7 +148,7 @@ class History:
             before = now
 
 
-def overview(service: Service, history: History, now: float, taken: int = 0) -> dict[str, Any]:
+def overview(service: Service, history: Chart, now: float, taken: int = 0) -> dict[str, Any]:
     """The data of the status page, with the samples after the first `taken`; times in seconds.
 
     `stats` has the names of `Stats`. It holds clipped texts of peers, which the page must escape.

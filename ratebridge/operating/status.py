@@ -25,7 +25,7 @@ import trio
 from ..errors import CannotStart
 from ..observer import Observer
 from .metrics import Metrics
-from .overview import History, Service, overview, readiness
+from .overview import Chart, Service, overview, readiness
 
 MOST_CLIENTS: Final = 64
 CLIENTS_SHARE: Final = 8  # one descriptor in so many: the feed and the sources need them too
@@ -71,7 +71,7 @@ class Page:
 class Pages:
     """The pages of the server. `hosts` are further host names that it accepts."""
 
-    def __init__(self, service: Service, history: History, hosts: Collection[str]) -> None:
+    def __init__(self, service: Service, history: Chart, hosts: Collection[str]) -> None:
         self._service = service
         self._history = history
         self._metrics = Metrics(service)
@@ -170,7 +170,7 @@ class StatusServer:
         self, service: Service, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Answer, until cancelled."""
-        history = History(service.stats)
+        history = Chart(service.stats)
         pages = Pages(service, history, (self._host, *service.settings.status_hosts))
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._socket))
         async with listener, trio.open_nursery() as status_nursery:
