@@ -75,3 +75,13 @@ async def test_the_stand_in_is_done_when_all_it_asked_is_answered_each_once(auto
         nursery.cancel_scope.cancel()
     assert seen == [(request, '{"type":"error","id":1,"message":"no"}') for request in requests]
     assert (feed.replies, feed.errors) == (3, 3)
+
+
+async def test_a_stand_in_with_nothing_to_ask_is_done_at_once(autojump_clock):
+    client = Client()
+    stand_in = StandIn(iter(()), rate=1.0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stand_in, client.peer)
+        await client.send(Request(host="feed.example", target="/"))
+        await stand_in.done.wait()
+        nursery.cancel_scope.cancel()

@@ -616,3 +616,19 @@ async def test_cancelling_its_nursery_closes_the_stream_without_a_close_frame(
             await trio.testing.wait_all_tasks_blocked()
             link_nursery.cancel_scope.cancel()
     assert read == [b""]
+
+
+async def test_a_failure_that_is_no_fault_of_the_peers_frames_gets_no_close(
+    autojump_clock, monkeypatch
+):
+    async with open_to(accept_and_listen) as (link, feed):
+        wanted = LinkFailed(Loss.CLIENT_CERTIFICATE, "it wants one")
+
+        async def read() -> bytes:
+            await trio.lowlevel.checkpoint()
+            raise wanted
+
+        monkeypatch.setattr(link._stream, "read", read)
+        with pytest.raises(LinkFailed, match="it wants one"):
+            await link.receive()
+        assert feed.peers[0].close_code is None

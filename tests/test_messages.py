@@ -537,3 +537,9 @@ def test_how_an_input_is_quoted(text: str | bytes, harmless: str):
     assert clipped(text) == harmless
     if isinstance(text, str):
         assert quoted(text) == f"'{harmless}'"
+
+
+def test_many_brackets_are_not_deep_by_their_number():
+    frame = b'{"type":"message","id":1,"more":[%b]}' % b",".join([b"[]"] * 200)
+    with pytest.raises(Refused, match="the payload is not an object"):
+        decode(frame)

@@ -316,3 +316,8 @@ async def test_half_a_record_is_waited_for():
 
     async with open_on_a_socket(script, secure=True) as (link, _):
         assert await take(link, 1) == [b"whole"]
+
+
+async def test_a_close_of_the_stream_leaves_the_network_to_its_owner(stream):
+    await stream.aclose()
+    assert stream.put(Write(b"still open")) is None

@@ -12,7 +12,6 @@ import struct
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import date, datetime, timedelta
-from itertools import count
 from typing import Any
 
 import attrs
@@ -104,9 +103,7 @@ class FeedPeer:
 
     async def reset(self) -> None:
         """Break the connection, by a RST on a socket."""
-        transport: Any = self.stream
-        while isinstance(transport, trio.SSLStream):
-            transport = transport.transport_stream
+        transport: Any = getattr(self.stream, "transport_stream", self.stream)
         if isinstance(transport, trio.SocketStream):
             linger = struct.pack("ii", 1, 0)
             transport.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, linger)
@@ -227,13 +224,15 @@ def random_requests(
     chance: random.Random, newest: date, currencies: Sequence[str] = CURRENCIES
 ) -> Iterator[str]:
     """Endless requests like those of the real feed, dated up to two weeks before `newest`."""
-    for message_id in count(chance.randrange(1, 10_000)):
+    message_id = chance.randrange(1, 10_000)
+    while True:
         made = datetime.combine(newest, datetime.min.time()) - timedelta(
             days=chance.randrange(14), milliseconds=-chance.randrange(86_400_000)
         )
         stake = chance.randrange(1_00000, 10_000_00000) / 100_000
         date = f"{made.isoformat(timespec='milliseconds')}Z"
         yield request_text(message_id, stake, chance.choice(currencies), date)
+        message_id += 1
 
 
 def requests_of(lines: Sequence[str]) -> list[str]:

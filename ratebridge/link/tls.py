@@ -121,10 +121,10 @@ class TlsStream(trio.abc.Stream):
         except ssl.SSLWantReadError:
             if not chunks:
                 return None
-        except ssl.SSLEOFError:
-            pass  # the end without a goodbye, found again at the next call
         except ssl.SSLError as error:
-            if not chunks:  # else the texts first: at the next call it is the end
+            # An end without a goodbye is one of these on some versions. Where texts came before
+            # it, they go first: the next call finds it again.
+            if not chunks and not isinstance(error, ssl.SSLEOFError):
                 # That of TLS 1.3 comes behind the handshake (RFC 8446, 4.4.2.4).
                 if error.reason == "TLSV13_ALERT_CERTIFICATE_REQUIRED":
                     raise LinkFailed(Loss.CLIENT_CERTIFICATE, _WANTED) from None
