@@ -36,7 +36,7 @@ from ..rates import (
     fixed_rate,
 )
 from .ecb import load_embedded
-from .source import Source
+from .source import READING, Source
 
 FETCH_WITHIN: Final = 30.0  # s, retries included; a request waits for its own deadline at most
 STALLED_AFTER: Final = 10.0  # s without an answer, until another connection is tried
@@ -447,16 +447,17 @@ class RateChain:
             return sheet
         rows = dict(sheet.rows)
         refused: list[SourceFailed] = []
-        for day in sorted(sheet.rows):
-            judged, whole = doubt(sheet.rows, history, day)
-            wrong = {code: row.why for code, row in judged.items() if isinstance(row, Doubted)}
-            if wrong:
-                rows[day] = judged
-                self._observer.implausible_quotes(sheet.provider, day, wrong)
-                if whole is not None:
-                    refused.append(whole)
-            await trio.lowlevel.checkpoint()
-        mostly = 2 * len(refused) > len(rows)
+        async with READING:
+            for day in sorted(sheet.rows):
+                judged, whole = doubt(sheet.rows, history, day)
+                wrong = {code: row.why for code, row in judged.items() if isinstance(row, Doubted)}
+                if wrong:
+                    rows[day] = judged
+                    self._observer.implausible_quotes(sheet.provider, day, wrong)
+                    if whole is not None:
+                        refused.append(whole)
+                await trio.lowlevel.checkpoint()
+            mostly = 2 * len(refused) > len(rows)
         return attrs.evolve(sheet, rows=rows, refused=refused[-1] if mostly else None)
 
     def _limit_source(self, provider: str, failure: SourceFailed) -> None:

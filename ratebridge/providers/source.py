@@ -26,7 +26,9 @@ T = TypeVar("T")
 LONGEST_WAIT: Final = 86400.0  # s, the longest Retry-After that is obeyed
 MAX_ROWS: Final = 500  # of a day: three times what the largest source lists
 SOURCE_DECIMALS: Final = 5  # every source gives so many, though JSON cuts trailing zeros
-AT_A_TIME: Final = 500  # rows that are read before the other tasks have their turn: some 2 ms
+AT_A_TIME: Final = 200  # rows that are read before the other tasks have their turn: some 2 ms
+
+READING: Final = trio.Lock()  # one answer is read at a time: many would keep replies waiting
 
 _COARSEST: Final = 2000  # a quote of fewer last digits is coarse: one is over 0.05 % of it
 _MAX_MEMBERS: Final = 64 * 1024  # bytes of an object of quotes; 500 of 34 digits take 23 KiB
@@ -213,28 +215,29 @@ async def read_rows(rows: Iterable[tuple[str, Raw, date]]) -> dict[date, dict[st
     seen: dict[tuple[date, str], Decimal | None] = {}
     counts: dict[date, int] = {}
     numbers = 0
-    for place, (name, raw, day) in enumerate(rows):
-        if place % AT_A_TIME == AT_A_TIME - 1:
-            await trio.lowlevel.checkpoint()
-        counts[day] = counts.get(day, 0) + 1
-        if counts[day] > MAX_ROWS:
-            raise SourceFailed(FetchOutcome.BAD_TABLE, f"has over {MAX_ROWS} rows for {day}")
-        if _CURRENCY.fullmatch(name) is None:
-            continue
-        currency = sys.intern(name)
-        units = read_quote(raw)
-        if seen.setdefault((day, currency), units) != units:
-            raise SourceFailed(
-                FetchOutcome.BAD_TABLE, f"has two different quotes for {currency} on {day}"
+    async with READING:
+        for place, (name, raw, day) in enumerate(rows):
+            if place % AT_A_TIME == AT_A_TIME - 1:
+                await trio.lowlevel.checkpoint()
+            counts[day] = counts.get(day, 0) + 1
+            if counts[day] > MAX_ROWS:
+                raise SourceFailed(FetchOutcome.BAD_TABLE, f"has over {MAX_ROWS} rows for {day}")
+            if _CURRENCY.fullmatch(name) is None:
+                continue
+            currency = sys.intern(name)
+            units = read_quote(raw)
+            if seen.setdefault((day, currency), units) != units:
+                raise SourceFailed(
+                    FetchOutcome.BAD_TABLE, f"has two different quotes for {currency} on {day}"
+                )
+            if units is None:
+                continue
+            numbers += 1
+            good.setdefault(day, {})[currency] = (
+                SourceFailed(FetchOutcome.COARSE, f"gives it in too few digits ({units:f})")
+                if is_coarse(units)
+                else Quote(units)
             )
-        if units is None:
-            continue
-        numbers += 1
-        good.setdefault(day, {})[currency] = (
-            SourceFailed(FetchOutcome.COARSE, f"gives it in too few digits ({units:f})")
-            if is_coarse(units)
-            else Quote(units)
-        )
     if seen and not numbers:
         raise SourceFailed(FetchOutcome.BAD_TABLE, "gives quotes that are not JSON numbers")
     return good
