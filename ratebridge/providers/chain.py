@@ -72,7 +72,7 @@ class _Fetch:
     began: float
     sheet: RateSheet | None = None
     failure: SourceFailed | None = None
-    done: bool = False
+    done: trio.Event = attrs.Factory(trio.Event)
 
 
 class RateChain:
@@ -143,8 +143,7 @@ class RateChain:
         share = self._deadline / (sum(_can_have(one, currency) for one in self.sources) or 1)
         asked: dict[str, tuple[_Fetch, float]] = {}  # by source, and until when it is waited for
         while True:
-            fetch_ended = self._fetch_ended
-            until = deadline
+            ended, until = self._fetch_ended, deadline
             try:
                 found = self._look(currency, day, self._utc_now(), asked)
                 if isinstance(found, Rate):
@@ -153,13 +152,15 @@ class RateChain:
                     fetch = self._start(found, day)
                     asked[found.name] = fetch, min(deadline, fetch.began + share)
                     continue
-                until = asked[found.name][1]
+                fetch, until = asked[found.name]
+                ended = fetch.done
             except NoRate:
-                running = any(not fetch.done for fetch, _ in asked.values())
+                # Whichever of those that took too long ends first may have it.
+                running = any(not fetch.done.is_set() for fetch, _ in asked.values())
                 if not running or trio.current_time() >= deadline:
                     raise
             with trio.move_on_at(until):
-                await fetch_ended.wait()
+                await ended.wait()
 
     def providers_of(self, day: date) -> set[str]:
         """The sources whose rates of a day are in use."""
@@ -263,7 +264,7 @@ class RateChain:
                 self._start(source, day)
             return sheet
         if fetch is not None:
-            if not fetch.done and mono < until:
+            if not fetch.done.is_set() and mono < until:
                 return None
             return fetch.failure or SourceFailed(FetchOutcome.TIMEOUT, "has not answered in time")
         problem = self._problem(source, day, now, mono, in_use=False)
@@ -360,7 +361,7 @@ class RateChain:
         try:
             await self._fetch(source, day, key[1], fetch)
         finally:
-            fetch.done = True
+            fetch.done.set()
             del self._fetches[key]
             self._fetch_ended.set()
             self._fetch_ended = trio.Event()
