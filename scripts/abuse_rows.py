@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Final
 
 import trio
@@ -25,7 +25,8 @@ from check_autobahn import free_port
 from support import ask, server_frame
 
 from ratebridge.fakes.feed import FeedPeer
-from ratebridge.fakes.rates import HANG, FakeRates
+from ratebridge.fakes.frankfurter import FakeFrankfurter
+from ratebridge.fakes.rates import HANG, Call, FakeAnswer, FakeRates, Fault
 
 MOST_CALLS: Final = 100  # of a source in a row: a month of days, and what is refilled meanwhile
 LONGEST_SILENCE: Final = 3.0  # s that a link may live without a heartbeat: 2 s, and some grace
@@ -112,9 +113,23 @@ async def one_byte_chunks(scene: Scene) -> None:
     await ask_for_days(scene, days(8))
 
 
+class Months(FakeFrankfurter):
+    """Months of 160 currencies that are made in no time: this process measures the replies."""
+
+    def answer(self, call: Call, fault: Fault) -> FakeAnswer:  # noqa: ARG002
+        first, last = (date.fromisoformat(call.params[name]) for name in ("from", "to"))
+        codes = [f"X{a}{b}" for a in "ABCDEFGHIJ" for b in "ABCDEFGHIJKLMNOP"]
+        tail = "".join(f',"base":"EUR","quote":"{code}","rate":1.23456}},' for code in codes)
+        rows = ""
+        for number in range((last - first).days + 1):
+            rows += tail.replace(',"base"', f'{{"date":"{first + timedelta(number)}","base"')
+        return FakeAnswer(200, {"content-type": "application/json"}, f"[{rows[:-1]}]".encode())
+
+
 async def many_days(scene: Scene) -> None:
     """The feed asks for 10,000 distinct days, in a currency that no source knows."""
     rates = FakeRates(per_minute=UNLIMITED, per_month=UNLIMITED)
+    rates.sources["frankfurter"] = Months()
     await scene.start_with_rates(rates, {"RATEBRIDGE_PROVIDERS": "freecurrencyapi,frankfurter"})
     await ask_for_days(scene, days(10_000), pace=SECONDS / 12_000)
     calls = max(rates.count("freecurrencyapi"), rates.count("frankfurter"))

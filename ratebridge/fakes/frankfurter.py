@@ -92,14 +92,16 @@ class FakeFrankfurter(FakeSource):
         if fault.empty or first > today + timedelta(days=1):
             return "[]"
         base = fault.base or base
-        rows = []
+        published: list[tuple[date, str]] = []
         for code in codes:
             ahead = code in _AHEAD and not params.keys() & {"date", "from"}
             days = [today + timedelta(days=1)] if ahead else _days_of_rows(code, first, last)
-            for quoted_on in days:
-                rate = fault.quotes.get(code) or self.quote(code, quoted_on, base)
-                row = {"date": f'"{quoted_on}"', "base": f'"{base}"', "quote": f'"{code}"'}
-                rows.append(json_object({**row, "rate": rate}))
+            published += [(quoted_on, code) for quoted_on in days]
+        rows = []
+        for quoted_on, code in sorted(published):
+            rate = fault.quotes.get(code) or self.quote(code, quoted_on, base)
+            row = {"date": f'"{quoted_on}"', "base": f'"{base}"', "quote": f'"{code}"'}
+            rows.append(json_object({**row, "rate": rate}))
         return f"[{','.join(rows)}]"
 
 
