@@ -109,7 +109,7 @@ class Observer:
         self.stats.heartbeat_gaps.append(gap)
 
     def loop_stalled(self, late: float) -> None:
-        """The event loop stalled for `late` seconds, which do not count as silence of the peer."""
+        """The event loop stalled, for `late` seconds at least: so late a task of it was woken."""
         self.stats.stalls += 1
         words = f"the event loop stalled for {late:.1f} s"
         self._report("loop.stalled", "", words, seconds=round(late, 3))

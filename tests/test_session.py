@@ -1,6 +1,6 @@
 """One connection: the heartbeats, the watchdog, the replies, the stop."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from math import inf
@@ -17,8 +17,8 @@ from support import (
     NOW,
     KeptFeed,
     Recorder,
-    SessionEnd,
     accept_and_beat,
+    accept_and_listen,
     ask,
     beat,
     euro_bridge,
@@ -35,10 +35,12 @@ from ratebridge.observer import Converted, Observer
 from ratebridge.outbox import Outbox, Reply
 from ratebridge.session import LARGE, HeartbeatSettings, Session
 
+DEFAULT = HeartbeatSettings()
+
 
 @attrs.define
 class Life:
-    """A session that runs, and what is around it. `end` is there when it has ended, `at` when."""
+    """A session that runs, and what is around it. `end` tells how it ended, `at` when."""
 
     session: Session
     stop: trio.Event
@@ -46,8 +48,8 @@ class Life:
     recorder: Recorder
     feed: KeptFeed
     opened: float
-    end: SessionEnd | None = None
-    at: float | None = None
+    end: Any = None
+    at: float = inf
     over: trio.Event = attrs.Factory(trio.Event)
 
     @property
@@ -60,38 +62,26 @@ class Life:
         return [message["id"] for message in messages if message["type"] == "message"]
 
     async def run(self) -> None:
-        cause = await self.session.run()
-        self.end = SessionEnd(cause, trio.current_time() - self.session.opened)
-        self.at = trio.current_time()
+        self.end = await self.session.run()
+        self.at = trio.current_time() - self.opened
         self.over.set()
 
 
 @asynccontextmanager
-async def living(script: Script, heartbeat: HeartbeatSettings | None = None) -> AsyncIterator[Life]:
+async def living(script, heartbeat=DEFAULT):
     """A session with a feed in memory that plays `script`."""
     async with within(600), trio.open_nursery() as nursery:
         recorder = Recorder()
         outbox = Outbox(recorder)
         feed = KeptFeed(nursery, script)
         link = await open_link(nursery, ADDRESS, feed.dial)
-        bridge = euro_bridge(nursery, outbox)
         stop = trio.Event()
-        session = Session(link, bridge, outbox, heartbeat or HeartbeatSettings(), recorder, stop)
+        bridge = euro_bridge(nursery, outbox)
+        session = Session(link, bridge, outbox, heartbeat, recorder, stop)
         life = Life(session, stop, outbox, recorder, feed, trio.current_time())
         nursery.start_soon(life.run)
         yield life
         nursery.cancel_scope.cancel()
-
-
-async def lifetime(
-    script: Script, heartbeat: HeartbeatSettings | None = None
-) -> tuple[SessionEnd, float]:
-    """How a session with this peer ends, and after how many seconds."""
-    async with living(script, heartbeat) as life:
-        await life.over.wait()
-    assert life.end is not None
-    assert life.at is not None
-    return life.end, life.at - life.opened
 
 
 # The heartbeat.
@@ -124,48 +114,19 @@ async def go_on(clock: trio.testing.MockClock, seconds: float) -> None:
 # The watchdog.
 
 
-@attrs.frozen
-class Silence:
-    """A peer, and when it has sent no heartbeat for two seconds, from the open of the link."""
-
-    script: Script
-    seconds: float
-
-
-def beating(*times: float, and_requests: bool = False, and_pings: bool = False) -> Script:
-    """A script that beats at these times, and sends the other things all the time."""
+def beating(*times: float) -> Script:
+    """A script that sends heartbeats at these times."""
 
     async def script(peer: FeedPeer) -> None:
         await peer.accept()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listen, peer)
-            if and_requests:
-                nursery.start_soon(keep_asking, peer)
-            if and_pings:
-                nursery.start_soon(keep_pinging, peer)
             began = trio.current_time()
             for time in times:
                 await trio.sleep_until(began + time)
                 await peer.heartbeat()
 
     return script
-
-
-async def keep_asking(peer: FeedPeer) -> None:
-    while True:
-        await peer.send(ask(1))
-        await trio.sleep(0.02)
-
-
-async def keep_pinging(peer: FeedPeer) -> None:
-    while True:
-        await peer.ping()
-        await trio.sleep(0.1)
-
-
-async def deaf(peer: FeedPeer) -> None:
-    await peer.accept()
-    await trio.sleep_forever()
 
 
 async def say_other_things(peer: FeedPeer) -> None:
@@ -177,25 +138,37 @@ async def say_other_things(peer: FeedPeer) -> None:
         await trio.sleep(0.1)
 
 
-SILENT = {
-    "no first heartbeat": Silence(beating(), 2.0),
-    "beats that stop": Silence(beating(0, 1, 2, 3), 5.0),
-    "requests go on": Silence(beating(0, 1, and_requests=True), 3.0),
-    "pings go on": Silence(beating(0, 1, and_pings=True), 3.0),
-    "neither reads nor writes": Silence(deaf, 2.0),
-    "nothing that is a heartbeat": Silence(say_other_things, 2.0),
-    "beats in the last moment": Silence(beating(0, 2.05, 4.1, 6.15), 8.15),
-    "a beat too late": Silence(beating(0, 2.2), 2.0),
+async def spell_it_in_other_ways(peer: FeedPeer) -> None:
+    await peer.accept()
+    for spelling in (
+        server_frame(b' {"type" : "heartbeat", "at": 1}'),
+        server_frame(b'{"type":"he\\u0061rtbeat"}'),
+        server_frame(BEAT[:5], 0x01) + server_frame(BEAT[5:], 0x80),
+    ):
+        await trio.sleep(1.5)
+        for at in range(len(spelling)):
+            await peer.send_raw(spelling[at : at + 1])
+    await trio.sleep_forever()
+
+
+SILENT_FROM = {
+    "no first heartbeat": (beating(), 0.0),
+    "beats that stop": (beating(0, 1, 2, 3), 3.0),
+    "nothing that is a heartbeat": (say_other_things, 0.0),
+    "other spellings, in pieces": (spell_it_in_other_ways, 4.5),
+    "beats in the last moment": (beating(0, 2.05, 4.1, 6.15), 6.15),
+    "a beat too late": (beating(0, 2.2), 0.0),
 }
 
 
-@pytest.mark.parametrize("silence", SILENT.values(), ids=SILENT.keys())
-async def test_a_link_without_heartbeats_for_two_seconds_is_refreshed(silence, autojump_clock):
-    end, seconds = await lifetime(silence.script)
-    assert end.cause.reason == "stale"
-    assert end.cause.detail == "no heartbeat for 2.1 s"
-    assert silence.seconds <= seconds <= silence.seconds + 0.2
-    assert end.uptime == seconds
+@pytest.mark.parametrize(("script", "silent_from"), SILENT_FROM.values(), ids=SILENT_FROM.keys())
+async def test_a_link_without_heartbeats_for_two_seconds_is_refreshed(
+    script, silent_from, autojump_clock
+):
+    async with living(script) as life:
+        await life.over.wait()
+        assert str(life.end) == "stale: no heartbeat for 2.1 s"
+        assert life.at == pytest.approx(silent_from + 2.1, abs=0.01)
 
 
 @pytest.mark.parametrize("interval", [0.1, 1.0, 1.9])
@@ -205,29 +178,11 @@ async def test_a_link_with_a_heartbeat_within_two_seconds_lives_on(interval, aut
         assert not life.over.is_set()
 
 
-async def test_a_heartbeat_is_one_however_it_is_spelt_or_cut(autojump_clock):
-    async def script(peer: FeedPeer) -> None:
-        await peer.accept()
-        for spelling in (
-            server_frame(b' {"type" : "heartbeat", "at": 1}'),
-            server_frame(b'{"type":"he\\u0061rtbeat"}'),
-            server_frame(BEAT[:5], 0x01) + server_frame(BEAT[5:], 0x80),
-        ):
-            for at in range(len(spelling)):
-                await peer.send_raw(spelling[at : at + 1])
-            await trio.sleep(1)
-        await trio.sleep_forever()
-
-    end, seconds = await lifetime(script)
-    assert end.cause.reason == "stale"
-    assert 4.0 <= seconds <= 4.3
-
-
 async def test_the_heartbeat_interval_and_timeout_can_be_set(autojump_clock):
     async with living(beating(0, 0.1, 0.2), HeartbeatSettings(0.1, 0.5)) as life:
         await life.over.wait()
         gaps = [later.at - sooner.at for sooner, later in pairwise(life.peer.received)]
-    assert life.at == pytest.approx(life.opened + 0.85, abs=0.1)
+    assert life.at == pytest.approx(0.8)
     assert gaps == pytest.approx([0.1] * 7)
 
 
@@ -236,22 +191,19 @@ async def test_the_gaps_between_heartbeats_are_reported(times, autojump_clock):
     async with living(beating(*times)) as life:
         await life.over.wait()
     assert life.recorder.gaps == pytest.approx([b - a for a, b in pairwise((0, *times))])
-    assert life.end is not None
     assert life.session.had_heartbeat == bool(times)
 
 
 # Our own stalls.
 
 
-def arrive(life: Life, data: bytes) -> None:
-    """Let bytes arrive while no task runs."""
-    life.feed.streams[0].receive_stream.put_data(data)
-
-
 @pytest.mark.parametrize("unread", [1, 3], ids=["a heartbeat unread", "heartbeats unread"])
-@pytest.mark.parametrize("stall", [1.7, 2.0, 2.2, 3.0, 30.0])
+@pytest.mark.parametrize(("stall", "late"), [(1.0, 0), (1.7, 1.1), (2.0, 1.4), (30.0, 29.4)])
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8])
-async def test_a_stall_of_our_own_does_not_cut_a_healthy_link(stall, unread, turns, mock_clock):
+async def test_a_stall_of_our_own_does_not_cut_a_healthy_link(
+    stall, late, unread, turns, mock_clock
+):
+    """A long one is reported, by how late the watchdog was that waited for second 4."""
     async with living(accept_and_beat) as life:
         await go_on(mock_clock, 3.4)
         for _ in range(turns):
@@ -260,44 +212,38 @@ async def test_a_stall_of_our_own_does_not_cut_a_healthy_link(stall, unread, tur
         mock_clock.jump(stall)
         await go_on(mock_clock, 6)
         assert not life.over.is_set()
-        assert life.recorder.lost == []
+        assert life.recorder.excuses == pytest.approx([late] * (late > 0), abs=0.01)
 
 
-@pytest.mark.parametrize("stalls", [(), (3.0,), (3.0, 30.0), (0.4, 0.4)])
-async def test_time_in_which_we_stand_still_is_no_silence_of_the_peer(stalls, mock_clock):
-    """As of a peer that was suspended together with us."""
-    async with living(beating(0)) as life:
-        for stall in stalls:
-            await go_on(mock_clock, 0.4)
-            mock_clock.jump(stall)
-        await go_on(mock_clock, 1.9 - 0.4 * len(stalls))
-        assert not life.over.is_set()
-        await go_on(mock_clock, 0.5)
-        assert life.end is not None
-        assert life.end.cause.reason == "stale"
-        assert life.recorder.excuses == pytest.approx([s for s in stalls if s > 2], abs=0.1)
-
-
-async def test_a_stall_before_the_last_heartbeat_gives_no_more_time_behind_it(mock_clock):
-    async with living(beating(0)) as life:
-        await go_on(mock_clock, 0.5)
-        arrive(life, server_frame(BEAT))
-        mock_clock.jump(3)
-        await go_on(mock_clock, 2.3)
-        assert life.over.is_set()
-
-
-@pytest.mark.parametrize("moment", [2.005, 2.055, 2.095])
-async def test_a_stall_in_the_moment_of_grace_does_not_hide_what_came(moment, mock_clock):
+@pytest.mark.parametrize("moment", [0.5, 1.9, 2.0])
+async def test_stalls_in_a_row_hide_no_heartbeat(moment, mock_clock):
     async with living(beating(0)) as life:
         await go_on(mock_clock, moment)
         # In fragments, which take more than one turn of the loop to read.
         arrive(life, server_frame(BEAT[:5], 0x01) + server_frame(BEAT[5:], 0x80))
-        mock_clock.jump(1)
+        for _ in range(2):
+            mock_clock.jump(1)
+            await trio.lowlevel.checkpoint()
         await go_on(mock_clock, 1.9)
         assert not life.over.is_set()
-        await go_on(mock_clock, 1)
+        await go_on(mock_clock, 0.5)
         assert life.over.is_set()
+
+
+@pytest.mark.parametrize("script", [accept_and_beat, accept_and_listen])
+async def test_where_every_turn_of_the_loop_is_a_stall_a_silent_peer_alone_is_dropped(
+    script, mock_clock
+):
+    async with living(script) as life:
+        for _ in range(30):
+            mock_clock.jump(0.5)
+            await trio.lowlevel.checkpoint()
+        assert life.over.is_set() is (script is accept_and_listen)
+
+
+def arrive(life: Life, data: bytes) -> None:
+    """Let bytes arrive while no task runs."""
+    life.feed.streams[0].receive_stream.put_data(data)
 
 
 # The messages.
@@ -374,8 +320,7 @@ async def test_requests_that_came_with_the_end_are_answered_into_the_outbox(auto
     async with living(script) as life:
         await life.over.wait()
         await trio.testing.wait_all_tasks_blocked()
-        assert life.end is not None
-        assert life.end.cause.code == 1000
+        assert life.end.code == 1000
         written = len(life.replies)
         assert written + len(life.outbox) == 5
 
@@ -428,16 +373,6 @@ async def test_a_bug_in_the_bridge_surfaces_and_costs_no_reply_of_the_same_batch
 # The stop.
 
 
-async def test_a_stop_says_going_away_and_is_over_when_that_is_answered(autojump_clock):
-    async with living(accept_and_beat) as life:
-        await trio.sleep(3.5)
-        life.stop.set()
-        await life.over.wait()
-        assert life.end is not None
-        assert (life.end.cause.reason, life.end.uptime) == ("stopped", 3.5)
-        assert life.peer.close_code == 1001
-
-
 async def test_nothing_leaves_behind_the_close_and_what_came_before_its_answer_is_answered(
     autojump_clock,
 ):
@@ -461,15 +396,3 @@ async def test_nothing_leaves_behind_the_close_and_what_came_before_its_answer_i
         await trio.sleep(1)
         assert [data[0] for data in read] == [0x81, 0x88]
         assert len(life.outbox) == 3
-
-
-async def test_a_stop_after_the_end_changes_nothing(autojump_clock):
-    async def script(peer: FeedPeer) -> None:
-        await peer.accept()
-        await peer.close(1011)
-
-    async with living(script) as life:
-        await life.over.wait()
-        life.stop.set()
-        assert life.end is not None
-        assert life.end.cause.code == 1011

@@ -40,7 +40,6 @@ OPEN_WITHIN: Final = 5.0
 WRITE_WITHIN: Final = 2.0 * 9 / 8  # s: it is polled eight times, and begins between two polls
 CLOSE_WITHIN: Final = 1.0
 LEAVES_WITHIN: Final = 1.0  # s from a reply to its write, on a healthy connection
-LOOK: Final = 0.05  # s between two looks at the silence; each stall of our own may cost one
 STABLE_AFTER: Final = 5.0  # s up
 BLIP: Final = 0.1
 EAGER: Final = 1.0
@@ -213,7 +212,7 @@ class Checker:
         fatal = _fatal(wire.read)
         beats = [max(at, up) for at, mark in wire.read if mark.kind == "beat"]
         for heard, then in zip([up, *beats], [*beats, closed], strict=True):
-            bound = self._settings.heartbeat_timeout + GRACE + LOOK * (1 + len(trace.stalls))
+            bound = self._settings.heartbeat_timeout + GRACE
             if self._stop_at <= then:
                 bound += CLOSE_WITHIN
             bound += trace.stalled(heard, then) + TOLERANCE
