@@ -6,9 +6,7 @@ from typing import Final
 import attrs
 
 BLIP: Final = 0.1  # s, the bound of the first wait: most losses are blips, and back at once is best
-STABLE_AFTER: Final = (
-    5.0  # s up, with a heartbeat: below that an accept-and-close peer gets a storm
-)
+STABLE_AFTER: Final = 5.0  # s up, with a heartbeat: or who accepts and closes gets a storm
 EAGER: Final = 1.0  # s, the bound of the first waits after a stable link: a restart is over soon
 EAGER_WAITS: Final = 8  # some 3 s in the mean; then the peer is down, and a storm is to be avoided
 FORBIDDEN: Final = 30.0  # s after a 401 or 403: nothing mends itself in a second
@@ -37,7 +35,10 @@ class Backoff:
 
     def next_wait(self, *, status: int | None = None, retry_after: float | None = None) -> float:
         """Seconds to wait now; `status` and `retry_after` are those of a refused upgrade."""
-        bound = self._bound()
+        # The exponent is bounded so that months of an outage overflow nothing.
+        bound = self.base * 2.0 ** min(self._failures - 1, 60) if self._failures else BLIP
+        if self._was_stable and self._failures < EAGER_WAITS:
+            bound = min(bound, EAGER)
         self._failures += 1
         wait = self.jitter() * min(bound, self.cap)
         if status in (401, 403):
@@ -45,11 +46,3 @@ class Backoff:
         if retry_after is not None:
             wait = max(wait, min(retry_after, LONGEST_ASKED))
         return wait
-
-    def _bound(self) -> float:
-        failures = self._failures
-        if failures == 0:
-            return BLIP
-        # The exponent is bounded so that months of an outage overflow nothing.
-        bound = self.base * 2.0 ** min(failures - 1, 60)
-        return min(bound, EAGER) if self._was_stable and failures < EAGER_WAITS else bound

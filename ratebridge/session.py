@@ -111,11 +111,12 @@ class Session:
         heard: float | None = None
         while heard != self._heard:
             heard = self._heard
-            due = heard + self._heartbeat.timeout
+            due = max(heard + self._heartbeat.timeout, trio.current_time())
             await trio.sleep_until(due)
             if (late := trio.current_time() - due) > STALL:
                 self._observer.loop_stalled(late)
-            for _ in range(LOOKS):
-                await trio.sleep(LOOK)
+            if heard == self._heard:
+                for _ in range(LOOKS):
+                    await trio.sleep(LOOK)
         silence = trio.current_time() - self._heard
         self._link.end(LinkFailed(Loss.STALE, f"no heartbeat for {silence:.1f} s"))

@@ -165,13 +165,16 @@ async def play(script: Script, stream: trio.abc.Stream, peers: list[FeedPeer]) -
         await trio.aclose_forcefully(stream)
 
 
+@attrs.define(eq=False)
 class MemoryFeed:
-    """A feed in memory. `dial` opens a connection; `peers` are those so far."""
+    """A feed in memory, whose connections live in a nursery.
 
-    def __init__(self, nursery: trio.Nursery, script: Script) -> None:
-        self._nursery = nursery
-        self.script = script
-        self.peers: list[FeedPeer] = []
+    `script` is played on each of them. `peers` are the server's sides so far, in order.
+    """
+
+    _nursery: trio.Nursery
+    script: Script
+    peers: list[FeedPeer] = attrs.field(factory=list, init=False)
 
     async def dial(self) -> trio.abc.Stream:
         client, server = trio.testing.memory_stream_pair()
@@ -272,7 +275,6 @@ class StandIn:
     requests: Iterator[str]
     rate: float
     on_reply: Callable[[str, str], None] = lambda _request, _reply: None
-    interval: float = 1.0
     chance: random.Random = attrs.Factory(random.Random)
     sent: int = 0
     replies: int = 0
@@ -293,11 +295,9 @@ class StandIn:
                 self._hear((await peer.receive()).text)
 
     async def _beat(self, peer: FeedPeer) -> None:
-        due = trio.current_time()
         while True:
             await peer.heartbeat()
-            due += self.interval
-            await trio.sleep_until(due)
+            await trio.sleep(1.0)
 
     async def _ask(self, peer: FeedPeer) -> None:
         due = trio.current_time()

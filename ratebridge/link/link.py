@@ -16,10 +16,11 @@ The end: whatever ends a link, the first reason counts. It closes the network by
 and `Link.receive` raises the reason.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Final
 
+import attrs
 import h11
 import trio
 import trio_websocket
@@ -37,24 +38,20 @@ CLOSE_WITHIN: Final = 1.0  # s for the closing handshake; a container gets 10 s 
 NO_OPTIONS: Final = UpgradeOptions()
 
 
+@attrs.define(eq=False)
 class Link:
     """An open websocket, made by `open_link`. `receive` and `close` have one caller each."""
 
-    def __init__(
-        self,
-        stream: LinkStream,
-        websocket: trio_websocket.WebSocketConnection,
-        link_scope: trio.CancelScope,
-    ) -> None:
-        self._stream = stream
-        self._websocket = websocket
-        self._scope = link_scope  # of the link's own tasks, trio-websocket's among them
-        self._decoder = FrameDecoder()
-        self._unusual = b""  # a frame for trio-websocket, which came behind the last texts
-        self._keys = masking_keys()
-        self._closing = False  # by us
-        self._failure: LinkFailed | None = None
-        self._ended = trio.Event()
+    _stream: LinkStream
+    _websocket: trio_websocket.WebSocketConnection
+    _scope: trio.CancelScope  # of the link's own tasks, trio-websocket's among them
+    _decoder: FrameDecoder = attrs.field(factory=FrameDecoder, init=False)
+    # A frame for trio-websocket, which came behind the last texts.
+    _unusual: bytes = attrs.field(default=b"", init=False)
+    _keys: Iterator[int] = attrs.field(factory=masking_keys, init=False)
+    _closing: bool = attrs.field(default=False, init=False)  # by us
+    _failure: LinkFailed | None = attrs.field(default=None, init=False)
+    _ended: trio.Event = attrs.field(factory=trio.Event, init=False)
 
     async def receive(self) -> list[bytes]:
         """The next text messages (UTF-8), at least one: those that came with one read.
