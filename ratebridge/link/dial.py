@@ -45,17 +45,17 @@ class NetworkDial:
         """A connection to the address, through the proxy if there is one. Raises `LinkFailed`."""
         address, proxy = self.address, self.proxy
         names()  # from now on they look up
-        peer = proxy or address
-        socks = proxy is not None and proxy.scheme.startswith("socks")
+        by_socks = proxy is not None and proxy.scheme.startswith("socks")
         try:
-            if proxy is not None and socks:
+            if proxy is not None and by_socks:
                 stream = await connect_by_socks(address, proxy)
             else:
+                peer = proxy or address
                 stream = await trio.open_tcp_stream(peer.host, peer.port)
             with suppress(AttributeError, OSError):  # not every platform knows it
                 # Keepalive never fires while we send, and we send each second.
                 stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT)
-            if proxy is None or socks:
+            if proxy is None or by_socks:
                 return stream
             secure = proxy.scheme == "https"
             tunnel = await add_tls(stream, proxy, self.proxy_tls) if secure else stream
@@ -122,8 +122,17 @@ async def add_tls(
         secured = TlsStream(stream, tls, peer.host.removesuffix("."))
         try:
             await secured.handshake()
-        except (trio.BrokenResourceError, ssl.SSLError) as error:
-            raise tls_failure(error) from None
+        except ssl.SSLCertVerificationError as error:
+            text = f"the certificate does not pass: {error.verify_message}"
+            raise LinkFailed(Loss.CERTIFICATE, text) from None
+        except (trio.BrokenResourceError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
+            # Which of them it is depends on the version of Python.
+            raise LinkFailed(Loss.TLS, "the peer broke off the TLS handshake") from None
+        except ssl.SSLError as error:
+            # "[SSL: NAME] words (_ssl.c:1006)". Not every alert has a name in Python: that of
+            # ALPN has none.
+            words = str(error).partition("] ")[2].rpartition(" (")[0]
+            raise LinkFailed(Loss.TLS, f"TLS failed: {words}") from None
         on_failure.pop_all()
     return secured
 
@@ -165,19 +174,3 @@ def tcp_failure(error: BaseException) -> LinkFailed:
         return LinkFailed(Loss.REFUSED, "connection refused: nobody listens on that port")
     why = next((each.strerror for each in errors if isinstance(each, OSError)), None)
     return LinkFailed(Loss.UNREACHABLE, why or "no connection could be made")
-
-
-def tls_failure(cause: BaseException) -> LinkFailed:
-    """Why a handshake failed, from what it raised."""
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return LinkFailed(
-            Loss.CERTIFICATE, f"the certificate does not pass: {cause.verify_message}"
-        )
-    # A peer who goes is one of these two errors, which one depends on the version of Python.
-    gone = isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError)
-    if isinstance(cause, ssl.SSLError) and not gone:
-        # "[SSL: NAME] words (_ssl.c:1006)". Not every alert has a name in Python: that of ALPN
-        # has none.
-        words = str(cause).partition("] ")[2].rpartition(" (")[0]
-        return LinkFailed(Loss.TLS, f"TLS failed: {words}")
-    return LinkFailed(Loss.TLS, "the peer broke off the TLS handshake")

@@ -4,6 +4,7 @@ wsproto tells neither where the response ends nor what it is.
 """
 
 import re
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Final
 
@@ -90,14 +91,9 @@ class UpgradeResponse:
         for name, value in event.headers:  # lines of one name are one list (RFC 9110, 5.3)
             headers[name] = b"%b, %b" % (headers[name], value) if name in headers else value
         if isinstance(event, h11.Response):
-            raise LinkFailed(
-                Loss.REJECTED,
-                f"the peer answered HTTP {event.status_code}",
-                status=event.status_code,
-                retry_after=_retry_after(
-                    headers.get(b"retry-after", b""), headers.get(b"date", b"")
-                ),
-            )
+            status, wait = event.status_code, _retry_after(headers)
+            text = f"the peer answered HTTP {status}"
+            raise LinkFailed(Loss.REJECTED, text, status=status, retry_after=wait)
         used = headers.get(b"sec-websocket-protocol", b"").decode("ascii", "replace")
         if used not in ("", self._subprotocol):
             text = f"the peer uses a subprotocol, {used}, that was not offered"
@@ -108,12 +104,14 @@ class UpgradeResponse:
         return behind
 
 
-def _retry_after(value: bytes, now: bytes) -> float | None:
+def _retry_after(headers: Mapping[bytes, bytes]) -> float | None:
     """Seconds of a Retry-After: a number, or a date, which is seen from the response's own Date."""
+    value = headers.get(b"retry-after", b"")
     if value.isdigit():
         return float(value[:9])
     try:
-        until, since = (parsedate_to_datetime(date.decode("ascii")) for date in (value, now))
+        dates = value, headers.get(b"date", b"")
+        until, since = (parsedate_to_datetime(date.decode("ascii")) for date in dates)
         return max(0.0, (until - since).total_seconds())
     except (ValueError, OverflowError, TypeError):  # no date, or one of them has no time zone
         return None
