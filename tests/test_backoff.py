@@ -34,14 +34,6 @@ def test_the_jitter_is_full():
     assert [backoff.next_wait() for _ in range(9)] == [0.0] * 9
 
 
-def test_after_a_reset_it_begins_again():
-    backoff = at_most()
-    for _ in range(5):
-        backoff.next_wait()
-    backoff.reset()
-    assert [backoff.next_wait() for _ in range(2)] == [0.1, 0.25]
-
-
 def test_a_cap_below_a_tenth_bounds_the_first_wait_too():
     backoff = Backoff(0.01, 0.02, lambda: 1.0)
     assert [backoff.next_wait() for _ in range(4)] == [0.02, 0.01, 0.02, 0.02]
@@ -56,12 +48,6 @@ def test_a_forbidden_upgrade_is_tried_again_after_half_a_minute_from_the_first_t
     backoff = at_most()
     assert [backoff.next_wait(status=status) for _ in range(3)] == [33.0] * 3
     assert Backoff(0.25, 5.0, lambda: 0.0).next_wait(status=status) == 30.0
-
-
-@pytest.mark.parametrize("status", [400, 404, 500, 503])
-def test_another_refusal_is_a_failure_like_any(status):
-    backoff = at_most()
-    assert [backoff.next_wait(status=status) for _ in range(2)] == [0.1, 0.25]
 
 
 @pytest.mark.parametrize(

@@ -88,23 +88,13 @@ async def test_a_connection_that_cannot_be_made_has_its_reason(addresses, errors
 
 
 @asynccontextmanager
-async def listening(
-    host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
-) -> AsyncIterator[tuple[int, list[FeedPeer]]]:
+async def listening(tls: ssl.SSLContext | None = None) -> AsyncIterator[tuple[int, list[FeedPeer]]]:
     """A feed on a real port: its number, and the peers so far."""
     peers: list[FeedPeer] = []
     async with within(10), trio.open_nursery() as nursery:
-        serve = partial(serve_feed, accept_and_listen, peers, host=host, tls=tls)
+        serve = partial(serve_feed, accept_and_listen, peers, tls=tls)
         yield await nursery.start(serve), peers
         nursery.cancel_scope.cancel()
-
-
-async def test_of_two_addresses_the_one_that_listens_is_found():
-    trio.socket.set_custom_hostname_resolver(Known(["::1", "127.0.0.1"]))
-    async with listening() as (port, _):
-        stream: Any = await NetworkDial(attrs.evolve(ADDRESS, port=port), None)()
-        assert stream.socket.getpeername() == ("127.0.0.1", port)
-        await stream.aclose()
 
 
 @pytest.mark.parametrize("scheme", [None, "http", "socks5"])
@@ -177,19 +167,6 @@ async def test_a_proxy_that_refuses_is_the_reason_with_what_it_says(scheme, deta
         with pytest.raises(LinkFailed) as caught:
             await NetworkDial(attrs.evolve(FEED, port=1), None, by)()
     assert str(caught.value) == f"proxy: the proxy: {detail}"
-
-
-async def test_the_certificate_of_a_peer_behind_a_tunnel_in_tls_is_known(tls_pair):
-    """And TLS in TLS tells what is wrong with it, as TLS on a socket does."""
-    server, client = tls_pair
-    async with open_proxy(server) as proxy, listening(tls=server) as (port, _):
-        feed = attrs.evolve(FEED, port=port, secure=True)
-        by = Proxy("https", "127.0.0.1", proxy.port)
-        stream: Any = await NetworkDial(feed, client, by, client)()
-        assert stream.certificate()["subjectAltName"]
-        with pytest.raises(LinkFailed, match="the certificate does not pass"):
-            await NetworkDial(feed, TLS, by, client)()
-        await stream.aclose()
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "socks5"])

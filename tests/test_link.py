@@ -4,7 +4,6 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-import attrs
 import pytest
 import trio
 from support import (
@@ -23,7 +22,6 @@ from ratebridge.errors import LinkFailed, Loss
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script
 from ratebridge.link.link import CLOSE_WITHIN, Link, open_link
 
-MALFORMED = "the peer does not speak websocket"
 MAX_MESSAGE = 1024 * 1024  # bytes, as the contract has it
 
 
@@ -85,61 +83,40 @@ async def test_frames_behind_the_response_are_read_however_the_bytes_are_cut(siz
         link.put([b"hello"])
 
 
-@attrs.frozen
-class BadUpgrade:
-    """An answer to the upgrade, and what is made of it: at once, whether the peer goes or stays."""
-
-    response: bytes
-    reason: str
-    detail: str
-    status: int | None = None
-    retry_after: float | None = None
-
+# What a response of HTTP says is in test_upgrade.
+SWITCHING = b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\n"
+MALFORMED = "protocol-error: the peer does not speak websocket"
+BROKEN_OFF = "reset: the peer broke off the upgrade"
 
 # What a response of HTTP says is in test_upgrade.
 BAD_UPGRADES = {
-    "refused with a body": BadUpgrade(
-        b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy",
-        *("rejected", "the peer answered HTTP 503", 503),
+    "refused with a body that never comes": (
+        b"HTTP/1.1 503 Busy\r\nContent-Length: 400\r\n\r\nbu",
+        "rejected: the peer answered HTTP 503",
     ),
-    "refused with a body that never comes": BadUpgrade(
-        b"HTTP/1.1 503 Busy\r\nContent-Length: 400\r\nRetry-After: 7\r\n\r\nbu",
-        *("rejected", "the peer answered HTTP 503", 503, 7.0),
+    "an extension forced upon us": (
+        SWITCHING + b"Connection: Upgrade\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n",
+        MALFORMED,
     ),
-    "an extension forced upon us": BadUpgrade(
-        b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Extensions: permessage-deflate; x=1\r\n\r\n",
-        *("protocol-error", "the peer does not speak websocket"),
+    "a wrong Accept": (
+        SWITCHING + b"Connection: Upgrade\r\nSec-WebSocket-Accept: bm8=\r\n\r\n",
+        MALFORMED,
     ),
-    "a wrong Accept": BadUpgrade(
-        b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Accept: bm8=\r\n\r\n",
-        *("protocol-error", MALFORMED),
-    ),
-    "a header that is not ASCII": BadUpgrade(
-        b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: Upgrad\xe9\r\n\r\n",
-        *("protocol-error", MALFORMED),
-    ),
-    "no HTTP": BadUpgrade(b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "protocol-error", MALFORMED),
-    "200 KB of headers": BadUpgrade(
-        b"HTTP/1.1 101 Switching\r\n" + b"X-Filler: 0123456789\r\n" * 9000 + b"\r\n",
-        *("protocol-error", MALFORMED),
-    ),
-    "nothing": BadUpgrade(b"", "reset", "the peer broke off the upgrade"),
-    "half a head": BadUpgrade(
-        b"HTTP/1.1 101 Switching\r\nUpgr", *("reset", "the peer broke off the upgrade")
-    ),
+    "a header that is not ASCII": (SWITCHING + b"Connection: Upgrad\xe9\r\n\r\n", MALFORMED),
+    "no HTTP": (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", MALFORMED),
+    "200 KB of headers": (SWITCHING + b"X-Filler: 0123456789\r\n" * 9000 + b"\r\n", MALFORMED),
+    "nothing": (b"", BROKEN_OFF),
+    "half a head": (SWITCHING, BROKEN_OFF),
 }
 
 
 @pytest.mark.parametrize("hold", [False, True], ids=["TCP closed", "TCP held"])
-@pytest.mark.parametrize("bad", BAD_UPGRADES.values(), ids=BAD_UPGRADES.keys())
-async def test_a_bad_answer_to_the_upgrade_fails_at_once(bad, hold, autojump_clock):
+@pytest.mark.parametrize(("response", "told"), BAD_UPGRADES.values(), ids=BAD_UPGRADES.keys())
+async def test_a_bad_answer_to_the_upgrade_fails_at_once(response, told, hold, autojump_clock):
     began = trio.current_time()
-    failure = await fail_to_open(answering(bad.response, hold=hold and bad.reason != "reset"))
+    failure = await fail_to_open(answering(response, hold=hold and told != BROKEN_OFF))
     assert trio.current_time() == began
-    assert (failure.reason, failure.detail) == (bad.reason, bad.detail)
-    assert (failure.status, failure.retry_after) == (bad.status, bad.retry_after)
+    assert str(failure) == told
 
 
 async def test_a_peer_who_refuses_before_it_is_asked_is_heard(autojump_clock):
@@ -172,44 +149,6 @@ async def test_an_upgrade_without_end_is_given_five_seconds(script, autojump_clo
     failure = await fail_to_open(script)
     assert trio.current_time() - began == 5.0
     assert failure.reason == "open-timeout"
-
-
-async def test_a_dial_without_end_is_given_the_same_five_seconds(autojump_clock):
-    async def dial() -> trio.abc.Stream:
-        await trio.sleep_forever()
-
-    began = trio.current_time()
-    async with trio.open_nursery() as nursery:
-        with pytest.raises(LinkFailed, match="open-timeout"):
-            await open_link(nursery, ADDRESS, dial)
-    assert trio.current_time() - began == 5.0
-
-
-async def test_a_bug_while_opening_surfaces(autojump_clock):
-    async def dial() -> trio.abc.Stream:
-        raise ZeroDivisionError
-
-    async with trio.open_nursery() as nursery:
-        with pytest.raises(ZeroDivisionError):
-            await open_link(nursery, ADDRESS, dial)
-
-
-@pytest.mark.parametrize("script", [never_answer, answering(b"HTTP/1.1 503 X\r\n\r\n", hold=True)])
-async def test_an_attempt_that_failed_leaves_no_stream_open(script, autojump_clock):
-    closed = trio.Event()
-    async with trio.open_nursery() as nursery:
-        feed = MemoryFeed(nursery, script)
-
-        async def dial() -> trio.abc.Stream:
-            stream = await feed.dial()
-            half: Any = stream
-            half.send_stream.close_hook = closed.set
-            return stream
-
-        with pytest.raises(LinkFailed):
-            await open_link(nursery, ADDRESS, dial)
-        nursery.cancel_scope.cancel()
-    assert closed.is_set()
 
 
 # Open: what comes.
@@ -342,16 +281,11 @@ def close_frame(code: int, reason: bytes = b"") -> bytes:
 ENDS = {
     "close 1000": (close_frame(1000), "closed", "", 1000),
     "close 4999": (close_frame(4999, b"ours"), "closed", "ours", 4999),
-    "close 1002": (close_frame(1002, b"you broke it"), "closed", "you broke it", 1002),
     "close without a code": (server_frame(b"", 0x88), "closed", "", 1005),
     "garbage": (b"\xff\xff garbage", "protocol-error", "Invalid opcode 0xf", 1002),
     "a masked frame": (
         b"\x81\x82mask..",
         *("protocol-error", "client received unexpected masked frame", 1002),
-    ),
-    "a continuation of nothing": (
-        server_frame(b"text", 0x80),
-        *("protocol-error", "unexpected CONTINUATION", 1002),
     ),
     "a close that none may send": (
         close_frame(1006),
@@ -501,12 +435,6 @@ async def close_while_receiving(link: Link) -> float:
     return trio.current_time() - began
 
 
-async def test_our_close_has_its_code_and_is_over_when_it_is_answered(autojump_clock):
-    async with open_to(accept_and_listen) as (link, feed):
-        assert await close_while_receiving(link) == 0.0
-        assert feed.peers[0].close_code == 1001
-
-
 async def deaf(peer: FeedPeer) -> None:
     await peer.accept()
     await trio.sleep_forever()
@@ -544,24 +472,15 @@ async def talk_and_close(peer: FeedPeer) -> None:
     await peer.send_raw(server_frame(b"part", 0x80) + close_frame(1001))
 
 
-async def reset(peer: FeedPeer) -> None:
-    await peer.reset()
-
-
-async def garbage(peer: FeedPeer) -> None:
-    await peer.send_raw(b"\xff\xff")
-
-
 @pytest.mark.parametrize(
     ("script", "seconds"),
     [
+        pytest.param(accept_and_listen, 0.0, id="an answer"),
         pytest.param(deaf, CLOSE_WITHIN, id="no answer"),
         pytest.param(gone, 0.0, id="the peer has gone"),
         pytest.param(hearing_a_close(stay), CLOSE_WITHIN, id="heard, no answer"),
         pytest.param(hearing_a_close(ping_twice), 0.0, id="a ping while we close"),
         pytest.param(hearing_a_close(talk_and_close), 0.0, id="texts before the answer"),
-        pytest.param(hearing_a_close(reset), 0.0, id="broken off"),
-        pytest.param(hearing_a_close(garbage), 0.0, id="garbage"),
     ],
 )
 async def test_every_close_ends_within_a_second(script, seconds, autojump_clock):
@@ -578,13 +497,6 @@ async def test_texts_go_on_coming_until_the_close_is_answered(autojump_clock):
         nursery.start_soon(link.close, 1001)
         texts = await read_on(link)
     assert texts == [b"text"] * 3 + [b"partpart"]
-
-
-async def test_a_close_without_a_reader_ends_within_a_second(autojump_clock):
-    async with open_to(hearing_a_close(talk_and_close)) as (link, _):
-        began = trio.current_time()
-        await link.close(1001)
-        assert trio.current_time() - began == CLOSE_WITHIN
 
 
 async def test_a_close_waits_for_the_write_under_way_and_for_no_more_than_its_second(

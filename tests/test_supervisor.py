@@ -279,28 +279,6 @@ async def test_a_bug_in_opening_is_reported_and_the_opening_retried(autojump_clo
         assert it.recorder.ups == []
 
 
-async def test_a_bug_in_the_links_own_tasks_is_reported_and_the_replies_are_kept(autojump_clock):
-    async def open_as(nursery: trio.Nursery, *rest: Any) -> Link:
-        link = await open_link(nursery, *rest)
-        if len(it.dialled) == 1:
-            nursery.start_soon(crash_later)
-        return link
-
-    async def crash_later() -> None:
-        await trio.sleep(0.7)
-        raise ZeroDivisionError
-
-    async with running(accept_and_beat, open_as=open_as) as it:
-        await trio.sleep(0.5)
-        it.outbox.attach(lambda texts, _: Write(b"", texts))  # a link that takes nothing
-        it.outbox.add(Reply(b"1", ask(1).encode(), trio.current_time()))
-        await trio.sleep(3)
-        assert len(it.recorder.crashes) == 1
-        assert it.reasons == ["internal-error"]
-        texts = [got.text for got in it.feed.peers[1].received]
-        assert texts[1] == ask(1)
-
-
 # The stop.
 
 
