@@ -121,7 +121,7 @@ class Feed:
         peer = ScriptedPeer(chance, state, self._most_asks, self._traffic, attempt, trace)
         pieces = chance.randrange(1, 200) if chance.random() < 0.1 else 65536
         wire = attempt.wire = Wire(peer, pieces, trace)
-        self.kernel.add(wire)
+        self.kernel.wires[wire.fileno()] = wire
         if chance.random() < 0.5:
             return trio.SocketStream(wire)
         attempt.sealed = True

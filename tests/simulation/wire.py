@@ -11,9 +11,10 @@ import heapq
 import socket
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from itertools import count
 from math import inf
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from unittest.mock import patch
 
@@ -142,12 +143,11 @@ class Wire(trio.socket.SocketType):
         self._fin = False
         self._reset = False
         self._changed = trio.Event()
-        self._reader_waits = False
         # The way up.
         self._level = 0.0
         self._level_at = self.opened
         self._bytes_taken = 0
-        self._writer_waits = False
+        self._waits_for: set[str] = set()
         self._write: Write | None = None  # that is not done yet
         self._cut_short = False
 
@@ -184,35 +184,36 @@ class Wire(trio.socket.SocketType):
         return taken
 
     async def wait_readable(self) -> None:
-        if self._reader_waits:
-            self._trace.complain("two tasks read at a time")
-        self._reader_waits = True
-        try:
+        with self._alone("read"):
             await trio.lowlevel.checkpoint()
             while self.closed is None and not (self._buffer or self._fin or self._reset):
                 with trio.move_on_at(self._next_arrival()):
                     await self._changed.wait()
                 self._arrive()
-        finally:
-            self._reader_waits = False
 
     async def wait_writable(self) -> None:
-        if self._writer_waits:
-            self._trace.complain("two tasks write at a time")
-        self._writer_waits = True
         self._trace.on("blocked")
-        try:
+        with self._alone("write"):
             await trio.lowlevel.checkpoint()
             while self.closed is None and not self._reset and not self._has_room():
                 with trio.move_on_at(self._when_room()):
                     await self._changed.wait()
                 self._arrive()
+
+    @contextmanager
+    def _alone(self, what: str) -> Iterator[None]:
+        """One task at a time waits for this; a write ends when its waiting is cancelled."""
+        if what in self._waits_for:
+            self._trace.complain(f"two tasks {what} at a time")
+        self._waits_for.add(what)
+        try:
+            yield
         except BaseException:
-            if self._write is not None:
+            if what == "write" and self._write is not None:
                 self._end_write(self._write)
             raise
         finally:
-            self._writer_waits = False
+            self._waits_for.discard(what)
 
     async def recv(self, buflen: int, flags: int = 0, /) -> bytes:
         while True:
@@ -420,37 +421,27 @@ class Kernel:
     """In place of `os`, as far as sockets are concerned: the wires by their numbers."""
 
     def __init__(self) -> None:
-        self._wires: dict[int, Wire] = {}
-
-    def add(self, wire: Wire) -> None:
-        self._wires[wire.fileno()] = wire
-
-    def read(self, number: int, most: int) -> bytes:
-        return self._wire(number).read_now(most)
-
-    def write(self, number: int, data: "Buffer") -> int:
-        return self._wire(number).write_now(data)
-
-    async def wait_readable(self, number: int) -> None:
-        await self._wire(number).wait_readable()
-
-    async def wait_writable(self, number: int) -> None:
-        await self._wire(number).wait_writable()
+        self.wires: dict[int, Wire] = {}
 
     def _wire(self, number: int) -> Wire:
-        wire = self._wires.get(number)
-        if wire is None:
+        if number not in self.wires:
             raise OSError(errno.EBADF, "closed")
+        wire = self.wires[number]
         assert wire.closed is None, "by now the number can be another file's"
         return wire
 
     @contextmanager
     def patched(self) -> Iterator[None]:
         """Let the link's system calls come here, and its waiting for sockets go to the wires."""
-        with ExitStack() as stack:
-            stack.enter_context(patch.object(stream_module, "os", self))
-            stack.enter_context(patch.object(trio.lowlevel, "wait_readable", self.wait_readable))
-            stack.enter_context(patch.object(trio.lowlevel, "wait_writable", self.wait_writable))
+        calls = SimpleNamespace(
+            read=lambda number, most: self._wire(number).read_now(most),
+            write=lambda number, data: self._wire(number).write_now(data),
+        )
+        waits: dict[str, Any] = {
+            "wait_readable": lambda number: self._wire(number).wait_readable(),
+            "wait_writable": lambda number: self._wire(number).wait_writable(),
+        }
+        with patch.object(stream_module, "os", calls), patch.multiple(trio.lowlevel, **waits):
             yield
 
 
