@@ -140,25 +140,3 @@ class Recorder(Observer):
         super().internal_error(where, error)
         if not isinstance(error, ZeroDivisionError):  # the one that the script raises
             self._trace.complain(f"internal error in {where}: {error!r}")
-
-    # The service.
-
-    def note(self, event: str, **fields: Any) -> None:
-        super().note(event, **fields)
-        if event == "service.stopping":
-            self._note_stop(**fields)
-
-    def _note_stop(self, *, waiting: int, outbox: int) -> None:
-        trace = self._trace
-        attempt = trace.attempts[-1] if trace.attempts else None
-        if attempt is None or attempt.lost is not None:
-            state = "backing off"
-        elif attempt.up is None:
-            state = "connecting"
-        elif attempt.wire is not None and any(write.ended is None for write in attempt.wire.writes):
-            state = "writing"
-        elif waiting:
-            state = "in flight"
-        else:
-            state = "replies queued" if outbox else "idle"
-        trace.fault(f"stop while {state}")

@@ -37,6 +37,12 @@ MOODS: Final = {
     "quota gone": 1,
     "bug": 1,
 }
+FAILURES: Final = {
+    "down": FetchOutcome.UNREACHABLE,
+    "error 500": FetchOutcome.HTTP_5XX,
+    "wrong table": FetchOutcome.BAD_TABLE,
+    "quota gone": FetchOutcome.QUOTA_MINUTE,
+}
 
 
 @attrs.frozen
@@ -97,21 +103,14 @@ class ScriptedSource:
         if state != "up":
             self._trace.fault(f"source: {state}")
         await trio.sleep(chance.uniform(1, 8) if state == "slow" else chance.uniform(0.01, 0.3))
-        match state:
-            case "down":
-                raise SourceFailed(FetchOutcome.UNREACHABLE, "could not be reached", again=True)
-            case "error 500":
-                raise SourceFailed(FetchOutcome.HTTP_5XX, "answered HTTP 500", again=True)
-            case "hang":
-                await trio.sleep_forever()
-            case "wrong table":
-                raise SourceFailed(FetchOutcome.BAD_TABLE, "has no usable table")
-            case "quota gone":
-                left = max(until - now, 0.1)
-                text = "has no calls left this minute"
-                raise SourceFailed(FetchOutcome.QUOTA_MINUTE, text, again=True, limited_for=left)
-            case "bug":
-                raise ZeroDivisionError("a bug in a source")
+        if state in FAILURES:
+            left = max(until - now, 0.1) if state == "quota gone" else None
+            again = state != "wrong table"
+            raise SourceFailed(FAILURES[state], f"is {state}", again=again, limited_for=left)
+        if state == "hang":
+            await trio.sleep_forever()
+        if state == "bug":
+            raise ZeroDivisionError("a bug in a source")
 
     def _sheet(self, day: date, now: datetime) -> RateSheet:
         final = now.date() > day

@@ -117,20 +117,17 @@ class Traffic:
         return utc - timedelta(days=30 + chance.randrange(4), seconds=chance.randrange(80_000))
 
     def _spoil(self, stake: str, currency: str, when: str, now: float) -> tuple[str, str, str]:
-        utc = self._utc_at(now)
-        match self._chance.randrange(6):
-            case 0:
-                return '"12.5"', currency, when
-            case 1:
-                return "1e999999", currency, when
-            case 2:
-                return stake, "usd", when
-            case 3:
-                return stake, currency, "yesterday"
-            case 4:
-                return stake, currency, "1998-12-31T12:00:00Z"
-            case _:
-                return stake, currency, f"{utc + timedelta(hours=2):%Y-%m-%dT%H:%M:%SZ}"
+        ahead = self._utc_at(now) + timedelta(hours=2)
+        return self._chance.choice(
+            (
+                ('"12.5"', currency, when),
+                ("1e999999", currency, when),
+                (stake, "usd", when),
+                (stake, currency, "yesterday"),
+                (stake, currency, "1998-12-31T12:00:00Z"),
+                (stake, currency, f"{ahead:%Y-%m-%dT%H:%M:%SZ}"),
+            )
+        )
 
 
 def to_euro(stake: str, units: Decimal, euro: Decimal) -> str:
