@@ -1,13 +1,13 @@
 """The bytes of a link on a real socket: what the system takes at once, and what it does not."""
 
-import socket
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import attrs
 import pytest
 import trio
-from support import listen, open_on_a_socket, read_on, server_frame, socket_pair, take, within
+from support import listen, open_on_a_socket, read_on, socket_pair, within
 
 from ratebridge.errors import LinkFailed
 from ratebridge.fakes.feed import FeedPeer
@@ -103,21 +103,6 @@ async def stream():
 TEXTS = [b"one", b"x" * 200, b"three"]
 FRAMES = client_frames(TEXTS, masking_keys())
 ENDS = [9, 9 + 208, 9 + 208 + 11]
-
-
-async def test_a_late_write_reaches_no_other_file_that_got_the_sockets_number():
-    async with open_on_a_socket(ReadLate()) as (link, _):
-        number = link._stream._fd
-    others: list[socket.socket] = []
-    while number not in [other.fileno() for other in others]:
-        others += socket.socketpair()
-    assert link.put(TEXTS) is not None
-    for other in others:
-        other.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            other.recv(1)
-    for other in others:
-        other.close()
 
 
 @pytest.mark.parametrize("texts", [1, 2])
@@ -224,25 +209,12 @@ async def test_once_tls_has_failed_nothing_is_sealed_and_the_writer_ends_the_lin
 
 
 async def test_a_socket_that_seems_readable_and_has_nothing_is_waited_for(monkeypatch):
-    looked = trio.Event()
-    wait = trio.lowlevel.wait_readable
-
-    async def wait_at_the_second_look(sock: Any) -> None:
-        if looked.is_set():
-            await wait(sock)
-        looked.set()
-        await trio.lowlevel.checkpoint()
-
-    async def script(peer: FeedPeer) -> None:
-        await peer.accept()
-        await looked.wait()
-        await trio.testing.wait_all_tasks_blocked()
-        await peer.send("at last")
-        await trio.sleep_forever()
-
-    async with open_on_a_socket(script) as (link, _):
-        monkeypatch.setattr(trio.lowlevel, "wait_readable", wait_at_the_second_look)
-        assert await take(link, 1) == [b"at last"]
+    ours, theirs = socket_pair()
+    async with ours, theirs:
+        await theirs.send_all(b"at last")
+        read = Mock(side_effect=[BlockingIOError, b"at last"])
+        monkeypatch.setattr(stream_module, "os", SimpleNamespace(read=read))
+        assert await LinkStream(ours).read() == b"at last"
 
 
 def transport(peer: FeedPeer) -> trio.SocketStream:
@@ -300,22 +272,6 @@ async def test_what_tls_has_to_answer_leaves_with_the_next_write():
         assert await link.receive() == [b"who are you?"]
         link.put([b"nobody"])  # which the peer cannot read unless it has understood the answer
         assert await received(feed.peers[0], 1) == [b"nobody"]
-
-
-async def test_half_a_record_is_waited_for():
-    async def script(peer: FeedPeer) -> None:
-        await peer.accept()
-        await trio.testing.wait_all_tasks_blocked()
-        stream: Any = peer.stream
-        stream._ssl_object.write(server_frame(b"whole"))
-        sealed = stream._outgoing.read()
-        for piece in (sealed[:7], sealed[7:]):
-            await transport(peer).send_all(piece)
-            await trio.testing.wait_all_tasks_blocked(0.01)
-        await trio.sleep_forever()
-
-    async with open_on_a_socket(script, secure=True) as (link, _):
-        assert await take(link, 1) == [b"whole"]
 
 
 async def test_a_close_of_the_stream_leaves_the_network_to_its_owner(stream):
