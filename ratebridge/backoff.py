@@ -34,7 +34,11 @@ class Backoff:
         self._was_stable = True
 
     def next_wait(self, *, status: int | None = None, retry_after: float | None = None) -> float:
-        """Seconds to wait now; `status` and `retry_after` are those of a refused upgrade."""
+        """Seconds to wait now, after one more failure or loss.
+
+        `status` is the HTTP status of a refused upgrade, `retry_after` the seconds that its
+        Retry-After asks for (RFC 9110, 10.2.3): it makes a wait longer, never shorter.
+        """
         # The exponent is bounded so that months of an outage overflow nothing.
         bound = self.base * 2.0 ** min(self._failures - 1, 60) if self._failures else BLIP
         if self._was_stable and self._failures < EAGER_WAITS:

@@ -19,7 +19,11 @@ PORTS: Final = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}  # cu
 
 @attrs.frozen
 class Proxy:
-    """A proxy. `scheme` is one of `PORTS`; user and password are percent-decoded."""
+    """A proxy.
+
+    `scheme` is one of `PORTS`. `host` is a name or an address, without brackets. User and
+    password are percent-decoded, empty if there are none, and stand in no repr.
+    """
 
     scheme: str
     host: str
@@ -69,8 +73,10 @@ def parse_exempt(entry: str) -> tuple[Any, int | None]:
 class Proxies:
     """The proxies for http, for https, and for all else, and the hosts that need none.
 
-    `exempt` are entries as `parse_exempt` gives them. `ignored` are those that it refused,
-    which are to be warned of.
+    Args:
+        by_scheme: by "http", "https" and "all"; one that is not there is none.
+        exempt: the entries of `NO_PROXY`, as `parse_exempt` gives them.
+        ignored: the entries that mean nothing, of which a user is to be warned.
     """
 
     by_scheme: Mapping[str, Proxy] = attrs.Factory(dict)
@@ -79,7 +85,11 @@ class Proxies:
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> "Proxies":
-        """The proxies that the environment names. Raises `BadSettings` for one that is none."""
+        """The proxies that the environment names.
+
+        Raises `BadSettings` with a line for each variable that holds no proxy's URL. An entry
+        of `NO_PROXY` never raises; if there is no proxy at all, it is not looked at.
+        """
 
         def value(name: str) -> str:
             return (environ.get(name) or environ.get(name.upper()) or "").strip()
@@ -104,7 +114,12 @@ class Proxies:
         return cls(by_scheme, tuple(exempt), tuple(ignored))
 
     def find(self, scheme: str, host: str, port: int) -> Proxy | None:
-        """The proxy on the way to a host, by the scheme http, https, ws or wss; None if none is."""
+        """The proxy on the way to a host; None if none is, or the host needs none.
+
+        `scheme` is http, https, ws or wss; `host` a name in any case, or an address without
+        brackets; `port` the one that is connected to. A name in `exempt` covers the domains
+        below it, as with curl.
+        """
         try:
             address = ip_address(host)
         except ValueError:

@@ -23,7 +23,17 @@ OpenLink = Callable[[trio.Nursery], Awaitable[Link]]
 
 @attrs.define(eq=False)
 class Supervisor:
-    """Keeps a session alive. `open_link` opens the link of one, in a nursery given to it."""
+    """Keeps a session alive.
+
+    Args:
+        open_link: opens a link whose tasks live in the nursery given to it; raises
+            `LinkFailed`.
+        bridge: answers the requests of every session.
+        outbox: has the replies that no link has taken yet, over the sessions.
+        heartbeat: the periods of each session.
+        backoff: how long to wait before the next attempt.
+        observer: is told of links that are up and that end, and of bugs.
+    """
 
     _open_link: OpenLink
     _bridge: Bridge
@@ -36,7 +46,10 @@ class Supervisor:
     _stopping: trio.Event = attrs.field(factory=trio.Event, init=False)
 
     async def run(self) -> None:
-        """Open, live, back off, and again; returns after `stop`."""
+        """Open, live, back off, and again; returns after `stop`.
+
+        A bug in a session is reported to the observer, and counts as the loss of its link.
+        """
         while not self._stopping.is_set():
             try:
                 cause = await self._live()
@@ -55,7 +68,10 @@ class Supervisor:
                 await self._stopping.wait()
 
     def stop(self) -> None:
-        """End the present session politely, or the present attempt at once, and start no other."""
+        """End the present session by a close (RFC 6455, 7.1.2), which takes a second at most.
+
+        An attempt or a wait that is under way ends at once, and no other begins.
+        """
         self._stopping.set()
         self._opening.cancel()
 

@@ -197,14 +197,14 @@ async def test_the_gaps_between_heartbeats_are_reported(times, autojump_clock):
 
 
 @pytest.mark.parametrize("unread", [1, 3], ids=["a heartbeat unread", "heartbeats unread"])
-@pytest.mark.parametrize(("stall", "late"), [(1.0, 0), (1.7, 1.1), (2.0, 1.4), (30.0, 29.4)])
+@pytest.mark.parametrize(("stall", "late"), [(1.7, 0), (2.2, 0.6), (3.0, 1.4), (30.0, 28.4)])
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8])
 async def test_a_stall_of_our_own_does_not_cut_a_healthy_link(
     stall, late, unread, turns, mock_clock
 ):
-    """A long one is reported, by how late the watchdog was that waited for second 4."""
+    """A long one is reported, by how far it went beyond the timeout."""
     async with living(accept_and_beat) as life:
-        await go_on(mock_clock, 3.4)
+        await go_on(mock_clock, 0.4)
         for _ in range(turns):
             await trio.lowlevel.checkpoint()
         arrive(life, server_frame(BEAT) * unread)

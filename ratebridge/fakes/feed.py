@@ -42,7 +42,15 @@ class Received:
 
 @attrs.define(eq=False)
 class FeedPeer:
-    """The server's side of one connection. Every call may raise `FeedGone`."""
+    """The server's side of one connection. Every call may raise `FeedGone`.
+
+    Args:
+        stream: the connection, to which a script may write what it likes.
+        received: the texts that `receive` has given, in order.
+        close_code: that of the client's close frame, None before it.
+        path: the target of the upgrade request, empty before it.
+        host: the value of its Host header.
+    """
 
     stream: trio.abc.Stream
     received: list[Received] = attrs.Factory(list)
@@ -62,7 +70,7 @@ class FeedPeer:
     async def reject(
         self, status: int, headers: Sequence[tuple[bytes, bytes]] = (), body: bytes = b""
     ) -> None:
-        """Wait for the upgrade request and refuse it."""
+        """Wait for the upgrade request and refuse it, with this HTTP status, headers and body."""
         await self.wait_for_request()
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         head = b"HTTP/1.1 %d No\r\n%bContent-Length: %d\r\n\r\n" % (status, lines, len(body))
@@ -192,7 +200,15 @@ async def serve_feed(
     tls: ssl.SSLContext | None = None,
     task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """A feed on a port; `started` gives its number."""
+    """A feed on a port, for ever; `nursery.start` returns the port's number.
+
+    Args:
+        script: the server's side, played on each connection.
+        peers: gets each connection, in order.
+        host: the address to listen on.
+        port: 0 lets the system choose.
+        tls: the context of a server, for `wss://`.
+    """
 
     async def handle(stream: trio.SocketStream) -> None:
         secured = tls and trio.SSLStream(stream, tls, server_side=True, https_compatible=True)

@@ -27,8 +27,13 @@ USER_TIMEOUT: Final = 5000  # ms until what is not acknowledged breaks TCP
 class NetworkDial:
     """A dial, see `Dial`: opens TCP to `address`, and TLS where the address says so.
 
-    `tls` is for the peer, `proxy` stands between if there is one, and `proxy_tls` is for
-    a proxy that is spoken to by https.
+    Args:
+        address: the peer.
+        tls: what is checked of the peer; needed if the address is secure.
+        proxy: the proxy on the way to it, if there is one.
+        proxy_tls: what is checked of a proxy that is spoken to by https; needed for such.
+
+    There is no time limit here. `link.open_link` has one for the whole of an opening.
     """
 
     address: Address
@@ -37,7 +42,10 @@ class NetworkDial:
     proxy_tls: ssl.SSLContext | None = None
 
     async def __call__(self) -> trio.abc.Stream:
-        """Open a stream. Raises `LinkFailed`."""
+        """Open a stream, encrypted if the address says so.
+
+        Raises `LinkFailed` with the reason: DNS, TCP, the proxy, TLS, or a certificate.
+        """
         stream = await self.open_tcp()
         return await add_tls(stream, self.address, self.tls) if self.address.secure else stream
 
@@ -76,7 +84,12 @@ class NetworkDial:
 
 
 async def connect_by_http(stream: trio.abc.Stream, peer: Address, proxy: Proxy) -> trio.abc.Stream:
-    """Ask a proxy for a tunnel (RFC 9110, 9.3.6). Raises `LinkFailed`."""
+    """Ask a proxy for a tunnel (CONNECT, RFC 9110, 9.3.6), with basic authentication if it has a
+    user (RFC 7617).
+
+    `stream` leads to the proxy. It is the tunnel afterwards, and is closed on failure. Raises
+    `LinkFailed` when the proxy refuses, with its status, and when it does not speak HTTP.
+    """
     host = f"[{peer.host}]" if ":" in peer.host else peer.host
     target = f"{host}:{peer.port}"
     pair = b64encode(f"{proxy.user}:{proxy.password}".encode()).decode()
@@ -95,7 +108,11 @@ async def connect_by_http(stream: trio.abc.Stream, peer: Address, proxy: Proxy) 
 
 
 async def connect_by_socks(peer: Address, proxy: Proxy) -> trio.SocketStream:
-    """Let a proxy connect, by SOCKS 5 (RFC 1928). Raises `LinkFailed`."""
+    """Let a proxy connect, by SOCKS 5 (RFC 1928, with RFC 1929 if it has a user).
+
+    By `socks5` this machine looks the peer's name up, by `socks5h` the proxy does. Raises
+    `LinkFailed` when the proxy cannot be reached, refuses, or does not speak SOCKS.
+    """
     import python_socks
     from python_socks.async_.trio import Proxy as SocksProxy
 
@@ -114,7 +131,11 @@ async def connect_by_socks(peer: Address, proxy: Proxy) -> trio.SocketStream:
 async def add_tls(
     stream: trio.abc.Stream, peer: Address | Proxy, tls: ssl.SSLContext | None
 ) -> TlsStream:
-    """Put TLS on a connection; on failure that is closed. Raises `LinkFailed`."""
+    """Put TLS on a connection, as a client of `peer`; on failure the connection is closed.
+
+    Raises `LinkFailed`: `certificate` for one that does not pass, `client-certificate` when
+    the peer wants one of ours, `tls` for all else.
+    """
     assert tls is not None, "TLS needs a context"
     async with AsyncExitStack() as on_failure:
         on_failure.push_async_callback(trio.aclose_forcefully, stream)

@@ -54,7 +54,19 @@ def tls_context(
 
 
 class TlsStream(trio.abc.Stream):
-    """TLS over `network`, as a client of `host`; `handshake` comes first."""
+    """TLS over another stream, as a client; `handshake` comes first.
+
+    Args:
+        network: the stream below. It is closed with this one, without a close_notify: who
+            ends a link does not wait for its peer.
+        context: what is checked of the peer, see `tls_context`.
+        host: its name for SNI (RFC 6066, 3) and for the check of its certificate, or its
+            IP address. Without a dot at the end.
+
+    `seal`, `unseal` and `unsent` do no input or output. The methods of a `trio.abc.Stream`
+    do both steps in one, for the upgrade and for HTTP. `socket` is the one below, or None
+    in a tunnel through a proxy.
+    """
 
     def __init__(self, network: trio.abc.Stream, context: ssl.SSLContext, host: str) -> None:
         self._network = network
@@ -65,10 +77,12 @@ class TlsStream(trio.abc.Stream):
         self.socket: Any = network.socket if isinstance(network, trio.SocketStream) else None
 
     async def handshake(self) -> None:
-        """Agree with the peer.
+        """Agree with the peer on keys, and check its certificate.
 
-        Raises `LinkFailed` if the peer wants a certificate of the client, and else
-        `ssl.SSLError` or `trio.BrokenResourceError`.
+        Raises `LinkFailed` if the peer wants a certificate of the client, `ssl.SSLError` for
+        any other reason of either side (`ssl.SSLCertVerificationError` for a certificate that
+        does not pass), and `trio.BrokenResourceError` when TCP breaks. A peer whose fault it
+        is gets the alert that says why (RFC 8446, 6.2). There is no time limit.
         """
         flights = 0  # sent so far
         while True:
@@ -96,9 +110,10 @@ class TlsStream(trio.abc.Stream):
         return self._tls.getpeercert()
 
     def seal(self, data: bytes) -> bytes:
-        """The records that carry the data; they have to be written in the order of the calls.
+        """The records that carry the data, and before it what TLS has to answer the peer.
 
-        Raises `trio.BrokenResourceError` once TLS has failed.
+        They have to be written whole and in the order of the calls, or the peer cannot read
+        what follows. Raises `trio.BrokenResourceError` once TLS has failed.
         """
         try:
             self._tls.write(data)
@@ -109,9 +124,10 @@ class TlsStream(trio.abc.Stream):
     def unseal(self, data: bytes | bytearray) -> bytes | None:
         """What came in records: None when one is not whole yet, empty at the peer's end.
 
-        `data` is the next of the socket's bytes, empty at their end. Raises
-        `trio.BrokenResourceError`, or `LinkFailed` if the peer wants a certificate of the
-        client. Afterwards TLS may owe the peer an answer.
+        `data` is the next of the socket's bytes, a piece of any size, empty at their end.
+        Raises `trio.BrokenResourceError` for a record that is none, and `LinkFailed` if the
+        peer wants a certificate of the client; what came before that is given first. TLS may
+        have to answer what came, as a KeyUpdate (RFC 8446, 4.6.3): see `unsent`.
         """
         self._feed(data)
         chunks: list[bytes] = []
@@ -132,7 +148,7 @@ class TlsStream(trio.abc.Stream):
         return b"".join(chunks)
 
     def unsent(self) -> bytes:
-        """What TLS has to say to the peer of its own."""
+        """Records of TLS's own for the peer, alerts and answers; empty if there are none."""
         return self._outgoing.read()
 
     def _feed(self, data: bytes | bytearray) -> None:
