@@ -96,4 +96,3 @@ class Supervisor:
                 # What it has not written by now goes to the next.
                 link.end(LinkFailed(Loss.STOPPED))
                 self._outbox.lose_link()
-                link_nursery.cancel_scope.cancel()

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
+import attrs
 import pytest
 import trio
 from support import (
@@ -21,6 +22,7 @@ from wsproto.events import AcceptConnection
 from ratebridge.errors import LinkFailed, Loss
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script
 from ratebridge.link.link import CLOSE_WITHIN, Link, open_link
+from ratebridge.link.upgrade import UpgradeOptions
 
 MAX_MESSAGE = 1024 * 1024  # bytes, as the contract has it
 
@@ -64,10 +66,22 @@ def answering(response: bytes, *, hold: bool = False) -> Script:
 # Opening.
 
 
-async def test_the_upgrade_asks_for_the_target_at_the_authority(autojump_clock):
-    async with open_to(accept_and_listen) as (_, feed):
-        assert feed.peers[0].path == "/stream"
-        assert feed.peers[0].host == "feed.example"
+async def test_the_upgrade_brings_what_the_address_and_the_options_say(autojump_clock):
+    asked: list[str] = []
+
+    async def script(peer: FeedPeer) -> None:
+        request = await peer.stream.receive_some(65536)
+        asked.extend(request.decode().split("\r\n"))
+
+    address = attrs.evolve(ADDRESS, authorization="Basic YTpi")
+    options = UpgradeOptions(((b"X-Token", b"s3cret"),), "rates.v1")
+    async with trio.open_nursery() as nursery:
+        feed = MemoryFeed(nursery, script)
+        with pytest.raises(LinkFailed):
+            await open_link(nursery, address, feed.dial, options)
+    assert asked[0] == "GET /stream HTTP/1.1"
+    assert {"Host: feed.example", "X-Token: s3cret", "Authorization: Basic YTpi"} < {*asked}
+    assert "Sec-WebSocket-Protocol: rates.v1" in asked
 
 
 @pytest.mark.parametrize("size", [1, 3, 100000])
