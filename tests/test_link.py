@@ -263,9 +263,18 @@ async def test_a_stall_of_our_own_in_the_middle_of_a_write_does_not_end_the_link
 
 async def test_after_a_stalled_write_no_byte_is_written(autojump_clock):
     async with open_to(accept_and_listen) as (link, feed):
-        stop_taking(feed.streams[0])
+        half: Any = feed.streams[0].send_stream
+        pass_on = half.send_all_hook
+
+        async def stall() -> None:
+            half.send_all_hook = pass_on  # whatever is written now would arrive
+            await trio.sleep_forever()
+
+        half.send_all_hook = stall
         writes = [link.put([text]) for text in (b"cut", b"next")]
-        await trio.sleep(1)
+        await take_until_the_end(link)
+        link.put([b"too late"])
+        await trio.testing.wait_all_tasks_blocked()
         assert [write and write.texts_taken() for write in writes] == [0, 0]
         assert feed.peers[0].received == []
 
