@@ -16,7 +16,6 @@ from bad_messages import BadMessage, message
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ratebridge import messages
 from ratebridge.conversion import plain, rounded
 from ratebridge.dates import BadDate, parse_instant
 from ratebridge.errors import Refused, Unreadable
@@ -37,7 +36,7 @@ SAMPLE = (
     b'{"type":"message","id":456,"payload":{"marketId":123456,"selectionId":987654,"odds":2.2,'
     b'"stake":253.67,"currency":"USD","date":"2021-05-18T21:32:42.324Z"}}'
 )
-DATE = "2021-05-18T21:32:42.412Z"
+DATE = b'"2021-05-18T21:32:42.412Z"'
 
 
 def read(frame: bytes) -> Heartbeat | Request | Refused | Unreadable:
@@ -340,7 +339,7 @@ def test_all_that_is_not_ours_comes_back_byte_for_byte(rnd: random.Random):
         text, values = template(rnd)
         found = read(filled(text, values))
         if isinstance(found, Request):
-            ours = {"stake": "207.52054", "currency": '"EUR"', "date": f'"{DATE}"'}
+            ours = {"stake": "207.52054", "currency": '"EUR"', "date": DATE.decode()}
             assert found.id == values["id"].encode()
             reply = encode_reply(found, "207.52054", DATE)
             assert reply == filled(text, values | ours)
@@ -349,26 +348,6 @@ def test_all_that_is_not_ours_comes_back_byte_for_byte(rnd: random.Random):
             assert encode_reply(again, "207.52054", DATE) == reply
         elif isinstance(found, Refused):
             assert found.id == values["id"].encode()
-
-
-def test_usual_spellings_are_read_without_a_walk(monkeypatch):
-    monkeypatch.setattr(messages, "_decode_any", None)
-    sample = SAMPLE.decode()
-    for text in (
-        sample,
-        json.dumps(json.loads(sample)),
-        json.dumps(json.loads(sample), indent=2, sort_keys=True),
-        sample.replace("324Z", "324+00:00"),
-        sample.replace("253.67,", "253.67000000000002,"),
-        sample.replace('"odds"', '"live":true,"house":"A \\"b\\" \\u00e9","odds"'),
-        sample.replace('"odds"', '"tags":["a",{"b":[1,"]"]}],"odds"'),
-        sample.replace(":456", ':"9f8e7d6c-1b2a"').replace("2.2", "2.20"),
-    ):
-        reply = json.loads(encode_reply(request(text.encode()), "1.5", DATE))
-        sent = json.loads(text)
-        sent["payload"] |= {"stake": 1.5, "currency": "EUR", "date": DATE}
-        assert reply == sent
-        assert list(reply["payload"]) == list(sent["payload"])
 
 
 # The stake.
