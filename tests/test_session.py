@@ -286,6 +286,7 @@ async def test_a_large_batch_is_answered_in_two_writes(count, writes, autojump_c
     async with living(script):
         await trio.sleep(0.5)
     assert len(sizes) == writes
+    assert max(sizes) < 1.1 * min(sizes)
 
 
 async def test_a_heartbeat_waits_for_one_write_at_most(autojump_clock):
