@@ -214,7 +214,7 @@ async def check_feed(report: Report, settings: Settings, tls: ssl.SSLContext) ->
                 done("ws:// has no TLS", "skip")
             else:
                 with trio.fail_after(OPEN_WITHIN):
-                    stream = secured = await add_tls(stream, address, dial.tls or tls)
+                    stream = secured = await add_tls(stream, address, dial.tls)
                 if settings.verify_ssl:
                     done(describe_certificate(secured.certificate(), datetime.now(UTC)))
                 else:
