@@ -129,7 +129,7 @@ def test_a_host_that_is_not_this_machines_is_reported(host, capsys, monkeypatch)
         monkeypatch.setattr("trio.open_tcp_listeners", listen)
     assert exit_code("mock-server", "--port", "0", "--host", host) == 2
     problem = capsys.readouterr().err
-    assert problem.startswith("--host, --port: cannot listen on '")
+    assert problem.startswith("--host, --port, --rates-port: cannot listen on '")
 
 
 @pytest.mark.parametrize("command", [("check",), ("verify", "FILE"), ("convert", "1", "USD")])
