@@ -180,7 +180,10 @@ _KUBERNETES: Final = re.compile(
 
 
 def resembled(name: str) -> str | None:
-    """The setting that a variable's name resembles, as a misspelt one does."""
+    """The setting that a variable's name resembles, as a misspelt one does; None without one.
+
+    One begins with the same letter, and has most of the others in the same order.
+    """
     alike = [known for known in _KNOWN if known[0] == name[:1] and known != name]
     return next(iter(get_close_matches(name, alike, 1, 0.8)), None)
 

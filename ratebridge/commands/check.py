@@ -84,7 +84,13 @@ Done = Callable[..., None]
 
 
 class Report:
-    """Prints each step as it is done, and counts them; in JSON, prints all at the end."""
+    """Prints each step as it is done, and counts them; in JSON, prints all at the end.
+
+    Args:
+        out: where to, such as standard output.
+        as_json: one document instead of lines: `ok`, and `steps`, each with its `step`, its
+            `result` ("ok", "fail" or "skip"), `text` and `hint`.
+    """
 
     def __init__(self, out: TextIO, *, as_json: bool = False) -> None:
         self._out = out
@@ -93,6 +99,7 @@ class Report:
         self.counts: Counter[str] = Counter()
 
     def line(self, mark: str, name: str, text: str, hint: str = "") -> None:
+        """Report a step. `mark` is "ok", "FAIL" or "skip"; a hint has a line of its own."""
         self.counts[mark] += 1
         self._steps.append({"step": name, "result": mark.lower(), "text": text, "hint": hint})
         if self._as_json:
@@ -123,6 +130,7 @@ class Report:
                 self.line("skip", name, f"needs {failed}")
 
     def summarize(self) -> None:
+        """Print how many steps there were of each mark, or the whole document in JSON."""
         ok, failed, skipped = (self.counts[mark] for mark in ("ok", "FAIL", "skip"))
         if self._as_json:
             print(json.dumps({"ok": not failed, "steps": self._steps}, indent=2), file=self._out)
@@ -188,6 +196,7 @@ _SILENCE_HINT: Final = (
 
 
 def took(began: float) -> str:
+    """The time since `began`, an instant of trio's clock, for people."""
     seconds = trio.current_time() - began
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
@@ -276,7 +285,10 @@ async def check_link(
 
 
 def describe_certificate(certificate: Any, now: datetime) -> str:
-    """Issuer and end of a certificate given by `ssl.SSLSocket.getpeercert`."""
+    """Issuer and end of a certificate, for people.
+
+    `certificate` is what `ssl.SSLSocket.getpeercert` gives; the days left count from `now`.
+    """
     names = dict(pair for part in certificate.get("issuer", ()) for pair in part)
     issuer = names.get("organizationName") or names.get("commonName") or "somebody without a name"
     end = datetime.fromtimestamp(ssl.cert_time_to_seconds(certificate["notAfter"]), UTC)
@@ -285,7 +297,11 @@ def describe_certificate(certificate: Any, now: datetime) -> str:
 
 
 async def check_source(report: Report, source: Source, now: datetime, within: float) -> None:
-    """The steps of one source; each may take `within` seconds."""
+    """The steps of one source; each may take `within` seconds.
+
+    They are those that it declares, such as its key; today's table (UTC, by `now`); and that
+    of `PAST` before, as real requests ask for.
+    """
     name = source.name
     declared = provider(name)
     first = [declared.check] if declared.check else []
@@ -308,7 +324,11 @@ async def check_source(report: Report, source: Source, now: datetime, within: fl
 async def check(
     settings: Settings, report: Report, dependencies: Dependencies | None = None
 ) -> bool:
-    """Run and report all steps; returns whether none failed."""
+    """Run and report all steps; returns whether none failed.
+
+    Of `dependencies` the sources and the clock are used. Raises `CannotStart` or `BadSettings`
+    if TLS cannot be set up by the settings.
+    """
     dependencies = dependencies or Dependencies()
     assert settings.feed is not None, "the settings have been judged"
     remarks = [unknown_in_words(name) for name in settings.unknown]

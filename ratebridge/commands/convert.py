@@ -118,7 +118,10 @@ def _show(done: Conversion, options: argparse.Namespace) -> None:
 
 
 def _read_wishes(options: argparse.Namespace, problems: list[str]) -> Iterator[Wish]:
-    """What is to be converted; `problems` gets all that is wrong with it."""
+    """What is to be converted: the words of the command, or each line of standard input.
+
+    `problems` gets all that is wrong with it, a line each; behind one a wish is not usable.
+    """
     lines = [("", options.words)]
     if options.words == ["-"]:
         lines = [(f"line {n}: ", line.split()) for n, line in enumerate(sys.stdin, 1)]

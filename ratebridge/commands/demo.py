@@ -111,7 +111,7 @@ def run_demo(options: argparse.Namespace) -> int:
 
 
 def line(*texts: str) -> str:
-    """A request and its reply, as a line for people."""
+    """A request and its reply, the two texts as they were sent, as a line for people."""
     request, reply = (json.loads(text, parse_int=str, parse_float=str) for text in texts)
     asked = request["payload"]
     before = f"{asked['date'][:10]}  {asked['stake']:>12} {asked['currency']}"
