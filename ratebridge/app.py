@@ -60,7 +60,7 @@ def feed_dial(settings: Settings, tls: ssl.SSLContext) -> NetworkDial:
 
 
 def make_sources(settings: Settings, http: HttpClient) -> list[Source]:
-    """The rate sources of the settings, in their order."""
+    """The rate sources of the settings, in the order of trying; all ask by `http`."""
     return [provider(name).make(http, settings) for name in settings.providers]
 
 
@@ -72,7 +72,11 @@ def make_chain(
     clock: Callable[[], datetime],
     jitter: Callable[[], float] = random.random,
 ) -> RateChain:
-    """The chain of these sources; its fetches run in `nursery`."""
+    """The chain of these sources.
+
+    Its fetches run in `nursery` and outlive the requests that asked for them. `clock` is the
+    wall clock in UTC; `jitter`, from 0 to 1, spreads the renewals.
+    """
     return RateChain(
         sources,
         RateCache(timedelta(seconds=settings.cache_ttl)),

@@ -30,9 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     code = DONE
     unread = False
     try:
-        from .command_line import read_command
+        from .command_line import command_line
 
-        code = read_command(arguments, named)()
+        service = not arguments or arguments[0].startswith("--env-file")
+        options = command_line(named or (() if service else MODULES)).parse_args(arguments)
+        code = options.run(options)
     except* (BadSettings, CannotStart) as errors:
         print(*_words(errors), sep="\n", file=sys.stderr)
         code = BAD_USAGE if errors.subgroup(BadSettings) else FAILED
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _words(errors: BaseExceptionGroup[Exception]) -> Iterator[str]:
-    """The lines of all errors in a group and its subgroups."""
+    """The lines of all errors in a group and its subgroups, as trio's nurseries nest them."""
     for error in errors.exceptions:
         if isinstance(error, BaseExceptionGroup):
             yield from _words(error)

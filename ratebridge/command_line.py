@@ -1,25 +1,13 @@
 """The command line, assembled from what each command declares."""
 
 import argparse
-from collections.abc import Callable, Collection, Sequence
-from functools import partial
+from collections.abc import Collection
 from importlib import import_module
 from typing import Any
 
 from . import __version__
 from .commands import MODULES
 from .commands.options import add_env_file
-
-
-def read_command(arguments: Sequence[str], named: Collection[str]) -> Callable[[], int]:
-    """What runs the command and returns the exit code.
-
-    `named` are the commands among the arguments. Exits with 2 on bad usage, and with 0 after
-    a help or the version.
-    """
-    service = not arguments or arguments[0].startswith("--env-file")
-    options = command_line(named or (() if service else MODULES)).parse_args(arguments)
-    return partial(options.run, options)
 
 
 class Strict(argparse.ArgumentParser):
@@ -49,7 +37,8 @@ def command_line(names: Collection[str] = MODULES) -> argparse.ArgumentParser:
     """The parser of the service and of the commands with these names.
 
     Their modules are imported: for all of them that takes several times as long as for
-    `verify` alone.
+    `verify` alone. What it parses has as `run` the function that runs the command: it takes
+    the options and returns the exit code.
     """
     parser = Top(
         prog="ratebridge",

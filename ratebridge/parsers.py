@@ -5,6 +5,7 @@ a secret.
 """
 
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +16,14 @@ W = TypeVar("W", bound=str)
 
 
 def key(value: str) -> str:
+    """A secret that a header or a query can carry as it is."""
     if not re.fullmatch(r"[!-~]+", value):
         raise ValueError("printable ASCII without spaces")
     return value
 
 
 def base_url(value: str) -> str:
+    """The base of a source's URLs, without a slash at its end (RFC 3986, 3)."""
     expected = "a URL that begins with http:// or https://, without user, query or fragment"
     if not value.isascii() or not value.isprintable() or set(value) & set(' ?#"<>\\^`{|}'):
         raise ValueError(expected)
@@ -35,6 +38,7 @@ def base_url(value: str) -> str:
 
 
 def switch(value: str) -> bool:
+    """On or off, in any of the usual words and in any case."""
     lowered = value.lower()
     if lowered in ("true", "1", "yes", "on"):
         return True
@@ -55,6 +59,8 @@ def seconds(value: str, *, zero: bool = False) -> float:
 
 
 def one_of(*words: W) -> Callable[[str], W]:
+    """A parser that takes one of these words, in any case."""
+
     def parse(value: str) -> W:
         for word in words:
             if value.lower() == word:
@@ -79,6 +85,7 @@ def some_of(
 
 
 def host_port(value: str) -> tuple[str, int]:
+    """An address to listen on; one of IPv6 may stand in brackets. Port 0 is any free one."""
     host, colon, port = value.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not host or not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > 65535:
@@ -87,11 +94,9 @@ def host_port(value: str) -> tuple[str, int]:
 
 
 def file(value: str) -> Path:
+    """A file, which need not be there yet, in a directory that is."""
     path = Path(value)
-    try:
-        usable = path.parent.is_dir() and not path.is_dir()
-    except OSError:  # such as a directory that this user may not enter
-        usable = False
-    if not usable:
+    # Path.is_dir raises for a name that is too long, or in a directory that may not be entered.
+    if not os.path.isdir(path.parent) or os.path.isdir(path):  # noqa: PTH112
         raise ValueError("a file in a directory that exists")
     return path

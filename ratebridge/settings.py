@@ -2,8 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import partial
 from io import StringIO
@@ -27,8 +26,9 @@ T = TypeVar("T")
 FEED: Final = "CURRENCY_ASSIGNMENT_WS_URI"
 PROVIDERS: Final = "RATEBRIDGE_PROVIDERS"
 
+KEYLESS: Final = tuple(name for name in NAMES if name != "freecurrencyapi")
+
 DOTENV: Final = Path(".env")
-MAX_FILE: Final = 1024 * 1024  # bytes; a larger file does not hold settings
 
 LogFormat = Literal["auto", "console", "json"]
 LEVELS: Final = ("debug", "info", "warning", "error")
@@ -38,9 +38,10 @@ LEVELS: Final = ("debug", "info", "warning", "error")
 class Variable:
     """The environment variable that a field of `Settings` is read from.
 
-    `default` and `meaning` are for people, in one line of Markdown. The value of a `secret`
-    is never shown, and may stand in the file that `NAME_FILE` names. `required_by` is the
-    source that cannot do without it.
+    `parse` makes the value of the text, or raises ValueError with what it expects. `default`
+    and `meaning` are for people, in one line of Markdown: `--help`, README and a test share
+    them. The value of a `secret` is never shown, and may stand in the file that `NAME_FILE`
+    names.
     """
 
     name: str
@@ -48,7 +49,6 @@ class Variable:
     default: str
     meaning: str
     secret: bool
-    required_by: str | None
 
 
 def setting(
@@ -58,29 +58,23 @@ def setting(
     *,
     shown: str | None = None,
     secret: bool = False,
-    required_by: str | None = None,
 ) -> T:
     """A field of `Settings`, in the type of its default; see `Variable` for the arguments.
 
-    `shown` is how the default is told to people, where its own text does not tell it.
+    `shown` is how the default is told to people, where its own text does not tell it. For a
+    type checker the result is the default: one of another type than the field's is an error.
     """
     text = ",".join(default) if isinstance(default, tuple) else str(default or "")
     if isinstance(default, float):
         text = f"{default:g}"
     usual = f"`{text.lower() if default is True else text}`" if text else "none"
-    row = Variable("", parse, shown or usual, meaning, secret, required_by)
+    row = Variable("", parse, shown or usual, meaning, secret)
     return attrs.field(default=default, repr=not secret, metadata={"variable": row})
 
 
 def source_url(default: str, meaning: str) -> str:
     """A field for a base URL, which is a secret, as it may hold one."""
     return setting(base_url, default, meaning, secret=True)
-
-
-def usable_sources(key: str) -> tuple[str, ...]:
-    """The sources in the order of trying: all, if there is a key, else those that need none."""
-    needy = {variable.required_by for variable in VARIABLES.values()}
-    return tuple(name for name in NAMES if key or name not in needy)
 
 
 @attrs.frozen
@@ -105,9 +99,7 @@ class Settings:
     feed_key_file: Path | None = setting(file, None, "its key, unless that is in the same file")
     verify_ssl: bool = setting(switch, True, "`false` leaves all peers' certificates unchecked")
     freecurrency_api_key: str = setting(
-        *(key, "", "required when `freecurrencyapi` is among the sources"),
-        secret=True,
-        required_by="freecurrencyapi",
+        key, "", "required when `freecurrencyapi` is among the sources", secret=True
     )
     freecurrency_api_url: str = source_url(
         "https://api.freecurrencyapi.com/v1", "its base URL, for a cache"
@@ -126,7 +118,7 @@ class Settings:
     )
     providers: tuple[str, ...] = setting(
         some_of(", ".join(NAMES), NAMES.__contains__),
-        attrs.Factory(lambda self: usable_sources(self.freecurrency_api_key), takes_self=True),
+        attrs.Factory(lambda own: NAMES if own.freecurrency_api_key else KEYLESS, takes_self=True),
         "the sources in the order of trying",
         shown=f"`{','.join(NAMES)}`, without a key all but the first",
     )
@@ -138,7 +130,7 @@ class Settings:
     reconnect_min: float = setting(seconds, 0.25, "seconds, the least wait before a reconnect")
     reconnect_max: float = setting(
         seconds,
-        attrs.Factory(lambda self: max(5.0, self.reconnect_min), takes_self=True),
+        attrs.Factory(lambda own: max(5.0, own.reconnect_min), takes_self=True),
         "seconds, the longest wait before a reconnect",
         shown="`5`",
     )
@@ -188,7 +180,10 @@ _KUBERNETES: Final = re.compile(
 
 
 def resembled(name: str) -> str | None:
-    """The setting that a variable's name resembles, as a misspelt one does."""
+    """The setting that a variable's name resembles, as a misspelt one does; None without one.
+
+    One begins with the same letter, and has most of the others in the same order.
+    """
     alike = [known for known in _KNOWN if known[0] == name[:1] and known != name]
     return next(iter(get_close_matches(name, alike, 1, 0.8)), None)
 
@@ -223,21 +218,19 @@ def read_environment(
 
 
 def read_text(path: Path) -> str:
-    """The text of a file of at most `MAX_FILE` bytes. Raises ValueError with what was expected."""
+    """The text of a file in UTF-8, with or without a byte order mark.
+
+    Raises ValueError with what was expected.
+    """
     try:
-        if path.exists() and not path.is_file():  # reading a pipe would block
-            raise ValueError("a file, got something else")
-        with path.open("rb") as opened:
-            content = opened.read(MAX_FILE + 1)
+        text = path.read_text("utf-8-sig")
     except OSError as error:
         raise ValueError(f"a file that can be read ({error.strerror})") from None
-    if len(content) > MAX_FILE:
-        raise ValueError("a text file of at most 1 MiB")
-    with suppress(UnicodeDecodeError):
-        text = content.decode("utf-8-sig")
-        if "\0" not in text:  # no file name and no host can hold it; UTF-16 is full of it
-            return text
-    raise ValueError("a text file in UTF-8")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:  # no name of a file or a host holds it; UTF-16 is full of it
+        raise ValueError("a text file in UTF-8")
+    return text
 
 
 def load_settings(
@@ -258,26 +251,23 @@ def load_settings(
         values, problems = read_environment(os.environ, env_file)
     values = {**values, **overrides}
     read: dict[str, Any] = {}
-    given = set()
     for field, variable in VARIABLES.items():
-        name = variable.name
-        in_file = f"{name}_FILE"
-        try:
-            if variable.secret and in_file in values:
-                given.add(field)
-                if name in values:
-                    problems.append(f"{name}, {in_file}: expected one of them, got both")
-                    continue
-                name = in_file
-                text = read_text(Path(values[name].strip())).removesuffix("\n").removesuffix("\r")
-                read[field] = variable.parse(text)
-            elif name in values:
-                given.add(field)
-                read[field] = variable.parse(values[name].strip())
-            elif need_feed and name == FEED:
+        name, in_file = variable.name, f"{variable.name}_FILE"
+        from_file = variable.secret and in_file in values
+        if from_file and name in values:
+            problems.append(f"{name}, {in_file}: expected one of them, got both")
+            continue
+        name = in_file if from_file else name
+        if name not in values:
+            if need_feed and name == FEED:
                 problems.append(f"{FEED}: is required but not set")
+            continue
+        text = values[name].strip()
+        try:
+            text = read_text(Path(text)).removesuffix("\n") if from_file else text
+            read[field] = variable.parse(text)
         except ValueError as expected:
-            got = "" if variable.secret else f", got {quoted(values[name].strip())}"
+            got = "" if variable.secret else f", got {quoted(text)}"
             problems.append(f"{name}: expected {expected}{got}")
     try:
         read["proxies"] = Proxies.read(values)
@@ -285,7 +275,7 @@ def load_settings(
         problems += found.args
         read["proxies"] = Proxies()
     settings = Settings(**read)
-    problems += contradictions(settings, given)
+    problems += contradictions(settings, values)
     unknown = [
         name
         for name in sorted(set(values) - _KNOWN)
@@ -297,17 +287,19 @@ def load_settings(
     return attrs.evolve(settings, unknown=tuple(unknown))
 
 
-def contradictions(settings: Settings, given: Collection[str]) -> Iterator[str]:
-    """What is wrong with good values together, a line each; `given` are the fields that are set."""
-    for field, variable in VARIABLES.items():
-        if variable.required_by in settings.providers and field not in given:
-            why = f"as {variable.required_by} is among the sources"
-            yield f"{variable.name}: is required but not set, {why}"
+def contradictions(settings: Settings, values: Mapping[str, str]) -> Iterator[str]:
+    """What is wrong with the settings together, a line each.
+
+    `values` has all that is set: what is there and was refused is one problem and not two.
+    """
+    secret, cert = "FREECURRENCY_API_KEY", "RATEBRIDGE_FEED_CERT_FILE"
+    if "freecurrencyapi" in settings.providers and not {secret, f"{secret}_FILE"} & set(values):
+        yield f"{secret}: is required but not set, as freecurrencyapi is among the sources"
     names = {name.lower() for name, _ in settings.feed_headers}
     if settings.feed is not None and settings.feed.authorization and b"authorization" in names:
         yield f"{FEED}, RATEBRIDGE_FEED_HEADERS: expected a user and password in one of them"
-    if settings.feed_key_file is not None and "feed_cert_file" not in given:
-        yield "RATEBRIDGE_FEED_KEY_FILE: expected RATEBRIDGE_FEED_CERT_FILE beside it"
+    if settings.feed_key_file is not None and cert not in values:
+        yield f"RATEBRIDGE_FEED_KEY_FILE: expected {cert} beside it"
     if settings.reconnect_max < settings.reconnect_min:
         least = f"RATEBRIDGE_RECONNECT_MIN ({settings.reconnect_min:g})"
         yield f"RATEBRIDGE_RECONNECT_MAX: expected no less than {least}"

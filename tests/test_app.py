@@ -16,6 +16,7 @@ import attrs
 import pytest
 import structlog
 import trio
+from support import beat, listen
 
 from ratebridge import __version__, app
 from ratebridge.app import Dependencies, serve
@@ -114,12 +115,6 @@ async def quiet(_peer: FeedPeer) -> None:
     await trio.sleep_forever()
 
 
-async def beat(peer: FeedPeer) -> None:
-    while True:
-        await peer.heartbeat()
-        await trio.sleep(1)
-
-
 def talking(ask: Callable[[FeedPeer], Awaitable[None]] = quiet) -> Script:
     """A feed that beats, listens and asks."""
 
@@ -128,8 +123,7 @@ def talking(ask: Callable[[FeedPeer], Awaitable[None]] = quiet) -> Script:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(beat, peer)
             nursery.start_soon(ask, peer)
-            while True:
-                await peer.receive()
+            await listen(peer)
 
     return script
 

@@ -19,21 +19,11 @@ import trustme
 
 from ratebridge.app import Dependencies
 from ratebridge.command_line import command_line
-from ratebridge.commands.check import (
-    Report,
-    at_most,
-    check,
-    check_link,
-    describe_certificate,
-    explain,
-    run,
-)
+from ratebridge.commands.check import Report, check, check_link, describe_certificate, explain, run
 from ratebridge.errors import FetchOutcome, LinkFailed, Loss, SourceFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script, request_text, serve_feed
-from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI
-from ratebridge.fakes.rates import FakeRates, Fault, memory_transport, serve_rates
+from ratebridge.fakes.rates import FakeRates, memory_transport, serve_rates
 from ratebridge.link.address import Address
-from ratebridge.providers.frankfurter import Frankfurter
 from ratebridge.providers.freecurrencyapi import FreeCurrencyApi
 from ratebridge.providers.http import HttpClient
 from ratebridge.providers.registry import NAMES
@@ -44,7 +34,7 @@ from ratebridge.settings import Settings, load_settings
 
 NOW = datetime(2021, 6, 15, 12, tzinfo=UTC)
 FEED = Address("feed.example", 80, "/", secure=False)
-QUICK = Settings(heartbeat_interval=0.005, heartbeat_timeout=0.02)  # 0.035 s without a heartbeat
+USUAL = Settings()
 
 
 def rows(text: str) -> dict[str, str]:
@@ -62,9 +52,9 @@ def hints(text: str) -> list[str]:
 
 @attrs.define
 class Bank:
-    """A source that works, or fails, after a time."""
+    """A source in the place of the ECB that works, or fails, after a time."""
 
-    name: str = "bank"
+    name: str = "ecb"
     takes: float = 0
     failure: SourceFailed | None = None
     older: timedelta = timedelta()  # of its rates
@@ -121,19 +111,19 @@ async def outcome(
 async def test_every_step_is_printed_when_all_is_well():
     bank = Bank()
     async with on_a_port(healthy) as (port, peers):
-        settings = attrs.evolve(QUICK, feed=address(port), providers=("bank",))
+        settings = attrs.evolve(USUAL, feed=address(port), providers=("ecb",))
         passed, found, text = await outcome(settings, [bank])
     assert passed
     feed_steps = ["settings", "dns", "tcp", "tls", "upgrade", "heartbeat"]
-    assert list(found) == [*feed_steps, "bank today", "bank past"]
-    assert found["settings"] == f"ok feed 127.0.0.1:{port}, sources bank"
+    assert list(found) == [*feed_steps, "ecb today", "ecb past"]
+    assert found["settings"] == f"ok feed 127.0.0.1:{port}, sources ecb"
     assert found["dns"] == "ok 127.0.0.1"
     assert re.fullmatch(rf"ok connected to port {port} in \d+ ms", found["tcp"])
     assert found["tls"] == "skip ws:// has no TLS"
     assert re.fullmatch(r"ok open after \d+ ms", found["upgrade"])
-    assert found["heartbeat"].startswith("ok 3 in 0.0 s, gaps from 0.00 to 0.0")
-    assert re.fullmatch(r"ok 3 currencies for 2021-06-15 in \d+ ms", found["bank today"])
-    assert re.fullmatch(r"ok 3 currencies for 2021-05-18 in \d+ ms", found["bank past"])
+    assert found["heartbeat"].startswith("ok 3 in 0.0 s, the longest wait 0.0")
+    assert re.fullmatch(r"ok 3 currencies for 2021-06-15 in \d+ ms", found["ecb today"])
+    assert re.fullmatch(r"ok 3 currencies for 2021-05-18 in \d+ ms", found["ecb past"])
     assert text.endswith("\n\n7 ok, 0 failed, 1 skipped.\n")
     assert bank.asked == [date(2021, 6, 15), date(2021, 5, 18)]
     # It has sent a heartbeat itself, and a close frame.
@@ -156,7 +146,7 @@ def server_tls(authority: trustme.CA) -> ssl.SSLContext:
 
 
 def secure(port: int) -> Settings:
-    return attrs.evolve(QUICK, feed=address(port, secure=True, host="localhost"))
+    return attrs.evolve(USUAL, feed=address(port, secure=True, host="localhost"))
 
 
 async def test_a_certificate_is_shown_with_its_issuer_and_end(authority):
@@ -191,12 +181,12 @@ async def test_a_feed_that_refuses_the_connection():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         passed, found, text = await outcome(
-            attrs.evolve(QUICK, feed=address(free.getsockname()[1]))
+            attrs.evolve(USUAL, feed=address(free.getsockname()[1]))
         )
     assert not passed
     assert found["tcp"] == "FAIL connection refused: nobody listens on that port"
     assert [found[step] for step in ("tls", "upgrade", "heartbeat")] == ["skip needs tcp"] * 3
-    assert found["bank past"].startswith("ok")  # the sources do not depend on the feed
+    assert found["ecb past"].startswith("ok")  # the sources do not depend on the feed
     assert "is the feed running" in hints(text)[0]
     assert text.endswith("\n\n4 ok, 1 failed, 3 skipped.\n")
 
@@ -212,9 +202,9 @@ class NoNames(trio.abc.HostnameResolver):
 
 async def test_a_host_that_does_not_exist():
     trio.socket.set_custom_hostname_resolver(NoNames())
-    passed, found, text = await outcome(attrs.evolve(QUICK, feed=FEED))
+    passed, found, text = await outcome(attrs.evolve(USUAL, feed=FEED))
     assert not passed
-    assert found["dns"] == "FAIL the host feed.example was not found"
+    assert found["dns"] == "FAIL the host was not found"
     assert found["tcp"] == "skip needs dns"
     assert "can this machine look names up" in hints(text)[0]
 
@@ -224,8 +214,7 @@ async def test_a_host_that_does_not_exist():
     [
         (Loss.CLIENT_CERTIFICATE, "the peer wants a client certificate", "CERT_FILE"),
         (Loss.CERTIFICATE, "Missing Authority Key Identifier", "since 3.13"),
-        (Loss.CERTIFICATE, "CA cert does not include key usage extension", "since 3.13"),
-        (Loss.CERTIFICATE, "certificate has expired", "SSL_CERT_FILE"),
+        (Loss.TLS, "the peer broke off the TLS handshake", "begins with ws://"),
         (Loss.PROXY, "the proxy: it answered HTTP 407", "NO_PROXY"),
         (Loss.STALE, "", ""),
     ],
@@ -249,17 +238,6 @@ async def test_a_self_signed_certificate(tmp_path):
     assert found["tls"] == "FAIL the certificate does not pass: self-signed certificate"
     assert found["upgrade"] == "skip needs tls"
     assert hints(text)[0].startswith("trust its issuer by SSL_CERT_FILE")
-
-
-async def test_a_feed_without_tls_that_is_taken_for_one_with():
-    async with on_a_port(healthy) as (port, _):
-        settings = attrs.evolve(QUICK, feed=address(port, secure=True))
-        passed, found, text = await outcome(settings)
-    assert not passed
-    assert found["tls"] == "FAIL the peer broke off the TLS handshake"
-    assert hints(text) == [
-        "is TLS spoken on that port? If not, CURRENCY_ASSIGNMENT_WS_URI begins with ws://"
-    ]
 
 
 def refuse(status: int) -> Script:
@@ -294,18 +272,7 @@ async def test_a_feed_that_does_not_answer_the_upgrade(autojump_clock):
     assert "does not answer" in hints(text)[0]
 
 
-async def test_a_step_that_takes_too_long(autojump_clock):
-    out = io.StringIO()
-    with Report(out).steps("tcp", "tls") as done, at_most(5):
-        await trio.sleep(5.1)
-        done("connected")
-    assert rows(out.getvalue()) == {"tcp": "FAIL no answer within 5 s", "tls": "skip needs tcp"}
-
-
 # The heartbeats, on a virtual clock.
-
-
-USUAL = Settings()
 
 
 async def talk(script: Script, settings: Settings = USUAL) -> tuple[dict[str, str], str]:
@@ -355,33 +322,20 @@ class Beat:
 
 
 ALSO = "; also {} other messages, left unanswered"
-SILENT = ", and once none for 2.5 s"
 SLOW = Settings(heartbeat_interval=5, heartbeat_timeout=10)
 BEATS = [
-    Beat("regular", beating(0.5, 1, 1), "ok 3 in 2.5 s, gaps from 1.00 to 1.00 s"),
-    Beat("uneven", beating(0.5, 1.5, 0.7), "ok 3 in 2.7 s, gaps from 0.70 to 1.50 s"),
-    Beat("one", beating(1.75), "ok 1 in 1.8 s"),
-    Beat("none", beating(), "FAIL none came within 3.5 s"),
+    Beat("regular", beating(0.5, 1, 1), "ok 3 in 2.5 s, the longest wait 1.00 s"),
+    Beat("one", beating(1.75), "ok 1 in 1.8 s, the longest wait 1.75 s"),
     Beat("only requests", beating(others=2), f"FAIL none came within 3.5 s{ALSO.format(3)}"),
     Beat(
         "requests too",
         beating(0, 1, 1, others=4),
-        f"ok 3 in 2.0 s, gaps from 1.00 to 1.00 s{ALSO.format(5)}",
+        f"ok 3 in 2.0 s, the longest wait 1.00 s{ALSO.format(5)}",
     ),
-    Beat("falls silent", beating(0.5, 0.5), f"FAIL 2 in 1.0 s, gaps from 0.50 to 0.50 s{SILENT}"),
-    Beat("late", beating(2.5, 0.5, 0.4), f"FAIL 3 in 3.4 s, gaps from 0.40 to 0.50 s{SILENT}"),
-    Beat("slow", beating(5, 5, 5), "ok 3 in 15.0 s, gaps from 5.00 to 5.00 s", SLOW),
-    Beat("none, slow", beating(), "FAIL none came within 17.5 s", SLOW),
-    Beat(
-        "closes",
-        beating(1, end=lambda peer: peer.close(1008, "not \x1b[31myou")),
-        "FAIL not \\x1b[31myou",
-    ),
-    Beat(
-        "breaks off",
-        beating(1, end=lambda peer: peer.reset()),
-        "FAIL the peer broke off without a close",
-    ),
+    Beat("falls silent", beating(0.5, 0.5), "FAIL 2 in 1.0 s, the longest wait 2.50 s"),
+    Beat("late", beating(2.5, 0.5, 0.4), "FAIL 3 in 3.4 s, the longest wait 2.50 s"),
+    Beat("slow", beating(5, 10, 5), "ok 2 in 15.0 s, the longest wait 10.00 s", SLOW),
+    Beat("closes", beating(1, end=lambda peer: peer.close(1008, "a\x1bb")), "FAIL a\\x1bb"),
 ]
 
 
@@ -429,7 +383,7 @@ def now() -> datetime:
 async def source_rows(source: Source, **changes: Any) -> tuple[dict[str, str], str]:
     """The rows of one source; the feed's host is one that does not exist."""
     trio.socket.set_custom_hostname_resolver(NoNames())
-    _, found, text = await outcome(attrs.evolve(QUICK, feed=FEED, **changes), [source])
+    _, found, text = await outcome(attrs.evolve(USUAL, feed=FEED, **changes), [source])
     return {step: row for step, row in found.items() if step.startswith(source.name)}, text
 
 
@@ -442,43 +396,12 @@ async def test_a_good_key_and_its_quota():
     assert {call.path for call in rates.calls} == {"/v1/status", "/v1/latest", "/v1/historical"}
 
 
-@pytest.mark.parametrize(
-    ("month", "shown"),
-    [(b'{"remaining":4929}', "ok accepted, 4,929 calls left this month"), (b"{}", "ok accepted")],
-)
-async def test_a_quota_that_is_reported_in_part(month, shown):
-    rates = FakeRates(now)
-    rates.order(FREECURRENCYAPI, Fault(body=b'{"quotas":{"month":%b}}' % month))
-    found, _ = await source_rows(asked_of(rates))
-    assert found["freecurrencyapi key"] == shown
-
-
-@pytest.mark.parametrize(
-    ("flaw", "step", "text", "hint"),
-    [
-        ({"per_month": 0}, "key", "accepted, but 0 of 0 calls left this month", "larger plan"),
-        ({"per_minute": 1}, "past", "has no calls left this minute", "wait a minute"),
-    ],
-)
-async def test_a_quota_that_is_used_up(flaw, step, text, hint):
-    found, shown = await source_rows(asked_of(FakeRates(now, **flaw)))
-    assert found[f"freecurrencyapi {step}"] == f"FAIL {text}"
-    assert hint in hints(shown)[1]
-
-
 async def test_a_bad_key():
     found, text = await source_rows(asked_of(FakeRates(now, key="another")))
     assert found["freecurrencyapi key"] == "FAIL did not accept the key (HTTP 401)"
     assert found["freecurrencyapi today"] == "skip needs freecurrencyapi key"
     assert found["freecurrencyapi past"] == "skip needs freecurrencyapi key"
     assert hints(text)[1].startswith("compare FREECURRENCY_API_KEY")
-
-
-async def test_a_source_whose_url_is_wrong():
-    source = Frankfurter(in_memory(FakeRates(now)), "https://source.example/v2/v2")
-    found, text = await source_rows(source)
-    assert found["frankfurter today"] == "FAIL answered HTTP 404"
-    assert hints(text)[1] == "is the source's URL right, with the version in its path?"
 
 
 async def test_the_sources_of_the_settings_are_asked_over_the_network():
@@ -498,40 +421,34 @@ async def test_the_sources_of_the_settings_are_asked_over_the_network():
     ]
 
 
-async def test_a_source_that_is_down():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}/v2"
-        trio.socket.set_custom_hostname_resolver(NoNames())
-        settings = attrs.evolve(QUICK, feed=FEED, providers=("frankfurter",), frankfurter_url=url)
-        out = io.StringIO()
-        assert not await check(settings, Report(out))
-    found = rows(out.getvalue())
-    assert found["frankfurter today"].startswith("FAIL could not be reached")
-    assert found["frankfurter past"] == "skip needs frankfurter today"
-    assert hints(out.getvalue())[1].startswith("is there a way from this machine to the source?")
-
-
-async def test_a_source_that_fails_in_a_way_without_a_hint():
-    bank = Bank(failure=SourceFailed(FetchOutcome.HTTP_5XX, "answered HTTP 500"))
+@pytest.mark.parametrize(
+    ("outcome", "hint"),
+    [
+        (FetchOutcome.UNREACHABLE, ["is there a way from this machine to the source? Its URL can"]),
+        (FetchOutcome.HTTP_4XX, ["is the source's URL right, with the version in its path?"]),
+        (FetchOutcome.HTTP_5XX, []),
+    ],
+)
+async def test_a_source_that_fails(outcome, hint):
+    bank = Bank(failure=SourceFailed(outcome, "failed"))
     found, text = await source_rows(bank)
-    assert found == {"bank today": "FAIL answered HTTP 500", "bank past": "skip needs bank today"}
-    assert len(hints(text)) == 1  # that of the feed
+    assert found == {"ecb today": "FAIL failed", "ecb past": "skip needs ecb today"}
+    assert [shown[: len(hint[0])] for shown in hints(text)[1:]] == hint  # the first is the feed's
     assert bank.asked == [date(2021, 6, 15)]
 
 
 async def test_each_source_gets_the_whole_deadline(autojump_clock):
     trio.socket.set_custom_hostname_resolver(NoNames())
-    settings = attrs.evolve(QUICK, feed=FEED, rate_deadline=5.0)
-    sources: list[Source] = [Bank("first", 4.9), Bank("second", 5.1)]
+    settings = attrs.evolve(USUAL, feed=FEED, rate_deadline=5.0)
+    sources: list[Source] = [Bank("frankfurter", 4.9), Bank("ecb", 5.1)]
     _, found, _ = await outcome(settings, sources)
-    assert found["first past"].startswith("ok 3 currencies")
-    assert found["second today"] == "FAIL no answer within 5 s"
+    assert found["frankfurter past"].startswith("ok 3 currencies")
+    assert found["ecb today"] == "FAIL no answer in time"
 
 
 async def test_rates_of_an_earlier_day_are_shown_as_such():
     found, _ = await source_rows(Bank(older=timedelta(days=2)))
-    assert found["bank today"].startswith("ok 3 currencies for 2021-06-15, of 2021-06-13 in ")
+    assert found["ecb today"].startswith("ok 3 currencies for 2021-06-15, of 2021-06-13 in ")
 
 
 # The rest of the table.
@@ -541,7 +458,7 @@ async def test_no_secret_is_printed():
     source = asked_of(FakeRates(now, key="another"), key="source-secret")
     async with on_a_port(refuse(404)) as (port, _):
         settings = attrs.evolve(
-            QUICK,
+            USUAL,
             feed=address(port),
             freecurrency_api_key="source-secret",
             freecurrency_api_url="https://source.example/url-secret",
@@ -569,7 +486,7 @@ async def test_an_audit_file_is_tried_without_touching_it(tmp_path, monkeypatch,
     if exists:
         path.write_text("half a li")
     access = os.access  # who runs tests may be root
-    monkeypatch.setattr(os, "access", lambda file, how: access(file, how) and (not how or allowed))
+    monkeypatch.setattr(os, "access", lambda file, how: access(file, how) and allowed)
     _, text = await source_rows(Bank(), audit_file=path)
     expected = "ok can be written" if allowed else "FAIL cannot be read and written"
     assert rows(text)["audit file"] == expected
@@ -577,22 +494,14 @@ async def test_an_audit_file_is_tried_without_touching_it(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize(
-    ("issuer", "days", "shown"),
-    [
-        (
-            {"countryName": "US", "organizationName": "Let's Encrypt"},
-            40,
-            "Let's Encrypt, 2021-07-25 (40 days)",
-        ),
-        ({"commonName": "R3\x1b[0m"}, 13, "R3\\x1b[0m, 2021-06-28 (13 days, which is soon)"),
-        ({}, 40, "somebody without a name, 2021-07-25 (40 days)"),
-    ],
+    ("issuer", "shown"),
+    [({"commonName": "R3\x1b[0m"}, "R3\\x1b[0m"), ({}, "somebody without a name")],
 )
-def test_a_certificate_in_words(issuer, days, shown):
-    end = f"{NOW + timedelta(days=days):%b %d %H:%M:%S %Y} GMT"
+def test_a_certificate_in_words(issuer, shown):
+    end = f"{NOW + timedelta(days=40):%b %d %H:%M:%S %Y} GMT"
     certificate = {"issuer": tuple((pair,) for pair in issuer.items()), "notAfter": end}
     found = describe_certificate(certificate, NOW)
-    assert found == f"certificate of {shown.replace(', 2021', ', good until 2021', 1)}"
+    assert found == f"certificate of {shown}, good until 2021-07-25 (40 days)"
 
 
 # The command.
@@ -613,7 +522,7 @@ def test_the_exit_code(monkeypatch, passed, code):
 async def test_in_json_it_is_one_document():
     out = io.StringIO()
     trio.socket.set_custom_hostname_resolver(NoNames())
-    settings = attrs.evolve(QUICK, feed=FEED)
+    settings = attrs.evolve(USUAL, feed=FEED)
     dependencies = Dependencies(sources=[Bank()], clock=lambda: NOW)
     assert not await check(settings, Report(out, as_json=True), dependencies)
     document = json.loads(out.getvalue())
@@ -623,6 +532,6 @@ async def test_in_json_it_is_one_document():
     assert lookup == {
         "step": "dns",
         "result": "fail",
-        "text": "the host feed.example was not found",
+        "text": "the host was not found",
     }
     assert [step["result"] for step in document["steps"][-2:]] == ["ok", "ok"]

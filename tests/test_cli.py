@@ -34,10 +34,8 @@ def test_a_signal_at_the_exit_is_ignored(number, monkeypatch):
     ("arguments", "expected"),
     [
         (("mock-server", "--port", "65536"), "a port from 0 to 65535, got '65536'"),
-        (("mock-server", "--rates-port=-1"), "a port from 0 to 65535, got '-1'"),
         (("mock-server", "--port", "http"), "a port from 0 to 65535, got 'http'"),
         (("mock-server", "--rate", "0"), "a number above 0, got '0'"),
-        (("mock-server", "--rate", "fast"), "a number above 0, got 'fast'"),
         (("demo", "--rate", "nan"), "a number above 0, got 'nan'"),
         (("demo", "--count", "0"), "a whole number above 0, got '0'"),
     ],
@@ -104,12 +102,11 @@ LINES = "expected requests, a JSON line each"
         (None, "expected a file of JSON lines that can be read"),
         (b"\xff", "expected a file of JSON lines that can be read"),
         (b"", f"{LINES}; it holds none"),
-        (b'\n{"type":"heartbeat"}\n', f"{LINES}; it holds none"),
         (b'{"type":"heartbeat"}\n\nhello', f"{LINES}; line 3 is not a JSON object"),
         (b"[1]", f"{LINES}; line 1 is not a JSON object"),
         (b"[" * 100_000, f"{LINES}; line 1 is not a JSON object"),
     ],
-    ids=["no file", "no text", "empty", "no request", "no JSON", "an array", "deep"],
+    ids=["no file", "no text", "empty", "no JSON", "an array", "deep"],
 )
 def test_a_file_that_cannot_be_replayed_is_reported(content, problem, tmp_path, capsys):
     file = tmp_path / "recorded.jsonl"
@@ -129,7 +126,7 @@ def test_a_host_that_is_not_this_machines_is_reported(host, capsys, monkeypatch)
         monkeypatch.setattr("trio.open_tcp_listeners", listen)
     assert exit_code("mock-server", "--port", "0", "--host", host) == 2
     problem = capsys.readouterr().err
-    assert problem.startswith("--host, --port: cannot listen on '")
+    assert problem.startswith("--host, --port, --rates-port: cannot listen on '")
 
 
 @pytest.mark.parametrize("command", [("check",), ("verify", "FILE"), ("convert", "1", "USD")])

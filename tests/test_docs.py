@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shlex
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from status_service import NOW, Shop, make_service, samples, sheet, trail
 
 from ratebridge import observer
 from ratebridge.command_line import command_line
+from ratebridge.commands import MODULES
 from ratebridge.errors import Drop, FetchOutcome, Loss, Refusal
 from ratebridge.operating.metrics import Metrics
 from ratebridge.providers.source import Quota
@@ -53,10 +55,16 @@ def test_the_operators_files_name_settings_that_there_are(name):
     assert set(named) <= {variable.name for variable in VARIABLES.values()}
 
 
-def test_the_readme_lists_every_command():
-    commands = re.findall(r"\n    ([a-z-]+)(?: {2,}|\n)", command_line().format_help())
-    assert len(commands) > 2
-    assert [name for name in commands if f"`ratebridge {name}" not in README] == []
+def test_the_readme_and_the_command_line_agree_on_commands_and_options():
+    assert [name for name in MODULES if f"`ratebridge {name}" not in README] == []
+    lines = re.findall(rf"ratebridge ((?:{'|'.join(MODULES)})\b[^`\n#]*)", README)
+    for line in lines:
+        command_line().parse_args(shlex.split(line.replace("...", "")))  # exits for another
+    options = re.findall(r"`(?:verify )?(--[a-z-]+)", README)
+    assert (len(lines), len(options)) > (10, 4)
+    completed = (ROOT / "ratebridge" / "commands" / "completion.bash").read_text("utf-8")
+    others = {"--build-arg", "--soak"}  # of podman, and of a script
+    assert {option for option in options if option not in completed} == others
 
 
 def test_the_alerts_of_the_readme_are_rules():

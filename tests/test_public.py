@@ -62,13 +62,3 @@ def test_the_example_of_the_fakes_is_a_test_that_passes():
     example = "\n".join(line for line in lines if line.startswith("    "))
     assert "assert" in example
     exec(dedent(example), {})
-
-
-async def test_a_service_without_a_feed_does_not_start():
-    with pytest.raises(ratebridge.BadSettings, match="CURRENCY_ASSIGNMENT_WS_URI"):
-        await ratebridge.serve(ratebridge.Settings())
-
-
-def test_the_fakes_are_imported_when_they_are_first_used(monkeypatch):
-    monkeypatch.delattr(ratebridge, "fakes", raising=False)
-    assert ratebridge.fakes.__name__ == "ratebridge.fakes"

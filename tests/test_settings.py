@@ -1,6 +1,5 @@
 """The settings: the environment and `.env`, every problem reported, no secret printed."""
 
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -107,6 +106,7 @@ WRONG = [
     ("VERIFY_SSL", "maybe", "true or false"),
     ("FREECURRENCY_API_URL", "ftp://rates", "http://"),
     ("FREECURRENCY_API_URL", "http://rates/ v1", "http://"),
+    ("FREECURRENCY_API_URL", "http://rates:0", "http://"),
     ("FRANKFURTER_URL", "https://user@rates", "http://"),
     ("FRANKFURTER_URL", "https://rates:port", "http://"),
     ("COINBASE_COINS", "BTC,BTC", "codes of three letters"),
@@ -322,7 +322,7 @@ def test_the_proxies_of_the_environment_come_before_those_of_a_dotenv_file(tmp_p
 
 def test_a_dotenv_file_may_hold_exports_comments_quotes_and_blanks(tmp_path):
     file = tmp_path / ".env"
-    file.write_text(DOTENV)
+    file.write_text(DOTENV, "utf-8-sig")  # with a byte order mark, as Windows writes it
     values = {
         "CURRENCY_ASSIGNMENT_WS_URI": "ws://feed.example",
         "FREECURRENCY_API_KEY": "a#b${HOME}",
@@ -353,12 +353,10 @@ def test_without_a_named_file_it_is_dotenv_if_there_is_one(tmp_path, monkeypatch
     [
         (lambda file: file.write_bytes(b"A=\xff\xfe"), "a text file in UTF-8"),
         (lambda file: file.write_bytes(b"RATEBRIDGE_AUDIT_FILE=a\0b"), "a text file in UTF-8"),
-        (lambda file: file.write_bytes(b"#" * (2**20 + 1)), "a text file of at most 1 MiB"),
-        (Path.mkdir, "a file, got something else"),
-        (os.mkfifo, "a file, got something else"),
+        (Path.mkdir, "a file that can be read (Is a directory)"),
         (lambda file: file.symlink_to("x"), "a file that can be read (No such file or directory)"),
     ],
-    ids=["no UTF-8", "a null", "too large", "a directory", "a pipe", "a dead link"],
+    ids=["no UTF-8", "a null", "a directory", "a dead link"],
 )
 def test_a_bad_dotenv_file_is_reported_with_all_other_problems(
     make, problem, tmp_path, monkeypatch
@@ -386,9 +384,3 @@ def test_each_line_of_a_dotenv_file_that_holds_no_setting_is_reported(tmp_path, 
         ".env: line 4: expected NAME=value",
     ]
     assert not caplog.records
-
-
-def test_a_dotenv_of_a_mebibyte_with_a_mark_of_byte_order_is_read(tmp_path):
-    file = tmp_path / ".env"
-    file.write_bytes(b"\xef\xbb\xbfA=b\n".ljust(2**20, b"#"))
-    assert read_environment({}, file) == ({"A": "b"}, [])

@@ -11,15 +11,15 @@ counted and not answered. It takes two calls of each source's quota.
 import argparse
 import json
 import os
+import socket
 import ssl
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TextIO
 
@@ -30,15 +30,15 @@ from ..app import Dependencies, feed_dial, make_sources
 from ..errors import FetchOutcome, LinkFailed, Loss, Refused, SourceFailed, Unreadable
 from ..link import open_link
 from ..link.address import Address
-from ..link.dial import add_tls
+from ..link.dial import add_tls, tcp_failure
 from ..link.link import OPEN_WITHIN
 from ..link.tls import tls_context
 from ..link.upgrade import UpgradeOptions
 from ..messages import HEARTBEAT, Heartbeat, clipped, decode
 from ..operating.logs import configure_logs
 from ..providers.http import HttpClient
-from ..providers.registry import NAMES, provider
-from ..providers.source import Provider, Source
+from ..providers.registry import provider
+from ..providers.source import Source
 from ..settings import FEED, Settings, load_settings, unknown_in_words
 from ..signals import run_unless_stopped
 from .options import add_command
@@ -46,7 +46,6 @@ from .options import add_command
 LISTEN: Final = 1.75  # heartbeat timeouts: 3.5 s by default
 ENOUGH: Final = 3  # heartbeats: two gaps between them
 PAST: Final = timedelta(days=28)  # the age of the second table, as in real traffic
-ENDS_SOON: Final = 14  # days before its end from which a certificate is remarked on
 NORMAL_CLOSURE: Final = 1000  # RFC 6455, 7.4.1
 
 
@@ -85,7 +84,13 @@ Done = Callable[..., None]
 
 
 class Report:
-    """Prints each step as it is done, and counts them; in JSON, prints all at the end."""
+    """Prints each step as it is done, and counts them; in JSON, prints all at the end.
+
+    Args:
+        out: where to, such as standard output.
+        as_json: one document instead of lines: `ok`, and `steps`, each with its `step`, its
+            `result` ("ok", "fail" or "skip"), `text` and `hint`.
+    """
 
     def __init__(self, out: TextIO, *, as_json: bool = False) -> None:
         self._out = out
@@ -94,6 +99,7 @@ class Report:
         self.counts: Counter[str] = Counter()
 
     def line(self, mark: str, name: str, text: str, hint: str = "") -> None:
+        """Report a step. `mark` is "ok", "FAIL" or "skip"; a hint has a line of its own."""
         self.counts[mark] += 1
         self._steps.append({"step": name, "result": mark.lower(), "text": text, "hint": hint})
         if self._as_json:
@@ -116,7 +122,7 @@ class Report:
 
         try:
             yield done
-        except (Broken, LinkFailed, SourceFailed) as error:
+        except (Broken, LinkFailed, SourceFailed, trio.TooSlowError) as error:
             failed = left.pop(0)
             failure = explain(error, hints)
             self.line("FAIL", failed, failure.text, failure.hint)
@@ -124,6 +130,7 @@ class Report:
                 self.line("skip", name, f"needs {failed}")
 
     def summarize(self) -> None:
+        """Print how many steps there were of each mark, or the whole document in JSON."""
         ok, failed, skipped = (self.counts[mark] for mark in ("ok", "FAIL", "skip"))
         if self._as_json:
             print(json.dumps({"ok": not failed, "steps": self._steps}, indent=2), file=self._out)
@@ -132,56 +139,46 @@ class Report:
         print(f"\n{ok} ok, {failed} failed{skips}.", file=self._out)
 
 
-@contextmanager
-def at_most(seconds: float) -> Iterator[None]:
-    """The time limit of a step. Raises `Broken`."""
-    try:
-        with trio.fail_after(seconds):
-            yield
-    except trio.TooSlowError:
-        raise Broken(
-            f"no answer within {seconds:g} s",
-            "the address may be wrong, or a firewall drops what is sent to it",
-        ) from None
-
-
-def explain(error: Broken | LinkFailed | SourceFailed, hints: Mapping[str, str]) -> Broken:
-    """A failure as text, with a hint."""
+def explain(
+    error: Broken | LinkFailed | SourceFailed | trio.TooSlowError, hints: Mapping[str, str]
+) -> Broken:
+    """What a step raised as text, with a hint; `hints` are a source's own, by outcome."""
     match error:
         case Broken():
             return error
-        case LinkFailed(reason=Loss.REJECTED, status=status):
-            return Broken(error.detail, _STATUS_HINTS.get(status or 0, _STATUS_HINT))
+        case trio.TooSlowError():
+            hint = "the address may be wrong, or a firewall drops what is sent to it"
+            return Broken("no answer in time", hint)
         case LinkFailed():
-            text = clipped(error.detail, 120) or error.reason
-            strict = any(words in error.detail for words in _STRICT)
-            return Broken(text, _STRICT_HINT if strict else _LINK_HINTS.get(error.reason, ""))
+            hint = _LINK_HINTS.get(error.reason, "")
+            if error.status in (401, 403):
+                hint = f"the feed does not let this client in: is all of {FEED} right?"
+            elif error.status == 404:
+                hint = f"the path in {FEED} is not the feed's"
+            return Broken(clipped(error.detail, 120) or error.reason, hint)
         case _:
             hint = {**_SOURCE_HINTS, **hints}.get(error.outcome, "")
             return Broken(clipped(error.text, 120), hint)
 
 
 _LINK_HINTS: Final[Mapping[str, str]] = {
+    Loss.DNS: f"is the host in {FEED} right, and can this machine look names up?",
+    Loss.REJECTED: "the feed's host answers, but not with a websocket: is the feed healthy?",
     Loss.REFUSED: f"is the feed running, and is the port in {FEED} its own?",
     Loss.UNREACHABLE: f"is there a way from this machine to the host in {FEED}?",
     Loss.PROXY: "is the proxy in HTTP_PROXY, HTTPS_PROXY or ALL_PROXY right, or does the feed "
     "belong in NO_PROXY?",
-    Loss.CERTIFICATE: "trust its issuer by SSL_CERT_FILE=FILE.pem, or, to try things out, set "
-    "VERIFY_SSL=false",
+    Loss.CERTIFICATE: "trust its issuer by SSL_CERT_FILE=FILE.pem (since 3.13 Python wants it to "
+    "have a key usage and a key identifier, RFC 5280), or, to try things out, set VERIFY_SSL=false",
     Loss.CLIENT_CERTIFICATE: "give one that the feed trusts by RATEBRIDGE_FEED_CERT_FILE",
     Loss.TLS: f"is TLS spoken on that port? If not, {FEED} begins with ws://",
     Loss.OPEN_TIMEOUT: "the peer accepts connections but does not answer: is it the feed, and is "
     "it healthy?",
-    Loss.RESET: f"is it the feed's port? One that speaks TLS needs wss:// in {FEED}",
-    Loss.PROTOCOL_ERROR: f"is it the feed's port? One that speaks TLS needs wss:// in {FEED}",
+    **dict.fromkeys(
+        (Loss.RESET, Loss.PROTOCOL_ERROR),
+        f"is it the feed's port? One that speaks TLS needs wss:// in {FEED}",
+    ),
 }
-
-# What Python checks since 3.13 (ssl.VERIFY_X509_STRICT), in OpenSSL's words.
-_STRICT: Final = ("Key Identifier", "key usage", "Basic Constraints")
-_STRICT_HINT: Final = (
-    "Python checks more since 3.13: the authority has to be made anew with a key usage and a key "
-    "identifier (RFC 5280), or an older Python be used"
-)
 
 _SOURCE_HINTS: Final[Mapping[str, str]] = {
     FetchOutcome.UNREACHABLE: "is there a way from this machine to the source? Its URL can be "
@@ -198,17 +195,8 @@ _SILENCE_HINT: Final = (
 )
 
 
-_AUDIT_HINT: Final = "does RATEBRIDGE_AUDIT_FILE belong to the user that the service runs as?"
-
-
-_STATUS_HINTS: Final[Mapping[int, str]] = {
-    404: f"the path in {FEED} is not the feed's",
-    **dict.fromkeys((401, 403), f"the feed does not let this client in: is all of {FEED} right?"),
-}
-_STATUS_HINT: Final = "the feed's host answers, but not with a websocket: is the feed healthy?"
-
-
 def took(began: float) -> str:
+    """The time since `began`, an instant of trio's clock, for people."""
     seconds = trio.current_time() - began
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
@@ -219,9 +207,14 @@ async def check_feed(report: Report, settings: Settings, tls: ssl.SSLContext) ->
     address, proxy = dial.address, dial.proxy
     async with trio.open_nursery() as link_nursery:
         with report.steps("dns", "tcp", "tls", "upgrade", "heartbeat") as done:
-            with at_most(OPEN_WITHIN):
-                done(await look_up((proxy or address).host))
-            with at_most(OPEN_WITHIN):
+            with trio.fail_after(OPEN_WITHIN):
+                try:
+                    host = (proxy or address).host
+                    found = await trio.socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+                except (OSError, UnicodeError) as error:
+                    raise tcp_failure(error) from None
+                done(", ".join(sorted({str(entry[4][0]) for entry in found})))
+            with trio.fail_after(OPEN_WITHIN):
                 began = trio.current_time()
                 stream = await dial.open_tcp()
                 through = f" through the proxy {clipped(proxy.host, 80)}" if proxy else ""
@@ -229,26 +222,14 @@ async def check_feed(report: Report, settings: Settings, tls: ssl.SSLContext) ->
             if not address.secure:
                 done("ws:// has no TLS", "skip")
             else:
-                with at_most(OPEN_WITHIN):
-                    stream = secured = await add_tls(stream, address, dial.tls or tls)
+                with trio.fail_after(OPEN_WITHIN):
+                    stream = secured = await add_tls(stream, address, dial.tls)
                 if settings.verify_ssl:
                     done(describe_certificate(secured.certificate(), datetime.now(UTC)))
                 else:
                     done("the certificate is not checked, as VERIFY_SSL is off")
             await check_link(done, settings, address, stream, link_nursery)
         link_nursery.cancel_scope.cancel()
-
-
-async def look_up(host: str) -> str:
-    """The addresses of a host. Raises `Broken`."""
-    try:
-        found = await trio.socket.getaddrinfo(host, None, type=trio.socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        raise Broken(
-            f"the host {clipped(host, 80)} was not found",
-            f"is the host in {FEED} right, and can this machine look names up?",
-        ) from None
-    return ", ".join(sorted({str(entry[4][0]) for entry in found}))
 
 
 async def check_link(
@@ -260,7 +241,8 @@ async def check_link(
 ) -> None:
     """The steps on a stream: the upgrade, and enough heartbeats while sending some.
 
-    Raises `LinkFailed` and `Broken`.
+    Calls `done` after each. Raises `LinkFailed`, and `Broken` if no heartbeat comes within
+    `LISTEN` timeouts, or none for longer than the timeout, as the service would reconnect.
     """
 
     async def dialled() -> trio.abc.Stream:
@@ -283,56 +265,53 @@ async def check_link(
     came: list[float] = []
     others = 0
     with trio.move_on_after(LISTEN * timeout):
-        while True:
-            frames = await link.receive()
-            beats = sum(map(is_heartbeat, frames))
-            others += len(frames) - beats
-            came.extend([trio.current_time()] * beats)
-            if len(came) >= ENOUGH:
-                break
+        while len(came) < ENOUGH:
+            for text in await link.receive():
+                with suppress(Refused, Unreadable):
+                    if isinstance(decode(text), Heartbeat):
+                        came.append(trio.current_time())
+                        continue
+                others += 1
     # As in a session, the opening counts as a heartbeat.
     silence = max(b - a for a, b in pairwise([opened, *came, trio.current_time()]))
     await link.close(NORMAL_CLOSURE)
     also = f"; also {others} other messages, left unanswered" if others else ""
     if not came:
         raise Broken(f"none came within {LISTEN * timeout:g} s{also}", _SILENCE_HINT)
-    text = f"{len(came)} in {came[-1] - opened:.1f} s"
-    if gaps := [after - before for before, after in pairwise(came)]:
-        text += f", gaps from {min(gaps):.2f} to {max(gaps):.2f} s"
+    told = f"{len(came)} in {came[-1] - opened:.1f} s, the longest wait {silence:.2f} s{also}"
     if silence > timeout:
-        raise Broken(f"{text}, and once none for {silence:.1f} s{also}", _SILENCE_HINT)
-    done(text + also)
-
-
-def is_heartbeat(frame: bytes) -> bool:
-    try:
-        return isinstance(decode(frame), Heartbeat)
-    except (Refused, Unreadable):
-        return False
+        raise Broken(told, _SILENCE_HINT)
+    done(told)
 
 
 def describe_certificate(certificate: Any, now: datetime) -> str:
-    """Issuer and end of a certificate given by `ssl.SSLSocket.getpeercert`."""
+    """Issuer and end of a certificate, for people.
+
+    `certificate` is what `ssl.SSLSocket.getpeercert` gives; the days left count from `now`.
+    """
     names = dict(pair for part in certificate.get("issuer", ()) for pair in part)
     issuer = names.get("organizationName") or names.get("commonName") or "somebody without a name"
     end = datetime.fromtimestamp(ssl.cert_time_to_seconds(certificate["notAfter"]), UTC)
     days = (end - now).days
-    soon = ", which is soon" if days < ENDS_SOON else ""
-    return f"certificate of {clipped(issuer, 60)}, good until {end:%Y-%m-%d} ({days} days{soon})"
+    return f"certificate of {clipped(issuer, 60)}, good until {end:%Y-%m-%d} ({days} days)"
 
 
 async def check_source(report: Report, source: Source, now: datetime, within: float) -> None:
-    """The steps of one source; each may take `within` seconds."""
+    """The steps of one source; each may take `within` seconds.
+
+    They are those that it declares, such as its key; today's table (UTC, by `now`); and that
+    of `PAST` before, as real requests ask for.
+    """
     name = source.name
-    declared = provider(name) if name in NAMES else Provider(name, lambda *_: source)
+    declared = provider(name)
     first = [declared.check] if declared.check else []
     steps = [*(step for step, _ in first), "today", "past"]
     with report.steps(*(f"{name} {step}" for step in steps), hints=declared.hints) as done:
         for _, run in first:
-            with at_most(within):
+            with trio.fail_after(within):
                 done(await run(source))
         for day in (now.date(), now.date() - PAST):
-            with at_most(within):
+            with trio.fail_after(within):
                 began = trio.current_time()
                 sheet = await source.fetch(day, now)
             rows = [sheet.find(code, day) for code in sorted(sheet.currencies)]
@@ -345,7 +324,11 @@ async def check_source(report: Report, source: Source, now: datetime, within: fl
 async def check(
     settings: Settings, report: Report, dependencies: Dependencies | None = None
 ) -> bool:
-    """Run and report all steps; returns whether none failed."""
+    """Run and report all steps; returns whether none failed.
+
+    Of `dependencies` the sources and the clock are used. Raises `CannotStart` or `BadSettings`
+    if TLS cannot be set up by the settings.
+    """
     dependencies = dependencies or Dependencies()
     assert settings.feed is not None, "the settings have been judged"
     remarks = [unknown_in_words(name) for name in settings.unknown]
@@ -356,8 +339,11 @@ async def check(
     report.line("ok", "settings", text, "; ".join(remarks))
     if settings.audit_file is not None:
         with report.steps("audit file") as done:
-            if not can_append(settings.audit_file):
-                raise Broken("cannot be read and written", _AUDIT_HINT)
+            there = settings.audit_file.exists()  # it is not opened, as a service may write to it
+            tried = settings.audit_file if there else settings.audit_file.parent
+            if not os.access(tried, os.R_OK | os.W_OK):
+                hint = "does RATEBRIDGE_AUDIT_FILE belong to the user that the service runs as?"
+                raise Broken("cannot be read and written", hint)
             done("can be written")
     tls = tls_context(settings.verify_ssl)
     await check_feed(report, settings, tls)
@@ -366,10 +352,3 @@ async def check(
         await check_source(report, source, dependencies.clock(), settings.rate_deadline)
     report.summarize()
     return not report.counts["FAIL"]
-
-
-def can_append(path: Path) -> bool:
-    """Whether a file can be read and written, or created; it is not opened."""
-    if os.access(path, os.F_OK):
-        return os.access(path, os.R_OK | os.W_OK)
-    return os.access(path.parent, os.W_OK | os.X_OK)

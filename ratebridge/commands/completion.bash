@@ -7,8 +7,8 @@
 
 _shtab_ratebridge_subparsers=(demo mock-server check convert verify completion samples)
 
-_shtab_ratebridge_demo_option_strings=(-h --help --env-file --count --rate --forever)
-_shtab_ratebridge_mock_server_option_strings=(-h --help --env-file --host --port --rates-port --rate --replay --loop --quiet)
+_shtab_ratebridge_demo_option_strings=(-h --help --env-file --count --forever --rate)
+_shtab_ratebridge_mock_server_option_strings=(-h --help --env-file --host --port --rates-port --replay --loop --quiet --rate)
 _shtab_ratebridge_check_option_strings=(-h --help --env-file --json)
 _shtab_ratebridge_convert_option_strings=(-h --help --env-file --date --source --json)
 _shtab_ratebridge_verify_option_strings=(-h --help --env-file --head --from --json)

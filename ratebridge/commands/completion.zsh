@@ -64,8 +64,8 @@ _shtab_ratebridge_demo_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--env-file[read settings from this file instead of .env]:FILE:_files"
   "--count[how many requests (default\: 20)]:count:"
-  "--rate[requests a second (default\: 5)]:rate:"
   "--forever[run until stopped]"
+  "--rate[requests a second (default\: 5)]:rate:"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -77,10 +77,10 @@ _shtab_ratebridge_mock_server_options=(
   "--host[address to listen on (default\: 127.0.0.1)]:host:"
   "--port[port to listen on (default\: 8765)]:port:"
   "--rates-port[play the rate sources too, on this port\; their URLs are logged]:PORT:"
-  "--rate[requests a second (default\: 5)]:rate:"
   "--replay[send the messages of this file, a JSON line each, and no random ones]:FILE:"
   "--loop[start the file again at its end]"
   "--quiet[log no requests and replies]"
+  "--rate[requests a second (default\: 5)]:rate:"
 )
 
 # guard to ensure default positional specs are added only once per session

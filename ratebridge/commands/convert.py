@@ -2,12 +2,11 @@
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any
 
 from ..api import Conversion, Converter
 from ..app import utc_now
@@ -21,8 +20,6 @@ from ..rates import FIXED
 from ..settings import PROVIDERS, load_settings
 from ..signals import run_unless_stopped
 from .options import add_command
-
-_GROUPED: Final = re.compile(r"[+-]?\d+([.,' _]\d+)+", re.ASCII)
 
 
 def declare(commands: Any) -> None:
@@ -121,37 +118,29 @@ def _show(done: Conversion, options: argparse.Namespace) -> None:
 
 
 def _read_wishes(options: argparse.Namespace, problems: list[str]) -> Iterator[Wish]:
-    """What is to be converted; `problems` gets all that is wrong with it."""
+    """What is to be converted: the words of the command, or each line of standard input.
+
+    `problems` gets all that is wrong with it, a line each; behind one a wish is not usable.
+    """
     lines = [("", options.words)]
     if options.words == ["-"]:
         lines = [(f"line {n}: ", line.split()) for n, line in enumerate(sys.stdin, 1)]
     for place, words in lines:
-        found = []
-        match words:
-            case []:
-                continue
-            case [stake, currency] | [stake, currency, "EUR" | "eur"]:
-                day = options.date
-            case [_, _, other] if is_currency(other.upper()):
-                problems.append(f"{place}{other}: the target is always the euro")
-                continue
-            case [stake, currency, day]:
-                pass
-            case _:
-                problems.append(f"{place}expected STAKE CURRENCY [DATE]")
-                continue
+        if not words:
+            continue
+        if len(words) not in (2, 3):
+            problems.append(f"{place}expected STAKE CURRENCY [DATE]")
+            continue
+        stake, currency, day = (*words, options.date)[:3]
         amount, when = Decimal(), None
         try:
             amount = parse_stake(stake)
         except ValueError as flaw:
-            grouped = _GROUPED.fullmatch(stake)
-            hint = "; write it as 1000.50, with a point and no other separator" if grouped else ""
-            found.append(f"stake {quoted(stake)} {flaw}{hint}")
+            problems.append(f"{place}stake {quoted(stake)} {flaw}")
         if not currency.isascii() or not is_currency(currency.upper()):
-            found.append(f"currency {quoted(currency)} is not a three-letter code")
+            problems.append(f"{place}currency {quoted(currency)} is not a three-letter code")
         try:
             when = None if day is None else parse_instant(day)
         except BadDate as flaw:
-            found.append(f"date {quoted(day)} {flaw}")
-        problems += [place + problem for problem in found]
+            problems.append(f"{place}date {quoted(day)} {flaw}")
         yield amount, currency.upper(), when

@@ -43,7 +43,6 @@ def declare(commands: Any) -> None:
         ("ratebridge demo --forever --rate 50", "50 requests a second until Ctrl-C"),
     )
     demo.add_argument("--count", type=COUNT, default=20, help="how many requests (default: 20)")
-    demo.add_argument("--rate", type=RATE, default=5.0, help="requests a second (default: 5)")
     demo.add_argument("--forever", action="store_true", help="run until stopped")
 
     mock = add_command(
@@ -64,7 +63,6 @@ def declare(commands: Any) -> None:
         metavar="PORT",
         help="play the rate sources too, on this port; their URLs are logged",
     )
-    mock.add_argument("--rate", type=RATE, default=5.0, help="requests a second (default: 5)")
     mock.add_argument(
         "--replay",
         type=Path,
@@ -73,6 +71,8 @@ def declare(commands: Any) -> None:
     )
     mock.add_argument("--loop", action="store_true", help="start the file again at its end")
     mock.add_argument("--quiet", action="store_true", help="log no requests and replies")
+    for parser in (demo, mock):
+        parser.add_argument("--rate", type=RATE, default=5.0, help="requests a second (default: 5)")
 
 
 def run_demo(options: argparse.Namespace) -> int:
@@ -111,7 +111,7 @@ def run_demo(options: argparse.Namespace) -> int:
 
 
 def line(*texts: str) -> str:
-    """A request and its reply, as a line for people."""
+    """A request and its reply, the two texts as they were sent, as a line for people."""
     request, reply = (json.loads(text, parse_int=str, parse_float=str) for text in texts)
     asked = request["payload"]
     before = f"{asked['date'][:10]}  {asked['stake']:>12} {asked['currency']}"
@@ -143,38 +143,35 @@ def run_mock_server(options: argparse.Namespace) -> int:
     if not options.quiet:
         feed.on_reply = lambda request, reply: log.info("feed.reply", request=request, reply=reply)
 
-    async def listen(nursery: trio.Nursery, serve: Callable[..., Any], option: str) -> str:
-        """Start a server on the port of an option; the authority of its URLs."""
-        port = getattr(options, option)
-        try:
-            bound: int = await nursery.start(partial(serve, host=host, port=port))
-        except (OSError, UnicodeError) as error:
-            why = (isinstance(error, OSError) and error.strerror) or "no name of a host"
-            problem = f"--host, --{option.replace('_', '-')}: cannot listen on {quoted(host)}"
-            raise BadSettings(f"{problem} and {port}: {why}") from None
-        return Address(host, bound, "/", secure=False).authority
-
-    async def mock_server(stop: trio.Event) -> None:
-        peers: list[FeedPeer] = []
-        async with trio.open_nursery() as feed_nursery:
-            authority = await listen(feed_nursery, partial(serve_feed, feed, peers), "port")
-            log.info("feed.listening", uri=f"ws://{authority}")
-            if options.rates_port is not None:
-                rates = FakeRates()
-                serve_them = partial(serve_rates, rates)
-                authority = await listen(feed_nursery, serve_them, "rates_port")
-                log.info("rates.listening", **rates.urls(f"http://{authority}"))
-            feed_nursery.start_soon(tell_end)
-            await stop.wait()
-            feed_nursery.cancel_scope.cancel()
+    def tell(event: str) -> None:
+        names = ("connections", "replies", "errors", "heartbeats")
+        log.info(event, requests=feed.sent, **{name: getattr(feed, name) for name in names})
 
     async def tell_end() -> None:
         await feed.done.wait()
         tell("feed.done")
 
-    def tell(event: str) -> None:
-        names = ("connections", "replies", "errors", "heartbeats")
-        log.info(event, requests=feed.sent, **{name: getattr(feed, name) for name in names})
+    async def mock_server(stop: trio.Event) -> None:
+        async with trio.open_nursery() as feed_nursery:
+
+            async def listen(serve: Callable[..., Any], what: Any, port: int) -> str:
+                bound = await feed_nursery.start(partial(serve, what, host=host, port=port))
+                return Address(host, bound, "/", secure=False).authority
+
+            try:
+                authority = await listen(partial(serve_feed, peers=[]), feed, options.port)
+                log.info("feed.listening", uri=f"ws://{authority}")
+                if options.rates_port is not None:
+                    rates = FakeRates()
+                    authority = await listen(serve_rates, rates, options.rates_port)
+                    log.info("rates.listening", **rates.urls(f"http://{authority}"))
+            except (OSError, UnicodeError) as error:
+                why = getattr(error, "strerror", None) or "no name of a host"
+                problem = f"--host, --port, --rates-port: cannot listen on {quoted(host)}"
+                raise BadSettings(f"{problem}: {why}") from None
+            feed_nursery.start_soon(tell_end)
+            await stop.wait()
+            feed_nursery.cancel_scope.cancel()
 
     run_until_signal(mock_server)
     tell("feed.stopped")

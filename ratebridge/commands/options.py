@@ -53,7 +53,13 @@ def add_env_file(parser: argparse.ArgumentParser) -> None:
 def number(
     kind: Callable[[str], float], holds: Callable[[float], bool], expected: str
 ) -> Callable[[str], float]:
-    """The type of a numeric option; `expected` is for its error message."""
+    """The type of a numeric option.
+
+    Args:
+        kind: makes the number of the text, or raises ValueError, as `int` does.
+        holds: whether the number is a good one.
+        expected: what is expected, for the error message.
+    """
 
     def parse(text: str) -> float:
         with suppress(ValueError):
