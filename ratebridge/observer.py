@@ -127,7 +127,7 @@ class Observer:
         stats = self.stats
         stats.converted += len(conversions)
         stats.latency.add(seconds, len(conversions))
-        currencies = stats.currencies
+        currencies, from_cache = stats.currencies, 0
         for request, euro, rate, _ in conversions:
             currency = currencies[request.currency]
             currency.converted += 1
@@ -135,7 +135,8 @@ class Observer:
             if rate is not None:
                 currency.rate = rate
                 if rate.cached and rate.provider != FIXED:  # what is law takes no table
-                    stats.from_cache += 1
+                    from_cache += 1
+        stats.from_cache += from_cache
         if self.audit is not None:
             self.audit.add(conversions)
         if not self._debug:
