@@ -30,8 +30,7 @@ from decimal import Decimal
 from functools import lru_cache
 from hashlib import sha256
 from io import TextIOWrapper
-from time import monotonic
-from typing import Any, BinaryIO, Final, TextIO, TypeAlias, cast
+from typing import Any, BinaryIO, Final, TypeAlias, cast
 
 import msgspec
 
@@ -44,8 +43,6 @@ from ..rates import MAX_DAYS_BACK
 from .options import COUNT, FILE, add_command
 
 LISTED: Final = 10  # problems of each kind that are listed
-SHOWN_EVERY: Final = 0.2  # s between updates of the progress on a terminal
-WRITTEN_EVERY: Final = 5.0  # s between its lines elsewhere
 HASH: Final = -len(',"hash":""}') - 64  # of a line's bytes: where its hash begins
 EXCUSED: Final = {"cut short", "lost"}  # kinds of problems that do not make a trail false
 
@@ -218,7 +215,7 @@ class Trail:
 
 
 def lines_of(file: BinaryIO) -> Iterator[bytes]:
-    """The lines without their ends; too long a line is truncated."""
+    """The lines of a file without their ends. Of too long a line, only the beginning is kept."""
     while text := file.readline(MOST_LINE):
         rest = text
         while len(rest) == MOST_LINE and rest[-1:] != b"\n":
@@ -226,27 +223,16 @@ def lines_of(file: BinaryIO) -> Iterator[bytes]:
         yield text.removesuffix(b"\n")
 
 
-def verify(trail: Trail, files: Iterable[tuple[str, BinaryIO]], progress: TextIO) -> bool:
-    """Take all lines of the files, which have names; whether the trail is true.
-
-    The progress is a line that changes on a terminal, and elsewhere a line now and then.
-    """
-    terminal = progress.isatty()
-    every, end = (SHOWN_EVERY, "\r") if terminal else (WRITTEN_EVERY, "\n")
-    due = monotonic() + every
+def verify(trail: Trail, files: Iterable[tuple[str, BinaryIO]]) -> bool:
+    """Take all lines of the files, each with its name, oldest first; whether the trail is true."""
     for name, file in files:
         number = 0
         try:
             for number, text in enumerate(lines_of(file), 1):
                 trail.take(text, (name, number))
-                if monotonic() >= due:
-                    due = monotonic() + every
-                    print(_lines(trail.lines), end=end, file=progress, flush=True)
         except (OSError, EOFError, zlib.error) as error:
             why = (isinstance(error, OSError) and error.strerror) or "the file is damaged"
             trail.tell("not read", f"cannot be read: {why}", (name, number + 1))
-    if terminal:
-        print("\x1b[K", end="", file=progress, flush=True)
     return trail.end()
 
 
@@ -264,7 +250,7 @@ def run_verify(
         raise BadSettings("--head: expected a number, a colon and 64 hex digits")
     trail = Trail(first, [Head(int(found[1]), found[2]) for found in known if found])
     with ExitStack() as stack:
-        is_true = verify(trail, [(name, _open(name, stack)) for name in names], sys.stderr)
+        is_true = verify(trail, [(name, _open(name, stack)) for name in names])
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # it may be unable to show a name
     if as_json:
