@@ -232,7 +232,7 @@ def _plain(cents: int) -> str:
 def check(data: bytes, *heads: Head, first: int = 1) -> tuple[Trail, bool]:
     """What is found in a trail, and whether it is true."""
     trail = Trail(first, heads)
-    return trail, verify(trail, [("", io.BytesIO(data))], io.StringIO())
+    return trail, verify(trail, [("", io.BytesIO(data))])
 
 
 def is_true(data: bytes, *heads: Head, first: int = 1) -> bool:
@@ -428,30 +428,6 @@ def test_a_huge_line_is_one_unreadable_line_and_costs_no_memory():
     monster = TRUE + b"\n" + b"x" * (3 * MOST_LINE) + b"\n" + b"hello\n"
     trail, _ = check(monster)
     assert (trail.lines, trail.counts) == (3, {"unreadable": 2})
-
-
-# Progress.
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_progress_is_a_line_that_changes_on_a_terminal_and_lines_elsewhere(monkeypatch):
-    """Each look at the clock finds a tenth of a second gone."""
-    ticks = iter(range(1_000_000))
-    monkeypatch.setattr("ratebridge.commands.verify.monotonic", lambda: next(ticks) / 10)
-    text = many_lines(200)
-    terminal, file = Terminal(), io.StringIO()
-    for progress in (terminal, file):
-        verify(Trail(), [("a", io.BytesIO(text)), ("b", io.BytesIO(text))], progress)
-    *updates, last = terminal.getvalue().split("\r")
-    assert last == "\x1b[K"
-    assert len(updates) > 100
-    counts = [int(update.removesuffix(" lines")) for update in updates]
-    assert counts == sorted(counts)
-    assert 4 <= len(file.getvalue().splitlines()) <= 10
 
 
 # The command.
