@@ -1,6 +1,5 @@
 """The log: JSON for machines, a console for people, and readers that stall or leave."""
 
-import errno
 import io
 import json
 import logging
@@ -178,29 +177,14 @@ def test_at_the_end_what_waits_gets_a_second(reader, monkeypatch):
     reader.reads.set()
 
 
-@pytest.mark.parametrize("gone", [BrokenPipeError(), ValueError("I/O operation on closed file")])
+@pytest.mark.parametrize(
+    "gone", [BrokenPipeError(), BlockingIOError(), ValueError("I/O operation on closed file")]
+)
 def test_a_reader_who_left_costs_lines_only(gone):
     def write(_block: bytes) -> int:
         raise gone
 
     writer = LogWriter(write)
-    writer.msg("a line")
-    writer.close()
-    assert writer.dropped == 1
-
-
-def test_a_descriptor_that_somebody_made_non_blocking_costs_no_line(reader: Reader, monkeypatch):
-    monkeypatch.setattr(logs, "RETRY_AFTER", 0.001)
-    busy = iter([True, True, False])
-
-    def write(block: bytes) -> int:
-        if next(busy, False):
-            raise BlockingIOError(errno.EAGAIN, "busy")
-        return reader.write(block)
-
-    reader.reads.set()
-    writer = LogWriter(write)
     writer.msg("half a pair \udce4")
     writer.close()
-    assert reader.got == rb"half a pair \udce4" + b"\n"
-    assert writer.dropped == 0
+    assert writer.dropped == 1

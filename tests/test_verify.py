@@ -118,20 +118,11 @@ ROWS = {
         forged(eur="207.55197"),
         "differs: eur is 207.55197, should be 207.55196 (253.67 USD at 1.2222 a euro)",
     ),
-    "the same euros": (forged(eur="207.551960"), "differs: eur is 207.551960, should be X"),
-    "other rate": (
-        forged(rate="1.2322"),
-        "differs: eur is 207.55196, should be 205.86755 (253.67 USD at 1.2322 a euro)",
-    ),
     "other base": (
         forged(rate="1.2222/0.5"),
         "differs: eur is 207.55196, should be 103.77598 (253.67 USD at 1.2222/0.5 a euro)",
     ),
     "a rate of the euro": (forged(currency="EUR"), "differs: rate is 1.2222, should be 1 for EUR"),
-    "euros that are none": (
-        forged(currency="EUR", rate="1", eur="253.68"),
-        "differs: eur is 253.68, should be 253.67 (253.67 EUR at 1 a euro)",
-    ),
     "older rate": (forged(rate_date="2021-05-11"), f"differs: rate_date is X, {TOO_EARLY}"),
     "later rate": (forged(rate_date="2021-05-19"), f"differs: rate_date is X, {TOO_EARLY}"),
     "eur": (forged(eur="NaN"), "differs: eur is NaN, should be 207.55196 X"),
@@ -147,20 +138,13 @@ ROWS = {
     "date": (forged(date="20210518"), f"{BAD}date is X"),
     "no day": (forged(rate_date="2021-02-30"), f"{BAD}rate_date is X"),
     "nothing of a chain": (forged(n=None, prev=None, hash=None), f"{NONE}X"),
-    "no number": (forged(n=None), f"{NONE}X"),
-    "one more member": (forged(more=1), f"{NONE}X"),
     "more in front": (forged(TRUE.replace(b'"id"', b'"a":1,"id"')), f"{NONE}X"),
     "doubled eur": (TRUE.replace(b'"eur"', b'"eur":"1","eur"'), f"{NONE}X"),
     "spaced": (TRUE.replace(b",", b", "), f"{NONE}X"),
     "escaped": (TRUE.replace(b"USD", b"\\u0055SD"), f"{NONE}X"),
-    "not ASCII": (TRUE.replace(b"456", b'"\xff"'), f"{NONE}X"),
     "no JSON": (b"\x1b[2Jhello", f"{NONE}\\x1b[2Jhello"),
     "nothing": (b"", NONE),
-    "stake no text": (forged(stake=1), f"{NONE}X"),
     "stake": (forged(stake="1e3"), f"{NONE}X"),
-    "half rate": (forged(rate="1/"), f"{NONE}X"),
-    "date no text": (forged(date=5), f"{NONE}X"),
-    "week": (forged(rate_date="2021-W20-2"), f"{NONE}X"),
     "too long": (forged(id="x" * MOST_LINE)[:MOST_LINE] + b"}", f"{NONE}X"),
 }
 
@@ -317,14 +301,6 @@ def test_swapped_lines_are_found_and_located(first, second):
     assert is_true(swapped) == (first == second)
     if first != second:
         assert {min(first, second) + 1, max(first, second) + 1} <= told_lines(swapped)
-
-
-def test_a_moved_line_is_told_in_both_its_places():
-    moved = joined([*TEN[:2], *TEN[3:6], TEN[2], *TEN[6:]])
-    assert said(moved)[::2] == [
-        "is number 4: 1 line missing before it",
-        "is doubled or moved: it is number 3, behind number 6",
-    ]
 
 
 @given(place=places, member=st.sampled_from(["n", "prev", "hash", "at", "id", "eur"]))

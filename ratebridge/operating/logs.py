@@ -25,7 +25,6 @@ OFTEN: Final = 10  # lines of one kind in any minute: enough to identify the pro
 MINUTE: Final = 60.0  # s
 MOST_WAITING: Final = 4 * 1024 * 1024  # bytes of lines: some 20,000
 LAST_WITHIN: Final = 1.0  # s for the queue at the exit
-RETRY_AFTER: Final = 0.05  # s, if another process made the descriptor non-blocking
 
 
 class LineLimit:
@@ -104,9 +103,9 @@ class LogWriter:
             while block and written:
                 try:
                     block = block[self._write(block) :]
-                except BlockingIOError:
-                    time.sleep(RETRY_AFTER)
-                except (OSError, ValueError):  # the reader has left, or the stream was closed
+                # The reader has left, the stream was closed, or another process made the
+                # descriptor non-blocking and it is full.
+                except (OSError, ValueError):
                     written = False
             with self._changed:
                 self._size -= sum(map(len, lines))
