@@ -466,7 +466,9 @@ def test_a_damaged_gzip_file_fails(tmp_path, capsys, damage):
         {"cut": text[:at], "altered": text[:at] + b"\0\0\0" + text[at + 3 :], "none": TRUE}[damage]
     )
     assert run_verify([str(path)]) == 1
-    assert re.search(r"^line \d+ cannot be read: ", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(
+        r"^line \d+ cannot be read: the file is damaged$", capsys.readouterr().out, re.MULTILINE
+    )
 
 
 def test_the_json_document_has_what_the_report_has(tmp_path, capsys):

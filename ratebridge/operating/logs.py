@@ -166,15 +166,6 @@ def lines_dropped() -> int:
     return _writer.dropped if _writer else 0
 
 
-def with_colors(stream: TextIO) -> bool:
-    """Whether to use colours, by the rules of the interpreter since Python 3.13."""
-    if os.environ.get("NO_COLOR"):
-        return False
-    if os.environ.get("FORCE_COLOR"):
-        return True
-    return os.environ.get("TERM") != "dumb" and stream.isatty()
-
-
 def _event_first(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> dict[str, Any]:
     """The members of a JSON line in the order in which people read it."""
     return {key: event[key] for key in ("timestamp", "level", "event")} | dict(event)
@@ -204,7 +195,7 @@ def configure_logs(level: str, log_format: "LogFormat", stream: TextIO | None = 
         # The default tracebacks print local variables, and so secrets.
         processors.append(
             structlog.dev.ConsoleRenderer(
-                colors=with_colors(stream),
+                colors=stream.isatty() and not os.environ.get("NO_COLOR"),
                 exception_formatter=structlog.dev.plain_traceback,
                 sort_keys=False,  # fields stand in the order in which they explain each other
             )
