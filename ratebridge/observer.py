@@ -30,7 +30,7 @@ from .errors import Drop, FetchOutcome, LinkFailed, NoRate, Refusal, Refused, So
 from .messages import Request, clipped
 from .operating.logs import LineLimit, library_limit
 from .operating.stats import LACKING, RecentError, Stats
-from .rates import FIXED, Rate, RateSheet
+from .rates import Rate, RateSheet
 
 if TYPE_CHECKING:
     from .operating.audit import Audit
@@ -123,16 +123,13 @@ class Observer:
         stats = self.stats
         stats.converted += len(conversions)
         stats.latency.add(seconds, len(conversions))
-        currencies, from_cache = stats.currencies, 0
+        currencies = stats.currencies
         for request, euro, rate, _ in conversions:
             currency = currencies[request.currency]
             currency.converted += 1
             currency.euros += float(euro)
             if rate is not None:
                 currency.rate = rate
-                if rate.cached and rate.provider != FIXED:  # what is law takes no table
-                    from_cache += 1
-        stats.from_cache += from_cache
         if self.audit is not None:
             self.audit.add(conversions)
         for request, euro, rate, _ in conversions if self._debug else ():

@@ -90,14 +90,9 @@ class Metrics(Collector):
         yield family("fetch_success_timestamp_seconds", text, answered, "provider")
         implausible = {name: one.implausible for name, one in seen.items()}
         yield family("implausible_quotes_total", "Quotes not used.", implausible, "provider")
-        text = "Conversions by a sheet that was held; legal rates take none and are not counted."
-        yield family("cache_hits_total", text, stats.from_cache)
-        sheets = service.chain.cache.sheets
         held = Counter(dict.fromkeys(seen, 0))
-        held.update(sheet.provider for sheet in sheets)
+        held.update(sheet.provider for sheet in service.chain.cache.sheets)
         yield family("sheets", "Sheets of rates held, one a call.", held, "provider")
-        oldest = min((sheet.fetched.timestamp() for sheet in sheets), default=None)
-        yield family("oldest_sheet_timestamp_seconds", "When the oldest was fetched.", oldest)
         left = {
             (source.name, window): calls
             for source in sources

@@ -26,7 +26,7 @@ from .stats import LACKING, Stats
 
 SAMPLES: Final = 600  # a second each: the ten minutes that the page shows
 PLAIN: Final = attrs.filters.include(
-    *("converted", "from_cache", "refused", "dropped", "undelivered", "heartbeats"),
+    *("converted", "refused", "dropped", "undelivered", "heartbeats"),
     *("link_up", "link_ended", "links_opened", "lost", "internal_errors"),
 )
 RATE: Final = ("text", "provider", "day", "asked")  # of the rate last used

@@ -92,7 +92,6 @@ class Stats:
     """Counts since the start."""
 
     converted: int = 0
-    from_cache: int = 0  # conversions by a table that was held
     currencies: defaultdict[str, CurrencyStats] = attrs.Factory(lambda: defaultdict(CurrencyStats))
     refused: Counter[Refusal] = attrs.Factory(lambda: Counter(dict.fromkeys(Refusal, 0)))
     dropped: Counter[Drop] = attrs.Factory(lambda: Counter(dict.fromkeys(Drop, 0)))

@@ -316,9 +316,8 @@ function showMessages({ stats: messages, waiting, outbox, audit }) {
     .filter(([, count]) => count)
     .sort(([, one], [, other]) => other - one)
     .map(([kind, count]) => [spaced(kind), whole.format(count), "", "sub"]);
-  const hits = messages.converted ? `${whole.format(messages.from_cache)} by a sheet held` : "";
   facts("messages", [
-    ["Converted", whole.format(messages.converted), hits, "amount"],
+    ["Converted", whole.format(messages.converted), "", "amount"],
     ["Error replies", whole.format(sum(messages.refused)), "", "amount", "conversion.failed"],
     ...parts(messages.refused),
     ["Dropped", whole.format(sum(messages.dropped)), "without an answer", "amount", "message.dropped"],
