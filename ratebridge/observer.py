@@ -119,7 +119,11 @@ class Observer:
         self._report("message.dropped", reason, **fields)
 
     def converted(self, conversions: Sequence[Converted], seconds: float) -> None:
-        """Stakes were converted, `seconds` after their requests came."""
+        """Stakes were converted, `seconds` after their requests came.
+
+        They were made together, and are counted, kept in the audit trail, and logged at debug. This
+        is called for each batch that a feed sends: what it does per conversion costs throughput.
+        """
         stats = self.stats
         stats.converted += len(conversions)
         stats.latency.add(seconds, len(conversions))
@@ -143,7 +147,11 @@ class Observer:
             self.log.log(DEBUG, "conversion.done", **fields)
 
     def refused(self, problem: Refused | NoRate, message_id: bytes, seconds: float) -> None:
-        """A request was answered with an error, `seconds` after it came."""
+        """A request was answered with an error, `seconds` after it came.
+
+        `message_id` is the raw JSON of its id. An error that is no fault of the request's, such as
+        a source that is down, makes the service degraded until the next good fetch.
+        """
         stats = self.stats
         stats.refused[problem.kind] += 1
         stats.latency.add(seconds)
@@ -155,7 +163,7 @@ class Observer:
         self._report("conversion.failed", problem.kind, level, **fields)
 
     def undelivered(self, message_id: bytes, why: str) -> None:
-        """A reply will never be sent."""
+        """A reply will never be sent; `message_id` is the raw JSON of the request's id."""
         self.stats.undelivered += 1
         shown = clipped(message_id)
         if not self._report("reply.undelivered", id=shown, why=why):

@@ -110,8 +110,9 @@ class Trail:
     """The verification of a trail, line by line.
 
     The trail may begin with number `first`, or after one of the `heads`, which are known from
-    elsewhere and have to be in it. `counts` are of lines, by the kind of their problem;
-    `problems` has the first `LISTED` of each kind.
+    elsewhere and have to be in it. `lines` and `starts` count what was read, and `counts` the
+    lines by the kind of their problem; `problems` has the first `LISTED` of each kind, as JSON
+    shows them: kind, file, line, problem. `head` is that of the last line with its hash.
     """
 
     def __init__(self, first: int, heads: Collection[Head]) -> None:

@@ -152,9 +152,11 @@ class HostLog:
         self._logger = logging.getLogger("ratebridge")
 
     def is_enabled_for(self, level: int) -> bool:
+        """Whether the host wants records of this level, one of `logging`'s numbers."""
         return self._logger.isEnabledFor(level)
 
     def log(self, level: int, event: str, *, exc_info: Any = None, **fields: Any) -> None:
+        """Make a record of an event. `exc_info` is an exception, whose traceback is kept."""
         words = {name: str(value) for name, value in fields.items()}
         shown = (f"{name}={repr(word) if ' ' in word else word}" for name, word in words.items())
         extra = {"event": event, "fields": fields}
@@ -162,7 +164,7 @@ class HostLog:
 
 
 def lines_dropped() -> int:
-    """How many lines of this process's log were lost since the start."""
+    """How many lines of this process's log were lost since the start; 0 of an embedded one."""
     return _writer.dropped if _writer else 0
 
 

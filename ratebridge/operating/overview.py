@@ -35,7 +35,11 @@ FAILED_FOR: Final = 300.0  # s: without requests nobody knows whether they would
 
 @attrs.frozen
 class Service:
-    """The parts of a running service. `started` is when it started, in trio time."""
+    """The parts of a running service, as the status server reads them; it changes none.
+
+    `started` is when it started, in trio time. `utc_now` is the wall clock, aware UTC. `audit` is
+    None without an audit file.
+    """
 
     settings: Settings
     stats: Stats

@@ -36,7 +36,7 @@ class Histogram:
     _recent: deque[tuple[float, int]] = attrs.Factory(lambda: deque(maxlen=MOST_RECENT))
 
     def add(self, seconds: float, count: int = 1) -> None:
-        """Count `count` durations of so many seconds."""
+        """Count `count` durations of so many seconds each. One on a bound is not above it."""
         self.counts[bisect_left(self.bounds, seconds)] += count
         self.total += seconds * count
         self._recent.append((seconds, count))

@@ -80,7 +80,12 @@ class Pages:
         self._files["/"] = self._files.pop("/page.html")
 
     def answer(self, method: str, target: str, headers: dict[str, str]) -> Page:
-        """The answer to a request; `headers` have lower-case names. HTTP/1.0 needs no host."""
+        """The answer to a request.
+
+        `target` is the path with its query, as the request has it (RFC 9112, 3.2.1); any other
+        form is a page that there is not. `headers` have lower-case names. A request without a host,
+        as HTTP/1.0 allows, is answered: no browser sends one.
+        """
         # Only by a name that is ours: a page elsewhere can have its own name resolved to our
         # address, and then read the answers.
         name = re.sub(r":\d*$", "", headers.get("host", "")).lower()
@@ -123,6 +128,10 @@ class Share:
         self._turn = trio.StrictFIFOLock()
 
     async def run(self, work: Callable[[], bytes | None]) -> bytes | None:
+        """Run `work` when its turn comes, and return what it returns after its rest.
+
+        Turns are in the order of the calls. Raises what `work` raises, without a rest.
+        """
         async with self._turn:
             began = self._cpu_time()
             result = work()
@@ -160,7 +169,10 @@ class StatusServer:
     async def run(
         self, service: Service, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Answer, until cancelled."""
+        """Answer, until cancelled. `task_status` is told when the first answer can be given.
+
+        A bug in one answer is reported to the observer and costs that connection.
+        """
         history = Chart(service.stats)
         pages = Pages(service, history, (self._host, *service.settings.status_hosts))
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._socket))
