@@ -18,7 +18,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ratebridge.commands.verify import Trail, run_verify, verify
@@ -179,6 +179,12 @@ quotes = st.builds(
 
 @given(
     stake=stakes, units=quotes, euro=st.one_of(st.just(Decimal(1)), quotes), more=st.integers(1, 9)
+)
+@example(  # as long and as small a quote as there can be, and the greatest stake
+    stake=Decimal(999_999_999_999_999),
+    units=Decimal("1.234567890123456789012345678901234e-10"),
+    euro=Decimal(1),
+    more=1,
 )
 def test_exactly_the_euros_of_exact_arithmetic_are_true(stake, units, euro, more):
     exact = Fraction(stake) * Fraction(euro) / Fraction(units)
