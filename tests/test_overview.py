@@ -163,6 +163,7 @@ async def test_an_overview_of_a_busy_service(nursery, autojump_clock):
         await trio.sleep(gap)
         observer.heartbeat_received(gap)
     observer.dropped(Drop.NOT_JSON, b"what")
+    observer.utc_now = lambda: NOW + timedelta(seconds=1)
     observer.refused(NoRate(Refusal.UNKNOWN_CURRENCY, "not known"), b"8", 0.002)
     service.bridge.waiting = 2
     history.take(1.0)
@@ -179,7 +180,7 @@ async def test_an_overview_of_a_busy_service(nursery, autojump_clock):
         "samples": [[0.0, 1.0, 2.0, 2.0]],
     }.items() <= seen.items()
     events = [error["event"] for error in seen["recent_errors"]]
-    assert events == ["message.dropped", "conversion.failed"]
+    assert events == ["conversion.failed", "message.dropped"], "the newest first"
     assert overview(service, history, trio.current_time(), 1)["samples"] == []
     assert b"secret" not in msgspec.json.encode(seen)
 
