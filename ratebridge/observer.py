@@ -30,7 +30,7 @@ from .errors import Drop, FetchOutcome, LinkFailed, NoRate, Refusal, Refused, So
 from .messages import Request, clipped
 from .operating.logs import LineLimit, library_limit
 from .operating.stats import LACKING, RecentError, Stats
-from .rates import FIXED, Rate, RateSheet
+from .rates import Rate, RateSheet
 
 if TYPE_CHECKING:
     from .operating.audit import Audit
@@ -60,11 +60,10 @@ class Observer:
     _unlogged_ids: list[str] = attrs.Factory(list)  # first and last id of undelivered replies
     _limited_level: int = INFO  # the highest of the lines held back
     _at_last_summary: Counter[str] = attrs.Factory(Counter)
-    _debug: bool = attrs.field(init=False)
+    _debug: bool = attrs.field(init=False)  # whether every line is written
 
-    @_debug.default
-    def _is_debug(self) -> bool:
-        return self.log is not None and self.log.is_enabled_for(DEBUG)
+    def __attrs_post_init__(self) -> None:
+        self._debug = self.log is not None and self.log.is_enabled_for(DEBUG)
 
     # The connection.
 
@@ -85,8 +84,7 @@ class Observer:
         stats = self.stats
         was_up, stats.link_up = stats.link_up, False
         detail = clipped(cause.detail, 120) if cause.detail else None
-        words = (cause.reason, detail) if cause.reason not in (detail or "") else (detail,)
-        stats.link_ended = ", ".join(filter(None, words))
+        stats.link_ended = f"{cause.reason}, {detail}" if detail else cause.reason
         fields: dict[str, Any] = {"reason": cause.reason, "detail": detail}
         fields |= {"code": cause.code, "status": cause.status}
         if was_up:
@@ -97,8 +95,7 @@ class Observer:
             stats.retry_at = trio.current_time() + retry_in
             fields["retry_in"] = round(retry_in, 3)
             event = "connection.lost" if was_up else "connection.failed"
-            told = f"{event.replace('.', ' ')}: {stats.link_ended}"
-            self._report(event, cause.reason, told, **fields)
+            self._report(event, cause.reason, **fields)
         elif was_up:
             self.note("connection.down", **fields)
 
@@ -111,8 +108,7 @@ class Observer:
     def loop_stalled(self, late: float) -> None:
         """The event loop stalled, for `late` seconds at least: so late a task of it was woken."""
         self.stats.stalls += 1
-        words = f"the event loop stalled for {late:.1f} s"
-        self._report("loop.stalled", "", words, seconds=round(late, 3))
+        self._report("loop.stalled", seconds=round(late, 3))
 
     # The messages.
 
@@ -120,10 +116,14 @@ class Observer:
         """A frame came that cannot be answered."""
         self.stats.dropped[reason] += 1
         fields = {"reason": reason, "size": len(frame), "begins": clipped(frame)}
-        self._report("message.dropped", reason, f"message dropped: {reason}", **fields)
+        self._report("message.dropped", reason, **fields)
 
     def converted(self, conversions: Sequence[Converted], seconds: float) -> None:
-        """Stakes were converted, `seconds` after their requests came."""
+        """Stakes were converted, `seconds` after their requests came.
+
+        They were made together, and are counted, kept in the audit trail, and logged at debug. This
+        is called for each batch that a feed sends: what it does per conversion costs throughput.
+        """
         stats = self.stats
         stats.converted += len(conversions)
         stats.latency.add(seconds, len(conversions))
@@ -134,13 +134,9 @@ class Observer:
             currency.euros += float(euro)
             if rate is not None:
                 currency.rate = rate
-                if rate.cached and rate.provider != FIXED:  # what is law takes no table
-                    stats.from_cache += 1
         if self.audit is not None:
             self.audit.add(conversions)
-        if not self._debug:
-            return
-        for request, euro, rate, _ in conversions:
+        for request, euro, rate, _ in conversions if self._debug else ():
             fields: dict[str, Any] = {"id": clipped(request.id), "stake": str(request.stake)}
             fields |= {"currency": request.currency, "eur": euro, "ms": round(seconds * 1000, 3)}
             if rate is not None:
@@ -151,25 +147,26 @@ class Observer:
             self.log.log(DEBUG, "conversion.done", **fields)
 
     def refused(self, problem: Refused | NoRate, message_id: bytes, seconds: float) -> None:
-        """A request was answered with an error, `seconds` after it came."""
+        """A request was answered with an error, `seconds` after it came.
+
+        `message_id` is the raw JSON of its id. An error that is no fault of the request's, such as
+        a source that is down, makes the service degraded until the next good fetch.
+        """
         stats = self.stats
         stats.refused[problem.kind] += 1
         stats.latency.add(seconds)
         if problem.kind in OUR_FAULT:
             stats.failed_at, stats.failed = trio.current_time(), problem.text
-        shown = clipped(message_id)
-        words = f"request {shown} refused: {problem.text}"
-        fields = {"id": shown, "kind": problem.kind, "error": problem.text}
         # A third of the recorded traffic is in currencies that no source has.
         level = INFO if problem.kind == Refusal.UNKNOWN_CURRENCY else WARNING
-        self._report("conversion.failed", problem.kind, words, level, **fields)
+        fields = {"id": clipped(message_id), "kind": problem.kind, "error": problem.text}
+        self._report("conversion.failed", problem.kind, level, **fields)
 
     def undelivered(self, message_id: bytes, why: str) -> None:
-        """A reply will never be sent."""
+        """A reply will never be sent; `message_id` is the raw JSON of the request's id."""
         self.stats.undelivered += 1
         shown = clipped(message_id)
-        words = f"the reply to request {shown} was not delivered: {why}"
-        if not self._report("reply.undelivered", "", words, id=shown, why=why):
+        if not self._report("reply.undelivered", id=shown, why=why):
             self._unlogged_ids = [*self._unlogged_ids[:1], shown]
 
     # The rates.
@@ -209,9 +206,8 @@ class Observer:
             return  # `rate_limited` has reported it, once for all fetches that are refused alike
         # A key needs somebody.
         level = ERROR if outcome == FetchOutcome.REFUSED_KEY else WARNING
-        words = f"{provider} {source.failure}"
         fields = {"kind": outcome, "provider": provider, "asked": asked, "detail": source.failure}
-        self._report("rates.failed", f"{provider} {outcome}", words, level, **fields)
+        self._report("rates.failed", f"{provider} {outcome}", level, **fields)
 
     def implausible_quotes(
         self, provider: str, day: date, quotes: Mapping[str, SourceFailed]
@@ -219,10 +215,8 @@ class Observer:
         """A source gave quotes that cannot be true and are not used; reasons by currency."""
         self.stats.sources[provider].implausible += len(quotes)
         code, why = next(iter(quotes.items()))
-        more = f", and {len(quotes) - 1} more" if len(quotes) > 1 else ""
-        words = f"{provider} {why}: {code} on {day}{more}"
         fields = {"provider": provider, "day": str(day), "currencies": len(quotes), "first": code}
-        self._report("rates.implausible", provider, words, **fields, detail=why.text, off=OFF)
+        self._report("rates.implausible", provider, **fields, detail=why.text, off=OFF)
 
     def rate_limited(self, provider: str, failure: SourceFailed) -> None:
         """A source is not asked again for `failure.limited_for` seconds."""
@@ -232,31 +226,26 @@ class Observer:
         # A minute's quota is soon there again; a month's needs somebody.
         level = ERROR if seconds > LONG_LIMIT else WARNING
         fields = {"provider": provider, "detail": failure.text, "limited_for": round(seconds, 1)}
-        self._report("rates.limited", provider, f"{provider} {failure.text}", level, **fields)
+        self._report("rates.limited", provider, level, **fields)
 
     def clock_jumped(self, seconds: float) -> None:
         """The wall clock moved by so much against the monotonic one; negative: back."""
         self.stats.clock_jumps += 1
-        words = f"the wall clock moved by {seconds:.0f} s"
-        self._report("clock.jumped", "", words, seconds=round(seconds, 1))
+        self._report("clock.jumped", seconds=round(seconds, 1))
 
     def clock_differs(self, provider: str, seconds: float) -> None:
         """Our wall clock is ahead of a source's by so much; negative: behind."""
-        side = "ahead of" if seconds > 0 else "behind"
-        words = f"our clock is {abs(seconds):.0f} s {side} {provider}'s"
-        self._report("clock.differs", provider, words, provider=provider, seconds=round(seconds, 1))
+        self._report("clock.differs", provider, provider=provider, seconds=round(seconds, 1))
 
     # The audit trail.
 
     def audit_failed(self, why: str, waiting: int) -> None:
         """The audit file cannot be written from now on; `waiting` lines are queued."""
-        words = f"the audit file cannot be written: {why}"
-        self._report("audit.failed", "", words, ERROR, detail=why, waiting=waiting)
+        self._report("audit.failed", "", ERROR, detail=why, waiting=waiting)
 
     def audit_lost(self, lines: int, why: str) -> None:
         """Lines will never be written: the first beyond the queue, or those left at the stop."""
-        words = f"lines of the audit trail are lost: {why}"
-        self._report("audit.lost", "", words, ERROR, lines=lines, why=why)
+        self._report("audit.lost", "", ERROR, lines=lines, why=why)
 
     def audit_recovered(self, lost: int) -> None:
         """The audit file is written again; `lost` lines were lost meanwhile."""
@@ -275,8 +264,7 @@ class Observer:
     def internal_error(self, where: str, error: BaseException) -> None:
         """A bug in the part named `where` raised `error`; the service goes on."""
         self.stats.internal_errors += 1
-        words = f"an internal error ({where}), see the log"
-        self._report("internal_error", where, words, ERROR, where=where, exc_info=error)
+        self._report("internal_error", where, ERROR, where=where, exc_info=error)
 
     def note(self, event: str, **fields: Any) -> None:
         """Log an ordinary event."""
@@ -307,10 +295,10 @@ class Observer:
 
     # Writing lines.
 
-    def _report(
-        self, event: str, kind: str, words: str, level: int = WARNING, /, **fields: Any
-    ) -> bool:
+    def _report(self, event: str, kind: str = "", level: int = WARNING, /, **fields: Any) -> bool:
         """Keep an error for the status page, by its event and `kind`, and `_write` it."""
+        shown = (f"{name} {value}" for name, value in fields.items() if value is not None)
+        words = ", ".join(text for text in shown if not text.startswith("exc_info "))
         errors, key = self.stats.recent_errors, f"{event} {kind}"
         count = errors[key].count + 1 if key in errors else 1
         errors[key] = RecentError(event, self.utc_now(), words, count)

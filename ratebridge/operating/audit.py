@@ -110,9 +110,12 @@ class AuditFile:
 class Audit:
     """The queue of lines, and the task that writes them.
 
-    Raises `CannotStart` if the file cannot be opened. Later failures are reported to
-    the observer; lines are lost only when the queue is full, and at the stop. `run_sync`
-    runs a function in a thread, like `trio.to_thread.run_sync`.
+    `path` is the file; its chain is continued, or begun. `observer` is told of failures, losses
+    and reopened files, and has the wall clock. `run_sync` runs a function in a thread, like
+    `trio.to_thread.run_sync`. Raises `CannotStart` if the file cannot be opened or read, or if
+    another process writes it. Later failures are reported; lines are lost only when the queue is
+    full, and at the stop. `lost` counts them since the start, and `failing` says why the file
+    cannot be written at present, None while it can.
     """
 
     def __init__(
@@ -152,7 +155,11 @@ class Audit:
         return sum(text.count(b"\n") for text in texts)
 
     def add(self, records: Sequence[Converted]) -> None:
-        """Queue the lines of conversions that were made together."""
+        """Queue the lines of conversions that were made together. Raises nothing.
+
+        If `MOST_WAITING` bytes wait already, they are lost, and so they are if a bug keeps them
+        from being made; a line of the trail tells how many, as soon as there is room.
+        """
         why = "too many lines wait to be written"
         if len(self._text) < MOST_WAITING:
             self._mark_lost()
@@ -175,7 +182,10 @@ class Audit:
             self._unmarked = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write until cancelled, then write the rest. SIGHUP reopens the file."""
+        """Write until cancelled, then write the rest, for `LAST_WITHIN` seconds at most.
+
+        SIGHUP reopens the file. `task_status` is told when the signal is caught.
+        """
         with trio.open_signal_receiver(signal.SIGHUP) as hangups:
             task_status.started()
             try:

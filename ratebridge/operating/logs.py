@@ -25,7 +25,6 @@ OFTEN: Final = 10  # lines of one kind in any minute: enough to identify the pro
 MINUTE: Final = 60.0  # s
 MOST_WAITING: Final = 4 * 1024 * 1024  # bytes of lines: some 20,000
 LAST_WITHIN: Final = 1.0  # s for the queue at the exit
-RETRY_AFTER: Final = 0.05  # s, if another process made the descriptor non-blocking
 
 
 class LineLimit:
@@ -104,9 +103,9 @@ class LogWriter:
             while block and written:
                 try:
                     block = block[self._write(block) :]
-                except BlockingIOError:
-                    time.sleep(RETRY_AFTER)
-                except (OSError, ValueError):  # the reader has left, or the stream was closed
+                # The reader has left, the stream was closed, or another process made the
+                # descriptor non-blocking and it is full.
+                except (OSError, ValueError):
                     written = False
             with self._changed:
                 self._size -= sum(map(len, lines))
@@ -153,9 +152,11 @@ class HostLog:
         self._logger = logging.getLogger("ratebridge")
 
     def is_enabled_for(self, level: int) -> bool:
+        """Whether the host wants records of this level, one of `logging`'s numbers."""
         return self._logger.isEnabledFor(level)
 
     def log(self, level: int, event: str, *, exc_info: Any = None, **fields: Any) -> None:
+        """Make a record of an event. `exc_info` is an exception, whose traceback is kept."""
         words = {name: str(value) for name, value in fields.items()}
         shown = (f"{name}={repr(word) if ' ' in word else word}" for name, word in words.items())
         extra = {"event": event, "fields": fields}
@@ -163,17 +164,8 @@ class HostLog:
 
 
 def lines_dropped() -> int:
-    """How many lines of this process's log were lost since the start."""
+    """How many lines of this process's log were lost since the start; 0 of an embedded one."""
     return _writer.dropped if _writer else 0
-
-
-def with_colors(stream: TextIO) -> bool:
-    """Whether to use colours, by the rules of the interpreter since Python 3.13."""
-    if os.environ.get("NO_COLOR"):
-        return False
-    if os.environ.get("FORCE_COLOR"):
-        return True
-    return os.environ.get("TERM") != "dumb" and stream.isatty()
 
 
 def _event_first(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> dict[str, Any]:
@@ -205,7 +197,7 @@ def configure_logs(level: str, log_format: "LogFormat", stream: TextIO | None = 
         # The default tracebacks print local variables, and so secrets.
         processors.append(
             structlog.dev.ConsoleRenderer(
-                colors=with_colors(stream),
+                colors=stream.isatty() and not os.environ.get("NO_COLOR"),
                 exception_formatter=structlog.dev.plain_traceback,
                 sort_keys=False,  # fields stand in the order in which they explain each other
             )

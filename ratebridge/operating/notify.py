@@ -23,6 +23,8 @@ POLL_EVERY: Final = 0.25  # s
 async def notify(stats: Stats, bridge: Bridge, environment: Mapping[str, str]) -> None:
     """Tell it until cancelled; returns at once where nobody is to be told.
 
+    `stats` say whether a connection has been open, `bridge` whether the service stops, and
+    `environment` has the variables by which the manager asks, `NOTIFY_SOCKET` and two more.
     A watchdog hears at least twice within the microseconds of `WATCHDOG_USEC`, unless
     `WATCHDOG_PID` names another process.
     """

@@ -20,25 +20,26 @@ from ..errors import FetchOutcome
 from ..outbox import Outbox
 from ..providers.chain import RateChain
 from ..providers.source import Quota, Source
-from ..rates import Quote, Rate, fixed_rate
 from ..settings import Settings
 from .audit import Audit
-from .stats import LACKING, CurrencyStats, Stats
+from .stats import LACKING, Stats
 
 SAMPLES: Final = 600  # a second each: the ten minutes that the page shows
-MOST_SHEETS: Final = 60  # in an overview, the newest: two months of days of one source
-MOST_CURRENCIES: Final = 250  # in an overview; the largest source has 170
 PLAIN: Final = attrs.filters.include(
-    *("converted", "from_cache", "refused", "dropped", "undelivered", "heartbeats"),
+    *("converted", "refused", "dropped", "undelivered", "heartbeats"),
     *("link_up", "link_ended", "links_opened", "lost", "internal_errors"),
 )
-SHEET: Final = attrs.filters.include("asked", "provider")
+RATE: Final = ("text", "provider", "day", "asked")  # of the rate last used
 FAILED_FOR: Final = 300.0  # s: without requests nobody knows whether they would still fail
 
 
 @attrs.frozen
 class Service:
-    """The parts of a running service. `started` is when it started, in trio time."""
+    """The parts of a running service, as the status server reads them; it changes none.
+
+    `started` is when it started, in trio time. `utc_now` is the wall clock, aware UTC. `audit` is
+    None without an audit file.
+    """
 
     settings: Settings
     stats: Stats
@@ -154,16 +155,13 @@ def overview(service: Service, history: Chart, now: float, taken: int = 0) -> di
     `stats` has the names of `Stats`. It holds clipped texts of peers, which the page must escape.
     """
     stats, audit, feed = service.stats, service.audit, service.settings.feed
-    utc_now = service.utc_now()
     status, why = readiness(service, now)
     errors = sorted(stats.recent_errors.values(), key=lambda error: error.at, reverse=True)
-    sheets = sorted(service.chain.cache.sheets, key=lambda sheet: sheet.provider)
-    sheets.sort(key=lambda sheet: sheet.last, reverse=True)
     heartbeat = {"age": heartbeat_age(stats, now), "timeout": service.settings.heartbeat_timeout}
     return {
         "version": __version__,
         "feed": feed.authority if feed else None,
-        "now": wire_time(utc_now),
+        "now": wire_time(service.utc_now()),
         "uptime": now - service.started,
         "status": status,
         "why": why,
@@ -174,46 +172,18 @@ def overview(service: Service, history: Chart, now: float, taken: int = 0) -> di
         "waiting": service.bridge.waiting,
         "outbox": len(service.outbox),
         "audit": audit and {name: getattr(audit, name) for name in ("failing", "waiting", "lost")},
-        "currencies": _currencies(service, utc_now),
-        "sources": [_source(stats, source, now) for source in service.chain.sources],
-        "sheets_held": len(sheets),
-        "sheets": [
-            attrs.asdict(sheet, filter=SHEET)
-            | {"last": str(sheet.last), "currencies": len(sheet.currencies)}
-            | {"age": (utc_now - sheet.fetched).total_seconds()}
-            | {"final": sheet.is_final(sheet.last)}
-            for sheet in sheets[:MOST_SHEETS]
+        "currencies": [
+            {"currency": currency, "converted": one.converted, "euros": round(one.euros, 2)}
+            | ({} if one.rate is None else {name: str(getattr(one.rate, name)) for name in RATE})
+            for currency, one in sorted(
+                stats.currencies.items(), key=lambda item: (-item[1].converted, item[0])
+            )
         ],
+        "sources": [_source(stats, source, now) for source in service.chain.sources],
         "recent_errors": [attrs.asdict(error) | {"at": wire_time(error.at)} for error in errors],
         "taken": history.taken,
         "samples": history.since(taken),
     }
-
-
-def _currencies(service: Service, utc_now: datetime) -> list[dict[str, Any]]:
-    """The volume of each currency, and its rate: today's if it is held, else the last one used."""
-    today, seen, chain = utc_now.date(), service.stats.currencies, service.chain
-    held = {(sheet.provider, sheet.asked): sheet for sheet in chain.cache.sheets}
-    rates: dict[str, Rate | None] = {currency: one.rate for currency, one in seen.items()}
-    for source in reversed(chain.sources):  # the first source's come last, and stay
-        sheet = held.get((source.name, source.asks(today, today)))
-        if sheet is None or not sheet.serves(today, utc_now, chain.cache.life):
-            continue
-        for currency in sheet.currencies:
-            row, day = sheet.find(currency, today) or (None, today)
-            if isinstance(row, Quote):
-                known = (row.units, row.euro, day, today, source.name, sheet.fetched)
-                rates[currency] = Rate(currency, *known, cached=True)
-    rows: list[dict[str, Any]] = []
-    for currency, last in rates.items():
-        rate, one = fixed_rate(currency, today) or last, seen.get(currency, CurrencyStats())
-        shown = {"currency": currency, "converted": one.converted, "euros": round(one.euros, 2)}
-        if rate is not None:
-            shown |= {"rate": rate.text, "provider": rate.provider}
-            shown |= {"day": str(rate.day), "asked": str(rate.asked)}
-        rows.append(shown)
-    rows.sort(key=lambda row: (-row["converted"], row["currency"]))
-    return rows[:MOST_CURRENCIES]
 
 
 def _source(stats: Stats, source: Source, now: float) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Histogram:
     _recent: deque[tuple[float, int]] = attrs.Factory(lambda: deque(maxlen=MOST_RECENT))
 
     def add(self, seconds: float, count: int = 1) -> None:
-        """Count `count` durations of so many seconds."""
+        """Count `count` durations of so many seconds each. One on a bound is not above it."""
         self.counts[bisect_left(self.bounds, seconds)] += count
         self.total += seconds * count
         self._recent.append((seconds, count))
@@ -92,7 +92,6 @@ class Stats:
     """Counts since the start."""
 
     converted: int = 0
-    from_cache: int = 0  # conversions by a table that was held
     currencies: defaultdict[str, CurrencyStats] = attrs.Factory(lambda: defaultdict(CurrencyStats))
     refused: Counter[Refusal] = attrs.Factory(lambda: Counter(dict.fromkeys(Refusal, 0)))
     dropped: Counter[Drop] = attrs.Factory(lambda: Counter(dict.fromkeys(Drop, 0)))

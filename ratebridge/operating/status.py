@@ -48,14 +48,11 @@ HEADERS: Final = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
+    (b"allow", b"GET, HEAD"),
     (b"connection", b"close"),
 ]
 
-FILES: Final = {
-    "/": ("page.html", "text/html; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-}
+FILES: Final = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 
 
 @attrs.frozen
@@ -65,7 +62,6 @@ class Page:
     body: bytes
     media_type: str = "text/plain; charset=utf-8"
     status: int = 200
-    zipped: bool = False
 
 
 class Pages:
@@ -78,46 +74,46 @@ class Pages:
         self._hosts = {"", "localhost", *map(str.lower, hosts)}
         folder = files(__package__) / "page"
         self._files = {
-            path: Page((folder / name).read_bytes(), media) for path, (name, media) in FILES.items()
+            f"/{name}": Page((folder / name).read_bytes(), f"{media_type}; charset=utf-8")
+            for name, media_type in FILES.items()
         }
+        self._files["/"] = self._files.pop("/page.html")
 
     def answer(self, method: str, target: str, headers: dict[str, str]) -> Page:
-        """The answer to a request; `headers` have lower-case names. HTTP/1.0 needs no host."""
-        host = headers.get("host", "")
-        # The absolute form, whose authority counts instead of the host (RFC 9112, 3.2.2).
-        if absolute := re.fullmatch("(?i)http://([^/?]*)(.*)", target):
-            host, target = absolute[1] or "none", f"/{absolute[2].removeprefix('/')}"
+        """The answer to a request.
+
+        `target` is the path with its query, as the request has it (RFC 9112, 3.2.1); any other
+        form is a page that there is not. `headers` have lower-case names. A request without a host,
+        as HTTP/1.0 allows, is answered: no browser sends one.
+        """
         # Only by a name that is ours: a page elsewhere can have its own name resolved to our
         # address, and then read the answers.
-        name = re.sub(r":\d*$", "", host).lower()
+        name = re.sub(r":\d*$", "", headers.get("host", "")).lower()
         if name not in self._hosts:
             try:
                 ip_address(name.removeprefix("[").removesuffix("]"))
             except ValueError:
                 how = b"ask by an IP address, localhost, or a name of RATEBRIDGE_STATUS_HOSTS\n"
                 return Page(how, status=421)
-        path, _, query = target.partition("?")
-        if path not in (*self._files, "/healthz", "/readyz", "/metrics", "/status.json"):
-            return Page(b"there is no such page\n", status=404)
         if method not in ("GET", "HEAD"):
             return Page(b"GET and HEAD only\n", status=405)
+        path, _, query = target.partition("?")
         now, status = trio.current_time(), 200
-        if path in self._files:
-            return self._files[path]
+        told: dict[str, Any]
         if path == "/metrics":
-            accepted = headers.get("accept", ""), headers.get("accept-encoding", "")
-            body, media_type, zipped = self._metrics.answer(*accepted)
-            return Page(body, media_type, zipped=zipped)
-        told: dict[str, Any] = {"healthy": True, "why": "the event loop turns"}
+            return Page(*self._metrics.answer(headers.get("accept", "")))
         if path == "/healthz":
-            told["uptime"] = round(now - self._service.started, 3)
+            uptime = round(now - self._service.started, 3)
+            told = {"healthy": True, "why": "the event loop turns", "uptime": uptime}
         elif path == "/readyz":
             state, why = readiness(self._service, now)
             told = {"ready": state.is_ready, "status": state, "why": why}
             status = 200 if state.is_ready else 503
-        else:
+        elif path == "/status.json":
             after = re.fullmatch(r"after=(\d{1,15})", query, re.ASCII)
             told = overview(self._service, self._history, now, int(after[1]) if after else 0)
+        else:
+            return self._files.get(path, Page(b"there is no such page\n", status=404))
         return Page(msgspec.json.encode(told), "application/json", status)
 
 
@@ -132,6 +128,10 @@ class Share:
         self._turn = trio.StrictFIFOLock()
 
     async def run(self, work: Callable[[], bytes | None]) -> bytes | None:
+        """Run `work` when its turn comes, and return what it returns after its rest.
+
+        Turns are in the order of the calls. Raises what `work` raises, without a rest.
+        """
         async with self._turn:
             began = self._cpu_time()
             result = work()
@@ -155,9 +155,9 @@ class StatusServer:
             what = f"cannot listen on {_spelled(self._host, port)} ({_why(error)})"
             raise CannotStart(f"RATEBRIDGE_STATUS_ADDRESS: {what}") from None
         self.address: Final = _spelled(*self._socket.getsockname()[:2])
-        few, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        few = few // CLIENTS_SHARE if few != resource.RLIM_INFINITY else MOST_CLIENTS
-        self._most_clients = max(1, min(MOST_CLIENTS, few))
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = MOST_CLIENTS if most == resource.RLIM_INFINITY else most // CLIENTS_SHARE
+        self._most_clients = max(2, min(MOST_CLIENTS, most))  # or the newest had no time
         self._share = Share()
         # The oldest first; True while its request is being answered.
         self._clients: dict[trio.CancelScope, bool] = {}
@@ -169,7 +169,10 @@ class StatusServer:
     async def run(
         self, service: Service, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Answer, until cancelled."""
+        """Answer, until cancelled. `task_status` is told when the first answer can be given.
+
+        A bug in one answer is reported to the observer and costs that connection.
+        """
         history = Chart(service.stats)
         pages = Pages(service, history, (self._host, *service.settings.status_hosts))
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._socket))
@@ -180,8 +183,8 @@ class StatusServer:
             while True:
                 await trio.sleep(CONNECTION_REST)
                 if len(self._clients) == self._most_clients:
-                    # End the oldest that waits for its client, if any, but not the newest.
-                    waiting = [one for one, busy in list(self._clients.items())[:-1] if not busy]
+                    # End the oldest that waits for its client, if any.
+                    waiting = [one for one, busy in self._clients.items() if not busy]
                     for client_scope in waiting[:1]:
                         client_scope.cancel()
                     continue
@@ -229,10 +232,6 @@ class StatusServer:
 def _take(connection: h11.Connection, received: bytes, pages: Pages) -> bytes | None:
     """The response to the bytes so far; None: read on; b"": none."""
     method = "GET"
-    if received and not connection.trailing_data[0]:
-        received = received.lstrip(b"\r\n")  # empty lines before a request (RFC 9112, 2.2)
-        if not received:
-            return None
     try:
         connection.receive_data(received)
         request = connection.next_event()
@@ -252,10 +251,6 @@ def _take(connection: h11.Connection, received: bytes, pages: Pages) -> bytes | 
         (b"content-length", b"%d" % len(page.body)),
         (b"date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime()).encode()),
     ]
-    if page.status == 405:
-        headers.append((b"allow", b"GET, HEAD"))
-    if page.zipped:
-        headers.append((b"content-encoding", b"gzip"))
     response = connection.send(h11.Response(status_code=page.status, headers=headers)) or b""
     if method != "HEAD":
         response += connection.send(h11.Data(page.body)) or b""

@@ -316,9 +316,8 @@ function showMessages({ stats: messages, waiting, outbox, audit }) {
     .filter(([, count]) => count)
     .sort(([, one], [, other]) => other - one)
     .map(([kind, count]) => [spaced(kind), whole.format(count), "", "sub"]);
-  const hits = messages.converted ? `${whole.format(messages.from_cache)} by a sheet held` : "";
   facts("messages", [
-    ["Converted", whole.format(messages.converted), hits, "amount"],
+    ["Converted", whole.format(messages.converted), "", "amount"],
     ["Error replies", whole.format(sum(messages.refused)), "", "amount", "conversion.failed"],
     ...parts(messages.refused),
     ["Dropped", whole.format(sum(messages.dropped)), "without an answer", "amount", "message.dropped"],
@@ -386,12 +385,12 @@ function showSources({ sources }) {
 
 function showCurrencies({ currencies, now }) {
   const today = now.slice(0, 10);
-  const items = currencies.map(({ currency, converted, euros, rate, provider, day, asked }) => [
+  const items = currencies.map(({ currency, converted, euros, text: rate, provider, day, asked }) => [
     currency, rate ?? "–",
     !rate ? "" : `${provider}, of ${day}${asked === today ? "" : `, for ${asked}`}`,
     whole.format(converted), whole.format(Math.round(euros)),
   ]);
-  fill("currencies", items.length ? items : [["", "None yet: the first request fetches them."]], (item) => {
+  fill("currencies", items.length ? items : [["", "None yet."]], (item) => {
     const row = element("tr", "");
     if (item.length === 2) {
       const cell = element("td", "empty", item[1]);
@@ -403,28 +402,6 @@ function showCurrencies({ currencies, now }) {
       within(element("td", "wrap", rate), " ", element("small", "", source)),
       element("td", "number", converted), element("td", "number", euros));
   });
-}
-
-function showSheets({ sheets, sheets_held: held, now }) {
-  say("sheets-count", whole.format(held));
-  const items = sheets.map(({ asked, last, provider, currencies, age, final }) => [
-    asked, provider, whole.format(currencies), coarse(age),
-    final ? "" : last === now.slice(0, 10) ? "with today" : "not final",
-  ]);
-  fill("sheets", items.length ? items : [["None yet: the first request fetches one."]], (item) => {
-    const row = element("tr", "");
-    if (item.length === 1) {
-      const cell = element("td", "empty", item[0]);
-      cell.colSpan = 4;
-      return within(row, cell);
-    }
-    const [asked, provider, currencies, age, remark] = item;
-    return within(row,
-      within(element("td", "", asked), " ", element("small", "", remark)),
-      element("td", "", provider), element("td", "number", currencies), element("td", "number", age));
-  });
-  const hidden = held - sheets.length;
-  say("sheets-note", hidden > 0 ? `And ${whole.format(hidden)} older ones.` : "");
 }
 
 function showRecentErrors({ recent_errors, now }) {
@@ -465,7 +442,6 @@ function show(figures) {
   showMessages(figures);
   showSources(figures);
   showCurrencies(figures);
-  showSheets(figures);
   showRecentErrors(figures);
 }
 
