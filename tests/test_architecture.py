@@ -21,7 +21,7 @@ LAYERS = [
     ["history", "plausibility"],
     ["parsers", "settings", "operating.stats", "operating.logs", "observer"],
     ["link.tls", "link.dial", "link.stream", "link.link", "outbox"],
-    ["providers.source", "providers.transport", "providers.http"],
+    ["providers.source", "providers.http"],
     ["providers.*"],
     ["providers.chain", "providers.ahead"],
     ["bridge"],
@@ -46,10 +46,9 @@ LAYERS = [
 # The boundaries: a library, and the only modules that may import it.
 BOUNDARIES = {
     "trio_websocket": {"link.link"},
-    "httpx": {"providers.http", "providers.transport", "fakes.rates"},
     "wsproto": {"link.link", "fakes.feed"},
     "h11": {
-        *("link.upgrade", "link.dial", "link.link", "providers.http", "providers.transport"),
+        *("link.upgrade", "link.dial", "link.link", "providers.http"),
         *("fakes.rates", "operating.status"),
     },
     "python_socks": {"link.dial"},
@@ -60,7 +59,7 @@ BOUNDARIES = {
 }
 
 # What is slow to import and optional for the running service.
-HEAVY = {"httpx", "python_socks", "prometheus_client", "operating.status", "currency_converter"}
+HEAVY = {"python_socks", "prometheus_client", "operating.status", "currency_converter"}
 
 # What a package exports, and the module that it comes from.
 EXPORTED = {

@@ -31,7 +31,7 @@ from ratebridge.commands.check import (
 from ratebridge.errors import FetchOutcome, LinkFailed, Loss, SourceFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script, request_text, serve_feed
 from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI
-from ratebridge.fakes.rates import FakeRates, Fault, memory_transport, serve_rates
+from ratebridge.fakes.rates import FakeRates, Fault, memory_dial, serve_rates
 from ratebridge.link.address import Address
 from ratebridge.providers.frankfurter import Frankfurter
 from ratebridge.providers.freecurrencyapi import FreeCurrencyApi
@@ -419,7 +419,7 @@ def asked_of(rates: FakeRates, key: str = KEY) -> FreeCurrencyApi:
 
 def in_memory(rates: FakeRates) -> HttpClient:
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    return HttpClient(tls, Proxies(), memory_transport(rates))
+    return HttpClient(tls, Proxies(), memory_dial(rates))
 
 
 def now() -> datetime:

@@ -74,7 +74,7 @@ def test_without_a_date_it_is_today(capsys):
     sources = [make_source("frankfurter", make_client(fake))]
     assert convert(date_text=None, sources=sources) == 0
     assert "day asked 2090-11-20" in capsys.readouterr().out
-    assert fake.calls[0].day == "2090-11-20"
+    assert fake.calls[0].params["to"] == "2090-11-20"
 
 
 def test_what_is_unusual_about_a_rate_is_told(capsys):

@@ -9,7 +9,7 @@ from zipfile import ZIP_DEFLATED, ZipFile
 
 import attrs
 
-from .rates import COMMON, Call, FakeAnswer, FakeSource, Fault, working_day
+from .rates import COMMON, Call, FakeSource, Fault, Rejected, working_day
 
 ECB: Final = "ecb"
 
@@ -37,15 +37,16 @@ class FakeEcb(FakeSource):
         """Five digits, without trailing zeros."""
         return f"{_FIVE_DIGITS.plus(rate).normalize():f}"
 
-    def answer(self, call: Call, fault: Fault) -> FakeAnswer:
+    def body(self, call: Call, fault: Fault) -> str | bytes:
         """See `FakeSource`."""
         match call.path.removeprefix(self.prefix):
             case "/eurofxref-hist-90d.xml":
-                days = "".join(
-                    f'<Cube time="{day}">{_cubes(day, fault)}</Cube>'
-                    for day in self._days(call, fault, 90)
+                return _XML.format(
+                    "".join(
+                        f'<Cube time="{day}">{_cubes(day, fault)}</Cube>'
+                        for day in self._days(call, fault, 90)
+                    )
                 )
-                return FakeAnswer(200, {"content-type": "text/xml"}, _XML.format(days).encode())
             case "/eurofxref-hist.zip":
                 lines = [
                     ",".join([str(day), *(_quote(code, day, fault) for code in _CODES), ""])
@@ -55,9 +56,9 @@ class FakeEcb(FakeSource):
                 with ZipFile(file, "w", ZIP_DEFLATED) as archive:
                     header = ",".join(["Date", *_CODES, ""])
                     archive.writestr("eurofxref-hist.csv", "\n".join([header, *lines, ""]))
-                return FakeAnswer(200, {"content-type": "application/zip"}, file.getvalue())
+                return file.getvalue()
             case _:
-                return FakeAnswer(404, {"content-type": "text/html"}, b"<h1>Not found</h1>")
+                raise Rejected(404, "not found")
 
     def _days(self, call: Call, fault: Fault, count: int) -> Iterator[date]:
         """The working days with rates, the newest first."""
