@@ -15,7 +15,8 @@ PACKAGE = Path(ratebridge.__file__).parent
 # From the bottom up. A module imports from the layers below its own, and from what its own
 # layer lists before it.
 LAYERS = [
-    ["errors", "dates", "conversion", "backoff", "budget", "euro", "link.address", "link.framing"],
+    ["errors", "headers", "dates", "conversion", "backoff", "budget", "euro"],
+    ["link.address", "link.framing"],
     ["signals", "providers.registry", "link.upgrade", "names", "proxies"],
     ["messages", "rates"],
     ["history", "plausibility"],
@@ -70,7 +71,7 @@ EXPORTED = {
 
 PURE = {
     *("errors", "dates", "conversion", "backoff", "messages", "rates"),
-    *("budget", "euro", "plausibility"),
+    *("headers", "budget", "euro", "plausibility"),
     *("link.address", "link.framing", "proxies"),
 }
 

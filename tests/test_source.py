@@ -14,7 +14,6 @@ from msgspec import Raw
 from ratebridge.errors import FetchOutcome, SourceFailed
 from ratebridge.providers.source import (
     AT_A_TIME,
-    LONGEST_WAIT,
     MAX_ROWS,
     HttpAnswer,
     drop_euro,
@@ -22,11 +21,9 @@ from ratebridge.providers.source import (
     json_decoder,
     make_sheet,
     read_body,
-    read_count,
     read_members,
     read_quote,
     read_rows,
-    retry_after,
 )
 from ratebridge.rates import Quote, Row
 
@@ -212,17 +209,6 @@ def test_what_is_no_object_of_members_is_a_failure(text, outcome):
 # Headers.
 
 
-@pytest.mark.parametrize(
-    ("header", "count"),
-    [
-        *(("7", 7), ("0", 0), ("-1", -1), ("9" * 12, 10**12 - 1)),
-        *((bad, None) for bad in (None, "", "many", "1.5", "1_0", "\u0661", " 7", "9" * 13)),
-    ],
-)
-def test_a_count_is_a_whole_number(header, count):
-    assert read_count(header) == count
-
-
 MIDNIGHT = "Fri, 20 Nov 2026 00:00:00 GMT"
 HALF_PAST = "Fri, 20 Nov 2026 00:30:00 GMT"
 
@@ -241,21 +227,6 @@ HALF_PAST = "Fri, 20 Nov 2026 00:30:00 GMT"
 def test_a_sheet_tells_the_time_by_its_sources_clock(headers, clock):
     rows = {DAY: {"USD": Quote(Decimal("1.2"))}}
     assert make_sheet("fake", "x", (DAY, DAY), rows, NOW, headers).source_clock == clock
-
-
-@pytest.mark.parametrize(
-    ("text", "at", "seconds"),
-    [
-        *(("30", None, 30.0), ("999999999", None, LONGEST_WAIT), ("0", None, None)),
-        *(("-5", None, None), ("\u00b2", MIDNIGHT, None), (HALF_PAST, MIDNIGHT, 1800.0)),
-        *((MIDNIGHT, HALF_PAST, None), ("Fri, 20 Nov 2099 00:00:00 GMT", MIDNIGHT, LONGEST_WAIT)),
-        # By our own clock.
-        *(("Fri, 20 Nov 2099 00:00:00 GMT", at, LONGEST_WAIT) for at in (None, "soon")),
-        ("Fri, 20 Nov 2015 00:00:00 GMT", None, None),
-    ],
-)
-def test_retry_after_is_a_number_of_seconds_or_a_date(text, at, seconds):
-    assert retry_after({"retry-after": text, **({"date": at} if at else {})}) == seconds
 
 
 @pytest.mark.parametrize(

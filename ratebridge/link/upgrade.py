@@ -4,13 +4,13 @@ wsproto tells neither where the response ends nor what it is.
 """
 
 import re
-from email.utils import parsedate_to_datetime
 from typing import Final
 
 import attrs
 import h11
 
 from ..errors import LinkFailed, Loss
+from ..headers import retry_after
 from .address import Address
 
 # The handshake's own (RFC 6455, 4.1), and those that say where a request ends.
@@ -94,8 +94,8 @@ class UpgradeResponse:
                 Loss.REJECTED,
                 f"the peer answered HTTP {event.status_code}",
                 status=event.status_code,
-                retry_after=_retry_after(
-                    headers.get(b"retry-after", b""), headers.get(b"date", b"")
+                retry_after=retry_after(
+                    {name.decode(): value.decode("latin-1") for name, value in headers.items()}
                 ),
             )
         used = headers.get(b"sec-websocket-protocol", b"").decode("ascii", "replace")
@@ -106,14 +106,3 @@ class UpgradeResponse:
         self.head = b"HTTP/1.1 101 \r\n%b\r\n" % b"".join(lines)
         behind, _ = self._reader.trailing_data
         return behind
-
-
-def _retry_after(value: bytes, now: bytes) -> float | None:
-    """Seconds of a Retry-After: a number, or a date, which is seen from the response's own Date."""
-    if value.isdigit():
-        return float(value[:9])
-    try:
-        until, since = (parsedate_to_datetime(date.decode("ascii")) for date in (value, now))
-        return max(0.0, (until - since).total_seconds())
-    except (ValueError, OverflowError, TypeError):  # no date, or one of them has no time zone
-        return None

@@ -19,6 +19,7 @@ import trio
 from msgspec import Raw
 
 from ..errors import FetchOutcome, SourceFailed
+from ..headers import read_count, retry_after
 from ..rates import MAX_DAYS_BACK, Quote, RateSheet
 from .source import (
     Http,
@@ -28,10 +29,8 @@ from .source import (
     json_decoder,
     make_sheet,
     read_body,
-    read_count,
     read_members,
     read_rows,
-    retry_after,
 )
 
 _CODES: Final = (

@@ -1,12 +1,11 @@
-"""What a rate source is, and how sources read quotes, sheets and headers."""
+"""What a rate source is, and how sources read quotes and sheets."""
 
 import json
 import re
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
-from email.utils import parsedate_to_datetime
 from types import MappingProxyType
 from typing import Any, Final, Protocol, TypeVar
 
@@ -17,13 +16,13 @@ from msgspec import Raw
 
 from ..conversion import is_quote
 from ..errors import FetchOutcome, SourceFailed
+from ..headers import read_count, read_date, retry_after
 from ..history import History
 from ..rates import Quote, RateSheet, Row
 from ..settings import Settings
 
 T = TypeVar("T")
 
-LONGEST_WAIT: Final = 86400.0  # s, the longest Retry-After that is obeyed
 MAX_ROWS: Final = 500  # of a day: three times what the largest source lists
 SOURCE_DECIMALS: Final = 5  # every source gives so many, though JSON cuts trailing zeros
 AT_A_TIME: Final = 200  # rows that are read before the other tasks have their turn: some 2 ms
@@ -33,11 +32,9 @@ READING: Final = trio.Lock()  # one answer is read at a time: many would keep re
 _COARSEST: Final = 2000  # a quote of fewer last digits is coarse: one is over 0.05 % of it
 _MAX_MEMBERS: Final = 64 * 1024  # bytes of an object of quotes; 500 of 34 digits take 23 KiB
 _CURRENCY: Final = re.compile(r"[A-Z]{3}", re.ASCII)
-_DATE_TEXT: Final = 40  # characters; an HTTP date has 29
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 _QUOTE_TEXT: Final = 80  # characters: enough for 34 digits, too few for a number bomb
 _NUMBER: Final = re.compile(rb"(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")  # of JSON, not negative
-_COUNT: Final = re.compile(r"-?\d{1,12}", re.ASCII)
 _NOT_JSON: Final = re.compile(rb"(?<=[:,\[\s])-?(?:NaN|Infinity)(?=[\s,\]}])")
 _ONE: Final = Decimal(1)
 
@@ -277,32 +274,3 @@ def make_sheet(
     return RateSheet(
         provider, asked, *days, rows, now, currencies, latest=latest, source_clock=clock
     )
-
-
-def read_count(header: str | None) -> int | None:
-    """The whole number in a header; None if there is none."""
-    return int(header) if header is not None and _COUNT.fullmatch(header) else None
-
-
-def read_date(header: str | None) -> datetime | None:
-    """The instant of an HTTP date (RFC 9110, 5.6.7); None if it is none."""
-    if header is None or len(header) > _DATE_TEXT:
-        return None
-    try:
-        instant = parsedate_to_datetime(header)
-        return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
-    except (ValueError, OverflowError):
-        return None
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """The seconds of a Retry-After header, bounded; None if there is none.
-
-    It is a number of seconds, or a date (RFC 9110, 10.2.3), which is seen from the answer's own, or
-    by our clock where the answer has none.
-    """
-    value = headers.get("retry-after")
-    seconds: float | None = read_count(value)
-    if seconds is None and (until := read_date(value)):
-        seconds = (until - (read_date(headers.get("date")) or datetime.now(UTC))).total_seconds()
-    return min(float(seconds), LONGEST_WAIT) if seconds is not None and seconds > 0 else None
