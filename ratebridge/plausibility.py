@@ -55,7 +55,9 @@ def doubt(
             expected = near[0] if off(row.per_euro, near[0]) > bound(near[1]) else None
             wrong += expected is not None
         if expected is not None:
-            judged[currency] = Doubted(row, _why(row, expected))
+            told = f"{row.per_euro:.6g} for one euro (expected: about {expected:.4g})"
+            why = SourceFailed(FetchOutcome.IMPLAUSIBLE, f"gives an implausible {told}")
+            judged[currency] = Doubted(row, why)
     if wrong < 2 or 2 * wrong <= known:
         return judged, None
     why = SourceFailed(
@@ -99,10 +101,3 @@ def _unlike_its_neighbours(
         return None
     spike = min(off(quoted.per_euro, before.per_euro), off(quoted.per_euro, after.per_euro))
     return before.per_euro if spike > SPIKE else None
-
-
-def _why(row: Quote, expected: float) -> SourceFailed:
-    return SourceFailed(
-        FetchOutcome.IMPLAUSIBLE,
-        f"gives an implausible {row.per_euro:.6g} for one euro (expected: about {expected:.4g})",
-    )

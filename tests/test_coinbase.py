@@ -102,6 +102,14 @@ async def test_a_candle_counts_by_its_close_and_a_bad_one_costs_itself(fake, sou
     assert sheet.currencies == {"BTC"}
 
 
+async def test_before_there_was_a_market_there_is_no_rate_and_no_call(fake, source):
+    day = date(2014, 12, 31)
+    sheet = await source.fetch(day, START)
+    assert sheet.first <= day == sheet.last
+    assert (sheet.asked, sheet.is_final(day)) == (source.asks(day, START.date()), True)
+    assert (sheet.rows, fake.calls) == ({}, [])
+
+
 async def test_an_unknown_coin_has_no_rate_and_the_others_have(fake):
     source = Coinbase(make_client(fake), f"{URL}/coinbase", ("XXX", "BTC"))
     sheet = await source.fetch(DAY, START)

@@ -146,25 +146,25 @@ async def test_other_tasks_run_between_the_rows_of_an_answer():
 
 
 def test_the_euros_own_row_is_one_or_missing():
-    rows: dict[str, Row] = {"EUR": Quote(Decimal("1.0")), "USD": Quote(Decimal("1.2"))}
-    for _ in range(2):
-        drop_euro(rows, DAY)
-        assert rows == {"USD": Quote(Decimal("1.2"))}
+    dollar: dict[str, Row] = {"USD": Quote(Decimal("1.2"))}
+    rows = {FRIDAY: {"EUR": Quote(Decimal("1.0")), **dollar}, DAY: dict(dollar)}
+    drop_euro(rows)
+    assert rows == {FRIDAY: dollar, DAY: dollar}
     for bad in (Quote(Decimal(2)), SourceFailed(FetchOutcome.COARSE, "gives it in few digits")):
         with pytest.raises(SourceFailed, match="another quote than 1 for EUR on 2026-11-08"):
-            drop_euro({"EUR": bad}, DAY)
+            drop_euro({FRIDAY: {}, DAY: {"EUR": bad}})
 
 
 def test_a_sheet_names_its_currencies_and_one_without_rows_is_a_failure():
     days = FRIDAY, DAY
     rows = {FRIDAY: {"GBP": Quote(Decimal("0.85"))}, DAY: {"USD": Quote(Decimal("1.2"))}}
-    sheet = make_sheet("fake", "2026-11", days, rows, NOW)
+    sheet = make_sheet("fake", "2026-11", days, rows, NOW, {})
     assert (sheet.provider, sheet.asked, sheet.first, sheet.last) == ("fake", "2026-11", *days)
     assert (sheet.fetched, set(sheet.currencies)) == (NOW, {"GBP", "USD"})
     empty: dict[date, dict[str, Row]] = {DAY: {}}
     for nothing in ({}, empty):
         with pytest.raises(SourceFailed, match="has no rates for 2026-11") as caught:
-            make_sheet("fake", "2026-11", days, nothing, NOW)
+            make_sheet("fake", "2026-11", days, nothing, NOW, {})
         assert caught.value.outcome == "no-table"
 
 

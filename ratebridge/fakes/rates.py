@@ -84,7 +84,7 @@ EMPTY: Final = Fault(empty=True)
 
 @attrs.define
 class Call:
-    """A request. `key` is from the header, `status` is that of the answer, if there was one."""
+    """A request. `key` is from the header, `status` is that of the answer, be it sent or not."""
 
     source: str
     path: str
@@ -171,9 +171,9 @@ def quote(source: str, currency: str, day: date, base: str = "EUR") -> str:
 class FakeRates:
     """All the sources. `calls` are the requests so far.
 
-    `latency` is how long an answer takes, in seconds. The options are those of the
-    fakes, such as the `key` that freecurrencyapi accepts. `disturb` may return a fault
-    for a call that has none from `order`.
+    `latency` is how long an answer takes, in seconds. The options are those of
+    `FakeFreeCurrencyApi`, such as the `key` that it accepts. `disturb` may return a fault
+    for a call that has none from `order`. `sources` may be replaced by others.
     """
 
     def __init__(
@@ -187,13 +187,9 @@ class FakeRates:
         self.latency = latency
         self.calls: list[Call] = []
         self.disturb: Callable[[Call], Fault | None] = lambda _call: None
-        self.sources: dict[str, FakeSource] = {}
-        for name in NAMES:
-            kind: Any = fake(name)
-            fields = {field.name for field in attrs.fields(kind) if field.init}
-            self.sources[name] = kind(**{o: options.pop(o) for o in fields & options.keys()})
-        if options:
-            raise TypeError(f"no stand-in has such options: {', '.join(options)}")
+        self.sources: dict[str, FakeSource] = {
+            name: fake(name)(**(options if name == "freecurrencyapi" else {})) for name in NAMES
+        }
         self._ordered: dict[str, deque[Fault]] = {name: deque() for name in self.sources}
 
     def order(self, source: str, *faults: Fault) -> None:
@@ -215,19 +211,17 @@ class FakeRates:
         """Answer a GET of `target` (path and query); header names are in lower case."""
         parts = urlsplit(target)
         params = dict(parse_qsl(parts.query, keep_blank_values=True))
-        asked = [n for n, f in self.sources.items() if parts.path.startswith(f"{f.prefix}/")]
-        if not asked:
+        asked = (n for n, f in self.sources.items() if parts.path.startswith(f"{f.prefix}/"))
+        if (source := next(asked, None)) is None:
             return FakeAnswer(404, {}, b"")
-        [source] = asked
         call = Call(source, parts.path, params, headers.get("apikey"), self._utc_now())
         self.calls.append(call)
         ordered = self._ordered[source]
         fault = (ordered.popleft() if ordered else self.disturb(call)) or Fault()
         answer = self.sources[source].answer(call, fault)
-        if fault.manner in ("whole", "drip"):
-            call.status = fault.status or answer.status
+        call.status = fault.status or answer.status
         return FakeAnswer(
-            fault.status or answer.status,
+            call.status,
             {**answer.headers, **fault.headers},
             (answer.body if fault.body is None else fault.body)[: fault.cut],
             fault.manner,

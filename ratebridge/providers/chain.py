@@ -239,18 +239,15 @@ class RateChain:
         A source that cannot have the currency is named only where none has anything else to say.
         """
         failures = ", ".join(f"{name} {failure}" for name, failure in reasons)
-        if not reasons:
-            names = " or ".join(source.name for source in self.sources)
-            text = f"currency '{currency}' is not known to {names}"
-        elif lacking:
-            names = " or ".join(lacking)
-            text = f"currency '{currency}' is not known to {names}, and {failures}"
-        else:
+        names = lacking if reasons else [source.name for source in self.sources]
+        text = f"currency '{currency}' is not known to {' or '.join(names)}"
+        if not names:
             text = f"no rate for '{currency}' on {day}: {failures}"
+        elif reasons:
+            text += f", and {failures}"
         # A coarse quote stays coarse, so a retry does not help.
-        if all(failure.outcome == FetchOutcome.COARSE for _, failure in reasons):
-            return NoRate(Refusal.UNKNOWN_CURRENCY, text)
-        return NoRate(Refusal.UNAVAILABLE, text)
+        known = any(failure.outcome != FetchOutcome.COARSE for _, failure in reasons)
+        return NoRate(Refusal.UNAVAILABLE if known else Refusal.UNKNOWN_CURRENCY, text)
 
     def _sheet(
         self,

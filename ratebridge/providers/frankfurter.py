@@ -58,8 +58,7 @@ class Frankfurter:
         good = await read_rows(
             (row.quote, row.rate, row.day) for row in rows if first - MARGIN <= row.day <= until
         )
-        for published_on, published in good.items():
-            drop_euro(published, published_on)
+        drop_euro(good)
         days = first, min(last, now.date())
         return make_sheet(self.name, self.asks(day, day), days, good, now, answer.headers)
 

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
-from types import MappingProxyType
 from typing import Any, Final, Protocol, TypeVar
 
 import attrs
@@ -17,7 +16,6 @@ from msgspec import Raw
 from ..conversion import is_quote
 from ..errors import FetchOutcome, SourceFailed
 from ..headers import read_count, read_date, retry_after
-from ..history import History
 from ..rates import Quote, RateSheet, Row
 from ..settings import Settings
 
@@ -32,11 +30,10 @@ READING: Final = trio.Lock()  # one answer is read at a time: many would keep re
 _COARSEST: Final = 2000  # a quote of fewer last digits is coarse: one is over 0.05 % of it
 _MAX_MEMBERS: Final = 64 * 1024  # bytes of an object of quotes; 500 of 34 digits take 23 KiB
 _CURRENCY: Final = re.compile(r"[A-Z]{3}", re.ASCII)
-_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 _QUOTE_TEXT: Final = 80  # characters: enough for 34 digits, too few for a number bomb
 _NUMBER: Final = re.compile(rb"(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")  # of JSON, not negative
 _NOT_JSON: Final = re.compile(rb"(?<=[:,\[\s])-?(?:NaN|Infinity)(?=[\s,\]}])")
-_ONE: Final = Decimal(1)
+_EURO: Final = Quote(Decimal(1))
 
 
 @attrs.frozen
@@ -240,11 +237,11 @@ async def read_rows(rows: Iterable[tuple[str, Raw, date]]) -> dict[date, dict[st
     return good
 
 
-def drop_euro(rows: dict[str, Row], day: date) -> None:
-    """Take the euro's own row out. Raises `SourceFailed` if there is one and it is not 1."""
-    euro = rows.pop("EUR", None)
-    if euro is not None and not (isinstance(euro, Quote) and euro.units == 1):
-        raise SourceFailed(FetchOutcome.BAD_TABLE, f"has another quote than 1 for EUR on {day}")
+def drop_euro(rows: Mapping[date, dict[str, Row]]) -> None:
+    """Take the euro's own rows out. Raises `SourceFailed` if one of them is not 1."""
+    for day, of_day in rows.items():
+        if of_day.pop("EUR", _EURO) != _EURO:
+            raise SourceFailed(FetchOutcome.BAD_TABLE, f"has another quote than 1 for EUR on {day}")
 
 
 def make_sheet(
@@ -253,7 +250,7 @@ def make_sheet(
     days: tuple[date, date],
     rows: Mapping[date, Mapping[str, Row]],
     now: datetime,
-    headers: Mapping[str, str] = _NO_HEADERS,
+    headers: Mapping[str, str],
     *,
     latest: bool = False,
 ) -> RateSheet:
@@ -267,10 +264,7 @@ def make_sheet(
     # An answer from a cache on the way has its age, and some caches date their copies anew.
     from_cache = (read_count(headers.get("age")) or 0) > 0
     clock = None if from_cache else read_date(headers.get("date"))
-    if isinstance(rows, History):
-        currencies = frozenset(rows.currencies)
-    else:
-        currencies = frozenset(code for of_day in rows.values() for code in of_day)
+    currencies = frozenset(code for of_day in rows.values() for code in of_day)
     return RateSheet(
         provider, asked, *days, rows, now, currencies, latest=latest, source_clock=clock
     )
