@@ -71,12 +71,13 @@ class FakeFrankfurter(FakeSource):
         if base not in _UNITS:
             raise _rejected(422, f"invalid currency: {base}")
         base = fault.base or base
+        codes = () if fault.empty else _UNITS
+        published = [(day, code) for code in codes for day in _days_of_rows(code, first, last)]
         rows = []
-        for code in () if fault.empty else _UNITS:
-            for quoted_on in _days_of_rows(code, first, last):
-                rate = fault.quotes.get(code) or self.quote(code, quoted_on, base)
-                row = {"date": f'"{quoted_on}"', "base": f'"{base}"', "quote": f'"{code}"'}
-                rows.append(json_object({**row, "rate": rate}))
+        for day, code in sorted(published):
+            rate = fault.quotes.get(code) or self.quote(code, day, base)
+            row = {"date": f'"{day}"', "base": f'"{base}"', "quote": f'"{code}"'}
+            rows.append(json_object({**row, "rate": rate}))
         return f"[{','.join(rows)}]"
 
 
