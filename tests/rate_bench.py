@@ -122,6 +122,7 @@ async def open_bench(
     judge: bool = True,
     jitter: float = 0.5,
     fake: FakeRates | None = None,
+    observer: Observer | None = None,
 ) -> AsyncIterator[Bench]:
     """The sources named (freecurrencyapi and frankfurter, if none is), in their order.
 
@@ -139,7 +140,7 @@ async def open_bench(
             nursery,
             deadline=deadline,
             utc_now=wall,
-            observer=notes,
+            observer=observer or notes,
             judge=judge,
             jitter=lambda: jitter,
         )

@@ -4,16 +4,14 @@ How they answer is seen in the tests of the sources that ask them.
 """
 
 import json
-from datetime import UTC, date, datetime, timedelta
-from decimal import Decimal
+from datetime import UTC, datetime
 
 import pytest
 import trio
 
-from ratebridge.fakes.coinbase import COINBASE
 from ratebridge.fakes.frankfurter import FRANKFURTER
-from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI, NO_CALLS_THIS_MONTH
-from ratebridge.fakes.rates import CLOSE, DRIP, HANG, FakeRates, Fault, quote, serve_rates
+from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI
+from ratebridge.fakes.rates import CLOSE, DRIP, HANG, FakeRates, Fault, serve_rates
 
 NOW = datetime(2026, 11, 20, 12, 0, 20, tzinfo=UTC)
 KEY = {"apikey": "fca_live_s3cr3t"}
@@ -25,50 +23,6 @@ CANDLES = "coinbase/products/BTC-EUR/candles?granularity=86400"
 @pytest.fixture
 def fake():
     return FakeRates(lambda: NOW)
-
-
-def test_good_calls_count_and_the_headers_tell_what_is_left():
-    now = NOW
-    fake = FakeRates(lambda: now, per_minute=2, per_month=3)
-
-    def left(target="/v1/latest"):
-        answer = fake.answer(target, KEY)
-        periods = ("minute", "month")
-        return answer.status, *(
-            answer.headers[f"x-ratelimit-remaining-quota-{period}"] for period in periods
-        )
-
-    fake.order(FREECURRENCYAPI, Fault(), Fault(status=500))
-    assert [left("/v1/elsewhere"), left()] == [(404, "2", "3"), (500, "2", "3")]
-    assert [left(), left(), left()] == [(200, "1", "2"), (200, "0", "1"), (429, "0", "1")]
-    now += timedelta(minutes=1)
-    assert [left(), left()] == [(200, "1", "0"), (429, "1", "0")]
-    now += timedelta(days=11)
-    assert left() == (200, "1", "2")
-
-
-@pytest.mark.parametrize(
-    ("days", "code", "expected"),
-    [
-        (("2021-05-15", "2021-05-18"), "USD", ["2021-05-14", "2021-05-17", "2021-05-18"]),
-        (("2021-05-18", "2021-05-18"), "UAH", ["2021-05-17"]),  # published a day late
-        (("2021-05-31", "2021-05-31"), "TMT", []),  # carried forward for a fortnight at most
-        (("2009-12-31", "2010-01-01"), "ZWL", ["2010-01-01"]),
-        (("2023-01-02", "2023-03-01"), "HRK", ["2022-12-31"]),
-    ],
-)
-def test_a_row_of_a_range_has_a_day_of_its_own(fake, days, code, expected):
-    answer = fake.answer("/v2/rates?from={}&to={}".format(*days), {})
-    rows = [row for row in json.loads(answer.body) if row["quote"] == code]
-    assert [row["date"] for row in rows] == expected
-
-
-def test_candles_come_newest_first_and_not_before_the_first_of_all(fake):
-    answer = fake.answer(f"/{CANDLES}&start=2015-04-20T00:00:00Z&end=2015-04-24", {})
-    candles = json.loads(answer.body, parse_float=Decimal)
-    days = [datetime.fromtimestamp(candle[0], UTC).date() for candle in candles]
-    assert days == [date(2015, 4, 24), date(2015, 4, 23)]
-    assert str(candles[0][4]) == quote(COINBASE, "BTC", days[0])
 
 
 @pytest.mark.parametrize(
@@ -113,17 +67,6 @@ def test_faults_come_in_their_order_and_then_as_disturb_says(fake):
     answers = [fake.answer(target, KEY) for target in (HISTORICAL, *[RATES] * 3, "/v2/rates")]
     assert [answer.manner for answer in answers] == ["close", "whole", "drip", "close", "whole"]
     assert [answer.status for answer in answers] == [200, 500, 200, 200, 200]
-
-
-def test_faults_spoil_what_they_say_and_nothing_else(fake):
-    faults = [Fault(quotes={"USD": "NaN"}), Fault(base="USD"), Fault(empty=True), Fault(cut=20)]
-    fake.order(FREECURRENCYAPI, *faults, NO_CALLS_THIS_MONTH)
-    nan, dollar, empty, cut, month, good = (fake.answer(HISTORICAL, KEY) for _ in range(6))
-    assert b'"USD":NaN' in nan.body
-    assert b'"USD":1,' in dollar.body
-    assert empty.body == b'{"data":{"2021-05-18":{}}}'
-    assert cut.body == good.body[:20]
-    assert (month.status, month.headers["x-ratelimit-remaining-quota-month"]) == (429, "0")
 
 
 @pytest.mark.parametrize(

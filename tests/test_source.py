@@ -57,18 +57,6 @@ def test_anything_else_is_none(text):
     assert read_quote(Raw(text.encode())) is None
 
 
-@pytest.mark.parametrize(
-    ("texts", "coarse"),
-    [
-        ("0.00027 0.01999 0.000275 2e-4 0.0199 0.000001", True),
-        ("1 1.0 1.1 7 0.5 25.4 2 0.86 17450 1.745e4", False),  # JSON cuts trailing zeros
-        ("0.02 0.0273 0.3671 0.0002747 0.00027466 0.0000173512", False),
-    ],
-)
-def test_a_digit_is_worth_a_twentieth_percent_at_most(texts, coarse):
-    assert [is_coarse(Decimal(text)) for text in texts.split()] == [coarse] * len(texts.split())
-
-
 @given(st.decimals("1e-10", "1e10", allow_nan=False, places=10), st.integers(1, 10))
 def test_coarse_is_what_the_fraction_says(number, places):
     number = round(number, places)
