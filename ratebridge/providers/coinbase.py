@@ -25,7 +25,14 @@ _candles = json_decoder(list[list[Raw]])
 
 
 class Coinbase:
-    """One call for each coin and 290 days."""
+    """One call for each coin and 290 days.
+
+    Args:
+        http: the client.
+        url: the base URL, without a slash at its end.
+        coins: those asked of it. One that fails fails the others of that fetch, so that none counts
+            as unknown while its market cannot be asked.
+    """
 
     name = "coinbase"
     quota = None

@@ -45,7 +45,9 @@ async def load_embedded() -> History:
 class Ecb:
     """The embedded table, and the files at `url` for the days after it.
 
-    Without `http` it is the embedded table alone.
+    Args:
+        http: the client; without one it is the embedded table alone.
+        url: the base URL of the files, without a slash at its end.
     """
 
     name = "ecb"

@@ -30,7 +30,12 @@ _rows = json_decoder(list[_Row])
 
 
 class Frankfurter:
-    """One call for each calendar month, with the euro as the base."""
+    """One call for each calendar month, with the euro as the base.
+
+    Args:
+        http: the client.
+        url: the base URL, without a slash at its end.
+    """
 
     name = "frankfurter"
     currencies = None

@@ -67,7 +67,11 @@ _status = json_decoder(_Status)
 class FreeCurrencyApi:
     """One call for each day, with the euro as the base where the plan allows it.
 
-    The key goes in a header, so that no URL holds it. `life` is that of a sheet, in seconds.
+    Args:
+        http: the client.
+        key: goes in a header, so that no URL holds it.
+        url: the base URL, without a slash at its end.
+        life: that of a sheet, in seconds; it says how many calls today's rates need.
     """
 
     name = "freecurrencyapi"
@@ -157,7 +161,11 @@ class FreeCurrencyApi:
             raise SourceFailed(FetchOutcome.QUOTA_MONTH, text)
 
     async def check_key(self) -> str:
-        """Ask `/status`, which no quota counts, for the key's validity and remaining calls."""
+        """Ask `/status`, which no quota counts, for the key's validity and remaining calls.
+
+        Returns what it found, as a line for people. Raises `SourceFailed` if the key is refused, if
+        no call is left this month, and if there is no answer of that kind.
+        """
         answer = await self._read_status(datetime.now(UTC))
         _check_key(answer)
         read_body(_status, answer)

@@ -38,7 +38,13 @@ _EURO: Final = Quote(Decimal(1))
 
 @attrs.frozen
 class HttpAnswer:
-    """An HTTP answer of any status, with lower-case header names."""
+    """An HTTP answer.
+
+    Attributes:
+        status: any but those of a redirect, which is a failure.
+        headers: by their names in lower case; of several lines of one name, the last.
+        body: at most 1 MiB, as it came: it was not compressed.
+    """
 
     status: int
     headers: Mapping[str, str]
@@ -46,7 +52,10 @@ class HttpAnswer:
 
 
 class Http(Protocol):
-    """The HTTP client of a source."""
+    """The HTTP client of a source.
+
+    It makes one attempt and has no time limit of its own: the chain cancels it.
+    """
 
     async def get(
         self, url: str, params: Mapping[str, str], headers: Mapping[str, str] | None = None
@@ -57,7 +66,15 @@ class Http(Protocol):
 
 @attrs.define
 class Quota:
-    """Calls left this minute and this month as the source reports them; None if it does not."""
+    """What is left of a source's quota, as the source itself reports it.
+
+    Attributes:
+        minute_left: the calls left this minute.
+        month_left: the calls left this month; what others did with the same key is in it.
+        month_total: the calls of a month in the plan of the key.
+
+    Each is None where the source does not tell, or has not told yet.
+    """
 
     minute_left: int | None = None
     month_left: int | None = None
@@ -65,7 +82,11 @@ class Quota:
 
 
 class Source(Protocol):
-    """A source of rates. `name` is what the settings call it."""
+    """A source of rates: what it can have, how often it may be asked, and one call to it.
+
+    `name` is what the settings, the log, the metrics and the audit trail call it. A source knows
+    nothing of caches, deadlines, retries and other sources: those are the chain's.
+    """
 
     @property
     def name(self) -> str: ...
@@ -90,9 +111,14 @@ class Source(Protocol):
         ...
 
     async def fetch(self, day: date, now: datetime) -> RateSheet:
-        """A sheet that answers for a day no later than the UTC day of `now`, as `asks` names it.
+        """A sheet that answers for a day, in one call or as few as the source allows.
 
-        One call, or as few as the source allows, without a time limit. Raises `SourceFailed`.
+        Args:
+            day: the UTC day for which the sheet is asked; no later than that of `now`.
+            now: the present instant, UTC; it becomes the sheet's `fetched`.
+
+        The sheet's `asked` is what `asks` gives for the day. There is no time limit, as the chain
+        cancels what takes too long. Raises `SourceFailed` where there is no sheet.
         """
         ...
 
@@ -101,9 +127,12 @@ class Source(Protocol):
 class Provider:
     """The declaration of a source's module, as `PROVIDER`; nothing else of it is used.
 
-    `make` makes the source from an HTTP client and the settings. `hints` say what to do about a
-    failure, by outcome. `check` is a step of the command `check` before the rates: its name, and a
-    function of the source that returns what it found or raises `SourceFailed`.
+    Attributes:
+        name: what the settings call it, and its module.
+        make: makes the source from an HTTP client and the settings.
+        hints: what to do about a failure, by outcome; the command `check` prints them.
+        check: a step of the command `check` before the rates: its name, and a function of the
+            source that returns what it found, or raises `SourceFailed`.
     """
 
     name: str
@@ -115,8 +144,10 @@ class Provider:
 def read_body(decode: Callable[[bytes], T], answer: HttpAnswer) -> T:
     """The decoded body of a 200.
 
-    Raises `SourceFailed` for any other status, and if `decode` raises a `DecodeError`, ValueError
-    or RecursionError.
+    Raises `SourceFailed` for any other status, as `http-4xx`, `http-5xx` or `http-other`: it may be
+    repeated at once after a 5xx. A 429 and a 503 are obeyed if they say when to come back (RFC
+    9110, 10.2.3; RFC 6585, 4). Raises it as `bad-body` if `decode` raises a `DecodeError`,
+    ValueError or RecursionError.
     """
     status = answer.status
     if status != 200:
@@ -152,7 +183,12 @@ def json_decoder(kind: type[T]) -> Callable[[bytes], T]:
 
 
 def read_quote(raw: Raw) -> Decimal | None:
-    """A JSON value as a quote; None unless it is a number in range."""
+    """A JSON value as a quote; None unless it is a number in range.
+
+    All its digits are kept: it is read from its text, never through a float. Its size is bounded
+    before it becomes a number, as a number bomb has only few characters (see `is_quote`). What is
+    no JSON number is none, such as a number in quotation marks, NaN, and a negative one.
+    """
     text = bytes(raw)
     if len(text) > _QUOTE_TEXT or _NUMBER.fullmatch(text) is None:
         return None
@@ -200,10 +236,15 @@ def read_members(raw: Raw) -> list[tuple[str, Raw]]:
 async def read_rows(rows: Iterable[tuple[str, Raw, date]]) -> dict[date, dict[str, Row]]:
     """The good rows of an answer, by their own day and by currency.
 
-    A row is a currency, its quote as JSON, and the day it is of. Left out are bad quotes, and names
-    that are not three capitals; a coarse quote becomes the reason why it is not used. Raises
-    `SourceFailed` for an answer that contradicts itself by two different quotes for one currency on
-    one day, that has over `MAX_ROWS` rows for a day, or whose quotes are bad one and all.
+    Args:
+        rows: in any order: a currency, its quote as JSON, and the day that it is of.
+
+    Left out are bad quotes, and names that are not three capitals (ISO 4217); a coarse quote
+    becomes the reason why it is not used. The other tasks have their turn between the rows.
+
+    Raises `SourceFailed`, always as `bad-table`, for an answer that contradicts itself by two
+    different quotes for one currency on one day, that has over `MAX_ROWS` rows for a day, or whose
+    quotes are bad one and all.
     """
     good: dict[date, dict[str, Row]] = {}
     seen: dict[tuple[date, str], Decimal | None] = {}
@@ -238,7 +279,10 @@ async def read_rows(rows: Iterable[tuple[str, Raw, date]]) -> dict[date, dict[st
 
 
 def drop_euro(rows: Mapping[date, dict[str, Row]]) -> None:
-    """Take the euro's own rows out. Raises `SourceFailed` if one of them is not 1."""
+    """Take the euro's own rows out of quotes in units for one euro.
+
+    Raises `SourceFailed`, as `bad-table`, if one of them is not 1: then the base is not the euro.
+    """
     for day, of_day in rows.items():
         if of_day.pop("EUR", _EURO) != _EURO:
             raise SourceFailed(FetchOutcome.BAD_TABLE, f"has another quote than 1 for EUR on {day}")
@@ -254,10 +298,18 @@ def make_sheet(
     *,
     latest: bool = False,
 ) -> RateSheet:
-    """A sheet for the days from `days[0]` to `days[1]`, asked for at `now`.
+    """A sheet of what one call brought.
 
-    `headers` are those of the answer, for its date; `latest` is as in `RateSheet`. Raises
-    `SourceFailed` if no row is left.
+    Args:
+        provider: the name of the source.
+        asked: what `Source.asks` calls it.
+        days: the first and the last day that it answers for.
+        rows: what the source published on each day, by currency.
+        now: the instant of the request, UTC.
+        headers: those of the answer, for its Date (RFC 9110, 6.6.1).
+        latest: as in `RateSheet`.
+
+    Raises `SourceFailed`, as `no-table`, if there is no row.
     """
     if not any(rows.values()):
         raise SourceFailed(FetchOutcome.NO_TABLE, f"has no rates for {asked}")
