@@ -13,24 +13,25 @@ import msgspec
 import trio
 
 from .conversion import plain, rounded, to_euro
-from .dates import BadDate, rate_day, wire_time
+from .dates import BadDate, rate_day, wire_json, wire_time
 from .errors import NoRate, Refusal, Refused, Unreadable
-from .messages import Heartbeat, Request, decode, encode_error, encode_reply
+from .messages import Heartbeat, Request, encode_error, encode_reply
 from .observer import Converted, Observer
 from .outbox import Reply
 from .providers.chain import RateChain
 from .rates import Rate
+from .shapes import Reader
 
 MOST_WAITING: Final = 1_000  # requests without a rate: what a flood may cost in memory
 MOST_WAITING_BYTES: Final = 8 * 1024 * 1024  # of their replies; their ids can be as much again
 
 
 class Moment(msgspec.Struct, frozen=True, gc=False):
-    """Now, by trio's clock and by the wall's (aware UTC), and as the wire has it."""
+    """Now, by trio's clock (s) and by the wall's (aware UTC), and as a JSON string of the wire."""
 
     mono: float
     utc: datetime
-    wire: str
+    wire: bytes
 
 
 class Bridge:
@@ -55,12 +56,13 @@ class Bridge:
         self._waiting_bytes = 0
         self.stopping = False  # set: new requests are refused
         self._settled = trio.Event()
+        self._read = Reader().read
         self._made: list[Converted] = []  # and not reported yet
 
     def moment(self) -> Moment:
         """Now, for all the frames that were read together."""
         utc = self._utc_now()
-        return Moment(self._trio_now(), utc, wire_time(utc))
+        return Moment(self._trio_now(), utc, wire_json(utc))
 
     def answer(self, frame: bytes, moment: Moment) -> Heartbeat | Reply | None:
         """Take one text frame, which came at `moment`.
@@ -69,20 +71,41 @@ class Bridge:
         the replies have been handed on.
         """
         try:
-            message = decode(frame)
+            request = self._read(frame)
         except Unreadable as problem:
             self._observer.dropped(problem.reason, frame)
             return None
         except Refused as problem:
             return self._refuse(problem.id, problem, moment.mono)
-        if isinstance(message, Heartbeat):
-            return message
+        if isinstance(request, Heartbeat):
+            return request
         try:
-            return self._answer_now(message, moment)
+            day = rate_day(request.instant, moment.utc)
+        except BadDate as flaw:
+            why = NoRate(Refusal.BAD_DATE, f"date {wire_time(request.instant)} {flaw}")
+            return self._refuse(request.id, why, moment.mono)
+        if self.stopping:
+            why = NoRate(Refusal.STOPPING, "the service is stopping")
+            return self._refuse(request.id, why, moment.mono)
+        try:
+            if request.currency == "EUR":
+                return self._convert(request, None, moment)
+            rate = self._chain.cached_rate(request.currency, day, moment.utc)
+            if rate is not None:
+                return self._convert(request, rate, moment)
         except NoRate as problem:
-            return self._refuse(message.id, problem, moment.mono)
+            return self._refuse(request.id, problem, moment.mono)
         except Exception as bug:  # noqa: BLE001 - a bug costs one request and not the link
-            return self._fail(message.id, bug, moment.mono)
+            return self._fail(request.id, bug, moment.mono)
+        if self.waiting >= MOST_WAITING or self._waiting_bytes > MOST_WAITING_BYTES:
+            why = NoRate(Refusal.OVERLOADED, "overloaded, too many requests wait for rates")
+            return self._refuse(request.id, why, moment.mono)
+        self.waiting += 1
+        self._waiting_bytes += len(frame)
+        self._nursery.start_soon(
+            self._answer_later, request, len(frame), day, moment.mono, name="request"
+        )
+        return None
 
     def report(self, came: float) -> None:
         """Tell the observer of the conversions made, whose requests came at `came` (trio time).
@@ -93,27 +116,7 @@ class Bridge:
             made, self._made = self._made, []
             self._observer.converted(made, self._trio_now() - came)
 
-    def _answer_now(self, request: Request, moment: Moment) -> Reply | None:
-        """The reply, or None when a task was started that waits for the rate. Raises `NoRate`."""
-        try:
-            day = rate_day(request.instant, moment.utc)
-        except BadDate as flaw:
-            raise NoRate(Refusal.BAD_DATE, f"date {wire_time(request.instant)} {flaw}") from None
-        if self.stopping:
-            raise NoRate(Refusal.STOPPING, "the service is stopping")
-        if request.currency == "EUR":
-            return self._convert(request, None, moment)
-        rate = self._chain.cached_rate(request.currency, day, moment.utc)
-        if rate is not None:
-            return self._convert(request, rate, moment)
-        if self.waiting >= MOST_WAITING or self._waiting_bytes > MOST_WAITING_BYTES:
-            raise NoRate(Refusal.OVERLOADED, "overloaded, too many requests wait for rates")
-        self.waiting += 1
-        self._waiting_bytes += len(request.frame)
-        self._nursery.start_soon(self._answer_later, request, day, moment.mono, name="request")
-        return None
-
-    async def _answer_later(self, request: Request, day: date, came: float) -> None:
+    async def _answer_later(self, request: Request, size: int, day: date, came: float) -> None:
         try:
             rate = await self._chain.rate(request.currency, day)
             reply = self._convert(request, rate, self.moment())
@@ -127,7 +130,7 @@ class Bridge:
         self._deliver(reply)
         self.report(came)
         self.waiting -= 1
-        self._waiting_bytes -= len(request.frame)
+        self._waiting_bytes -= size
         if not self.waiting:
             self._settled.set()
 

@@ -46,7 +46,7 @@ class Outbox:
         self._put: Put | None = None  # of the present link
         self._write: Write | None = None  # that the link has not finished
         self._writing: Sequence[Reply] = ()  # the replies in it, which have left the queue
-        self._waiting = trio.lowlevel.ParkingLot()  # who waits until fewer replies are left
+        self._emptied: trio.Event | None = None  # set when no reply is left
 
     def __len__(self) -> int:
         """The replies that have not left, those being written among them."""
@@ -81,8 +81,9 @@ class Outbox:
 
     async def wait_empty(self) -> None:
         """Returns when every reply has left, or was dropped."""
-        while len(self):
-            await self._waiting.park()
+        if len(self):
+            self._emptied = trio.Event()
+            await self._emptied.wait()
 
     async def drop_the_old(self) -> None:
         """Drop each reply when it has waited for `OLDEST_REPLY` seconds; for ever."""
@@ -97,16 +98,22 @@ class Outbox:
         while queue and queue[0].made_at <= oldest:
             self._drop_oldest("it was too old")
         while queue and self._put is not None and self._write is None:
-            self._writing = batch = [queue.popleft()]
-            size = len(batch[0].frame)
-            while queue and (size_with := size + len(queue[0].frame)) <= WRITE_SIZE:
-                batch.append(queue.popleft())
-                size = size_with
+            if self._bytes <= WRITE_SIZE:
+                batch, size = list(queue), self._bytes
+                queue.clear()
+            else:
+                batch = [queue.popleft()]
+                size = len(batch[0].frame)
+                while queue and (size_with := size + len(queue[0].frame)) <= WRITE_SIZE:
+                    batch.append(queue.popleft())
+                    size = size_with
             self._bytes -= size
+            self._writing = batch
             self._write = self._put([reply.frame for reply in batch], self._on_whole)
             if self._write is None:
                 self._writing = ()
-        self._waiting.unpark_all()
+        if self._emptied is not None and not len(self):
+            self._emptied.set()
 
     def _on_whole(self) -> None:
         """The link has taken the write that it had not finished."""

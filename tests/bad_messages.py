@@ -337,7 +337,10 @@ CONVERTED: Final = [
         "exactly 64 KiB", message(more=b" " * (65_536 - len(message()))), "converted", "1.5"
     ),
     BadMessage(
-        "100 levels deep", message(more=b',"x":%b' % (b"[" * 98 + b"]" * 98)), "converted", "1.5"
+        "100 levels deep",
+        message(more=b',"x":%b,"y":[]' % (b"[" * 98 + b"]" * 98)),
+        "converted",
+        "1.5",
     ),
     BadMessage(
         "brackets in strings",

@@ -18,7 +18,7 @@ LAYERS = [
     ["errors", "headers", "dates", "conversion", "backoff", "budget", "euro"],
     ["link.address", "link.framing"],
     ["signals", "providers.registry", "link.upgrade", "names", "proxies"],
-    ["messages", "rates"],
+    ["messages", "rates", "shapes"],
     ["history", "plausibility"],
     ["parsers", "settings", "operating.stats", "operating.logs", "observer"],
     ["link.tls", "link.dial", "link.stream", "link.link", "outbox"],
@@ -70,7 +70,7 @@ EXPORTED = {
 }
 
 PURE = {
-    *("errors", "dates", "conversion", "backoff", "messages", "rates"),
+    *("errors", "dates", "conversion", "backoff", "messages", "rates", "shapes"),
     *("headers", "budget", "euro", "plausibility"),
     *("link.address", "link.framing", "proxies"),
 }

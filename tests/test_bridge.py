@@ -2,7 +2,7 @@
 
 import json
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 
 import attrs
@@ -15,7 +15,6 @@ from ratebridge.bridge import MOST_WAITING_BYTES, Bridge
 from ratebridge.fakes.feed import request_text
 from ratebridge.fakes.frankfurter import FRANKFURTER
 from ratebridge.fakes.rates import HANG, Fault, quote
-from ratebridge.messages import HEARTBEAT, THE_HEARTBEAT
 from ratebridge.outbox import Reply
 from ratebridge.rates import Quote, RateSheet
 
@@ -30,7 +29,6 @@ class Log(Notes):
         super().__init__()
         self.conversions = []
         self.refusals = []
-        self.drops = []
         self.lost = []
         self.bugs = []
 
@@ -41,9 +39,6 @@ class Log(Notes):
 
     def refused(self, problem, message_id, seconds):
         self.refusals.append((message_id, problem.kind, seconds))
-
-    def dropped(self, reason, frame):
-        self.drops.append(reason)
 
     def undelivered(self, message_id, why):
         self.lost.append((message_id, why))
@@ -138,27 +133,6 @@ async def test_euro_is_answered_without_a_call(autojump_clock):
         assert desk.log.conversions == [(b"1", "2.5", None, 0.0)]
 
 
-async def test_a_heartbeat_is_one_and_has_no_reply(autojump_clock):
-    async with open_desk() as desk:
-        assert desk.bridge.answer(HEARTBEAT, desk.bridge.moment()) is THE_HEARTBEAT
-
-
-async def test_a_message_that_cannot_be_answered_is_dropped(autojump_clock):
-    async with open_desk() as desk:
-        assert desk.bridge.answer(b"garbage", desk.bridge.moment()) is None
-        assert desk.bridge.answer(b'{"type":"message"}', desk.bridge.moment()) is None
-        assert desk.log.drops == ["not-json", "no-id"]
-
-
-async def test_a_bad_request_is_answered_with_what_is_bad(autojump_clock):
-    async with open_desk() as desk:
-        reply = desk.ask(7, '"1"', "USD", NOON)
-        assert said(reply)["type"] == "error"
-        assert said(reply)["id"] == 7
-        assert text_of(reply) == 'stake "1" is not a number'
-        assert desk.log.refusals == [(b"7", "bad-stake", 0.0)]
-
-
 # Which day.
 
 
@@ -196,17 +170,6 @@ async def test_days_without_rates_are_refused_without_a_call(autojump_clock, tex
     async with open_desk() as desk:
         assert text_of(desk.ask(1, "1", "EUR", text)) == problem
         assert desk.log.refusals == [(b"1", "bad-date", 0.0)]
-
-
-async def test_a_request_for_today_on_each_side_of_midnight(autojump_clock):
-    evening = datetime(2026, 11, 20, 23, 59, 59, tzinfo=UTC)
-    asked = Asked()
-    async with open_desk(asked, start=evening) as desk:
-        desk.ask(1, "1", "USD", "2026-11-21T00:00:30Z")
-        await trio.sleep(2)
-        desk.ask(2, "1", "USD", "2026-11-21T00:00:30Z")
-        await desk.bridge.wait_settled()
-        assert asked.days == ["2026-11-20", "2026-11-21"]
 
 
 # When there is no rate.
@@ -328,12 +291,6 @@ async def test_requests_that_wait_when_the_service_ends_are_reported(autojump_cl
         desk.nursery.cancel_scope.cancel()
     assert desk.log.lost == [(b"1", "the service stopped")]
     assert desk.later == []
-
-
-async def test_without_requests_there_is_nothing_to_wait_for(autojump_clock):
-    async with open_desk() as desk:
-        await desk.bridge.wait_settled()
-        assert elapsed() == 0
 
 
 async def test_a_failure_leaves_room_for_others(autojump_clock):

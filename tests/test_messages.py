@@ -4,7 +4,6 @@ import itertools
 import json
 import random
 import re
-import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -37,7 +36,7 @@ SAMPLE = (
     b'{"type":"message","id":456,"payload":{"marketId":123456,"selectionId":987654,"odds":2.2,'
     b'"stake":253.67,"currency":"USD","date":"2021-05-18T21:32:42.324Z"}}'
 )
-DATE = "2021-05-18T21:32:42.412Z"
+DATE = b'"2021-05-18T21:32:42.412Z"'
 
 
 def read(frame: bytes) -> Heartbeat | Request | Refused | Unreadable:
@@ -112,20 +111,6 @@ def test_the_table_names_each_row_once_and_has_only_texts():
     assert len({row.name for row in bad_messages.ALL}) == len(bad_messages.ALL)
     for row in bad_messages.ALL:
         row.frame.decode()
-
-
-def test_nothing_in_the_table_takes_long():
-    """A frame of the table takes milliseconds at most; a bomb would take seconds to days."""
-
-    def seconds(frame: bytes) -> float:
-        began = time.perf_counter()
-        read(frame)
-        return time.perf_counter() - began
-
-    slow = {
-        row.name for row in bad_messages.ALL if min(seconds(row.frame) for _ in range(5)) > 0.05
-    }
-    assert slow == set()
 
 
 # Every text, against the standard library's reading of it.
@@ -340,7 +325,7 @@ def test_all_that_is_not_ours_comes_back_byte_for_byte(rnd: random.Random):
         text, values = template(rnd)
         found = read(filled(text, values))
         if isinstance(found, Request):
-            ours = {"stake": "207.52054", "currency": '"EUR"', "date": f'"{DATE}"'}
+            ours = {"stake": "207.52054", "currency": '"EUR"', "date": DATE.decode()}
             assert found.id == values["id"].encode()
             reply = encode_reply(found, "207.52054", DATE)
             assert reply == filled(text, values | ours)
@@ -349,26 +334,6 @@ def test_all_that_is_not_ours_comes_back_byte_for_byte(rnd: random.Random):
             assert encode_reply(again, "207.52054", DATE) == reply
         elif isinstance(found, Refused):
             assert found.id == values["id"].encode()
-
-
-def test_usual_spellings_are_read_without_a_walk(monkeypatch):
-    monkeypatch.setattr(messages, "_decode_any", None)
-    sample = SAMPLE.decode()
-    for text in (
-        sample,
-        json.dumps(json.loads(sample)),
-        json.dumps(json.loads(sample), indent=2, sort_keys=True),
-        sample.replace("324Z", "324+00:00"),
-        sample.replace("253.67,", "253.67000000000002,"),
-        sample.replace('"odds"', '"live":true,"house":"A \\"b\\" \\u00e9","odds"'),
-        sample.replace('"odds"', '"tags":["a",{"b":[1,"]"]}],"odds"'),
-        sample.replace(":456", ':"9f8e7d6c-1b2a"').replace("2.2", "2.20"),
-    ):
-        reply = json.loads(encode_reply(request(text.encode()), "1.5", DATE))
-        sent = json.loads(text)
-        sent["payload"] |= {"stake": 1.5, "currency": "EUR", "date": DATE}
-        assert reply == sent
-        assert list(reply["payload"]) == list(sent["payload"])
 
 
 # The stake.
@@ -407,6 +372,14 @@ def test_a_stake_is_taken_exactly_or_refused_by_the_bounds(text: str):
         with pytest.raises(ValueError, match=r"^is out of range$"):
             parse_stake(text)
         assert refusal(message(text)).text.endswith("is out of range")
+
+
+@pytest.mark.parametrize(
+    "text", ["1e999999999", "-1E-999999999", "9" * 60_000, f"1e{'9' * 60_000}"]
+)
+def test_a_number_out_of_range_is_refused_before_there_is_a_number(text: str, monkeypatch):
+    monkeypatch.setattr(messages, "Decimal", None)
+    assert refusal(message(text)).text.endswith("is out of range")
 
 
 @pytest.mark.parametrize(
@@ -501,6 +474,7 @@ def test_an_error_text_of_any_length_is_cut_below_300(text: str, message_id: str
 
 
 @given(st.text(st.characters(codec="utf-8")), st.integers(1, 60))
+@example("x" * 40, 40)
 def test_what_is_clipped_is_harmless_and_short(text: str, most: int):
     for given_as in (text, text.encode()):
         found = clipped(given_as, most)

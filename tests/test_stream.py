@@ -13,7 +13,7 @@ from ratebridge.errors import LinkFailed
 from ratebridge.fakes.feed import FeedPeer
 from ratebridge.link import stream as stream_module
 from ratebridge.link.framing import client_frames, masking_keys
-from ratebridge.link.stream import LinkStream, Write
+from ratebridge.link.stream import LinkStream
 
 LARGE = [b"%d " % number + b"x" * 10_000 for number in range(300)]  # more than a socket takes
 over = pytest.mark.parametrize("secure", [False, True], ids=["TCP", "TLS"])
@@ -126,7 +126,7 @@ async def test_a_text_has_left_when_the_system_has_the_last_byte_of_its_frame(
     texts, more, system, stream
 ):
     system.room = ENDS[texts - 1] + more
-    write = stream.put(Write(FRAMES, TEXTS))
+    write = stream.put(FRAMES, TEXTS)
     assert [*stream._queue] == [write]
     assert write.texts_taken() == (texts - 1 if more < 0 else texts)
 
@@ -137,10 +137,10 @@ async def test_a_write_cut_short_or_refused_whole_is_gone_on_with_where_it_was_c
 ):
     system.room = at_first
     done: list[int] = []
-    first = stream.put(Write(FRAMES, TEXTS, lambda: done.append(1)))
+    first = stream.put(FRAMES, TEXTS, lambda: done.append(1))
     assert first.taken == at_first
     system.room = 1000
-    second = stream.put(Write(b"second", on_whole=lambda: done.append(2)))
+    second = stream.put(b"second", on_whole=lambda: done.append(2))
     assert (second.taken, bytes(system.taken)) == (0, FRAMES[:at_first]), "in spite of the room"
     async with within(5), trio.open_nursery() as nursery:
         nursery.start_soon(stream.write_queued)
@@ -152,7 +152,7 @@ async def test_a_write_cut_short_or_refused_whole_is_gone_on_with_where_it_was_c
 
 async def test_a_write_that_fails_is_met_by_who_waits_for_it_and_stays_at_the_head(system, stream):
     system.dead = True
-    write = stream.put(Write(FRAMES, TEXTS))
+    write = stream.put(FRAMES, TEXTS)
     assert write.taken == 0
     async with within(5), trio.open_nursery() as nursery:
         nursery.start_soon(stream.write_queued)
@@ -167,7 +167,7 @@ async def test_a_write_that_fails_is_met_by_who_waits_for_it_and_stays_at_the_he
 async def test_what_the_system_had_not_taken_at_the_end_is_not_written_later(turns, system, stream):
     """Those replies go on the next link: written here as well, they would be doubled."""
     system.room = ENDS[0] + 1
-    write = stream.put(Write(FRAMES, TEXTS))
+    write = stream.put(FRAMES, TEXTS)
     async with within(5), trio.open_nursery() as nursery:
         nursery.start_soon(stream.write_queued)
         for _ in range(turns):  # the socket is writable all the time
@@ -320,4 +320,4 @@ async def test_half_a_record_is_waited_for():
 
 async def test_a_close_of_the_stream_leaves_the_network_to_its_owner(stream):
     await stream.aclose()
-    assert stream.put(Write(b"still open")) is None
+    assert stream.put(b"still open") is None

@@ -47,7 +47,7 @@ def record(
 
 def request(raw_id: bytes, stake: Decimal, currency: str = "USD") -> Request:
     date = b'"2021-05-18T21:32:42.324Z"'
-    return Request(raw_id, stake, currency, ASKED, date, b"", ())
+    return Request(raw_id, stake, currency, ASKED, date, (), ())
 
 
 def many_lines(count: int) -> bytes:

@@ -110,7 +110,7 @@ class Link:
         came. (Over TLS, which does not tell, that is all or none.) On a link that
         has ended nothing is sent.
         """
-        return self._stream.put(Write(client_frames(texts, self._keys), texts, on_whole))
+        return self._stream.put(client_frames(texts, self._keys), texts, on_whole)
 
     async def close(self, code: int) -> None:
         """Send a close frame with this code and wait for the peer's, `CLOSE_WITHIN` seconds.

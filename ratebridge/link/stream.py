@@ -123,24 +123,32 @@ class LinkStream:
 
     # Out.
 
-    def put(self, write: Write) -> Write | None:
+    def put(
+        self,
+        data: bytes,
+        texts: Sequence[bytes] = (),
+        on_whole: Callable[[], None] = do_nothing,
+    ) -> Write | None:
         """Write what the system takes at once, and queue the rest: the write if there is some.
 
-        Errors are left for `write_queued` to meet. Nothing follows a close or `end`.
+        `texts` are those whose frames the data is, if it is such. Errors are left for
+        `write_queued` to meet. Nothing follows a close or `end`.
         """
+        taken = 0
         if self.shut:
-            return write
+            return Write(data, texts, on_whole)
         if self._tls is not None:
-            write.texts = ()  # where a record ends is not known
+            texts = ()  # where a record ends is not known
             try:
-                write.data = self._tls.seal(write.data)
+                data = self._tls.seal(data)
             except trio.BrokenResourceError:
                 self._broken = True
         if self._fd is not None and not self._queue and not self._broken:
             with suppress(OSError):
-                write.taken = os.write(self._fd, write.data)
-            if write.taken == len(write.data):
+                taken = os.write(self._fd, data)
+            if taken == len(data):
                 return None
+        write = Write(data, texts, on_whole, taken)
         self._queue.append(write)
         self._changed.unpark_all()
         return write
@@ -201,7 +209,7 @@ class LinkStream:
         if data[0] == CLOSE:
             await self.send_close(data)
         elif len(self._queue) < PONG_BACKLOG:
-            self.put(Write(data))
+            self.put(data)
         await trio.lowlevel.checkpoint()
 
     async def send_close(self, data: bytes) -> None:
@@ -209,7 +217,7 @@ class LinkStream:
 
         Raises `trio.BrokenResourceError`.
         """
-        self.put(Write(data))
+        self.put(data)
         self.shut = True
         await self.wait_written()
 

@@ -90,7 +90,7 @@ class Recorder(Observer):
     def converted(self, conversions: Sequence[Converted], seconds: float) -> None:
         super().converted(conversions, seconds)
         for request, *_ in conversions:
-            number = number_of(request.frame.decode("latin-1"))
+            number = number_of(b"".join(request.parts).decode("latin-1"))
             assert number is not None
             self._trace.converted.append((trio.current_time(), number))
             self._make(request.id, "converted", seconds)
