@@ -85,12 +85,8 @@ def well(_call):
     return None
 
 
-def units_on(day):
-    return 1 + Decimal(day.toordinal() % 10_000).scaleb(-5)
-
-
 class Instant:
-    """A source that needs no time; each day has a rate of its own."""
+    """A source that needs no time, and has the dollar of each day."""
 
     name = "instant"
     currencies = quota = every = None
@@ -104,7 +100,7 @@ class Instant:
 
     async def fetch(self, day, now):
         self.fetches += 1
-        rows = {day: {"USD": Quote(units_on(day))}}
+        rows = {day: {"USD": Quote(Decimal("1.14"))}}
         return RateSheet(self.name, str(day), day, day, rows, now)
 
 

@@ -24,7 +24,6 @@ from ratebridge.rates import MAX_DAYS_BACK
 
 NOON = datetime(2090, 11, 17, 12, tzinfo=UTC)  # a Friday, three hours before its rates appear
 FRIDAY, THURSDAY = NOON.date(), NOON.date() - timedelta(days=1)
-EVENING = NOON + timedelta(hours=4)
 
 
 async def fetch(day, *faults, now=NOON):
@@ -110,13 +109,6 @@ async def test_one_file_brings_all_the_days_that_the_embedded_table_lacks(back, 
         assert known_on == (THURSDAY if one == FRIDAY else working_day(one))
         assert str(found.units) == quote(ECB, "USD", known_on)
     assert len(sheet.rows) == (64 if file == XML else 285)
-
-
-async def test_the_rates_of_today_are_there_once_they_have_appeared():
-    sheet, _ = await fetch(FRIDAY, now=EVENING)
-    assert sheet.find("USD", FRIDAY)[1] == FRIDAY
-    assert not sheet.is_final(FRIDAY)
-    assert sheet.is_final(THURSDAY)
 
 
 async def test_what_the_embedded_table_has_is_not_read_twice_but_for_the_days_before_its_end():

@@ -44,10 +44,6 @@ def test_a_day_has_the_last_row_at_or_before_it_at_most_five_days_old(rows, aske
         assert found is None
 
 
-def test_another_currency_has_no_row():
-    assert sheet().find("GBP", DAY) is None
-
-
 @pytest.mark.parametrize(
     ("fetched", "final"),
     [
