@@ -652,8 +652,6 @@ async def test_the_deadline_holds_where_fetches_wait_for_each_other(autojump_clo
         problems = await ask_all(bench, [("USD", day) for day in days(300)])
         assert elapsed() == 5.0
         assert all(isinstance(problem, NoRate) for problem in problems)
-        late = "freecurrencyapi has not answered in time, frankfurter has not answered in time"
-        assert f"no rate for 'USD' on {DAY}: {late}" in {problem.text for problem in problems}
         assert bench.fake.count() == 2 * MOST_FETCHES
 
 
