@@ -16,14 +16,19 @@ UNANSWERED: Final = 0.02  # of a call: what an attempt costs that the source did
 
 @attrs.define
 class Budget:
-    """At most `BURST` calls, and one more each `every` seconds. Times are monotonic seconds."""
+    """At most `BURST` calls, and one more each `every` seconds.
+
+    Times are seconds of a monotonic clock, such as `trio.current_time()`. So in any span of time
+    there are at most `BURST` calls and one for each `every` seconds of it, whatever is asked for.
+    A call is counted when it is begun.
+    """
 
     every: float
     _left: float = attrs.field(default=float(BURST), init=False)
     _at: float = attrs.field(default=0.0, init=False)
 
     def left(self, now: float) -> float:
-        """How many calls there are."""
+        """How many calls there are at `now`; a part of one is no call yet."""
         return min(BURST, self._left + (now - self._at) / self.every)
 
     def wait(self, now: float, keep: int = 0) -> float:

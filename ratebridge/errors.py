@@ -87,7 +87,6 @@ class FetchOutcome(StrEnum):
     QUOTA_MONTH = "quota-month"
     BUDGET = "budget"
     INTERNAL_ERROR = "internal-error"
-    STOPPED = "stopped"
 
 
 class RatebridgeError(Exception):

@@ -35,8 +35,17 @@ _NUMBER: Final = re.compile(r"\d{1,12}(?:\.\d{1,12})?", re.ASCII)
 class History(Mapping[date, Mapping[str, Quote]]):
     """The quotes of each day on which the ECB published, from the text of the CSV.
 
+    A mapping from a day to its quotes, by currency, in units for one euro; a KeyError is a day on
+    which nothing was published. It takes little memory: the text stays compressed, a year at a
+    time is unpacked, and a line is read when its day is asked for.
+
+    Attributes:
+        currencies: those of the columns, in their order.
+        newest: the last day.
+
     Raises ValueError for any other text, for a column that comes twice or is no currency, and for
-    a day that comes twice or is not one.
+    a day that comes twice, is not one, or is before 1999-01-04. A number that is none, or out of
+    range, is no quote.
     """
 
     def __init__(self, text: str) -> None:
@@ -131,7 +140,11 @@ def _day_of(line: str) -> date:
 
 
 def read_zip(body: bytes) -> History:
-    """The history in a zip with a CSV of all days. Raises ValueError for anything else."""
+    """The history in a zip with a CSV of all days, as the ECB publishes it.
+
+    At most `MAX_CSV` bytes are unpacked, however many there are. Raises ValueError for anything
+    else than such a zip.
+    """
     try:
         with ZipFile(BytesIO(body)) as archive:
             member = archive.getinfo("eurofxref-hist.csv")

@@ -37,9 +37,14 @@ def doubt(
 ) -> tuple[dict[str, Row], SourceFailed | None]:
     """The rows of one day of an answer, with the implausible quotes doubted.
 
-    `rows` are those of the whole answer, for what comes before and after. All the quotes of the day
-    are doubted if most of those that can be judged by the history are wrong, two at least: then the
-    second value says why, else it is None.
+    Args:
+        rows: those of the whole answer, by day and currency, for what comes before and after.
+        history: that of the ECB.
+        day: the day to be judged.
+
+    Returns the rows, in which a wrong quote is a `Doubted` one. All the quotes of the day are
+    doubted if most of those that can be judged by the history are wrong, two at least: then the
+    second value says why, else it is None. A row that is no quote stays as it is.
     """
     judged: dict[str, Row] = dict(rows[day])
     days = sorted(rows)
@@ -55,7 +60,9 @@ def doubt(
             expected = near[0] if off(row.per_euro, near[0]) > bound(near[1]) else None
             wrong += expected is not None
         if expected is not None:
-            judged[currency] = Doubted(row, _why(row, expected))
+            told = f"{row.per_euro:.6g} for one euro (expected: about {expected:.4g})"
+            why = SourceFailed(FetchOutcome.IMPLAUSIBLE, f"gives an implausible {told}")
+            judged[currency] = Doubted(row, why)
     if wrong < 2 or 2 * wrong <= known:
         return judged, None
     why = SourceFailed(
@@ -79,7 +86,7 @@ def off(one: float, other: float) -> float:
 
 
 def alike(one: Quote, other: Quote) -> bool:
-    """Whether two sources say the same."""
+    """Whether two sources say the same: their quotes are within `ALIKE` of each other."""
     return off(one.per_euro, other.per_euro) <= ALIKE
 
 
@@ -99,10 +106,3 @@ def _unlike_its_neighbours(
         return None
     spike = min(off(quoted.per_euro, before.per_euro), off(quoted.per_euro, after.per_euro))
     return before.per_euro if spike > SPIKE else None
-
-
-def _why(row: Quote, expected: float) -> SourceFailed:
-    return SourceFailed(
-        FetchOutcome.IMPLAUSIBLE,
-        f"gives an implausible {row.per_euro:.6g} for one euro (expected: about {expected:.4g})",
-    )

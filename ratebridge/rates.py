@@ -39,7 +39,8 @@ class Quote(msgspec.Struct, frozen=True, gc=False):
     """What a source says a currency is worth: `units` of it are `euro` euros.
 
     A bank quotes units for one euro. A coin has a price: one unit is so many euros. A table with
-    another base has the units of both for one of its base. So no inverse is made of any.
+    another base has the units of both for one of its base. So no inverse is made of any, as Council
+    Regulation (EC) No 1103/97, article 4, wants it: euro = stake x `euro` / `units`, rounded once.
     """
 
     units: Decimal
@@ -52,7 +53,10 @@ class Quote(msgspec.Struct, frozen=True, gc=False):
 
 
 class Doubted(msgspec.Struct, frozen=True, gc=False):
-    """A quote that is not used unless another source gives the same, and why."""
+    """A quote that is not used unless another source gives the same, and why.
+
+    `plausibility.doubt` makes them, and `plausibility.alike` says what the same is.
+    """
 
     quote: Quote
     why: SourceFailed
@@ -66,14 +70,20 @@ Row = Quote | Doubted | SourceFailed
 class RateSheet:
     """All that one call to a source brought.
 
-    `asked` is what the call asked for, such as "2021-05" or "2021-05-18"; the sheet answers for the
-    days from `first` to `last`. `rows` has what the source published on each day, by currency. It
-    reaches back before `first`, and has no row for a day without news. `currencies` are those in
-    it.
-    `fetched` is the UTC instant of the request. `latest` marks the latest quotes, which a source
-    gave because it did not have those of the ended day yet. `source_clock` is what the source's
-    clock showed when it answered, None where that is not known. `refused` says why all the quotes
-    of most days are doubted, if they are: then the source is asked again soon.
+    Attributes:
+        provider: the name of the source.
+        asked: what the call asked for, such as "2021-05" or "2021-05-18".
+        first: the first day that it answers for.
+        last: the last one.
+        rows: what the source published on each day, by currency. They reach back before `first`,
+            and there is none for a day without news.
+        fetched: the UTC instant of the request.
+        currencies: those in it.
+        latest: whether these are the latest quotes, which the source gave because it did not have
+            those of the ended day yet.
+        source_clock: what the source's clock showed when it answered, None where that is unknown.
+        refused: why all the quotes of most days are doubted, if they are: then the source is asked
+            again soon.
     """
 
     provider: str
@@ -88,7 +98,10 @@ class RateSheet:
     refused: SourceFailed | None = None
 
     def find(self, currency: str, day: date) -> tuple[Row, date] | None:
-        """The last row of a currency at or before a day, at most five days old, and its own day."""
+        """The last row of a currency at or before a day, and its own day.
+
+        None if the last `MAX_DAYS_BACK` days have none. What is older is not guessed from.
+        """
         for _ in range(MAX_DAYS_BACK + 1):
             rows = self.rows.get(day)
             if rows is not None and (row := rows.get(currency)) is not None:
@@ -124,9 +137,16 @@ class RateSheet:
 class Rate(msgspec.Struct, frozen=True, gc=False):
     """One currency's rate with its provenance.
 
-    `units` of the currency are `euro` euros; `day` is the day the rate is of, `asked` the day asked
-    for, `fetched` the UTC instant of the request to the source. `cached` means that no call was
-    made for it; `note` says what is unusual about it, and is usually empty.
+    Attributes:
+        currency: its code.
+        units: so many units of the currency are `euro` euros.
+        euro: 1, but for a coin, and for a table with another base than the euro.
+        day: the day that the rate is of, at most `MAX_DAYS_BACK` days before `asked`.
+        asked: the day asked for.
+        provider: the source, or `FIXED`.
+        fetched: the UTC instant of the request to the source.
+        cached: whether no call was made for it.
+        note: what is unusual about it; usually empty.
     """
 
     currency: str
@@ -164,8 +184,12 @@ _Key = tuple[str, str]  # a source, and what was asked of it
 class RateCache:
     """The last sheet of each (source, asked), and the failure of a later call, if there was one.
 
-    A sheet lives `life`. At most `most_quotes` quotes are held, and `MOST_ASKED` sheets; the least
-    recently used go first.
+    Args:
+        life: how long a sheet lives.
+        most_quotes: the most quotes in all sheets.
+
+    There are at most `MOST_ASKED` sheets, and as many failures. The least recently used sheets go
+    first, and the oldest failures. One sheet stays, however large it is.
     """
 
     def __init__(self, life: timedelta, most_quotes: int = MOST_QUOTES) -> None:

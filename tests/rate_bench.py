@@ -9,11 +9,10 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import attrs
-import httpx
 import trio
 
 from ratebridge.errors import NoRate, SourceFailed
-from ratebridge.fakes.rates import FakeRates, memory_transport
+from ratebridge.fakes.rates import FakeRates, memory_dial
 from ratebridge.observer import Observer
 from ratebridge.providers.chain import RateChain
 from ratebridge.providers.http import HttpClient
@@ -102,8 +101,8 @@ class Bench:
             return problem
 
 
-def make_client(fake: FakeRates, transport: httpx.AsyncBaseTransport | None = None) -> HttpClient:
-    return HttpClient(TLS, Proxies(), transport or memory_transport(fake))
+def make_client(fake: FakeRates) -> HttpClient:
+    return HttpClient(TLS, Proxies(), memory_dial(fake))
 
 
 def make_source(name: str, http: Http | None) -> Source:
@@ -123,7 +122,7 @@ async def open_bench(
     judge: bool = True,
     jitter: float = 0.5,
     fake: FakeRates | None = None,
-    transport: httpx.AsyncBaseTransport | None = None,
+    observer: Observer | None = None,
 ) -> AsyncIterator[Bench]:
     """The sources named (freecurrencyapi and frankfurter, if none is), in their order.
 
@@ -132,7 +131,7 @@ async def open_bench(
     wall = Wall(start)
     fake = fake or FakeRates(wall, key=KEY, per_minute=10**6, per_month=10**6)
     named = sources or ("freecurrencyapi", "frankfurter")
-    http = make_client(fake, transport) if any(isinstance(one, str) for one in named) else None
+    http = make_client(fake) if any(isinstance(one, str) for one in named) else None
     notes = Notes()
     async with trio.open_nursery() as nursery:
         chain = RateChain(
@@ -141,7 +140,7 @@ async def open_bench(
             nursery,
             deadline=deadline,
             utc_now=wall,
-            observer=notes,
+            observer=observer or notes,
             judge=judge,
             jitter=lambda: jitter,
         )

@@ -75,7 +75,7 @@ def trail(**state: Any) -> Any:
 
 def samples(service: Service) -> dict[str, float]:
     """Every sample of the metrics, by its name and its labels."""
-    text = Metrics(service).answer("")[0].decode()
+    text = Metrics(service).answer("", "")[0].decode()
     return {
         sample.name + "".join(f",{label}={word}" for label, word in sample.labels.items()): (
             sample.value

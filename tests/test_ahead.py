@@ -8,7 +8,6 @@ from rate_bench import DAY, open_bench
 
 from ratebridge.fakes.frankfurter import FRANKFURTER
 from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI
-from ratebridge.fakes.rates import Fault
 from ratebridge.providers.ahead import fetch_at_midnight
 
 EVENING = datetime(2026, 11, 20, 23, 50, tzinfo=UTC)
@@ -73,15 +72,3 @@ async def test_a_jump_of_the_clock_is_noticed_within_a_quarter_of_a_minute(autoj
         bench.wall.jump(timedelta(hours=3))
         await trio.sleep(15)
         assert bench.notes.clock_jumps == [10800.0]
-
-
-async def test_a_source_that_has_just_failed_is_not_asked_at_midnight(autojump_clock):
-    async with ten_minutes_to_midnight("frankfurter") as bench:
-        await bench.ask("USD", TODAY)
-        await trio.sleep(598)
-        limited = Fault(status=429, headers={"retry-after": "600"})
-        bench.fake.order(FRANKFURTER, limited)
-        await bench.ask("USD", DAY - timedelta(days=40))
-        calls = bench.fake.count()
-        await trio.sleep(5)
-        assert bench.fake.count() == calls

@@ -14,7 +14,8 @@ PACKAGE = Path(ratebridge.__file__).parent
 # From the bottom up. A module imports from the layers below its own, and from what its own
 # layer lists before it.
 LAYERS = [
-    ["errors", "dates", "conversion", "backoff", "budget", "euro", "link.address", "link.framing"],
+    ["errors", "headers", "dates", "conversion", "backoff", "budget", "euro"],
+    ["link.address", "link.framing"],
     ["signals", "providers.registry", "link.upgrade", "names", "proxies"],
     ["messages", "rates", "shapes"],
     ["history", "plausibility"],
@@ -46,12 +47,12 @@ LAYERS = [
 BOUNDARIES: dict[str, set[str]] = {
     "asyncio": set(),
     "trio_websocket": {"link.link"},
-    "httpx": {"providers.http", "providers.transport", "fakes.rates"},
     "wsproto": {"link.link", "fakes.feed"},
     "h11": {
-        *("link.upgrade", "link.dial", "link.link", "providers.http", "providers.transport"),
-        *("fakes.rates", "operating.status"),
+        *("link.upgrade", "link.dial", "link.link", "fakes.rates"),
+        *("providers.transport", "providers.http", "operating.status"),
     },
+    "httpx": {"providers.transport", "providers.http"},
     "python_socks": {"link.dial"},
     "structlog": {"operating.logs", "commands.demo"},
     "dotenv": {"settings"},
@@ -71,7 +72,7 @@ EXPORTED = {
 
 PURE = {
     *("errors", "dates", "conversion", "backoff", "messages", "rates", "shapes"),
-    *("budget", "euro", "plausibility"),
+    *("headers", "budget", "euro", "plausibility"),
     *("link.address", "link.framing", "proxies"),
 }
 

@@ -87,8 +87,7 @@ async def test_what_a_source_does_not_answer_is_hardly_counted(autojump_clock, f
         bench.fake.disturb = lambda _call: None
         for day in DAYS[100 : 100 + BURST]:
             await bench.ask("USD", day)
-        good = len(bench.notes.fetches)
-        assert good == max(0, left - FOR_TODAY)
+        assert len(bench.notes.fetches) == max(0, left - FOR_TODAY)
 
 
 async def test_a_renewal_leaves_half_of_the_budget_to_requests(autojump_clock):

@@ -22,7 +22,7 @@ from ratebridge.command_line import command_line
 from ratebridge.commands.check import Report, check, check_link, describe_certificate, explain, run
 from ratebridge.errors import FetchOutcome, LinkFailed, Loss, SourceFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script, request_text, serve_feed
-from ratebridge.fakes.rates import FakeRates, memory_transport, serve_rates
+from ratebridge.fakes.rates import FakeRates, memory_dial, serve_rates
 from ratebridge.link.address import Address
 from ratebridge.providers.freecurrencyapi import FreeCurrencyApi
 from ratebridge.providers.http import HttpClient
@@ -373,7 +373,7 @@ def asked_of(rates: FakeRates, key: str = KEY) -> FreeCurrencyApi:
 
 def in_memory(rates: FakeRates) -> HttpClient:
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    return HttpClient(tls, Proxies(), memory_transport(rates))
+    return HttpClient(tls, Proxies(), memory_dial(rates))
 
 
 def now() -> datetime:

@@ -89,17 +89,19 @@ async def test_a_candle_counts_by_its_close_and_a_bad_one_costs_itself(fake, sou
     assert sheet.rows.keys() == {DAY, back(3), early}
     assert sheet.find("BTC", DAY) == (price_of("34155.6"), DAY)
     # A day without trades has the price before it; the one before that has none.
-    assert (
-        sheet.find("BTC", back(1))
-        == sheet.find("BTC", back(3))
-        == (
-            price_of("33012.01"),
-            back(3),
-        )
-    )
+    for known in (1, 3):
+        assert sheet.find("BTC", back(known)) == (price_of("33012.01"), back(3))
     assert sheet.find("BTC", back(4)) is None
     assert str(sheet.rows[early]["BTC"]) == "gives it in too few digits (0.00002)"
     assert sheet.currencies == {"BTC"}
+
+
+async def test_before_there_was_a_market_there_is_no_rate_and_no_call(fake, source):
+    day = date(2014, 12, 31)
+    sheet = await source.fetch(day, START)
+    assert sheet.first <= day == sheet.last
+    assert (sheet.asked, sheet.is_final(day)) == (source.asks(day, START.date()), True)
+    assert (sheet.rows, fake.calls) == ({}, [])
 
 
 async def test_an_unknown_coin_has_no_rate_and_the_others_have(fake):

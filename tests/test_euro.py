@@ -70,14 +70,6 @@ async def test_from_the_changeover_on_it_is_the_law_and_no_source_is_asked(
         assert bench.fake.count() == 0
 
 
-async def test_a_cached_table_is_ignored_after_the_changeover(autojump_clock):
-    async with open_bench() as bench:
-        day = date(2023, 1, 2)
-        assert (await bench.ask("USD", day)).provider == "freecurrencyapi"
-        rates = [await bench.ask("HRK", day) for _ in range(2)]
-        assert rates == [fixed_rate("HRK", day)] * 2
-
-
 async def test_before_the_changeover_the_market_is_asked(autojump_clock):
     async with open_bench() as bench:
         assert (await bench.ask("HRK", date(2022, 12, 31))).provider == "freecurrencyapi"

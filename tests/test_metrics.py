@@ -1,5 +1,6 @@
 """The metrics: formats and encodings that Prometheus asks for, its rules, and what uses them."""
 
+import gzip
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ def families(text: str, parse: Any = text_string_to_metric_families) -> dict[str
 
 async def test_every_name_has_a_help_and_a_known_type(nursery, autojump_clock):
     service, _ = make_service(nursery, audit=trail())
-    for name, family in families(Metrics(service).answer("")[0].decode()).items():
+    for name, family in families(Metrics(service).answer("", "")[0].decode()).items():
         assert name.startswith(("ratebridge_", "process_"))
         assert family.documentation.endswith("."), name
         assert family.type in ("counter", "gauge", "histogram"), name
@@ -38,10 +39,12 @@ async def test_every_name_has_a_help_and_a_known_type(nursery, autojump_clock):
 
 async def test_the_metrics_are_read_by_prometheus_parsers(nursery, autojump_clock):
     service, _ = make_service(nursery)
-    body, media_type = Metrics(service).answer("")
+    body, media_type, _ = Metrics(service).answer("", "")
     assert media_type == "text/plain; version=0.0.4; charset=utf-8"
     asked = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
-    other, media_type = Metrics(service).answer(asked)
+    zipped, media_type, is_zipped = Metrics(service).answer(asked, "gzip, deflate")
+    assert is_zipped
+    other = gzip.decompress(zipped)
     assert media_type.startswith("application/openmetrics-text; version=1.0.0; charset=utf-8")
     assert set(families(other.decode(), open_metrics)) == set(families(body.decode()))
 
@@ -104,7 +107,7 @@ async def test_no_text_of_a_peer_becomes_a_label(nursery, autojump_clock):
     observer.link_lost(LinkFailed(Loss.CLOSED, poison, code=4000), 0.0, 1.0)
     failure = SourceFailed(FetchOutcome.BAD_BODY, poison)
     observer.fetch_failed("shop", "2021-06-01", failure, None)
-    assert poison.encode() not in Metrics(service).answer("")[0]
+    assert poison.encode() not in Metrics(service).answer("", "")[0]
 
 
 # The figures behind them.

@@ -9,9 +9,10 @@ from zipfile import ZIP_DEFLATED, ZipFile
 
 import attrs
 
-from .rates import COMMON, Call, FakeAnswer, FakeSource, Fault, working_day
+from .rates import COMMON, Call, FakeSource, Fault, Rejected, working_day
 
 ECB: Final = "ecb"
+PUBLISHED: Final = 15  # the hour of the day, UTC
 
 _NOT_QUOTED: Final = frozenset({"EUR", "BGN", "HRK", "RUB"})
 _CODES: Final = tuple(code for code in COMMON if code not in _NOT_QUOTED)
@@ -25,27 +26,25 @@ xmlns="http://www.ecb.int/vocabulary/2002-08-01/eurofxref">\
 
 @attrs.define
 class FakeEcb(FakeSource):
-    """`published` is the hour of the day, in UTC, at which its rates appear."""
+    """The two files; the rates of a working day appear at `PUBLISHED`."""
 
     prefix = "/stats/eurofxref"
     url = "ECB_URL"
-
-    published: int = 15
 
     @staticmethod
     def text(rate: Decimal) -> str:
         """Five digits, without trailing zeros."""
         return f"{_FIVE_DIGITS.plus(rate).normalize():f}"
 
-    def answer(self, call: Call, fault: Fault) -> FakeAnswer:
+    def body(self, call: Call, fault: Fault) -> str | bytes:
         """See `FakeSource`."""
         match call.path.removeprefix(self.prefix):
             case "/eurofxref-hist-90d.xml":
-                days = "".join(
-                    f'<Cube time="{day}">{_cubes(day, fault)}</Cube>'
-                    for day in self._days(call, fault, 90)
-                )
-                return FakeAnswer(200, {"content-type": "text/xml"}, _XML.format(days).encode())
+                xml = []
+                for day in self._days(call, fault, 90):
+                    rates = [f'currency="{c}" rate="{_quote(c, day, fault)}"' for c in _CODES]
+                    xml.append(f'<Cube time="{day}"><Cube {"/><Cube ".join(rates)}/></Cube>')
+                return _XML.format("".join(xml))
             case "/eurofxref-hist.zip":
                 lines = [
                     ",".join([str(day), *(_quote(code, day, fault) for code in _CODES), ""])
@@ -55,20 +54,16 @@ class FakeEcb(FakeSource):
                 with ZipFile(file, "w", ZIP_DEFLATED) as archive:
                     header = ",".join(["Date", *_CODES, ""])
                     archive.writestr("eurofxref-hist.csv", "\n".join([header, *lines, ""]))
-                return FakeAnswer(200, {"content-type": "application/zip"}, file.getvalue())
+                return file.getvalue()
             case _:
-                return FakeAnswer(404, {"content-type": "text/html"}, b"<h1>Not found</h1>")
+                raise Rejected(404, "not found")
 
     def _days(self, call: Call, fault: Fault, count: int) -> Iterator[date]:
         """The working days with rates, the newest first."""
-        for back in range(0 if call.at.hour >= self.published else 1, count):
+        for back in range(0 if call.at.hour >= PUBLISHED else 1, count):
             day = call.at.date() - timedelta(days=back)
             if day == working_day(day) and not fault.empty:
                 yield day
-
-
-def _cubes(day: date, fault: Fault) -> str:
-    return "".join(f'<Cube currency="{c}" rate="{_quote(c, day, fault)}"/>' for c in _CODES)
 
 
 def _quote(currency: str, day: date, fault: Fault) -> str:

@@ -10,13 +10,11 @@ from .rates import (
     COMMON,
     CONTEXT,
     Call,
-    FakeAnswer,
     FakeSource,
     Fault,
     Rejected,
     json_object,
     read_day,
-    to_json,
     units_of,
     working_day,
 )
@@ -37,7 +35,6 @@ _LIVES: Final = {  # first and last day
 }
 _A_DAY_BEHIND: Final = frozenset({"UAH", "UZS"})  # their banks publish late
 _FORTNIGHTLY: Final = "TMT"  # its bank publishes on the 1st and the 15th
-_AHEAD: Final = frozenset({"AUD", "NZD"})  # their banks publish tomorrow's rates
 
 _FIVE_PLACES: Final = Decimal("1e-5")
 _SIX_PLACES: Final = Decimal("1e-6")
@@ -59,50 +56,33 @@ class FakeFrankfurter(FakeSource):
         text = f"{rate.quantize(places, context=CONTEXT):f}".rstrip("0")
         return f"{text}0" if text.endswith(".") else text
 
-    def answer(self, call: Call, fault: Fault) -> FakeAnswer:
-        """See `FakeSource`."""
-        headers = {"content-type": "application/json", "cache-control": "public, max-age=3600"}
-        try:
-            return FakeAnswer(200, headers, self._body(call, fault).encode())
-        except Rejected as rejected:
-            status, message = rejected.args
-            headers["cache-control"] = "no-store"
-            body = to_json({"status": status, "message": message})
-            return FakeAnswer(status, headers, body.encode())
-
-    def _body(self, call: Call, fault: Fault) -> str:
+    def body(self, call: Call, fault: Fault) -> str:
+        """See `FakeSource`. Of the parameters it has those of a range."""
         params = call.params
         if call.path != f"{self.prefix}/rates":
-            raise Rejected(404, "not found")
-        for name in params:
-            if name not in ("date", "from", "to", "base", "quotes", "providers"):
-                raise Rejected(422, f"unknown parameter: {name}")
+            raise _rejected(404, "not found")
+        if unknown := params.keys() - {"from", "to", "base"}:
+            raise _rejected(422, f"unknown parameter: {min(unknown)}")
         today = call.at.date()
-        if "from" in params:
-            first, last = read_day(params["from"]), read_day(params.get("to") or str(today))
-        else:
-            first = last = read_day(params["date"]) if "date" in params else today
+        first, last = (read_day(params.get(name, str(today))) for name in ("from", "to"))
         if first is None or last is None or last < first:
-            raise Rejected(422, "invalid date")
+            raise _rejected(422, "invalid date")
         base = params.get("base", "EUR")
-        codes = params["quotes"].split(",") if "quotes" in params else list(_UNITS)
-        for code in (base, *codes):
-            if code not in _UNITS:
-                raise Rejected(422, f"invalid currency: {code}")
-        if fault.empty or first > today + timedelta(days=1):
-            return "[]"
+        if base not in _UNITS:
+            raise _rejected(422, f"invalid currency: {base}")
         base = fault.base or base
-        published: list[tuple[date, str]] = []
-        for code in codes:
-            ahead = code in _AHEAD and not params.keys() & {"date", "from"}
-            days = [today + timedelta(days=1)] if ahead else _days_of_rows(code, first, last)
-            published += [(quoted_on, code) for quoted_on in days]
+        codes = () if fault.empty else _UNITS
+        published = [(day, code) for code in codes for day in _days_of_rows(code, first, last)]
         rows = []
-        for quoted_on, code in sorted(published):
-            rate = fault.quotes.get(code) or self.quote(code, quoted_on, base)
-            row = {"date": f'"{quoted_on}"', "base": f'"{base}"', "quote": f'"{code}"'}
+        for day, code in sorted(published):
+            rate = fault.quotes.get(code) or self.quote(code, day, base)
+            row = {"date": f'"{day}"', "base": f'"{base}"', "quote": f'"{code}"'}
             rows.append(json_object({**row, "rate": rate}))
         return f"[{','.join(rows)}]"
+
+
+def _rejected(status: int, message: str) -> Rejected:
+    return Rejected(status, {"status": status, "message": message})
 
 
 def _days_of_rows(currency: str, first: date, last: date) -> list[date]:

@@ -2,36 +2,33 @@
 
 Each source has a module beside this one, `NAME.py`, whose `FAKE` answers its requests.
 `FakeRates.answer` does no I/O: it takes a request, records it and returns an answer.
-`memory_transport` replaces the network, for a virtual clock; `serve_rates` listens on
-a port. The rates are made up but plausible, and fixed for a source, a currency and a
+`memory_dial` replaces the network, for a virtual clock; `serve_rates` listens on a
+port. The rates are made up but plausible, and fixed for a source, a currency and a
 day.
 """
 
-import gzip
 import json
 import ssl
 import struct
 import zlib
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from functools import lru_cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 import attrs
 import h11
 import trio
+import trio.testing
 
 from ..history import embedded
+from ..link.dial import Dial, next_event
 from ..providers.registry import NAMES
-
-if TYPE_CHECKING:
-    import httpx
 
 
 def units_of(text: str) -> dict[str, Decimal]:
@@ -59,9 +56,8 @@ class Fault:
 
     `status`, `headers` and `body` replace the correct ones. `quotes` replaces quotes
     of currencies, as JSON text, and `base` the base currency. `empty` removes all
-    quotes, `cut` limits the body to so many bytes, `padding` puts so many spaces before
-    it, `zipped` compresses it. `manner` is how it is sent: never (hang), a byte a
-    second (drip), or replaced by a reset or a close.
+    quotes, `cut` limits the body to so many bytes. `manner` is how it is sent: never
+    (hang), a byte a second (drip), or replaced by a reset or a close.
     """
 
     status: int | None = None
@@ -71,8 +67,6 @@ class Fault:
     base: str | None = None
     empty: bool = False
     cut: int | None = None
-    padding: int = 0
-    zipped: bool = False
     manner: Manner = "whole"
 
 
@@ -83,14 +77,14 @@ CLOSE: Final = Fault(manner="close")
 REDIRECT: Final = Fault(status=302, headers={"location": "/elsewhere"}, body=b"")
 HTML: Final = Fault(body=b"<!DOCTYPE html><title>Down for maintenance</title>")
 CUT: Final = Fault(cut=100)
-GZIP: Final = Fault(zipped=True)
-HUGE: Final = Fault(padding=30_000_000)
+GZIP: Final = Fault(headers={"content-encoding": "gzip"})
+HUGE: Final = Fault(body=bytes(2_000_000))
 EMPTY: Final = Fault(empty=True)
 
 
 @attrs.define
 class Call:
-    """A request. `key` is from the header, `status` is that of the answer, if there was one."""
+    """A request. `key` is from the header, `status` is that of the answer, be it sent or not."""
 
     source: str
     path: str
@@ -98,11 +92,6 @@ class Call:
     key: str | None
     at: datetime
     status: int | None = None
-
-    @property
-    def day(self) -> str:
-        """The day asked for, as text; by default today."""
-        return self.params.get("date") or f"{self.at:%Y-%m-%d}"
 
 
 @attrs.frozen
@@ -114,13 +103,9 @@ class FakeAnswer:
     body: bytes
     manner: Manner = "whole"
 
-    @property
-    def raw_headers(self) -> list[tuple[bytes, bytes]]:
-        return [(name.encode(), value.encode("latin-1")) for name, value in self.headers.items()]
-
 
 class Rejected(Exception):
-    """A request that the source refuses: a status, and the content of its body."""
+    """A request that the source refuses: the status, and what its body holds, as for JSON."""
 
 
 class FakeSource(ABC):
@@ -134,9 +119,19 @@ class FakeSource(ABC):
     url: ClassVar[str]
     units: ClassVar[Mapping[str, Decimal]] = COMMON
 
-    @abstractmethod
     def answer(self, call: Call, fault: Fault) -> FakeAnswer:
         """A correct answer, except for the fault's `quotes`, `base` and `empty`."""
+        headers = {"content-type": "application/json"}
+        try:
+            body = self.body(call, fault)
+            return FakeAnswer(200, headers, body if isinstance(body, bytes) else body.encode())
+        except Rejected as rejected:
+            status, content = rejected.args
+            return FakeAnswer(status, headers, json.dumps(content).encode())
+
+    @abstractmethod
+    def body(self, call: Call, fault: Fault) -> str | bytes:
+        """The body of that answer, where it is a 200. Raises `Rejected` for any other."""
 
     @staticmethod
     @abstractmethod
@@ -176,9 +171,9 @@ def quote(source: str, currency: str, day: date, base: str = "EUR") -> str:
 class FakeRates:
     """All the sources. `calls` are the requests so far.
 
-    `latency` is how long an answer takes, in seconds. The options are those of the
-    fakes, such as the `key` that freecurrencyapi accepts. `disturb` may return a fault
-    for a call that has none from `order`.
+    `latency` is how long an answer takes, in seconds. The options are those of
+    `FakeFreeCurrencyApi`, such as the `key` that it accepts. `disturb` may return a fault
+    for a call that has none from `order`. `sources` may be replaced by others.
     """
 
     def __init__(
@@ -192,13 +187,9 @@ class FakeRates:
         self.latency = latency
         self.calls: list[Call] = []
         self.disturb: Callable[[Call], Fault | None] = lambda _call: None
-        self.sources: dict[str, FakeSource] = {}
-        for name in NAMES:
-            kind: Any = fake(name)
-            fields = {field.name for field in attrs.fields(kind) if field.init}
-            self.sources[name] = kind(**{o: options.pop(o) for o in fields & options.keys()})
-        if options:
-            raise TypeError(f"no stand-in has such options: {', '.join(options)}")
+        self.sources: dict[str, FakeSource] = {
+            name: fake(name)(**(options if name == "freecurrencyapi" else {})) for name in NAMES
+        }
         self._ordered: dict[str, deque[Fault]] = {name: deque() for name in self.sources}
 
     def order(self, source: str, *faults: Fault) -> None:
@@ -220,18 +211,21 @@ class FakeRates:
         """Answer a GET of `target` (path and query); header names are in lower case."""
         parts = urlsplit(target)
         params = dict(parse_qsl(parts.query, keep_blank_values=True))
-        asked = [n for n, f in self.sources.items() if parts.path.startswith(f"{f.prefix}/")]
-        if not asked:
+        asked = (n for n, f in self.sources.items() if parts.path.startswith(f"{f.prefix}/"))
+        if (source := next(asked, None)) is None:
             return FakeAnswer(404, {}, b"")
-        [source] = asked
         call = Call(source, parts.path, params, headers.get("apikey"), self._utc_now())
         self.calls.append(call)
         ordered = self._ordered[source]
         fault = (ordered.popleft() if ordered else self.disturb(call)) or Fault()
-        answer = _spoil(self.sources[source].answer(call, fault), fault)
-        if answer.manner in ("whole", "drip"):
-            call.status = answer.status
-        return answer
+        answer = self.sources[source].answer(call, fault)
+        call.status = fault.status or answer.status
+        return FakeAnswer(
+            call.status,
+            {**answer.headers, **fault.headers},
+            (answer.body if fault.body is None else fault.body)[: fault.cut],
+            fault.manner,
+        )
 
 
 def working_day(day: date) -> date:
@@ -246,57 +240,24 @@ def read_day(text: str) -> date | None:
         return None
 
 
-def to_json(value: object) -> str:
-    return json.dumps(value, separators=(",", ":"))
-
-
 def json_object(members: Mapping[str, str]) -> str:
     """A JSON object from names and JSON texts."""
     return "{" + ",".join(f'"{name}":{value}' for name, value in members.items()) + "}"
 
 
-def _spoil(answer: FakeAnswer, fault: Fault) -> FakeAnswer:
-    body = answer.body if fault.body is None else fault.body
-    headers = {**answer.headers, **fault.headers}
-    body = b" " * fault.padding + body[: fault.cut]
-    if fault.zipped:
-        body = gzip.compress(body)
-        headers["content-encoding"] = "gzip"
-    return FakeAnswer(fault.status or answer.status, headers, body, fault.manner)
+# In memory, and on a port.
 
 
-# In memory.
+def memory_dial(rates: FakeRates) -> Dial:
+    """The fake in place of the network, for `HttpClient(dial=...)`."""
 
+    async def dial() -> trio.abc.Stream:
+        client, server = trio.testing.memory_stream_pair()
+        trio.lowlevel.spawn_system_task(_serve_connection, rates, server)
+        await trio.lowlevel.checkpoint()
+        return client
 
-def memory_transport(rates: FakeRates) -> "httpx.AsyncBaseTransport":
-    """The fake in place of the network, for `HttpClient(transport=...)`."""
-    import httpx
-
-    from ..providers.transport import read_response
-
-    class MemoryTransport(httpx.AsyncBaseTransport):
-        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-            headers = {name.lower(): value for name, value in request.headers.items()}
-            answer = rates.answer(request.url.raw_path.decode(), headers)
-            await trio.sleep(rates.latency)
-            match answer.manner:
-                case "hang":
-                    await trio.sleep_forever()
-                case "reset" | "close":
-                    raise trio.BrokenResourceError
-            return await read_response(answer.status, answer.raw_headers, _pieces(answer))
-
-    return MemoryTransport()
-
-
-async def _pieces(answer: FakeAnswer) -> AsyncGenerator[bytes, None]:
-    size = 1 if answer.manner == "drip" else 65536
-    for start in range(0, len(answer.body), size):
-        await trio.sleep(1 if answer.manner == "drip" else 0)
-        yield answer.body[start : start + size]
-
-
-# On a port.
+    return dial
 
 
 async def serve_rates(
@@ -307,16 +268,11 @@ async def serve_rates(
     tls: ssl.SSLContext | None = None,
     task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """The fake on a port; `started` gives the port."""
+    """The fake on a port, until cancelled; `started` gives the port. With `tls` it speaks https."""
 
     async def handle(stream: trio.SocketStream) -> None:
         secured = tls and trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
-        try:
-            await _serve_connection(rates, secured or stream)
-        except (trio.BrokenResourceError, h11.RemoteProtocolError):
-            pass  # the client has gone, or does not speak HTTP
-        finally:
-            await trio.aclose_forcefully(stream)
+        await _serve_connection(rates, secured or stream)
 
     listeners = await trio.open_tcp_listeners(port, host=host)
     task_status.started(listeners[0].socket.getsockname()[1])
@@ -324,39 +280,32 @@ async def serve_rates(
 
 
 async def _serve_connection(rates: FakeRates, stream: trio.abc.Stream) -> None:
-    """Answer the requests of one connection in order."""
+    """Answer one request. A client that goes, or that does not speak HTTP, is no error."""
     connection = h11.Connection(h11.SERVER)
-    while request := await _next_request(connection, stream):
+    try:
+        request = await next_event(stream, connection)
+        if not isinstance(request, h11.Request):
+            return
         headers = {name.decode(): value.decode("latin-1") for name, value in request.headers}
         answer = rates.answer(request.target.decode("latin-1"), headers)
         await trio.sleep(rates.latency)
-        if answer.manner in ("hang", "reset", "close"):
-            if answer.manner == "hang":
-                await stream.receive_some()  # returns when the client goes
-            if answer.manner == "reset" and isinstance(stream, trio.SocketStream):
-                linger = struct.pack("ii", 1, 0)
-                stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, linger)
+        if answer.manner == "hang":
+            await stream.receive_some()  # returns when the client goes
+        if answer.manner == "reset" and isinstance(stream, trio.SocketStream):
+            linger = struct.pack("ii", 1, 0)
+            stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, linger)
+        if answer.manner not in ("whole", "drip"):
             return
-        length = (b"content-length", str(len(answer.body)).encode())
-        head = h11.Response(status_code=answer.status, headers=[*answer.raw_headers, length])
-        await stream.send_all(connection.send(head) or b"")
-        async with aclosing(_pieces(answer)) as pieces:
-            async for piece in pieces:
-                await stream.send_all(connection.send(h11.Data(data=piece)) or b"")
-        connection.send(h11.EndOfMessage())
-        if connection.our_state is not h11.DONE:
-            return
-        connection.start_next_cycle()
-
-
-async def _next_request(connection: h11.Connection, stream: trio.abc.Stream) -> h11.Request | None:
-    """The next request, read to its end; None if the client has gone."""
-    request = None
-    event = connection.next_event()
-    while not isinstance(event, h11.EndOfMessage | h11.ConnectionClosed):
-        if isinstance(event, h11.Request):
-            request = event
-        if event is h11.NEED_DATA:
-            connection.receive_data(bytes(await stream.receive_some()))
-        event = connection.next_event()
-    return request
+        more = {"content-length": str(len(answer.body)), "connection": "close"}
+        head = [*{**answer.headers, **more}.items()]
+        await stream.send_all(
+            connection.send(h11.Response(status_code=answer.status, headers=head))
+        )
+        size, pause = (1, 1) if answer.manner == "drip" else (65536, 0)
+        for start in range(0, len(answer.body), size):
+            await trio.sleep(pause)
+            await stream.send_all(answer.body[start : start + size])
+    except (trio.BrokenResourceError, h11.RemoteProtocolError):
+        pass
+    finally:
+        await trio.aclose_forcefully(stream)

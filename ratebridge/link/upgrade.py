@@ -4,14 +4,13 @@ wsproto tells neither where the response ends nor what it is.
 """
 
 import re
-from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from typing import Final
 
 import attrs
 import h11
 
 from ..errors import LinkFailed, Loss
+from ..headers import retry_after
 from .address import Address
 
 # The handshake's own (RFC 6455, 4.1), and those that say where a request ends.
@@ -91,9 +90,9 @@ class UpgradeResponse:
         for name, value in event.headers:  # lines of one name are one list (RFC 9110, 5.3)
             headers[name] = b"%b, %b" % (headers[name], value) if name in headers else value
         if isinstance(event, h11.Response):
-            status, wait = event.status_code, _retry_after(headers)
-            text = f"the peer answered HTTP {status}"
-            raise LinkFailed(Loss.REJECTED, text, status=status, retry_after=wait)
+            told = {name.decode(): value.decode("latin-1") for name, value in headers.items()}
+            status, text = event.status_code, f"the peer answered HTTP {event.status_code}"
+            raise LinkFailed(Loss.REJECTED, text, status=status, retry_after=retry_after(told))
         used = headers.get(b"sec-websocket-protocol", b"").decode("ascii", "replace")
         if used not in ("", self._subprotocol):
             text = f"the peer uses a subprotocol, {used}, that was not offered"
@@ -102,16 +101,3 @@ class UpgradeResponse:
         self.head = b"HTTP/1.1 101 \r\n%b\r\n" % b"".join(lines)
         behind, _ = self._reader.trailing_data
         return behind
-
-
-def _retry_after(headers: Mapping[bytes, bytes]) -> float | None:
-    """Seconds of a Retry-After: a number, or a date, which is seen from the response's own Date."""
-    value = headers.get(b"retry-after", b"")
-    if value.isdigit():
-        return float(value[:9])
-    try:
-        dates = value, headers.get(b"date", b"")
-        until, since = (parsedate_to_datetime(date.decode("ascii")) for date in dates)
-        return max(0.0, (until - since).total_seconds())
-    except (ValueError, OverflowError, TypeError):  # no date, or one of them has no time zone
-        return None

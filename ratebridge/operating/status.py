@@ -62,6 +62,7 @@ class Page:
     body: bytes
     media_type: str = "text/plain; charset=utf-8"
     status: int = 200
+    zipped: bool = False
 
 
 class Pages:
@@ -101,7 +102,9 @@ class Pages:
         now, status = trio.current_time(), 200
         told: dict[str, Any]
         if path == "/metrics":
-            return Page(*self._metrics.answer(headers.get("accept", "")))
+            accepted = headers.get("accept", ""), headers.get("accept-encoding", "")
+            body, media_type, zipped = self._metrics.answer(*accepted)
+            return Page(body, media_type, zipped=zipped)
         if path == "/healthz":
             uptime = round(now - self._service.started, 3)
             told = {"healthy": True, "why": "the event loop turns", "uptime": uptime}
@@ -251,6 +254,8 @@ def _take(connection: h11.Connection, received: bytes, pages: Pages) -> bytes | 
         (b"content-length", b"%d" % len(page.body)),
         (b"date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime()).encode()),
     ]
+    if page.zipped:
+        headers.append((b"content-encoding", b"gzip"))
     response = connection.send(h11.Response(status_code=page.status, headers=headers)) or b""
     if method != "HEAD":
         response += connection.send(h11.Data(page.body)) or b""

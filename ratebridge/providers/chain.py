@@ -56,8 +56,8 @@ CLOCK_DIFFERENCE: Final = 60.0  # s between our clock and a source's that are re
 class _Access:
     """How a source may be asked. Times are trio's."""
 
-    limiter: trio.CapacityLimiter
     budget: Budget | None  # None: as often as needed
+    limiter: trio.CapacityLimiter = attrs.Factory(lambda: trio.CapacityLimiter(MOST_FETCHES))
     limited_until: float = -inf
     limit: SourceFailed | None = None  # why it is not asked until then
     budget_reported_until: float = -inf  # when it may be reported again
@@ -75,45 +75,42 @@ class _Fetch:
     done: trio.Event = attrs.Factory(trio.Event)
 
 
+@attrs.define(eq=False, repr=False)
 class RateChain:
     """The sources in their order, and the cache of what they said.
 
-    `deadline` is the time in seconds for one rate, failover included; each source that can have the
-    currency gets an equal share of it. `utc_now` is the wall clock. Fetches run in `nursery`.
-    `judge` says whether implausible quotes are doubted.
+    Args:
+        sources: in the order of trying.
+        cache: the sheets, and the last failures.
+        nursery: in which the fetches run.
+        deadline: the seconds for one rate, failover included; each source that can have the
+            currency gets an equal share of them.
+        utc_now: the wall clock.
+        observer: is told of each fetch, and of what is unusual.
+        judge: whether implausible quotes are doubted.
+        jitter: from 0 to 1, for the pauses between attempts.
     """
 
-    def __init__(
-        self,
-        sources: Sequence[Source],
-        cache: RateCache,
-        nursery: trio.Nursery,
-        *,
-        deadline: float,
-        utc_now: Callable[[], datetime],
-        observer: Observer,
-        judge: bool = True,
-        jitter: Callable[[], float] = random.random,
-    ) -> None:
-        self.sources: Final = tuple(sources)
-        self.cache: Final = cache
-        self._nursery = nursery
-        self._deadline = deadline
-        self._utc_now = utc_now
-        self._observer = observer
-        self._judge = judge
-        self._jitter = jitter
+    sources: Sequence[Source]
+    cache: RateCache
+    _nursery: trio.Nursery
+    _deadline: float = attrs.field(kw_only=True)
+    _utc_now: Callable[[], datetime] = attrs.field(kw_only=True)
+    _observer: Observer = attrs.field(kw_only=True)
+    _judge: bool = attrs.field(default=True, kw_only=True)
+    _jitter: Callable[[], float] = attrs.field(default=random.random, kw_only=True)
+    _access: dict[str, _Access] = attrs.field(init=False)
+    _fetches: dict[tuple[str, str, date], _Fetch] = attrs.field(factory=dict, init=False)
+    _fetch_ended: trio.Event = attrs.field(factory=trio.Event, init=False)  # replaced each time
+    _chosen: dict[tuple[str, date], tuple[Rate, datetime]] = attrs.field(factory=dict, init=False)
+    _ready: bool = attrs.field(default=False, init=False)
+    _clock_offset: float = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
         self._access = {
-            source.name: _Access(
-                trio.CapacityLimiter(MOST_FETCHES),
-                None if source.every is None else Budget(source.every),
-            )
-            for source in sources
+            source.name: _Access(None if source.every is None else Budget(source.every))
+            for source in self.sources
         }
-        self._fetches: dict[tuple[str, str, date], _Fetch] = {}
-        self._fetch_ended = trio.Event()  # replaced each time
-        self._chosen: dict[tuple[str, date], tuple[Rate, datetime]] = {}  # and until when
-        self._ready = False
         self._clock_offset = self._read_clock_offset()
 
     def cached_rate(self, currency: str, day: date, now: datetime) -> Rate | None:
@@ -140,7 +137,7 @@ class RateChain:
         if not self._ready:
             await load_embedded()
             self._ready = True
-        share = self._deadline / (sum(_can_have(one, currency) for one in self.sources) or 1)
+        share = self._deadline / (len(self._sources_of(currency)) or 1)
         asked: dict[str, tuple[_Fetch, float]] = {}  # by source, and until when it is waited for
         while True:
             ended, until = self._fetch_ended, deadline
@@ -166,6 +163,14 @@ class RateChain:
         """The sources whose rates of a day are in use."""
         return {rate.provider for (_, asked), (rate, _) in self._chosen.items() if asked == day}
 
+    def _sources_of(self, currency: str) -> list[Source]:
+        """The sources that can have a currency, in their order."""
+        return [
+            source
+            for source in self.sources
+            if source.currencies is None or currency in source.currencies
+        ]
+
     def _look(
         self,
         currency: str,
@@ -185,10 +190,8 @@ class RateChain:
         lacking: list[str] = []
         failed: list[str] = []
         reasons: list[tuple[str, SourceFailed]] = []
-        doubted: list[_Offer] = []
-        for source in self.sources:
-            if not _can_have(source, currency):
-                continue
+        doubted: list[tuple[RateSheet, Quote, date]] = []  # and the days that the quotes are of
+        for source in self._sources_of(currency):
             sheet = self._sheet(source, day, now, asked, again)
             if sheet is None:
                 return again[0] if again else source
@@ -199,21 +202,31 @@ class RateChain:
             row, known_on = sheet.find(currency, day) or (None, day)
             if row is None:
                 lacking.append(source.name)
-            elif isinstance(row, SourceFailed):
+                continue
+            if isinstance(row, SourceFailed):
                 reasons.append((source.name, row))
-            else:
-                offer = sheet, (row.quote if isinstance(row, Doubted) else row), known_on
-                believed = next((one for one in doubted if alike(one[1], offer[1])), None)
-                if believed is not None or isinstance(row, Quote):
-                    sheet = (believed or offer)[0]
-                    if again and not sheet.lives(day, now, self.cache.life):
-                        return again[0]
-                    for failing in again:
-                        self._start(failing, day)
-                    rate = _make_rate(currency, day, believed or offer, failed, cached=not asked)
-                    return self._choose(rate, self._due(sheet, day, now))
-                doubted.append(offer)
+                continue
+            quote = row.quote if isinstance(row, Doubted) else row
+            believed = next((one for one in doubted if alike(one[1], quote)), None)
+            if believed is None and isinstance(row, Doubted):
+                doubted.append((sheet, quote, known_on))
                 reasons.append((source.name, row.why))
+                continue
+            # Here is the rate: that of the first of two sources that give it alike.
+            sheet, quote, known_on = believed or (sheet, quote, known_on)
+            if again and not sheet.lives(day, now, self.cache.life):
+                return again[0]
+            for failing in again:
+                self._start(failing, day)
+            rate = Rate(
+                *(currency, quote.units, quote.euro, known_on, day, sheet.provider, sheet.fetched),
+                cached=not asked,
+                note=_note(sheet, failed),
+            )
+            self._chosen[currency, day] = replace(rate, cached=True), self._due(sheet, day, now)
+            if len(self._chosen) > MOST_CHOSEN:
+                del self._chosen[next(iter(self._chosen))]
+            return rate
         if again:
             return again[0]
         raise self._no_rate(currency, day, lacking, reasons)
@@ -226,18 +239,15 @@ class RateChain:
         A source that cannot have the currency is named only where none has anything else to say.
         """
         failures = ", ".join(f"{name} {failure}" for name, failure in reasons)
-        if not reasons:
-            names = " or ".join(source.name for source in self.sources)
-            text = f"currency '{currency}' is not known to {names}"
-        elif lacking:
-            names = " or ".join(lacking)
-            text = f"currency '{currency}' is not known to {names}, and {failures}"
-        else:
+        names = lacking if reasons else [source.name for source in self.sources]
+        text = f"currency '{currency}' is not known to {' or '.join(names)}"
+        if not names:
             text = f"no rate for '{currency}' on {day}: {failures}"
+        elif reasons:
+            text += f", and {failures}"
         # A coarse quote stays coarse, so a retry does not help.
-        if all(failure.outcome == FetchOutcome.COARSE for _, failure in reasons):
-            return NoRate(Refusal.UNKNOWN_CURRENCY, text)
-        return NoRate(Refusal.UNAVAILABLE, text)
+        known = any(failure.outcome != FetchOutcome.COARSE for _, failure in reasons)
+        return NoRate(Refusal.UNAVAILABLE if known else Refusal.UNKNOWN_CURRENCY, text)
 
     def _sheet(
         self,
@@ -255,33 +265,21 @@ class RateChain:
         fetch, until = asked.get(source.name, (None, mono))
         if fetch is not None and fetch.sheet is not None:
             return fetch.sheet
-        sheet = self.cache.find(source.name, source.asks(day, now.date()))
-        if sheet is not None and not sheet.serves(day, now, self.cache.life):
-            sheet = None
-        if sheet is not None:
-            due = fetch is None and now >= self._due(sheet, day, now)
-            if due and self._problem(source, day, now, mono, in_use=True) is None:
-                self._start(source, day)
+        known_as = source.name, source.asks(day, now.date())
+        sheet = self.cache.find(*known_as)
+        if sheet is not None and sheet.serves(day, now, self.cache.life):
+            if fetch is None and now >= self._due(sheet, day, now):
+                self.fetch_in_background(source, day, in_use=True)
             return sheet
         if fetch is not None:
             if not fetch.done.is_set() and mono < until:
                 return None
             return fetch.failure or SourceFailed(FetchOutcome.TIMEOUT, "has not answered in time")
-        problem = self._problem(source, day, now, mono, in_use=False)
-        failed = self.cache.failure(source.name, source.asks(day, now.date()))
-        if problem is None and failed is not None:
+        problem = self._problem(source, day, now, in_use=False)
+        if problem is None and (failed := self.cache.failure(*known_as)) is not None:
             again.append(source)
-            problem = failed[0]
+            return failed[0]
         return problem
-
-    def _choose(self, rate: Rate, until: datetime) -> Rate:
-        """Have a rate at hand until then."""
-        key = rate.currency, rate.asked
-        self._chosen.pop(key, None)
-        self._chosen[key] = (rate if rate.cached else replace(rate, cached=True)), until
-        if len(self._chosen) > MOST_CHOSEN:
-            del self._chosen[next(iter(self._chosen))]
-        return rate
 
     def _due(self, sheet: RateSheet, day: date, now: datetime) -> datetime:
         """When the source should be asked again for a sheet in use.
@@ -297,13 +295,13 @@ class RateChain:
         return min(due, midnight)
 
     def _problem(
-        self, source: Source, day: date, now: datetime, mono: float, *, in_use: bool
+        self, source: Source, day: date, now: datetime, *, in_use: bool
     ) -> SourceFailed | None:
         """Why a source must not be asked for a day at present, None if it may be.
 
         `in_use` means that there is a sheet, which can be renewed later as well.
         """
-        access = self._access[source.name]
+        access, mono = self._access[source.name], trio.current_time()
         if mono < access.limited_until:
             return access.limit
         failed = self.cache.failure(source.name, source.asks(day, now.date()))
@@ -349,36 +347,25 @@ class RateChain:
             if self.cache.find(*key[:2]) is not None and day < today:
                 access.renewed_at = mono
             fetch = self._fetches[key] = _Fetch(mono)
-            self._nursery.start_soon(
-                self._run_fetch, source, day, key, fetch, name=f"fetch {source.name} {key[1]}"
-            )
+            name = f"fetch {source.name} {key[1]}"
+            self._nursery.start_soon(self._fetch, source, day, key, fetch, name=name)
         return fetch
 
-    async def _run_fetch(
+    async def _fetch(
         self, source: Source, day: date, key: tuple[str, str, date], fetch: _Fetch
     ) -> None:
         """Fetch, keep the sheet or the failure, and wake the waiting requests."""
-        try:
-            await self._fetch(source, day, key[1], fetch)
-        finally:
-            fetch.done.set()
-            del self._fetches[key]
-            self._fetch_ended.set()
-            self._fetch_ended = trio.Event()
-
-    async def _fetch(self, source: Source, day: date, asked: str, fetch: _Fetch) -> None:
-        began = trio.current_time()
         failure = SourceFailed(FetchOutcome.TIMEOUT, f"gave no answer within {FETCH_WITHIN:g} s")
         try:
-            with trio.move_on_at(began + FETCH_WITHIN):
+            with trio.move_on_at(fetch.began + FETCH_WITHIN):
                 self.watch_clock()
-                sheet = await self._first_answer(source, day, began)
+                sheet = await self._ask(source, day)
                 self.watch_clock()
                 self._compare_clocks(sheet)
                 fetch.sheet = sheet = await self._judged(sheet)
                 self.cache.store(sheet)
                 if sheet.refused is None:
-                    self._observer.fetched(sheet, trio.current_time() - began)
+                    self._observer.fetched(sheet, trio.current_time() - fetch.began)
                     return
                 failure = sheet.refused  # what it says may still be confirmed by another source
         except SourceFailed as error:
@@ -386,60 +373,66 @@ class RateChain:
         except Exception as error:  # noqa: BLE001 - a bug in a source disables that source only
             self._observer.internal_error(source.name, error)
             failure = SourceFailed(FetchOutcome.INTERNAL_ERROR, "could not be read")
+        finally:
+            fetch.done.set()
+            del self._fetches[key]
+            self._fetch_ended.set()
+            self._fetch_ended = trio.Event()
+        # Those who wait run only after this, as there is no checkpoint before its end.
         fetch.failure = failure
         mono = trio.current_time()
         budget = self._access[source.name].budget
         if budget is not None and failure.outcome in UNANSWERED:
             budget.return_unanswered(mono)
-        self.cache.store_failure(source.name, asked, failure, mono)
-        held = self.cache.find(source.name, asked)
+        self.cache.store_failure(*key[:2], failure, mono)
+        held = self.cache.find(*key[:2])
         serves = held is not None and held.serves(day, self._utc_now(), self.cache.life)
         meanwhile = held.fetched if held is not None and serves else None
-        self._observer.fetch_failed(source.name, asked, failure, meanwhile)
+        self._observer.fetch_failed(*key[:2], failure, meanwhile)
 
-    async def _first_answer(self, source: Source, day: date, began: float) -> RateSheet:
-        """What the source gives. A connection that has stalled for long gets another beside it."""
+    async def _ask(self, source: Source, day: date) -> RateSheet:
+        """What the source gives, in three attempts at most. Raises what it raises.
+
+        The second and the third come after failures that may be over in a moment. A connection
+        that has stalled for long gets another beside it.
+        """
         outcome: RateSheet | Exception | None = None
         asking = trio.Event()  # the first attempt has its turn
+        access, give_up = self._access[source.name], trio.current_time() + self._deadline
 
-        async def attempt() -> None:
+        async def attempts() -> None:
             nonlocal outcome
-            try:
-                outcome = await self._attempt(source, day, began, asking)
-            except Exception as error:  # noqa: BLE001 - raised below, and not as a group
-                outcome = error
+            for pause in (*PAUSES, inf):
+                try:
+                    async with access.limiter:
+                        asking.set()
+                        outcome = await source.fetch(day, self._utc_now())
+                        break
+                except SourceFailed as failure:
+                    outcome = failure
+                    mono, limited_for = trio.current_time(), failure.limited_for or 0.0
+                    # Concurrent fetches are refused alike, and a limit of a second is none.
+                    if mono + limited_for > max(mono, access.limited_until) + 1.0:
+                        access.limited_until, access.limit = mono + limited_for, failure
+                        self._observer.rate_limited(source.name, failure)
+                    rest = max(pause * (0.5 + self._jitter()), limited_for)
+                    if not failure.again or mono + rest >= give_up:
+                        break
+                except Exception as error:  # noqa: BLE001 - raised below, and not as a group
+                    outcome = error
+                    break
+                await trio.sleep(rest)
             attempts_nursery.cancel_scope.cancel()
 
         async with trio.open_nursery() as attempts_nursery:
-            attempts_nursery.start_soon(attempt)
+            attempts_nursery.start_soon(attempts)
             await asking.wait()
             await trio.sleep(STALLED_AFTER)
-            attempts_nursery.start_soon(attempt)
+            attempts_nursery.start_soon(attempts)
         if not isinstance(outcome, RateSheet):
             assert outcome is not None, "the nursery ends with an outcome, or is cancelled"
             raise outcome
         return outcome
-
-    async def _attempt(
-        self, source: Source, day: date, began: float, asking: trio.Event
-    ) -> RateSheet:
-        """One attempt, and two more after failures that may be over in a moment."""
-        pauses = iter(PAUSES)
-        while True:
-            try:
-                async with self._access[source.name].limiter:
-                    asking.set()
-                    return await source.fetch(day, self._utc_now())
-            except SourceFailed as failure:
-                if failure.limited_for is not None:
-                    self._limit_source(source.name, failure)
-                pause = next(pauses, None)
-                if pause is None or not failure.again:
-                    raise
-                rest = max(pause * (0.5 + self._jitter()), failure.limited_for or 0.0)
-                if trio.current_time() + rest >= began + self._deadline:
-                    raise
-            await trio.sleep(rest)
 
     async def _judged(self, sheet: RateSheet) -> RateSheet:
         """The sheet with its implausible quotes doubted."""
@@ -461,19 +454,12 @@ class RateChain:
             mostly = 2 * len(refused) > len(rows)
         return attrs.evolve(sheet, rows=rows, refused=refused[-1] if mostly else None)
 
-    def _limit_source(self, provider: str, failure: SourceFailed) -> None:
-        """Do not ask a source for a while, and report it unless it is known already."""
-        access, now = self._access[provider], trio.current_time()
-        until = now + (failure.limited_for or 0.0)
-        # Concurrent fetches are refused alike, and a limit of a second is none.
-        if until > max(now, access.limited_until) + 1.0:
-            access.limited_until, access.limit = until, failure
-            self._observer.rate_limited(provider, failure)
+    def fetch_in_background(self, source: Source, day: date, *, in_use: bool = False) -> None:
+        """Fetch a sheet that will be asked for, if the source may be asked.
 
-    def fetch_in_background(self, source: Source, day: date) -> None:
-        """Fetch a sheet that will be asked for, if the source may be asked."""
-        now = self._utc_now()
-        if self._problem(source, day, now, trio.current_time(), in_use=False) is None:
+        `in_use` means that there is one, which this is to renew.
+        """
+        if self._problem(source, day, self._utc_now(), in_use=in_use) is None:
             self._start(source, day)
 
     # The clocks.
@@ -502,23 +488,11 @@ class RateChain:
             self._observer.clock_differs(sheet.provider, ahead)
 
 
-_Offer = tuple[RateSheet, Quote, date]  # a quote of a sheet, and the day it is of
-
-
-def _make_rate(
-    currency: str, day: date, offer: _Offer, failed: Sequence[str], *, cached: bool
-) -> Rate:
-    sheet, quote, known_on = offer
+def _note(sheet: RateSheet, failed: Sequence[str]) -> str:
+    """What is unusual about a rate of a sheet, where these sources have failed before it."""
     notes = []
     if sheet.latest:
         notes.append("the latest rates, as those of the day were not published yet")
     if failed:
         notes.append(f"in place of {' and '.join(failed)}")
-    return Rate(
-        *(currency, quote.units, quote.euro, known_on, day, sheet.provider, sheet.fetched, cached),
-        note="; ".join(notes),
-    )
-
-
-def _can_have(source: Source, currency: str) -> bool:
-    return source.currencies is None or currency in source.currencies
+    return "; ".join(notes)

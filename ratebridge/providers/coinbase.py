@@ -17,18 +17,22 @@ from .source import Http, Provider, json_decoder, make_sheet, read_body, read_qu
 
 MARGIN: Final = timedelta(days=MAX_DAYS_BACK)
 SPAN: Final = 300 - 2 * MAX_DAYS_BACK  # days; a call for over 300 candles is refused
-EPOCH: Final = date(2015, 1, 1)  # spans of days are counted from here
+EPOCH: Final = date(2015, 1, 1)  # spans of days are counted from here, and prices begin
 MOST_CANDLES: Final = 500  # that are read; 300 are asked for, and some may precede them
-NOT_FOUND: Final = 404
 
-_ONE: Final = Decimal(1)
-_MEMBERS: Final = 6  # of a candle: time, low, high, open, close and volume
 
 _candles = json_decoder(list[list[Raw]])
 
 
 class Coinbase:
-    """One call for each coin and 290 days."""
+    """One call for each coin and 290 days.
+
+    Args:
+        http: the client.
+        url: the base URL, without a slash at its end.
+        coins: those asked of it. One that fails fails the others of that fetch, so that none counts
+            as unknown while its market cannot be asked.
+    """
 
     name = "coinbase"
     quota = None
@@ -48,6 +52,8 @@ class Coinbase:
         """See `Source`. A coin without a candle in these days, or without a market, has no rate."""
         first = date.fromisoformat(self.asks(day, day))
         last = first + timedelta(days=SPAN - 1)
+        if last < EPOCH:  # there was no market yet
+            return RateSheet(self.name, str(first), first, last, {}, now)
         until = min(last + MARGIN, now.date())
         params = {
             "granularity": "86400",
@@ -58,13 +64,13 @@ class Coinbase:
         headers: Mapping[str, str] = {}
         for coin in self._coins:
             answer = await self._http.get(f"{self._url}/products/{coin}-EUR/candles", params)
-            if answer.status != NOT_FOUND:
+            if answer.status != 404:
                 found.append((coin, read_body(_candles, answer)[:MOST_CANDLES]))
                 headers = answer.headers
         prices = await read_rows(_closes(found))
         rows = {
             opened_on: {
-                coin: Quote(_ONE, row.units) if isinstance(row, Quote) else row
+                coin: Quote(Decimal(1), row.units) if isinstance(row, Quote) else row
                 for coin, row in of_day.items()
             }
             for opened_on, of_day in prices.items()
@@ -76,8 +82,8 @@ class Coinbase:
 
 def _closes(found: Iterable[tuple[str, list[list[Raw]]]]) -> Iterator[tuple[str, Raw, date]]:
     for coin, candles in found:
-        for candle in candles:
-            time = read_quote(candle[0]) if len(candle) == _MEMBERS else None
+        for candle in candles:  # of time, low, high, open, close and volume
+            time = read_quote(candle[0]) if len(candle) == 6 else None
             if time is not None:
                 yield coin, candle[4], datetime.fromtimestamp(int(time), UTC).date()
 

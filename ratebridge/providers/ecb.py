@@ -7,7 +7,7 @@ working days about 16:00 CET, "for information purposes only". A weekend, a holi
 day before 16:00 have the rates of the working day before.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import date, datetime, timedelta
 from typing import Final
 from xml.parsers import expat
@@ -28,7 +28,6 @@ ZIP: Final = "eurofxref-hist.zip"
 
 _Rows = list[tuple[str, Raw, date]]
 
-
 _loading: Final = trio.Lock()
 
 
@@ -46,7 +45,9 @@ async def load_embedded() -> History:
 class Ecb:
     """The embedded table, and the files at `url` for the days after it.
 
-    Without `http` it is the embedded table alone.
+    Args:
+        http: the client; without one it is the embedded table alone.
+        url: the base URL of the files, without a slash at its end.
     """
 
     name = "ecb"
@@ -73,19 +74,17 @@ class Ecb:
         history = await load_embedded()
         asked = self.asks(day, now.date())
         if asked == EMBEDDED:
-            return make_sheet(self.name, asked, (EARLIEST, history.newest), history, now)
+            days, codes = (EARLIEST, history.newest), frozenset(history.currencies)
+            return RateSheet(self.name, asked, *days, history, now, codes)
         if self._http is None:
             raise SourceFailed(FetchOutcome.NO_TABLE, f"has no rates for {day}")
         answer = await self._http.get(f"{self._url}/{asked}", {}, {"Accept": "*/*"})
         since = history.newest - timedelta(days=MAX_DAYS_BACK)
-        read: Callable[[bytes], _Rows] = read_xml
-        if asked == ZIP:
-            read = lambda body: _rows_since(since, read_zip(body))  # noqa: E731
+        read = read_xml if asked == XML else lambda body: _rows_since(since, read_zip(body))
         # Both take tens of milliseconds.
         found = await trio.to_thread.run_sync(read_body, read, answer)
         rows = await read_rows(row for row in found if since <= row[2] <= now.date())
-        for published_on, published in rows.items():
-            drop_euro(published, published_on)
+        drop_euro(rows)
         first = min(rows, default=day)
         return make_sheet(self.name, asked, (first, now.date()), rows, now, answer.headers)
 

@@ -30,7 +30,12 @@ _rows = json_decoder(list[_Row])
 
 
 class Frankfurter:
-    """One call for each calendar month, with the euro as the base."""
+    """One call for each calendar month, with the euro as the base.
+
+    Args:
+        http: the client.
+        url: the base URL, without a slash at its end.
+    """
 
     name = "frankfurter"
     currencies = None
@@ -58,8 +63,7 @@ class Frankfurter:
         good = await read_rows(
             (row.quote, row.rate, row.day) for row in rows if first - MARGIN <= row.day <= until
         )
-        for published_on, published in good.items():
-            drop_euro(published, published_on)
+        drop_euro(good)
         days = first, min(last, now.date())
         return make_sheet(self.name, self.asks(day, day), days, good, now, answer.headers)
 

@@ -19,6 +19,7 @@ import trio
 from msgspec import Raw
 
 from ..errors import FetchOutcome, SourceFailed
+from ..headers import read_count, retry_after
 from ..rates import MAX_DAYS_BACK, Quote, RateSheet
 from .source import (
     Http,
@@ -28,10 +29,8 @@ from .source import (
     json_decoder,
     make_sheet,
     read_body,
-    read_count,
     read_members,
     read_rows,
-    retry_after,
 )
 
 _CODES: Final = (
@@ -45,7 +44,6 @@ COUNT_LIFE: Final = timedelta(hours=1)  # others may use the key, and a plan can
 STATUS_WITHIN: Final = 1.0  # s; without it the next answer tells
 LATE: Final = timedelta(hours=1)  # yesterday's table may be missing for so long after midnight
 
-_NOTHING: Final = Raw(b"{}")
 _DAY_NAME: Final = re.compile(rb'"(\d{4}-\d\d-\d\d)"\s*:')
 
 
@@ -69,7 +67,11 @@ _status = json_decoder(_Status)
 class FreeCurrencyApi:
     """One call for each day, with the euro as the base where the plan allows it.
 
-    The key goes in a header, so that no URL holds it. `life` is that of a sheet, in seconds.
+    Args:
+        http: the client.
+        key: goes in a header, so that no URL holds it.
+        url: the base URL, without a slash at its end.
+        life: that of a sheet, in seconds; it says how many calls today's rates need.
     """
 
     name = "freecurrencyapi"
@@ -111,7 +113,8 @@ class FreeCurrencyApi:
                     raise SourceFailed(FetchOutcome.BAD_TABLE, "has two tables for one day")
                 oldest = day - timedelta(days=MAX_DAYS_BACK)
                 quoted_on = max((known for known in days if oldest <= known <= day), default=day)
-                return await self._sheet(day, now, answer, days.get(quoted_on, _NOTHING), quoted_on)
+                quotes = days.get(quoted_on, Raw(b"{}"))
+                return await self._sheet(day, now, answer, quotes, quoted_on)
         answer = await self._get("latest", {}, now)
         return await self._sheet(day, now, answer, read_body(_latest, answer).data, None)
 
@@ -158,7 +161,11 @@ class FreeCurrencyApi:
             raise SourceFailed(FetchOutcome.QUOTA_MONTH, text)
 
     async def check_key(self) -> str:
-        """Ask `/status`, which no quota counts, for the key's validity and remaining calls."""
+        """Ask `/status`, which no quota counts, for the key's validity and remaining calls.
+
+        Returns what it found, as a line for people. Raises `SourceFailed` if the key is refused, if
+        no call is left this month, and if there is no answer of that kind.
+        """
         answer = await self._read_status(datetime.now(UTC))
         _check_key(answer)
         read_body(_status, answer)
@@ -184,13 +191,13 @@ class FreeCurrencyApi:
         url = f"{self._url}/{path}"
         answer = await self._http.get(url, {**params, **self._base}, self._headers)
         base_refused = answer.status == 403 and _refuses_the_key(answer)
-        if self._base and (base_refused or _names_the_base(answer)):
+        # A 422 (validation error) may be about the date as well.
+        base_refused |= answer.status == 422 and b'"base_currency"' in answer.body
+        if self._base and base_refused:
             # Some plans allow only the dollar as the base, which a table may have as well.
-            other = await self._http.get(url, params, self._headers)
-            if other.status == 200:
+            answer = await self._http.get(url, params, self._headers)
+            if answer.status == 200:
                 self._base = {}
-            if other.status != answer.status:
-                answer = other
         self._read_quota(answer, now)
         if answer.status == 429:
             self._raise_if_limited()
@@ -222,11 +229,6 @@ class FreeCurrencyApi:
         if left > 0:
             text = "has no calls left this minute"
             raise SourceFailed(FetchOutcome.QUOTA_MINUTE, text, again=True, limited_for=left)
-
-
-def _names_the_base(answer: HttpAnswer) -> bool:
-    """Whether a 422 (validation error) is about the base currency, and not about the date."""
-    return answer.status == 422 and b'"base_currency"' in answer.body
 
 
 def _refuses_the_key(answer: HttpAnswer) -> bool:

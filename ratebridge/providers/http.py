@@ -13,18 +13,16 @@ from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from importlib import import_module
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import h11
 import trio
 
 from .. import __version__
 from ..errors import FetchOutcome, LinkFailed, SourceFailed
+from ..link.dial import Dial
 from ..proxies import Proxies
 from .source import HttpAnswer
-
-if TYPE_CHECKING:
-    import httpx
 
 HEADERS: Final = {
     "Accept": "application/json",
@@ -45,26 +43,23 @@ class HttpClient:
     Args:
         tls: what is checked of a source, and of a proxy that is spoken to by https.
         proxies: those on the way to the sources.
-        transport: replaces the network in tests.
+        dial: replaces the network in tests.
     """
 
-    def __init__(
-        self,
-        tls: ssl.SSLContext,
-        proxies: Proxies,
-        transport: "httpx.AsyncBaseTransport | None" = None,
-    ) -> None:
+    def __init__(self, tls: ssl.SSLContext, proxies: Proxies, dial: Dial | None = None) -> None:
         self._tls = tls
         self._proxies = proxies
-        self._transport = transport
+        self._dial = dial
         self._importing = trio.Lock()
 
     async def get(
         self, url: str, params: Mapping[str, str], headers: Mapping[str, str] | None = None
     ) -> HttpAnswer:
-        """GET `url` with `params`, without redirects and compression.
+        """GET `url` with `params` as its query, and with `headers` beside `HEADERS`.
 
-        Raises `SourceFailed`, whose text names neither the URL nor a header.
+        The answer may have any status but a redirect's. Raises `SourceFailed`, whose text names
+        neither the URL nor a header: `unreachable` if there was no whole answer, `redirect`, and
+        `bad-body` for a body that is compressed or exceeds the bounds.
         """
         async with self._importing:
             if "httpx" not in sys.modules:
@@ -76,7 +71,7 @@ class HttpClient:
 
         # A client for each request: no cookie of one is there for the next.
         client = httpx.AsyncClient(
-            transport=self._transport or Transport(self._tls, self._proxies),
+            transport=Transport(self._tls, self._proxies, self._dial),
             trust_env=False,  # the proxies are known
             headers=HEADERS,
         )
@@ -94,6 +89,7 @@ class HttpClient:
                 text = "answered with headers without end"
         except (httpx.InvalidURL, UnicodeError):
             text = "could not be reached (its address is not valid)"
+            raise SourceFailed(FetchOutcome.UNREACHABLE, text) from None
         except trio.BrokenResourceError:
             pass
         finally:

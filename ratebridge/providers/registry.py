@@ -17,8 +17,6 @@ NAMES: Final = ("freecurrencyapi", "frankfurter", "ecb", "coinbase")
 
 @cache
 def provider(name: str) -> "Provider":
-    """The declaration of the module of that name. Raises KeyError for an unknown name."""
-    if name not in NAMES:
-        raise KeyError(name)
+    """The declaration of the module of that name, one of `NAMES`."""
     declared: Provider = import_module(f".{name}", __package__).PROVIDER
     return declared

@@ -1,13 +1,11 @@
-"""What a rate source is, and how sources read quotes, sheets and headers."""
+"""What a rate source is, and how sources read quotes and sheets."""
 
 import json
 import re
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
-from email.utils import parsedate_to_datetime
-from types import MappingProxyType
 from typing import Any, Final, Protocol, TypeVar
 
 import attrs
@@ -17,13 +15,12 @@ from msgspec import Raw
 
 from ..conversion import is_quote
 from ..errors import FetchOutcome, SourceFailed
-from ..history import History
+from ..headers import read_count, read_date, retry_after
 from ..rates import Quote, RateSheet, Row
 from ..settings import Settings
 
 T = TypeVar("T")
 
-LONGEST_WAIT: Final = 86400.0  # s, the longest Retry-After that is obeyed
 MAX_ROWS: Final = 500  # of a day: three times what the largest source lists
 SOURCE_DECIMALS: Final = 5  # every source gives so many, though JSON cuts trailing zeros
 AT_A_TIME: Final = 200  # rows that are read before the other tasks have their turn: some 2 ms
@@ -33,18 +30,21 @@ READING: Final = trio.Lock()  # one answer is read at a time: many would keep re
 _COARSEST: Final = 2000  # a quote of fewer last digits is coarse: one is over 0.05 % of it
 _MAX_MEMBERS: Final = 64 * 1024  # bytes of an object of quotes; 500 of 34 digits take 23 KiB
 _CURRENCY: Final = re.compile(r"[A-Z]{3}", re.ASCII)
-_DATE_TEXT: Final = 40  # characters; an HTTP date has 29
-_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 _QUOTE_TEXT: Final = 80  # characters: enough for 34 digits, too few for a number bomb
 _NUMBER: Final = re.compile(rb"(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")  # of JSON, not negative
-_COUNT: Final = re.compile(r"-?\d{1,12}", re.ASCII)
 _NOT_JSON: Final = re.compile(rb"(?<=[:,\[\s])-?(?:NaN|Infinity)(?=[\s,\]}])")
-_ONE: Final = Decimal(1)
+_EURO: Final = Quote(Decimal(1))
 
 
 @attrs.frozen
 class HttpAnswer:
-    """An HTTP answer of any status, with lower-case header names."""
+    """An HTTP answer.
+
+    Attributes:
+        status: any but those of a redirect, which is a failure.
+        headers: by their names in lower case; of several lines of one name, the last.
+        body: at most 1 MiB, as it came: it was not compressed.
+    """
 
     status: int
     headers: Mapping[str, str]
@@ -52,7 +52,10 @@ class HttpAnswer:
 
 
 class Http(Protocol):
-    """The HTTP client of a source."""
+    """The HTTP client of a source.
+
+    It makes one attempt and has no time limit of its own: the chain cancels it.
+    """
 
     async def get(
         self, url: str, params: Mapping[str, str], headers: Mapping[str, str] | None = None
@@ -63,7 +66,15 @@ class Http(Protocol):
 
 @attrs.define
 class Quota:
-    """Calls left this minute and this month as the source reports them; None if it does not."""
+    """What is left of a source's quota, as the source itself reports it.
+
+    Attributes:
+        minute_left: the calls left this minute.
+        month_left: the calls left this month; what others did with the same key is in it.
+        month_total: the calls of a month in the plan of the key.
+
+    Each is None where the source does not tell, or has not told yet.
+    """
 
     minute_left: int | None = None
     month_left: int | None = None
@@ -71,7 +82,11 @@ class Quota:
 
 
 class Source(Protocol):
-    """A source of rates. `name` is what the settings call it."""
+    """A source of rates: what it can have, how often it may be asked, and one call to it.
+
+    `name` is what the settings, the log, the metrics and the audit trail call it. A source knows
+    nothing of caches, deadlines, retries and other sources: those are the chain's.
+    """
 
     @property
     def name(self) -> str: ...
@@ -96,9 +111,14 @@ class Source(Protocol):
         ...
 
     async def fetch(self, day: date, now: datetime) -> RateSheet:
-        """A sheet that answers for a day no later than the UTC day of `now`, as `asks` names it.
+        """A sheet that answers for a day, in one call or as few as the source allows.
 
-        One call, or as few as the source allows, without a time limit. Raises `SourceFailed`.
+        Args:
+            day: the UTC day for which the sheet is asked; no later than that of `now`.
+            now: the present instant, UTC; it becomes the sheet's `fetched`.
+
+        The sheet's `asked` is what `asks` gives for the day. There is no time limit, as the chain
+        cancels what takes too long. Raises `SourceFailed` where there is no sheet.
         """
         ...
 
@@ -107,9 +127,12 @@ class Source(Protocol):
 class Provider:
     """The declaration of a source's module, as `PROVIDER`; nothing else of it is used.
 
-    `make` makes the source from an HTTP client and the settings. `hints` say what to do about a
-    failure, by outcome. `check` is a step of the command `check` before the rates: its name, and a
-    function of the source that returns what it found or raises `SourceFailed`.
+    Attributes:
+        name: what the settings call it, and its module.
+        make: makes the source from an HTTP client and the settings.
+        hints: what to do about a failure, by outcome; the command `check` prints them.
+        check: a step of the command `check` before the rates: its name, and a function of the
+            source that returns what it found, or raises `SourceFailed`.
     """
 
     name: str
@@ -121,8 +144,10 @@ class Provider:
 def read_body(decode: Callable[[bytes], T], answer: HttpAnswer) -> T:
     """The decoded body of a 200.
 
-    Raises `SourceFailed` for any other status, and if `decode` raises a `DecodeError`, ValueError
-    or RecursionError.
+    Raises `SourceFailed` for any other status, as `http-4xx`, `http-5xx` or `http-other`: it may be
+    repeated at once after a 5xx. A 429 and a 503 are obeyed if they say when to come back (RFC
+    9110, 10.2.3; RFC 6585, 4). Raises it as `bad-body` if `decode` raises a `DecodeError`,
+    ValueError or RecursionError.
     """
     status = answer.status
     if status != 200:
@@ -158,7 +183,12 @@ def json_decoder(kind: type[T]) -> Callable[[bytes], T]:
 
 
 def read_quote(raw: Raw) -> Decimal | None:
-    """A JSON value as a quote; None unless it is a number in range."""
+    """A JSON value as a quote; None unless it is a number in range.
+
+    All its digits are kept: it is read from its text, never through a float. Its size is bounded
+    before it becomes a number, as a number bomb has only few characters (see `is_quote`). What is
+    no JSON number is none, such as a number in quotation marks, NaN, and a negative one.
+    """
     text = bytes(raw)
     if len(text) > _QUOTE_TEXT or _NUMBER.fullmatch(text) is None:
         return None
@@ -206,10 +236,15 @@ def read_members(raw: Raw) -> list[tuple[str, Raw]]:
 async def read_rows(rows: Iterable[tuple[str, Raw, date]]) -> dict[date, dict[str, Row]]:
     """The good rows of an answer, by their own day and by currency.
 
-    A row is a currency, its quote as JSON, and the day it is of. Left out are bad quotes, and names
-    that are not three capitals; a coarse quote becomes the reason why it is not used. Raises
-    `SourceFailed` for an answer that contradicts itself by two different quotes for one currency on
-    one day, that has over `MAX_ROWS` rows for a day, or whose quotes are bad one and all.
+    Args:
+        rows: in any order: a currency, its quote as JSON, and the day that it is of.
+
+    Left out are bad quotes, and names that are not three capitals (ISO 4217); a coarse quote
+    becomes the reason why it is not used. The other tasks have their turn between the rows.
+
+    Raises `SourceFailed`, always as `bad-table`, for an answer that contradicts itself by two
+    different quotes for one currency on one day, that has over `MAX_ROWS` rows for a day, or whose
+    quotes are bad one and all.
     """
     good: dict[date, dict[str, Row]] = {}
     seen: dict[tuple[date, str], Decimal | None] = {}
@@ -243,11 +278,14 @@ async def read_rows(rows: Iterable[tuple[str, Raw, date]]) -> dict[date, dict[st
     return good
 
 
-def drop_euro(rows: dict[str, Row], day: date) -> None:
-    """Take the euro's own row out. Raises `SourceFailed` if there is one and it is not 1."""
-    euro = rows.pop("EUR", None)
-    if euro is not None and not (isinstance(euro, Quote) and euro.units == 1):
-        raise SourceFailed(FetchOutcome.BAD_TABLE, f"has another quote than 1 for EUR on {day}")
+def drop_euro(rows: Mapping[date, dict[str, Row]]) -> None:
+    """Take the euro's own rows out of quotes in units for one euro.
+
+    Raises `SourceFailed`, as `bad-table`, if one of them is not 1: then the base is not the euro.
+    """
+    for day, of_day in rows.items():
+        if of_day.pop("EUR", _EURO) != _EURO:
+            raise SourceFailed(FetchOutcome.BAD_TABLE, f"has another quote than 1 for EUR on {day}")
 
 
 def make_sheet(
@@ -256,53 +294,29 @@ def make_sheet(
     days: tuple[date, date],
     rows: Mapping[date, Mapping[str, Row]],
     now: datetime,
-    headers: Mapping[str, str] = _NO_HEADERS,
+    headers: Mapping[str, str],
     *,
     latest: bool = False,
 ) -> RateSheet:
-    """A sheet for the days from `days[0]` to `days[1]`, asked for at `now`.
+    """A sheet of what one call brought.
 
-    `headers` are those of the answer, for its date; `latest` is as in `RateSheet`. Raises
-    `SourceFailed` if no row is left.
+    Args:
+        provider: the name of the source.
+        asked: what `Source.asks` calls it.
+        days: the first and the last day that it answers for.
+        rows: what the source published on each day, by currency.
+        now: the instant of the request, UTC.
+        headers: those of the answer, for its Date (RFC 9110, 6.6.1).
+        latest: as in `RateSheet`.
+
+    Raises `SourceFailed`, as `no-table`, if there is no row.
     """
     if not any(rows.values()):
         raise SourceFailed(FetchOutcome.NO_TABLE, f"has no rates for {asked}")
     # An answer from a cache on the way has its age, and some caches date their copies anew.
     from_cache = (read_count(headers.get("age")) or 0) > 0
     clock = None if from_cache else read_date(headers.get("date"))
-    if isinstance(rows, History):
-        currencies = frozenset(rows.currencies)
-    else:
-        currencies = frozenset(code for of_day in rows.values() for code in of_day)
+    currencies = frozenset(code for of_day in rows.values() for code in of_day)
     return RateSheet(
         provider, asked, *days, rows, now, currencies, latest=latest, source_clock=clock
     )
-
-
-def read_count(header: str | None) -> int | None:
-    """The whole number in a header; None if there is none."""
-    return int(header) if header is not None and _COUNT.fullmatch(header) else None
-
-
-def read_date(header: str | None) -> datetime | None:
-    """The instant of an HTTP date (RFC 9110, 5.6.7); None if it is none."""
-    if header is None or len(header) > _DATE_TEXT:
-        return None
-    try:
-        instant = parsedate_to_datetime(header)
-        return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
-    except (ValueError, OverflowError):
-        return None
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """The seconds of a Retry-After header, bounded; None if there is none.
-
-    It is a number of seconds, or a date (RFC 9110, 10.2.3), which is seen from the answer's own, or
-    by our clock where the answer has none.
-    """
-    value = headers.get("retry-after")
-    seconds: float | None = read_count(value)
-    if seconds is None and (until := read_date(value)):
-        seconds = (until - (read_date(headers.get("date")) or datetime.now(UTC))).total_seconds()
-    return min(float(seconds), LONGEST_WAIT) if seconds is not None and seconds > 0 else None
