@@ -23,14 +23,12 @@ import pytest
 import structlog
 import trio
 from msgspec.structs import replace
-from status_service import Shop, sheet
+from status_service import request, stopping
 
-from ratebridge.app import Dependencies, serve
 from ratebridge.commands.verify import Trail, run_verify
 from ratebridge.conversion import plain
 from ratebridge.errors import CannotStart
-from ratebridge.fakes.feed import FeedPeer, MemoryFeed, request_text
-from ratebridge.link.address import Address
+from ratebridge.fakes.feed import request_text
 from ratebridge.messages import Request, decode
 from ratebridge.observer import Observer
 from ratebridge.operating import audit as audit_module
@@ -38,8 +36,7 @@ from ratebridge.operating import trail as trail_module
 from ratebridge.operating.audit import FLUSH_EVERY, LAST_WITHIN, SLOW, Audit
 from ratebridge.operating.logs import event_log
 from ratebridge.operating.trail import START, Chain, Head, find_head
-from ratebridge.rates import Rate, RateSheet
-from ratebridge.settings import Settings
+from ratebridge.rates import Rate
 
 NOW = datetime(2021, 5, 20, 8, 0, 0, 412_000, tzinfo=UTC)
 NOON = datetime(2021, 5, 20, 12, tzinfo=UTC)
@@ -57,12 +54,6 @@ class Told(list[Any]):
 
     def log(self, _level: int, event: str, **fields: Any) -> None:
         self.append((event.removeprefix("audit."), *fields.values()))
-
-
-def request(message_id: int | str = 456, **fields: Any) -> Request:
-    found = decode(request_text(message_id, **fields).encode())
-    assert isinstance(found, Request)
-    return found
 
 
 def add(audit: Audit, *ids: int) -> None:
@@ -561,49 +552,12 @@ async def test_a_write_that_hangs_and_the_last_one_do_not_mix_their_lines(path, 
 # In the service.
 
 
-@attrs.define
-class Bank(Shop):
-    """A source with one rate; it waits for the test before it answers."""
-
-    let: trio.Event = attrs.Factory(trio.Event)
-
-    async def fetch(self, day: date, now: datetime) -> RateSheet:
-        await self.let.wait()
-        return sheet(day, "bank", now)
-
-
 async def test_the_service_keeps_a_line_per_conversion_and_its_log_proves_them(path):
-    stop, asked, bank = trio.Event(), trio.Event(), Bank("bank")
-
-    async def script(peer: FeedPeer) -> None:
-        await peer.accept()
-        await peer.heartbeat()
-        await peer.send(request_text(1, currency="EUR"))
-        await peer.send(request_text(2, currency="XXX"))
-        await peer.send(request_text(3))
-        assert (await peer.receive_reply())["id"] == "1"
-        asked.set()
-        while True:
-            await peer.receive()
-
     with structlog.testing.capture_logs() as logs:
         observer = Observer(event_log())
-        async with trio.open_nursery() as nursery:
-            feed = MemoryFeed(nursery, script)
-            settings = Settings(Address("feed.example", 80, "/", secure=False), audit_file=path)
-            dependencies = Dependencies(dial=feed.dial, sources=[bank], clock=lambda: NOW)
-
-            async def run() -> None:
-                await serve(settings, stop, attrs.evolve(dependencies, observer=observer))
-                observer.summarize(waiting=0, outbox=0, sheets=0)
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(run)
-            await asked.wait()
-            stop.set()
-            await trio.testing.wait_all_tasks_blocked()
+        async with stopping(observer, audit_file=path):
             assert 3 not in ids(path)
-            bank.let.set()
+        observer.summarize(waiting=0, outbox=0, sheets=0)
     assert [(line["id"], line["eur"], line["provider"]) for line in lines(path)] == [
         (1, "253.67", "none"),
         (3, "207.55196", "bank"),

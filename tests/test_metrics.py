@@ -11,7 +11,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 from status_service import NOW, Shop, make_service, samples, sheet, trail
 
-from ratebridge.errors import Drop, FetchOutcome, LinkFailed, Loss, Refusal, Refused, SourceFailed
+from ratebridge.errors import LinkFailed, Loss, Refusal, Refused
 from ratebridge.operating import metrics
 from ratebridge.operating.metrics import Metrics
 from ratebridge.operating.stats import FETCH_BOUNDS, LATENCY_BOUNDS, Histogram
@@ -96,18 +96,6 @@ async def test_what_is_not_known_is_absent_and_what_is_over_stays(nursery, autoj
     assert found["ratebridge_quota_calls_left,provider=shop,window=month"] == 4929
     without, _ = make_service(nursery)
     assert not [name for name in samples(without) if "audit" in name], "there is no audit file"
-
-
-async def test_no_text_of_a_peer_becomes_a_label(nursery, autojump_clock):
-    service, observer = make_service(nursery)
-    poison = "p0ison"
-    observer.dropped(Drop.NOT_JSON, poison.encode())
-    observer.undelivered(poison.encode(), "it was too old")
-    observer.refused(Refused(b"1", Refusal.BAD_CURRENCY, poison), poison.encode(), 0.1)
-    observer.link_lost(LinkFailed(Loss.CLOSED, poison, code=4000), 0.0, 1.0)
-    failure = SourceFailed(FetchOutcome.BAD_BODY, poison)
-    observer.fetch_failed("shop", "2021-06-01", failure, None)
-    assert poison.encode() not in Metrics(service).answer("", "")[0]
 
 
 # The figures behind them.

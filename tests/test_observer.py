@@ -11,7 +11,7 @@ import pytest
 import structlog
 import trio
 from msgspec.structs import replace
-from status_service import NOW, make_service, samples, sheet, trail
+from status_service import NOW, make_service, request, samples, sheet, trail
 from structlog.testing import capture_logs
 
 from ratebridge.errors import (
@@ -24,8 +24,6 @@ from ratebridge.errors import (
     Refused,
     SourceFailed,
 )
-from ratebridge.fakes.feed import request_text
-from ratebridge.messages import Request, decode
 from ratebridge.observer import Observer
 from ratebridge.operating.logs import OFTEN, LineLimit, event_log
 from ratebridge.operating.overview import Chart, overview
@@ -49,12 +47,6 @@ def at_info(log):
     """An observer at a level where nobody has asked for every line."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("info"))
     return Observer(event_log(), lambda: NOW)
-
-
-def request(currency: str = "USD") -> Request:
-    message = decode(request_text(456, currency=currency).encode())
-    assert isinstance(message, Request)
-    return message
 
 
 @attrs.frozen
@@ -84,7 +76,9 @@ def lost(cause: LinkFailed, *, up: bool = True, retry_in: float | None = 0.0625)
 
 
 def converted(currency: str, rate: Rate | None) -> Any:
-    return lambda observer: observer.converted([(request(currency), "1.5", rate, NOW)], 0.00031)
+    return lambda observer: observer.converted(
+        [(request(currency=currency), "1.5", rate, NOW)], 0.00031
+    )
 
 
 def refused(kind: Refusal, text: str) -> Any:
@@ -324,6 +318,7 @@ async def test_each_word_counts_from_zero_under_its_name(words, nursery, log, au
             tell(word)(observer)
     after = samples(service)
     assert [after[counters[word]] for word in words] == list(range(len(words)))
+    assert after.keys() == before.keys(), "no text of a peer is a label"
 
 
 async def test_without_a_log_it_counts():
@@ -359,7 +354,7 @@ async def test_a_summary_counts_the_last_minute(log, autojump_clock):
     observer = Observer(event_log())
     observer.link_up()
     for minute, count in enumerate((3, 2)):
-        observer.converted([(request("EUR"), "1", None, NOW)] * count, 0.001)
+        observer.converted([(request(currency="EUR"), "1", None, NOW)] * count, 0.001)
         observer.refused(NoRate(Refusal.UNAVAILABLE, "no rate"), b"1", 0.001)
         if minute:
             observer.dropped(Drop.NOT_JSON, b"what")
