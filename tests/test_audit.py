@@ -28,8 +28,7 @@ from status_service import request, stopping
 from ratebridge.commands.verify import Trail, run_verify
 from ratebridge.conversion import plain
 from ratebridge.errors import CannotStart
-from ratebridge.fakes.feed import request_text
-from ratebridge.messages import Request, decode
+from ratebridge.messages import Request
 from ratebridge.observer import Observer
 from ratebridge.operating import audit as audit_module
 from ratebridge.operating import trail as trail_module
@@ -103,20 +102,14 @@ def moved(tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def running(audit: Audit):
-    async with trio.open_nursery() as nursery:
-        await nursery.start(audit.run)
-        yield nursery
-        nursery.cancel_scope.cancel()
-
-
-@asynccontextmanager
 async def auditing(path: Path, run_sync: Any = None):
     """The audit of a service that runs, and what it reports."""
     told = Told()
     audit = Audit(path, Observer(told, lambda: NOON), run_sync or Here())
-    async with running(audit):
+    async with trio.open_nursery() as nursery:
+        await nursery.start(audit.run)
         yield audit, told
+        nursery.cancel_scope.cancel()
 
 
 # What a line holds.
@@ -194,10 +187,7 @@ def test_what_is_kept_of_the_texts_of_rates_is_bounded(monkeypatch):
 
 
 def test_an_id_acts_on_no_terminal_and_keeps_its_value():
-    frame = request_text(1).replace('"id":1,', f'"id":{HOSTILE},').encode()
-    asked = decode(frame)
-    assert isinstance(asked, Request)
-    text = line(asked)
+    text = line(replace(request(), id=HOSTILE.encode()))
     assert re.fullmatch(rb"[ -~]+\n", text)
     assert json.loads(text)["id"] == json.loads(HOSTILE)
 
@@ -497,14 +487,12 @@ async def test_writes_wait_for_each_other_and_for_no_other_thread(path, monkeypa
     monkeypatch.setattr(audit_module, "FLUSH_EVERY", 0.0)
     monkeypatch.setattr(audit_module, "LAST_WITHIN", 0.01)
     os.mkfifo(path)
-    told = Told()
-    audit = Audit(path, Observer(told))
     Audit(path, Observer())  # a pipe or a device may have two writers
-    reader = os.open(path, os.O_RDONLY)
-    add(audit, *range(1000))
-    async with running(audit) as nursery:
-        await trio.lowlevel.wait_readable(reader)
-        nursery.cancel_scope.cancel()
+    async with auditing(path, trio.to_thread.run_sync) as (audit, told):
+        reader = os.open(path, os.O_RDONLY)
+        add(audit, *range(1000))
+        with trio.fail_after(10):
+            await trio.lowlevel.wait_readable(reader)
     assert told == [("lost", 1000, "the service stopped")]
     text = b""
     while text.count(b"\n") < 1000:
