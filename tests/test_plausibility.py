@@ -130,15 +130,6 @@ def test_a_single_wrong_quote_is_no_wrong_table():
     assert doubted_in({DAY: row({"CZK": "2.5", "UAH": "33"})}) == ({"CZK"}, False)
 
 
-def test_the_reason_says_what_was_expected():
-    judged, _ = doubt({DAY: row({"CZK": "0.0393"})}, embedded(), DAY)
-    assert isinstance(judged["CZK"], Doubted)
-    assert judged["CZK"].why.outcome == "implausible"
-    assert str(judged["CZK"].why) == (
-        "gives an implausible 0.0393 for one euro (expected: about 25.43)"
-    )
-
-
 COARSE = SourceFailed(FetchOutcome.COARSE, "gives it in too few digits (0.00027)")
 
 
