@@ -91,8 +91,6 @@ ERRORS = [
     ("true", {}, set()),
     ("swapped", {"CZK": "0.0393"}, {"CZK"}),
     ("a point to the right", {"GBP": "8.5998"}, {"GBP"}),
-    ("a point to the left", {"USD": "0.12222"}, {"USD"}),
-    ("the next row's", {"GBP": "133.09"}, {"GBP"}),
     ("never quoted by the ECB", {"UAH": "3340"}, set()),
     ("crude", {"USD": "1.25", "GBP": "0.8", "CZK": "25", "JPY": "160"}, set()),
     ("two of four", {"CZK": "2.5", "JPY": "13"}, {"CZK", "JPY"}),
