@@ -22,6 +22,7 @@ from ratebridge.fakes.freecurrencyapi import (
     FREECURRENCYAPI,
     NO_CALLS_THIS_MINUTE,
     NO_CALLS_THIS_MONTH,
+    FakeFreeCurrencyApi,
 )
 from ratebridge.fakes.rates import (
     CLOSE,
@@ -601,7 +602,7 @@ async def test_a_minute_that_is_used_up_sends_the_chain_to_the_next_source_witho
     autojump_clock,
 ):
     async with open_bench() as bench:
-        bench.fake.sources[FREECURRENCYAPI].per_minute = 10
+        bench.fake.sources[FREECURRENCYAPI] = FakeFreeCurrencyApi(per_minute=10)
         rates = [await bench.ask("USD", day) for day in days(12)]
         providers = Counter(rate.provider for rate in rates)
         assert providers == {"freecurrencyapi": 10, "frankfurter": 2}
