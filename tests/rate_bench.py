@@ -9,7 +9,6 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import attrs
-import httpx  # noqa: F401 - or the virtual clock would jump over its import in a thread
 import trio
 
 from ratebridge.errors import NoRate, SourceFailed
