@@ -17,7 +17,7 @@ import trustme
 
 from ratebridge.bridge import Bridge
 from ratebridge.errors import LinkFailed
-from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script, play, request_text
+from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script, play, request_text, serve_feed
 from ratebridge.link.address import Address
 from ratebridge.link.dial import add_tls
 from ratebridge.link.link import Link, open_link
@@ -133,6 +133,18 @@ async def accept_and_listen(peer: FeedPeer) -> None:
     await listen(peer)
 
 
+async def accept_and_hang(peer: FeedPeer) -> None:
+    """A script: grant the upgrade, say and read nothing."""
+    await peer.accept()
+    await trio.sleep_forever()
+
+
+async def never_answer(peer: FeedPeer) -> None:
+    """A script: leave the upgrade without an answer."""
+    await peer.wait_for_request()
+    await trio.sleep_forever()
+
+
 async def accept_and_beat(peer: FeedPeer) -> None:
     """A script: a healthy peer without requests."""
     await peer.accept()
@@ -156,6 +168,17 @@ def in_turn(*scripts: Script) -> Script:
         await (left.pop(0) if len(left) > 1 else left[0])(peer)
 
     return script
+
+
+@asynccontextmanager
+async def feed_on_a_port(
+    script: Script, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[tuple[int, list[FeedPeer]]]:
+    """A feed on a real port: its number, and the peers so far."""
+    peers: list[FeedPeer] = []
+    async with within(20), trio.open_nursery() as nursery:
+        yield await nursery.start(partial(serve_feed, script, peers, tls=tls)), peers
+        nursery.cancel_scope.cancel()
 
 
 class KeptFeed(MemoryFeed):

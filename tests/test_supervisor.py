@@ -13,11 +13,13 @@ from support import (
     ADDRESS,
     Recorder,
     accept_and_beat,
+    accept_and_hang,
     accept_and_listen,
     ask,
     euro_bridge,
     in_turn,
     listen,
+    never_answer,
     within,
 )
 
@@ -182,7 +184,7 @@ async def test_a_link_takes_nothing_once_it_is_known_what_has_left_on_it(autojum
         links.append(await open_link(*args))
         return links[-1]
 
-    async with running(silent, open_as=open_as) as it:
+    async with running(accept_and_hang, open_as=open_as) as it:
         lose_link = it.outbox.lose_link
 
         def lose_and_write() -> None:
@@ -243,19 +245,9 @@ async def test_a_bug_in_opening_is_reported_and_the_opening_retried_until_a_stop
 # The stop.
 
 
-async def never_answer(peer: FeedPeer) -> None:
-    await peer.wait_for_request()
-    await trio.sleep_forever()
-
-
-async def silent(peer: FeedPeer) -> None:
-    await peer.accept()
-    await trio.sleep_forever()
-
-
 STATES = {
     "up": (accept_and_beat, 10.0, 0.0),
-    "up, a silent peer": (silent, 1.0, 1.0),
+    "up, a silent peer": (accept_and_hang, 1.0, 1.0),
     "waiting for the upgrade": (never_answer, 1.0, 0.0),
     "backing off": (refuse(503, b"60"), 1.0, 0.0),
     "backing off for long": (refuse(403), 1.0, 0.0),
