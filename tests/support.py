@@ -4,7 +4,7 @@ import os
 import socket
 import ssl
 from base64 import b64decode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -192,6 +192,17 @@ class KeptFeed(MemoryFeed):
         self.streams.append(await super().dial())
         stream: trio.abc.Stream = self.streams[-1]
         return stream
+
+
+def take_slowly(stream: Any, wait: Callable[[], Awaitable[None]]) -> None:
+    """From now on a write to this memory stream arrives, and returns after this wait."""
+    pass_on = stream.send_stream.send_all_hook
+
+    async def pass_on_slowly() -> None:
+        await pass_on()
+        await wait()
+
+    stream.send_stream.send_all_hook = pass_on_slowly
 
 
 @asynccontextmanager

@@ -1,6 +1,5 @@
 """One websocket over memory streams: how it opens, what passes, and every way in which it ends."""
 
-from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -17,6 +16,7 @@ from support import (
     read_on,
     server_frame,
     take,
+    take_slowly,
     within,
 )
 from wsproto.events import AcceptConnection
@@ -204,17 +204,6 @@ async def test_unusual_messages_come_in_their_order_among_the_others(autojump_cl
 def stop_taking(stream: Any) -> None:
     """From now on a write to this memory stream goes nowhere and does not return."""
     stream.send_stream.send_all_hook = trio.sleep_forever
-
-
-def take_slowly(stream: Any, wait: Callable[[], Awaitable[None]]) -> None:
-    """From now on a write to this memory stream arrives, and returns after this wait."""
-    pass_on = stream.send_stream.send_all_hook
-
-    async def pass_on_slowly() -> None:
-        await pass_on()
-        await wait()
-
-    stream.send_stream.send_all_hook = pass_on_slowly
 
 
 async def test_slow_writes_one_after_the_other_are_no_stalled_write(autojump_clock):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import pairwise
 from math import inf
 from typing import Any
@@ -23,6 +24,7 @@ from support import (
     euro_bridge,
     listen,
     server_frame,
+    take_slowly,
     within,
 )
 
@@ -262,14 +264,7 @@ async def test_a_large_batch_is_answered_in_two_writes(count, writes, autojump_c
 
 async def test_a_heartbeat_waits_for_one_write_at_most(autojump_clock):
     async with living(accept_and_beat) as life:
-        stream = life.feed.streams[0].send_stream
-        pass_on = stream.send_all_hook
-
-        async def slowly() -> None:
-            await trio.sleep(0.3)
-            await pass_on()
-
-        stream.send_all_hook = slowly
+        take_slowly(life.feed.streams[0], partial(trio.sleep, 0.3))
         await trio.sleep(0.5)
         for number in range(1000):  # some 20 writes
             life.outbox.add(Reply(b"1", ask(number).encode() * 4, trio.current_time()))
