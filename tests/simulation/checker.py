@@ -94,7 +94,7 @@ class Checker:
             if attempt.wire is None:
                 continue
             self._check_writes(attempt.wire)
-            if attempt.up < inf:
+            if max(attempt.up, attempt.lost) < inf:
                 self._check_refresh(attempt.wire, attempt.up)
                 self._check_staleness(attempt, attempt.wire, attempt.up)
                 self._check_heartbeats_sent(attempt, attempt.wire, attempt.up, attempt.lost)
@@ -312,7 +312,7 @@ class Checker:
         healthy = [
             (attempt.wire, attempt.up, min(attempt.lost, self._stop_at, _fatal(attempt.wire.read)))
             for attempt in trace.attempts
-            if attempt.wire is not None and attempt.up < inf
+            if attempt.wire is not None and max(attempt.up, attempt.lost) < inf
         ]
         for key, replies in trace.made.items():
             made = sorted(reply.at for reply in replies)
