@@ -51,6 +51,7 @@ _string = msgspec.json.Decoder(str).decode
 _rate_day = lru_cache(4096)(date.fromisoformat)
 
 
+@lru_cache(4096)  # lines of one batch share their time
 def _day(raw: bytes) -> date:
     """The UTC day of a JSON string that is an instant, as the service reads it."""
     return parse_instant(_string(raw)).date()

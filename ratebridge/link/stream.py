@@ -124,10 +124,7 @@ class LinkStream:
     # Out.
 
     def put(
-        self,
-        data: bytes,
-        texts: Sequence[bytes] = (),
-        on_whole: Callable[[], None] = do_nothing,
+        self, data: bytes, texts: Sequence[bytes] = (), on_whole: Callable[[], None] = do_nothing
     ) -> Write | None:
         """Write what the system takes at once, and queue the rest: the write if there is some.
 

@@ -172,11 +172,7 @@ class RateChain:
         ]
 
     def _look(
-        self,
-        currency: str,
-        day: date,
-        now: datetime,
-        asked: Mapping[str, tuple[_Fetch, float]],
+        self, currency: str, day: date, now: datetime, asked: Mapping[str, tuple[_Fetch, float]]
     ) -> Rate | Source:
         """The rate, or the source to be waited for. Raises `NoRate` if there is neither.
 

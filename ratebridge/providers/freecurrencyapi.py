@@ -250,10 +250,7 @@ def next_month(now: datetime) -> datetime:
 PROVIDER: Final = Provider(
     FreeCurrencyApi.name,
     lambda http, settings: FreeCurrencyApi(
-        http,
-        settings.freecurrency_api_key,
-        settings.freecurrency_api_url,
-        settings.cache_ttl,
+        http, settings.freecurrency_api_key, settings.freecurrency_api_url, settings.cache_ttl
     ),
     hints={
         FetchOutcome.REFUSED_KEY: "compare FREECURRENCY_API_KEY with the one in the source's "
