@@ -26,11 +26,10 @@ from ratebridge.fakes.rates import FakeRates, memory_dial, serve_rates
 from ratebridge.link.address import Address
 from ratebridge.providers.freecurrencyapi import FreeCurrencyApi
 from ratebridge.providers.http import HttpClient
-from ratebridge.providers.registry import NAMES
 from ratebridge.providers.source import Source
 from ratebridge.proxies import Proxies
 from ratebridge.rates import Quote, RateSheet
-from ratebridge.settings import Settings, load_settings
+from ratebridge.settings import SOURCES, Settings, load_settings
 
 NOW = datetime(2021, 6, 15, 12, tzinfo=UTC)
 FEED = Address("feed.example", 80, "/", secure=False)
@@ -417,7 +416,7 @@ async def test_the_sources_of_the_settings_are_asked_over_the_network():
     found = rows(out.getvalue())
     assert [step for step, row in found.items() if row.startswith("ok")] == [
         *("settings", "freecurrencyapi key"),
-        *(f"{name} {step}" for name in NAMES for step in ("today", "past")),
+        *(f"{name} {step}" for name in SOURCES for step in ("today", "past")),
     ]
 
 

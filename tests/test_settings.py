@@ -11,9 +11,10 @@ import trio
 from ratebridge.app import Dependencies, serve
 from ratebridge.errors import BadSettings, FetchOutcome, LinkFailed, Loss, SourceFailed
 from ratebridge.link.address import Address
-from ratebridge.providers.registry import NAMES, provider
+from ratebridge.providers.registry import provider
 from ratebridge.proxies import Proxies, Proxy
 from ratebridge.settings import (
+    SOURCES,
     VARIABLES,
     Settings,
     Variable,
@@ -56,7 +57,7 @@ def test_the_defaults_are_those_of_the_protocol():
 
 
 def test_a_key_puts_freecurrencyapi_first():
-    assert load_settings({**FEED, "FREECURRENCY_API_KEY": "k3y"}).providers == NAMES
+    assert load_settings({**FEED, "FREECURRENCY_API_KEY": "k3y"}).providers == SOURCES
 
 
 def test_a_longer_first_wait_raises_the_longest():
@@ -220,7 +221,7 @@ def test_no_value_of_a_secret_setting_is_ever_printed(secret, shape):
     except BadSettings as bad:
         shown = f"{bad} {bad!r}"
     else:
-        sources = [provider(name).make(NO_HTTP, settings) for name in NAMES]
+        sources = [provider(name).make(NO_HTTP, settings) for name in SOURCES]
         shown = f"{settings} {settings!r} {sources}"
     assert SECRET not in shown
 
@@ -237,7 +238,7 @@ async def test_no_secret_is_logged_by_a_service_that_can_reach_nothing(autojump_
 
     values = {variable.name: good_text(variable) for variable in SECRETS}
     settings = load_settings(values)
-    sources = [provider(name).make(Unreachable(), settings) for name in NAMES]
+    sources = [provider(name).make(Unreachable(), settings) for name in SOURCES]
     stop = trio.Event()
     caplog.set_level("DEBUG")
     async with trio.open_nursery() as nursery:
