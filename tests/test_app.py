@@ -44,12 +44,6 @@ class Service:
     stop: trio.Event
     ended: trio.Event
 
-    async def next_peer(self, number: int) -> FeedPeer:
-        """The connection with this number, once it is there and open."""
-        while len(self.feed.peers) <= number or not self.feed.peers[number].path:
-            await trio.sleep(0.01)
-        return self.feed.peers[number]
-
     def replies(self) -> list[Any]:
         """The replies over all connections."""
         received = [got.message for peer in self.feed.peers for got in peer.received]
@@ -169,8 +163,8 @@ async def test_a_reply_whose_rate_came_after_the_link_was_lost_goes_first_on_the
 ):
     script = lost_at_once(lambda: service.feed.peers)
     async with running(script, Bank({MAY_18: 1})) as service:
-        peer = await service.next_peer(1)
-        await trio.sleep(2)
+        await trio.sleep(3)
+        peer = service.feed.peers[1]
     assert [got.message["id"] for got in peer.received if "id" in got.message] == ["early"]
     assert [reply["payload"]["stake"] for reply in service.replies()] == ["80"]
     assert service.bank.asked == [MAY_18]
