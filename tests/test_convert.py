@@ -11,7 +11,6 @@ import pytest
 from rate_bench import make_client, make_source
 from support import OURS
 
-from ratebridge.cli import main
 from ratebridge.command_line import command_line
 from ratebridge.errors import BadSettings
 from ratebridge.fakes.rates import FakeRates
@@ -114,14 +113,12 @@ def test_bad_usage_says_what_was_expected(wish, problem):
     assert caught.value.args == (problem,)
 
 
-def test_every_problem_is_reported_together(monkeypatch, capsys):
+def test_every_problem_is_reported_together(monkeypatch):
     monkeypatch.setenv("RATEBRIDGE_CACHE_TTL", "soon")
-    with pytest.raises(SystemExit) as exited:
-        main(["convert", "abc", "EURO", "--date", "yesterday"])
-    assert exited.value.code == 2
-    assert [line.partition(" ")[0] for line in capsys.readouterr().err.splitlines()] == [
-        *("stake", "currency", "date", "RATEBRIDGE_CACHE_TTL:")
-    ]
+    with pytest.raises(BadSettings) as caught:
+        convert("abc", "EURO", "yesterday")
+    told = [problem.partition(" ")[0] for problem in caught.value.args]
+    assert told == ["stake", "currency", "date", "RATEBRIDGE_CACHE_TTL:"]
 
 
 def test_the_named_source_takes_the_place_of_those_in_the_settings(monkeypatch, capsys):
