@@ -15,7 +15,7 @@ import attrs
 import pytest
 import structlog
 import trio
-from support import Bank, beat, listen
+from support import Bank, accept_and_beat, beat, in_turn, listen
 
 from ratebridge import __version__, app
 from ratebridge.app import Dependencies, serve
@@ -79,11 +79,7 @@ async def running(
         nursery.cancel_scope.cancel()
 
 
-async def quiet(_peer: FeedPeer) -> None:
-    await trio.sleep_forever()
-
-
-def talking(ask: Callable[[FeedPeer], Awaitable[None]] = quiet) -> Script:
+def talking(ask: Callable[[FeedPeer], Awaitable[None]]) -> Script:
     """A feed that beats, listens and asks."""
 
     async def script(peer: FeedPeer) -> None:
@@ -106,18 +102,16 @@ def asking(*texts: str) -> Script:
     return talking(ask)
 
 
-def lost_at_once(peers: Callable[[], list[FeedPeer]], then: Script | None = None) -> Script:
-    """A feed that asks, and breaks off before there is a reply; then another script."""
+async def leave(peer: FeedPeer) -> None:
+    """A feed that asks, and breaks off before there is a reply."""
+    await peer.accept()
+    await peer.send(request_text("early", "100"))
+    await trio.sleep(0.1)
 
-    async def script(peer: FeedPeer) -> None:
-        if len(peers()) > 1:
-            await (then or talking())(peer)
-            return
-        await peer.accept()
-        await peer.send(request_text("early", "100"))
-        await trio.sleep(0.1)
 
-    return script
+async def open_late(peer: FeedPeer) -> None:
+    await trio.sleep(3)
+    await accept_and_beat(peer)
 
 
 async def test_a_request_gets_its_stake_in_euro_and_all_else_back(autojump_clock):
@@ -161,8 +155,7 @@ async def test_heartbeats_and_answers_go_on_while_a_rates_call_hangs(autojump_cl
 async def test_a_reply_whose_rate_came_after_the_link_was_lost_goes_first_on_the_next(
     autojump_clock,
 ):
-    script = lost_at_once(lambda: service.feed.peers)
-    async with running(script, Bank({MAY_18: 1})) as service:
+    async with running(in_turn(leave, accept_and_beat), Bank({MAY_18: 1})) as service:
         await trio.sleep(3)
         peer = service.feed.peers[1]
     assert [got.message["id"] for got in peer.received if "id" in got.message] == ["early"]
@@ -202,12 +195,7 @@ async def test_a_stop_waits_no_longer_than_the_drain_timeout(autojump_clock):
 
 
 async def test_a_stop_waits_for_the_link_that_takes_what_is_answered(autojump_clock):
-    async def late(peer: FeedPeer) -> None:
-        await trio.sleep(3)
-        await talking()(peer)
-
-    script = lost_at_once(lambda: service.feed.peers, late)
-    async with running(script, Bank({MAY_18: 1})) as service:
+    async with running(in_turn(leave, open_late), Bank({MAY_18: 1})) as service:
         await trio.sleep(2)  # the reply is made, and the next link is being opened
         service.stop.set()
         await service.ended.wait()
@@ -234,7 +222,7 @@ async def test_what_is_left_in_the_outbox_is_undelivered_whichever_way_the_servi
 
     observer = Observer()
     async with trio.open_nursery() as nursery:
-        feed = MemoryFeed(nursery, lost_at_once(lambda: feed.peers, quiet))
+        feed = MemoryFeed(nursery, in_turn(leave, open_late))
         dependencies = Dependencies(feed.dial, [Bank({MAY_18: 1})], observer=observer)
         with trio.move_on_after(2):
             await serve(Settings(FEED), None, dependencies)
@@ -243,7 +231,7 @@ async def test_what_is_left_in_the_outbox_is_undelivered_whichever_way_the_servi
 
 
 async def test_a_service_logs_its_start_each_minute_and_its_end(autojump_clock, log):
-    async with running(talking(), providers=("bank",)):
+    async with running(accept_and_beat, providers=("bank",)):
         await trio.sleep(121)
     assert [event["connection"] for event in log if event["event"] == "summary"] == ["up", "up"]
     about = {"version": __version__, "feed": FEED.authority, "sources": ["bank"]}
@@ -323,12 +311,8 @@ async def test_what_does_nothing_in_the_environment_is_logged(autojump_clock, mo
 
 
 async def test_a_start_is_reported_when_the_first_connection_is_up(autojump_clock):
-    async def script(peer: FeedPeer) -> None:
-        await trio.sleep(3)
-        await talking()(peer)
-
     async with trio.open_nursery() as nursery:
-        feed = MemoryFeed(nursery, script)
+        feed = MemoryFeed(nursery, open_late)
         dependencies = Dependencies(feed.dial, [Bank()])
         began = trio.current_time()
         await nursery.start(serve, Settings(FEED), None, dependencies)
@@ -354,7 +338,7 @@ async def test_an_embedded_service_writes_nothing_by_itself(
     monkeypatch.setattr(logger, "handlers", [caplog.handler])
     caplog.set_level("INFO", logger="ratebridge")
     async with trio.open_nursery() as nursery:
-        feed = MemoryFeed(nursery, talking())
+        feed = MemoryFeed(nursery, accept_and_beat)
         dependencies = Dependencies(feed.dial, [Bank()])
         await nursery.start(serve, Settings(FEED, verify_ssl=False), None, dependencies)
         nursery.cancel_scope.cancel()
