@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from logging import DEBUG, ERROR, INFO, WARNING
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import attrs
 import trio
@@ -32,16 +32,31 @@ from .operating.logs import LineLimit, library_limit
 from .operating.stats import LACKING, RecentError, Stats
 from .rates import Rate, RateSheet
 
-if TYPE_CHECKING:
-    from .operating.audit import Audit
-
-Converted: TypeAlias = "tuple[Request, str, Rate | None, datetime]"
+Converted: TypeAlias = tuple[Request, str, Rate | None, datetime]
 """A request, its stake in euro as the reply has it, the rate (None if it was in euro already),
 and the reply's date."""
 
 LONG_LIMIT: Final = 3600.0  # s
 OFF: Final = "RATEBRIDGE_PLAUSIBILITY=off lets them through"
 OUR_FAULT: Final = (Refusal.UNAVAILABLE, Refusal.OVERLOADED, Refusal.INTERNAL_ERROR)
+
+
+class AuditTrail(Protocol):
+    """What the observer asks of an audit trail, such as `operating.audit.Audit`.
+
+    It is named here because a trail reports to the observer, and so is made after it.
+    """
+
+    @property
+    def head(self) -> object:
+        """The head of the lines that are in the file; its `str` is "NUMBER:HASH"."""
+
+    @property
+    def waiting(self) -> int:
+        """The lines that are not written yet."""
+
+    def add(self, records: Sequence[Converted], /) -> None:
+        """Queue a line for each of the conversions, which were made together. Raises nothing."""
 
 
 @attrs.define(eq=False)
@@ -55,7 +70,7 @@ class Observer:
     log: Any = None
     utc_now: Callable[[], datetime] = lambda: datetime.now(UTC)
     stats: Stats = attrs.Factory(Stats)
-    audit: "Audit | None" = None
+    audit: AuditTrail | None = None
     _limit: LineLimit = attrs.Factory(LineLimit)
     _unlogged_ids: list[str] = attrs.Factory(list)  # first and last id of undelivered replies
     _limited_level: int = INFO  # the highest of the lines held back

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from importlib import import_module
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,8 +22,9 @@ settings.register_profile(
 settings.load_profile("patient")
 
 
-# Loaded here once: a virtual clock does not wait for the thread that would load it.
+# Loaded here once: a virtual clock does not wait for the thread that would load them.
 embedded()
+import_module("httpx")
 
 
 @pytest.fixture

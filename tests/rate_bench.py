@@ -19,7 +19,7 @@ from ratebridge.providers.http import HttpClient
 from ratebridge.providers.registry import provider
 from ratebridge.providers.source import Http, Source
 from ratebridge.proxies import Proxies
-from ratebridge.rates import MOST_QUOTES, Rate, RateCache, RateSheet
+from ratebridge.rates import Rate, RateCache, RateSheet
 from ratebridge.settings import load_settings
 
 KEY = "fca_live_s3cr3t"
@@ -118,10 +118,7 @@ async def open_bench(
     start: datetime = START,
     deadline: float = 5.0,
     life: float = 7200.0,
-    most_quotes: int = MOST_QUOTES,
     judge: bool = True,
-    jitter: float = 0.5,
-    fake: FakeRates | None = None,
     observer: Observer | None = None,
 ) -> AsyncIterator[Bench]:
     """The sources named (freecurrencyapi and frankfurter, if none is), in their order.
@@ -129,20 +126,20 @@ async def open_bench(
     `life` is that of a sheet, in seconds.
     """
     wall = Wall(start)
-    fake = fake or FakeRates(wall, key=KEY, per_minute=10**6, per_month=10**6)
+    fake = FakeRates(wall, key=KEY, per_minute=10**6, per_month=10**6)
     named = sources or ("freecurrencyapi", "frankfurter")
     http = make_client(fake) if any(isinstance(one, str) for one in named) else None
     notes = Notes()
     async with trio.open_nursery() as nursery:
         chain = RateChain(
             [make_source(source, http) if isinstance(source, str) else source for source in named],
-            RateCache(timedelta(seconds=life), most_quotes),
+            RateCache(timedelta(seconds=life)),
             nursery,
             deadline=deadline,
             utc_now=wall,
             observer=observer or notes,
             judge=judge,
-            jitter=lambda: jitter,
+            jitter=lambda: 0.5,
         )
         yield Bench(fake, chain, nursery, notes, wall)
         nursery.cancel_scope.cancel()

@@ -1,5 +1,7 @@
 """A service for the tests of what operators see: real parts, fake sources."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from types import SimpleNamespace
@@ -7,11 +9,15 @@ from typing import Any
 
 import attrs
 import trio
+import trio.testing
 from prometheus_client.parser import text_string_to_metric_families
 
+from ratebridge.app import Dependencies, serve
 from ratebridge.bridge import Bridge
 from ratebridge.errors import FetchOutcome, SourceFailed
+from ratebridge.fakes.feed import FeedPeer, MemoryFeed, request_text
 from ratebridge.link.address import Address
+from ratebridge.messages import Request, decode
 from ratebridge.observer import Observer
 from ratebridge.operating.logs import event_log
 from ratebridge.operating.metrics import Metrics
@@ -49,7 +55,7 @@ def sheet(day: date, provider: str = "shop", fetched: datetime = NOW) -> RateShe
 
 
 def make_service(
-    nursery: trio.Nursery, *sources: Shop, feed: Address | None = FEED, audit: Any = None
+    nursery: trio.Nursery, *sources: Shop, audit: Any = None
 ) -> tuple[Service, Observer]:
     observer = Observer(event_log(), lambda: NOW)
     chain = RateChain(
@@ -64,13 +70,54 @@ def make_service(
     bridge = Bridge(chain, nursery, outbox.add, utc_now=lambda: NOW, observer=observer)
     started = trio.current_time()
     return Service(
-        Settings(feed), observer.stats, bridge, outbox, chain, started, lambda: NOW, audit
+        Settings(FEED), observer.stats, bridge, outbox, chain, started, lambda: NOW, audit
     ), observer
 
 
 def trail(**state: Any) -> Any:
     """What is read of an audit trail; it is well unless `state` says otherwise."""
     return SimpleNamespace(**{"failing": None, "waiting": 0, "lost": 0, "head": "0:0", **state})
+
+
+def request(message_id: int | str = 456, **fields: Any) -> Request:
+    """A request as it is read from the wire."""
+    found = decode(request_text(message_id, **fields).encode())
+    assert isinstance(found, Request)
+    return found
+
+
+@asynccontextmanager
+async def stopping(observer: Observer, **options: Any) -> AsyncIterator[None]:
+    """A service that was told to stop, and waits for the rate of its last request until the end.
+
+    The first one was in euro, and the second in a currency without a rate.
+    """
+    stop, answered, let = trio.Event(), trio.Event(), trio.Event()
+
+    class Bank(Shop):
+        async def fetch(self, day: date, now: datetime) -> RateSheet:
+            await let.wait()
+            return sheet(day, "bank", now)
+
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        await peer.heartbeat()
+        for message_id, currency in enumerate(("EUR", "XXX", "USD"), 1):
+            await peer.send(request_text(message_id, currency=currency))
+        assert (await peer.receive_reply())["id"] == "1"
+        answered.set()
+        while True:
+            await peer.receive()
+
+    async with trio.open_nursery() as nursery:
+        feed = MemoryFeed(nursery, script)
+        parts = Dependencies(feed.dial, [Bank("bank")], clock=lambda: NOW, observer=observer)
+        nursery.start_soon(serve, Settings(FEED, **options), stop, parts)
+        await answered.wait()
+        stop.set()
+        await trio.testing.wait_all_tasks_blocked()
+        yield
+        let.set()
 
 
 def samples(service: Service) -> dict[str, float]:

@@ -4,7 +4,7 @@ import os
 import socket
 import ssl
 from base64 import b64decode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -18,7 +18,7 @@ import trustme
 
 from ratebridge.bridge import Bridge
 from ratebridge.errors import LinkFailed, SourceFailed
-from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script, play, request_text
+from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script, play, request_text, serve_feed
 from ratebridge.link.address import Address
 from ratebridge.link.dial import add_tls
 from ratebridge.link.link import Link, open_link
@@ -161,6 +161,18 @@ async def accept_and_listen(peer: FeedPeer) -> None:
     await listen(peer)
 
 
+async def accept_and_hang(peer: FeedPeer) -> None:
+    """A script: grant the upgrade, say and read nothing."""
+    await peer.accept()
+    await trio.sleep_forever()
+
+
+async def never_answer(peer: FeedPeer) -> None:
+    """A script: leave the upgrade without an answer."""
+    await peer.wait_for_request()
+    await trio.sleep_forever()
+
+
 async def accept_and_beat(peer: FeedPeer) -> None:
     """A script: a healthy peer without requests."""
     await peer.accept()
@@ -186,6 +198,17 @@ def in_turn(*scripts: Script) -> Script:
     return script
 
 
+@asynccontextmanager
+async def feed_on_a_port(
+    script: Script, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[tuple[int, list[FeedPeer]]]:
+    """A feed on a real port: its number, and the peers so far."""
+    peers: list[FeedPeer] = []
+    async with within(20), trio.open_nursery() as nursery:
+        yield await nursery.start(partial(serve_feed, script, peers, tls=tls)), peers
+        nursery.cancel_scope.cancel()
+
+
 class KeptFeed(MemoryFeed):
     """A feed in memory that keeps our side of the streams, too."""
 
@@ -197,6 +220,17 @@ class KeptFeed(MemoryFeed):
         self.streams.append(await super().dial())
         stream: trio.abc.Stream = self.streams[-1]
         return stream
+
+
+def take_slowly(stream: Any, wait: Callable[[], Awaitable[None]]) -> None:
+    """From now on a write to this memory stream arrives, and returns after this wait."""
+    pass_on = stream.send_stream.send_all_hook
+
+    async def pass_on_slowly() -> None:
+        await pass_on()
+        await wait()
+
+    stream.send_stream.send_all_hook = pass_on_slowly
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rate_bench import START, open_bench
 
-from ratebridge.budget import BURST, FOR_TODAY, UNANSWERED, Budget
+from ratebridge.budget import BURST, FOR_TODAY, Budget
 from ratebridge.errors import NoRate
 from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI
 from ratebridge.fakes.rates import CLOSE, HTML
@@ -40,14 +40,6 @@ def test_a_call_comes_after_the_wait_and_not_before():
     assert budget.wait(110.0) == 0
     assert budget.wait(110.0, keep=1) == pytest.approx(10.0)
     assert budget.left(1e9) == BURST
-
-
-def test_an_attempt_without_an_answer_costs_next_to_nothing():
-    budget = Budget(10.0)
-    for _ in range(BURST):
-        budget.take(100.0)
-    budget.return_unanswered(100.0)
-    assert budget.left(100.0) == 1 - UNANSWERED
 
 
 async def test_a_feed_that_asks_for_hundreds_of_days_costs_no_more_than_the_budget(autojump_clock):

@@ -2,8 +2,6 @@
 
 import socket
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +9,10 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from support import ADDRESS, accept_and_listen, open_proxy, tls_contexts, within
+from support import ADDRESS, accept_and_listen, feed_on_a_port, open_proxy, tls_contexts, within
 
 from ratebridge.app import serve
 from ratebridge.errors import LinkFailed
-from ratebridge.fakes.feed import FeedPeer, serve_feed
 from ratebridge.link import dial, link
 from ratebridge.link.address import Address
 from ratebridge.link.dial import NetworkDial
@@ -87,16 +84,6 @@ async def test_a_connection_that_cannot_be_made_has_its_reason(addresses, errors
     assert (caught.value.reason, caught.value.detail) == (reason, detail)
 
 
-@asynccontextmanager
-async def listening(tls: ssl.SSLContext | None = None) -> AsyncIterator[tuple[int, list[FeedPeer]]]:
-    """A feed on a real port: its number, and the peers so far."""
-    peers: list[FeedPeer] = []
-    async with within(10), trio.open_nursery() as nursery:
-        serve = partial(serve_feed, accept_and_listen, peers, tls=tls)
-        yield await nursery.start(serve), peers
-        nursery.cancel_scope.cancel()
-
-
 @pytest.mark.parametrize("scheme", [None, "http", "socks5"])
 @pytest.mark.parametrize("known", [True, False])
 async def test_what_is_not_acknowledged_for_five_seconds_breaks_the_connection(
@@ -106,7 +93,7 @@ async def test_what_is_not_acknowledged_for_five_seconds_breaks_the_connection(
     option = getattr(socket, "TCP_USER_TIMEOUT", None)
     if not known:
         monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)
-    async with open_proxy() as proxy, listening() as (port, _):
+    async with open_proxy() as proxy, feed_on_a_port(accept_and_listen) as (port, _):
         by = scheme and Proxy(scheme, "127.0.0.1", proxy.port)
         stream: Any = await NetworkDial(attrs.evolve(FEED, port=port), None, by)()
         if option:
@@ -136,7 +123,7 @@ async def test_a_feed_is_reached_through_a_proxy(scheme, user, asked, secure, pi
     server, client = tls_pair
     async with (
         open_proxy(server if scheme == "https" else None) as proxy,
-        listening(tls=server if secure else None) as (port, peers),
+        feed_on_a_port(accept_and_listen, server if secure else None) as (port, peers),
         trio.open_nursery() as nursery,
     ):
         proxy.pieces = pieces
@@ -230,7 +217,7 @@ async def test_a_service_finds_the_address_that_works_behind_one_that_does_not(f
         if fault == "hangs":
             await stream.receive_some()
 
-    async with listening() as (port, peers), trio.open_nursery() as nursery:
+    async with feed_on_a_port(accept_and_listen) as (port, peers), trio.open_nursery() as nursery:
         await nursery.start(partial(trio.serve_tcp, fail, port, host="127.0.0.2"))
         feed = Address("feed.test", port, "/", secure=False)
         nursery.start_soon(serve, Settings(feed, providers=("ecb",)))

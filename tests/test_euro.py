@@ -13,12 +13,6 @@ from ratebridge.errors import NoRate
 from ratebridge.euro import CONVERSION_RATES
 from ratebridge.rates import fixed_rate
 
-
-@pytest.fixture(scope="module")
-def history():
-    return CurrencyConverter(decimal=True)
-
-
 # Article 1 of Council Regulation (EC) No 2866/98, as amended, typed anew, by year of changeover.
 LEGAL = """
 1999: BEF 40.3399, DEM 1.95583, ESP 166.386, FRF 6.55957, IEP 0.787564, ITL 1936.27, LUF 40.3399,
@@ -38,7 +32,8 @@ def test_each_has_its_day_and_its_six_digits():
     assert {len(units.as_tuple().digits) for _, units in CONVERSION_RATES.values()} == {6}
 
 
-def test_those_the_ecb_has_quoted_end_at_their_conversion_rate(history):
+def test_those_the_ecb_has_quoted_end_at_their_conversion_rate():
+    history = CurrencyConverter(decimal=True)
     quoted = CONVERSION_RATES.keys() & history.currencies
     assert quoted >= {"CYP", "EEK", "HRK", "LTL", "LVL", "MTL", "SIT", "SKK"}
     for code in quoted:

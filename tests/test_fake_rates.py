@@ -57,8 +57,7 @@ def test_calls_are_recorded_and_what_no_source_is_asked_for_is_none(fake):
     assert (first.params["date"], first.key, first.at) == ("2021-05-18", KEY["apikey"], NOW)
     assert (second.key, first.status, second.status, third.status) == (None, 200, 200, 200)
     assert [fake.count(source) for source in (FREECURRENCYAPI, FRANKFURTER, None)] == [1, 2, 3]
-    with pytest.raises(TypeError, match="per_day"):
-        FakeRates(lambda: NOW, per_day=1)
+    assert FakeRates(lambda: NOW, per_minute=0).answer(HISTORICAL, KEY).status == 429
 
 
 def test_faults_come_in_their_order_and_then_as_disturb_says(fake):

@@ -111,16 +111,7 @@ def in_pieces(stream: bytes, cuts: Iterable[int]) -> list[bytes]:
 SIZES = (0, 1, 2, 124, 125, 126, 127, 300)
 WORDS = ("a", "\u00e9", "\u20ac", "\U0001f600")
 BAD_UTF8 = (b"\xff", b"\xc3", b"\xed\xa0\x80", b"a\x80", b"\xf0\x9f\x98")
-CLOSES = (
-    b"",
-    b"\x03",
-    b"\x03\xe8",
-    b"\x03\xe8bye",
-    b"\x03\xe8\xff",
-    b"\x03\xed",
-    b"\0\0",
-    b"\x0f\xa0x",
-)
+CLOSES = (b"", b"\x03", b"\x03\xe8bye", b"\x03\xe8\xff", b"\x03\xed", b"\x0f\xa0x")
 OPCODES = (TEXT, TEXT, BINARY, CONTINUATION, PING, PONG, 0x3, 0x7, 0xB, 0xF)
 
 
@@ -180,34 +171,15 @@ def test_what_happens_is_what_happens_with_plain_wsproto(seed: int):
         assert by_decoder(in_pieces(stream, cuts)) == expected
 
 
+# Those that are rare among the frames at random above.
 STREAMS = {
-    "nothing": b"",
-    "an empty text": frame(TEXT),
-    "a fragmented text": frame(TEXT, b"a", fin=False) + frame(CONTINUATION, b"b"),
-    "a ping within a fragmented text": frame(TEXT, b"a", fin=False)
-    + frame(PING, b"p")
-    + frame(CONTINUATION, b"b"),
-    "a binary": frame(BINARY, b"\xff"),
-    "a ping": frame(PING, bytes(125)),
-    "a pong that nobody asked for": frame(PONG, b"p"),
-    "two length bytes at their least": frame(TEXT, bytes(126)),
     "two length bytes at their most": frame(TEXT, bytes(65535)),
     "eight length bytes at their least": frame(TEXT, bytes(65536)),
     "as long as can be": frame(TEXT, bytes(MAX_MESSAGE)),
     "a text within a fragmented one": frame(TEXT, b"a", fin=False) + frame(TEXT, b"b"),
-    "a long ping": frame(PING, bytes(126)),
-    "a ping with two length bytes": frame(PING, b"p", length_bytes=2),
-    "a ping in a fragment": frame(PING, b"p", fin=False),
-    "a continuation of nothing": frame(CONTINUATION, b"a"),
-    "a masked text": frame(TEXT, b"a", key=b"\1\2\3\4"),
-    "a reserved bit": frame(TEXT, b"a", reserved=0x40),
-    "a reserved opcode": frame(0x3, b"a"),
     "two length bytes for one": frame(TEXT, bytes(125), length_bytes=2),
     "eight length bytes for two": frame(TEXT, bytes(65535), length_bytes=8),
-    "text that is no UTF-8": frame(TEXT, b"a\xff"),
     "text that ends within a character": frame(TEXT, b"a\xe2\x82"),
-    "a close": frame(CLOSE, b"\x03\xe9bye"),
-    "a close with a bad code": frame(CLOSE, b"\0\0"),
     "garbage": b"HTTP/1.1 200 OK\r\n\r\n",
     "a fragment that is no UTF-8": frame(TEXT, b"\xff", fin=False) + frame(CONTINUATION, b"b"),
 }

@@ -28,9 +28,8 @@ def source(fake):
 
 async def test_a_month_is_one_call_with_five_days_around_it(fake, source):
     sheet = await source.fetch(DAY, START)
-    assert (sheet.provider, sheet.asked, sheet.fetched) == ("frankfurter", "2021-05", START)
     assert (sheet.first, sheet.last) == (date(2021, 5, 1), date(2021, 5, 31))
-    assert source.asks(sheet.first, START.date()) == source.asks(sheet.last, START.date())
+    assert {source.asks(day, START.date()) for day in (sheet.first, sheet.last)} == {"2021-05"}
     assert sheet.find("ZWL", DAY) == (Quote(Decimal(quote(FRANKFURTER, "ZWL", DAY))), DAY)
     assert len(sheet.currencies) > 55
     assert "EUR" not in sheet.currencies
@@ -98,12 +97,11 @@ def body(*rows):
         (body(ROW, {**ROW, "base": "USD", "date": "1999-01-04"}), "bad-table", "another base"),
         (Fault(quotes={"EUR": "0.9"}), "bad-table", "has another quote than 1 for EUR on"),
         (body(ROW, {**ROW, "rate": 1.3}), "bad-table", "two different quotes for USD on 2021"),
-        (Fault(empty=True), "no-table", "has no rates for 2021-05"),
         (body({"date": "2021-05-18", "rate": 1.2}), "bad-body", "something else than rates"),
         (body({**ROW, "date": "18.05.2021"}), "bad-body", "something else than rates"),
         (body({**ROW, "quote": 1}), "bad-body", "something else than rates"),
     ],
-    ids=range(8),
+    ids=range(7),
 )
 async def test_what_contradicts_itself_or_has_another_shape_is_refused(
     fake, source, fault, outcome, why

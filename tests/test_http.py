@@ -174,19 +174,13 @@ async def test_a_body_is_read_no_further_than_its_bounds():
 
 
 async def test_each_piece_of_a_body_lets_the_other_tasks_run():
-    turns: list[None] = []
-
-    async def take_turns():
-        while True:
-            await trio.lowlevel.checkpoint()
-            turns.append(None)
-
-    client, _ = client_of(CHUNKED + ONE_BYTE * MAX_PIECES + END)
+    turns = 0
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(take_turns)
-        assert len((await client.get(URL, {})).body) == MAX_PIECES
-        nursery.cancel_scope.cancel()
-    assert len(turns) > MAX_PIECES / 2
+        nursery.start_soon(client_of(CHUNKED + ONE_BYTE * MAX_PIECES + END)[0].get, URL, {})
+        while nursery.child_tasks:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+    assert turns > MAX_PIECES / 2
 
 
 # No answer.
@@ -202,17 +196,12 @@ async def failure_of(url):
 async def test_why_there_is_no_connection_is_told_as_the_feeds_dial_has_it():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    refused = "could not be reached (connection refused: nobody listens on that port)"
-    assert await failure_of(f"http://localhost:{port}/v1/latest") == (refused, True)
-
-
-@pytest.mark.parametrize(
-    ("host", "what", "again"),
-    [("a" * 64 + ".test", "the host's name", True), ("[::1", "its address", False)],
-)
-async def test_an_invalid_address(host, what, again):
-    text = f"could not be reached ({what} is not valid)"
-    assert await failure_of(f"http://{host}/v1/latest") == (text, again)
+    for host, why, again in [
+        (f"localhost:{port}", "connection refused: nobody listens on that port", True),
+        ("a" * 64 + ".test", "the host's name is not valid", True),
+        ("[::1", "its address is not valid", False),
+    ]:
+        assert await failure_of(f"http://{host}/v1") == (f"could not be reached ({why})", again)
 
 
 async def test_certificates_are_checked():
@@ -273,11 +262,9 @@ async def test_after_a_failure_a_source_is_asked_at_its_next_address(monkeypatch
     assert skipped == ([] if fault == Fault() else ["127.0.0.1"])
 
 
-@pytest.mark.parametrize("kind", ["http", "socks5h"])
-async def test_a_source_is_asked_through_the_proxy_of_the_environment(kind):
+async def test_a_source_is_asked_through_the_proxy_of_the_environment():
     async with open_proxy() as proxy, open_server() as (_, _, url):
-        way = f"{kind}://us%40er:s3cret@127.0.0.1:{proxy.port}"
+        way = f"http://us%40er:s3cret@127.0.0.1:{proxy.port}"
         proxies = Proxies.read({"HTTP_PROXY": way, "NO_PROXY": "a.test"})
         assert (await HttpClient(TLS, proxies).get(url, DAY, HEADERS)).status == 200
-    asked = "CONNECT 127.0.0.1 us@er:s3cret" if kind == "http" else "SOCKS 127.0.0.1 us@er:s3cret"
-    assert proxy.asked == [asked]
+    assert proxy.asked == ["CONNECT 127.0.0.1 us@er:s3cret"]

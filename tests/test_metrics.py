@@ -11,7 +11,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 from status_service import NOW, Shop, make_service, samples, sheet, trail
 
-from ratebridge.errors import Drop, FetchOutcome, LinkFailed, Loss, Refusal, Refused, SourceFailed
+from ratebridge.errors import LinkFailed, Loss, Refusal, Refused
 from ratebridge.operating import metrics
 from ratebridge.operating.metrics import Metrics
 from ratebridge.operating.stats import FETCH_BOUNDS, LATENCY_BOUNDS, Histogram
@@ -81,33 +81,18 @@ async def test_the_state_of_the_service_and_its_process_is_told(
 
 async def test_what_is_not_known_is_absent_and_what_is_over_stays(nursery, autojump_clock):
     audit = trail(failing="No space left on device")
-    service, observer = make_service(nursery, Shop("shop", Quota(9, 4929, 5000)), audit=audit)
+    service, observer = make_service(nursery, audit=audit)
     known = {name.partition(",")[0] for name in samples(service)}
     assert not [name for name in known if name.endswith("_timestamp_seconds")]
     assert samples(service)["ratebridge_audit_up"] == 0
     observer.link_up()
     observer.heartbeat_received(0.0)
-    observer.fetched(sheet(NOW.date()), 0.25)
     observer.link_lost(LinkFailed(Loss.STALE), 0.75, 0.1)
     await trio.sleep(60)
-    found = samples(service)
-    assert found["ratebridge_heartbeat_timestamp_seconds"] == NOW.timestamp() - 60
-    assert "ratebridge_quota_calls_left,provider=shop,window=minute" not in found
-    assert found["ratebridge_quota_calls_left,provider=shop,window=month"] == 4929
+    heartbeat = samples(service)["ratebridge_heartbeat_timestamp_seconds"]
+    assert heartbeat == NOW.timestamp() - 60
     without, _ = make_service(nursery)
     assert not [name for name in samples(without) if "audit" in name], "there is no audit file"
-
-
-async def test_no_text_of_a_peer_becomes_a_label(nursery, autojump_clock):
-    service, observer = make_service(nursery)
-    poison = "p0ison"
-    observer.dropped(Drop.NOT_JSON, poison.encode())
-    observer.undelivered(poison.encode(), "it was too old")
-    observer.refused(Refused(b"1", Refusal.BAD_CURRENCY, poison), poison.encode(), 0.1)
-    observer.link_lost(LinkFailed(Loss.CLOSED, poison, code=4000), 0.0, 1.0)
-    failure = SourceFailed(FetchOutcome.BAD_BODY, poison)
-    observer.fetch_failed("shop", "2021-06-01", failure, None)
-    assert poison.encode() not in Metrics(service).answer("", "")[0]
 
 
 # The figures behind them.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ratebridge.errors import FetchOutcome, SourceFailed
 from ratebridge.history import embedded
-from ratebridge.rates import MOST_ASKED, Quote, Rate, RateCache, RateSheet
+from ratebridge.rates import MOST_ASKED, Quote, RateCache, RateSheet
 
 DAY = date(2026, 11, 3)
 NEXT = DAY + timedelta(days=1)
@@ -79,14 +79,6 @@ LATE = at(DAY, 23, 30)
 def test_what_may_be_used(fetched, latest, now, lives, serves):
     known = sheet(fetched=fetched, latest=latest)
     assert (known.lives(DAY, now, LIFE), known.serves(DAY, now, LIFE)) == (lives, serves)
-
-
-def test_a_rate_is_told_in_units_for_one_euro():
-    told = [
-        Rate("USD", Decimal("1.20"), euro, DAY, DAY, "shop", NOON, cached=False).text
-        for euro in (Decimal(1), Decimal("0.9"))
-    ]
-    assert told == ["1.20", "1.20/0.9"]
 
 
 # The cache.

@@ -11,11 +11,11 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from support import ask, beat, in_turn, listen, server_frame
+from support import ask, beat, feed_on_a_port, in_turn, listen, server_frame
 
 from ratebridge import app
 from ratebridge.app import Dependencies, serve
-from ratebridge.fakes.feed import FeedGone, FeedPeer, Script, serve_feed
+from ratebridge.fakes.feed import FeedGone, FeedPeer, Script
 from ratebridge.link import stream
 from ratebridge.link.address import Address
 from ratebridge.link.dial import Dial, NetworkDial
@@ -51,16 +51,6 @@ async def serving(dial: Dial) -> AsyncIterator[Stats]:
             nursery.start_soon(serve, settings, stop, dependencies)
             yield stats
             stop.set()
-
-
-@asynccontextmanager
-async def feed_on_a_port(script: Script) -> AsyncIterator[tuple[int, list[FeedPeer]]]:
-    """A feed on a real port: its number, and the peers so far."""
-    peers: list[FeedPeer] = []
-    async with trio.open_nursery() as nursery:
-        port = await nursery.start(serve_feed, script, peers)
-        yield port, peers
-        nursery.cancel_scope.cancel()
 
 
 def tcp(port: int) -> Dial:

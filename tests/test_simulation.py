@@ -18,19 +18,12 @@ def test_no_run_breaks_an_invariant(first):
         assert report.violations == (), again
 
 
-def test_the_same_seed_brings_the_same_run():
-    logs: list[list[str]] = [[], []]
-    for log in logs:
-        simulate(7, length=LENGTH, log=log.append)
-    assert logs[0] == logs[1]
-    assert len(logs[0]) > 20
-
-
-def test_another_seed_brings_another_run():
-    logs: list[list[str]] = [[], []]
-    for seed, log in enumerate(logs):
+def test_the_same_seed_brings_the_same_run_and_another_seed_another():
+    logs: list[list[str]] = [[], [], []]
+    for seed, log in zip((7, 7, 8), logs, strict=True):
         simulate(seed, length=LENGTH, log=log.append)
-    assert logs[0] != logs[1]
+    assert logs[0] == logs[1] != logs[2]
+    assert len(logs[0]) > 20
 
 
 @pytest.mark.parametrize("name", INJECTED_BUGS)

@@ -36,16 +36,12 @@ async def failure_of(source):
     return caught.value
 
 
-def test_a_declaration_goes_by_its_own_name(name):
-    assert provider(name).name == name
-
-
 @pytest.mark.parametrize("day", [DAY, NOW.date(), DAY + timedelta(days=2)])
 async def test_one_call_is_one_sheet_of_all_that_it_can_have(name, day):
     fake, source = open_source(name)
     sheet = await source.fetch(day, NOW)
     assert (sheet.provider, sheet.asked) == (source.name, source.asks(day, NOW.date()))
-    assert source.name == name
+    assert source.name == provider(name).name == name
     assert (sheet.fetched, sheet.latest) == (NOW, False)
     assert sheet.first <= day <= sheet.last <= NOW.date()
     assert fake.count(name) == fake.count() == 1

@@ -1,8 +1,5 @@
 """What an upgrade brings, and its response. A link with bad ones: test_link."""
 
-from base64 import b64encode
-from hashlib import sha1
-
 import pytest
 import wsproto
 
@@ -54,10 +51,10 @@ def test_wsproto_takes_the_head_however_the_connection_is_spelt(connection):
     asked = ours.send(wsproto.events.Request("feed.test", "/")).decode()
     lines = [f"CONNECTION: {value}" for value in connection.split("|")]
     key = asked.partition("Sec-WebSocket-Key: ")[2].partition("\r\n")[0]
-    accept = b64encode(sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest())
     head = ["HTTP/1.1 101 Go", *lines, "upgrade: WebSocket"]
     response = UpgradeResponse()
-    last = f"sec-websocket-accept: {accept.decode()}"
+    token = wsproto.utilities.generate_accept_token(key.encode())
+    last = f"sec-websocket-accept: {token.decode()}"
     assert response.feed("\r\n".join([*head, last, "", ""]).encode()) == b""
     ours.receive_data(response.head)
     assert [type(event) for event in ours.events()] == [wsproto.events.AcceptConnection]

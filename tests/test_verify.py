@@ -22,7 +22,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ratebridge.commands.verify import Trail, run_verify, verify
-from ratebridge.conversion import QUOTE_MAX, QUOTE_MIN, is_quote, plain, rounded, to_euro
+from ratebridge.conversion import QUOTE_MAX, QUOTE_MIN, is_quote, plain, to_euro
 from ratebridge.errors import BadSettings
 from ratebridge.messages import Request
 from ratebridge.observer import Converted
@@ -45,9 +45,9 @@ def record(
     return asked, plain(to_euro(asked.stake, *quotes)), rate, AT
 
 
-def request(raw_id: bytes, stake: Decimal, currency: str = "USD") -> Request:
+def request(raw_id: bytes, stake: Decimal) -> Request:
     date = b'"2021-05-18T21:32:42.324Z"'
-    return Request(raw_id, stake, currency, ASKED, date, (), ())
+    return Request(raw_id, stake, "USD", ASKED, date, (), ())
 
 
 TRUE = Chain().conversions([record()]).rstrip()
@@ -115,12 +115,10 @@ ROWS = {
     "a rate of the euro": (forged(currency="EUR"), "differs: rate is 1.2222, should be 1 for EUR"),
     "older rate": (forged(rate_date="2021-05-11"), f"differs: rate_date is X, {TOO_EARLY}"),
     "later rate": (forged(rate_date="2021-05-19"), f"differs: rate_date is X, {TOO_EARLY}"),
-    "eur": (forged(eur="NaN"), "differs: eur is NaN, should be 207.55196 X"),
     "other hash": (forged(hash=ZEROS), "was altered: the hash is not that of the content"),
     "no hash": (forged(hash=None), "is not proven: the hash is missing"),
     "no hash before": (forged(prev=None), "is not proven: it has no hash of the line before"),
     "more behind the id": (TRUE.replace(b"456,", b'456,"a":1,'), f'{BAD}id is 456,"a":1'),
-    "doubled member": (TRUE.replace(b'"id":4', b'"id":5,"id":4'), f"{BAD}X"),
     "deep": (forged(id="X").replace(b'"X"', b"[" * 5000), f"{BAD}id X"),
     "long stake": (forged(stake="9" * 16), f"{BAD}stake is 9X"),
     "rate": (forged(rate="0"), f"{BAD}rate is 0"),
@@ -129,9 +127,7 @@ ROWS = {
     "no day": (forged(rate_date="2021-02-30"), f"{BAD}rate_date is X"),
     "nothing of a chain": (forged(n=None, prev=None, hash=None), f"{NONE}X"),
     "more in front": (forged(TRUE.replace(b'"id"', b'"a":1,"id"')), f"{NONE}X"),
-    "doubled eur": (TRUE.replace(b'"eur"', b'"eur":"1","eur"'), f"{NONE}X"),
     "spaced": (TRUE.replace(b",", b", "), f"{NONE}X"),
-    "escaped": (TRUE.replace(b"USD", b"\\u0055SD"), f"{NONE}X"),
     "no JSON": (b"\x1b[2Jhello", f"{NONE}\\x1b[2Jhello"),
     "nothing": (b"", NONE),
     "stake": (forged(stake="1e3"), f"{NONE}X"),
@@ -160,10 +156,7 @@ def test_dates_are_read_by_the_rule_of_the_wire():
     assert problems(forged(date="2021-05-18T23:59:59.9999999Z", rate_date="2021-05-19"))
 
 
-def test_euro_to_euro_and_the_longest_id_are_true():
-    stake = Decimal("7.123455")
-    euro = request(b"1", stake, "EUR"), plain(rounded(stake)), None, AT
-    assert problems(Chain().conversions([euro]).rstrip()) == []
+def test_the_longest_id_is_true():
     raw_id = b'"' + b"\x7f" * (64 * 1024 - 200) + b'"'
     longest = request(raw_id, Decimal("253.67")), *record()[1:]
     assert problems(Chain().conversions([longest]).rstrip()) == []
@@ -193,17 +186,10 @@ def test_exactly_the_euros_of_exact_arithmetic_are_true(stake, units, euro, more
     rate = f"{units:f}" if euro == 1 else f"{units:f}/{euro:f}"
 
     def line(cents: int) -> bytes:
-        return forged(stake=f"{stake:f}", rate=rate, eur=_plain(cents))
+        return forged(stake=f"{stake:f}", rate=rate, eur=plain(Decimal(f"{cents}e-5")))
 
     assert problems(line(cents)) == []
     assert problems(line(cents + more))[0][0] == "false"
-
-
-def _plain(cents: int) -> str:
-    """A number of 10^-5 as text, without a trailing zero."""
-    whole, places = divmod(abs(cents), 10**5)
-    text = f"{'-' if cents < 0 else ''}{whole}.{places:05}"
-    return text.rstrip("0").rstrip(".")
 
 
 # A trail.
@@ -255,13 +241,6 @@ places = st.integers(0, 9)
 def test_an_empty_trail_is_not_true():
     assert not is_true(b"")
     assert said(b"") == ["an empty trail shows nothing"]
-
-
-def test_lost_lines_and_starts_are_counted():
-    trail, true = check(TRAIL)
-    assert true
-    assert (trail.lines, trail.starts, trail.counts) == (10, 1, {"lost": 17})
-    assert said(TRAIL) == ["stands for 17 lines lost"]
 
 
 @given(at=st.integers(0, len(TRAIL) - 1), byte=st.integers(0, 255))
@@ -411,10 +390,7 @@ def test_a_huge_line_is_one_unreadable_line_and_costs_no_memory():
         ("missing.jsonl", [], "No such file"),
         (".", [], "Is a directory"),
         ("a\0b", [], "not the name of a file"),
-        *(
-            ("-", [head], "expected a number, a colon and 64 hex digits")
-            for head in ("12", "x:" + ZEROS, "12:" + ZEROS[1:], "-1:" + ZEROS)
-        ),
+        ("-", ["12:" + ZEROS[1:]], "expected a number, a colon and 64 hex digits"),
     ],
 )
 def test_a_file_that_cannot_be_opened_and_a_head_that_is_none_are_bad_usage(name, head, why):

@@ -83,9 +83,10 @@ class Pages:
     def answer(self, method: str, target: str, headers: dict[str, str]) -> Page:
         """The answer to a request.
 
-        `target` is the path with its query, as the request has it (RFC 9112, 3.2.1); any other
-        form is a page that there is not. `headers` have lower-case names. A request without a host,
-        as HTTP/1.0 allows, is answered: no browser sends one.
+        `target` is taken as the path with its query, the origin form (RFC 9112, 3.2.1). Any other
+        form is answered with 404, the absolute form too, though a server MUST accept that one
+        (3.2.2): clients send it to proxies only. `headers` have lower-case names. A request without
+        a host, as HTTP/1.0 allows, is answered: no browser sends one.
         """
         # Only by a name that is ours: a page elsewhere can have its own name resolved to our
         # address, and then read the answers.

@@ -402,7 +402,8 @@ class RateChain:
 
         async def attempts() -> None:
             nonlocal outcome
-            for pause in (*PAUSES, inf):
+            pauses = iter((*PAUSES, inf))
+            while True:
                 try:
                     async with access.limiter:
                         asking.set()
@@ -415,7 +416,7 @@ class RateChain:
                     if mono + limited_for > max(mono, access.limited_until) + 1.0:
                         access.limited_until, access.limit = mono + limited_for, failure
                         self._observer.rate_limited(source.name, failure)
-                    rest = max(pause * (0.5 + self._jitter()), limited_for)
+                    rest = max(next(pauses) * (0.5 + self._jitter()), limited_for)
                     if not failure.again or mono + rest >= give_up:
                         break
                 except Exception as error:  # noqa: BLE001 - raised below, and not as a group

@@ -84,7 +84,7 @@ class Checker:
         self._settings = settings
         self._sources = sources
         self._utc_at = utc_at
-        self._stop_at = trace.stop_at if trace.stop_at is not None else inf
+        self._stop_at = trace.stop_at
 
     def judge(self) -> None:
         self._check_stop()
@@ -94,8 +94,8 @@ class Checker:
             if attempt.wire is None:
                 continue
             self._check_writes(attempt.wire)
-            if attempt.up is not None and attempt.lost is not None:
-                self._check_refresh(attempt, attempt.wire, attempt.up)
+            if max(attempt.up, attempt.lost) < inf:
+                self._check_refresh(attempt.wire, attempt.up)
                 self._check_staleness(attempt, attempt.wire, attempt.up)
                 self._check_heartbeats_sent(attempt, attempt.wire, attempt.up, attempt.lost)
                 self._check_pongs(attempt, attempt.wire)
@@ -125,9 +125,9 @@ class Checker:
             self._complain(f"the stop took {served_at - stop_at:.2f} s")
         self._check_drain()
         for attempt in self._trace.attempts:
-            if attempt.wire is not None and attempt.wire.closed is None:
+            if attempt.wire is not None and attempt.wire.closed == inf:
                 self._complain("a stream was left open", attempt.began)
-            if attempt.lost is None:
+            if attempt.lost == inf:
                 self._complain("a link was left without an end", attempt.began)
 
     def _check_drain(self) -> None:
@@ -144,9 +144,9 @@ class Checker:
 
         So RFC 6455 has it (7.1.7), if the peer reads.
         """
-        cause = attempt.end.cause if attempt.end is not None else None
-        if cause is None or attempt.up is None:
+        if attempt.end is None:
             return
+        cause = attempt.end.cause
         if cause.reason in ("protocol-error", "oversized") and cause.code:
             self._check_close(attempt, wire, cause.code)
         elif cause.reason == "stopped" and _fatal(wire.arrived) == inf:
@@ -175,7 +175,7 @@ class Checker:
             self._check_wait(before, after, failures)
 
     def _check_wait(self, before: Attempt, after: Attempt, failures: int) -> None:
-        if before.lost is None or before.end is None:
+        if before.end is None:
             return
         waited = after.began - before.lost - self._trace.stalled(before.lost, after.began)
         end = before.end
@@ -196,20 +196,18 @@ class Checker:
             self._complain(f"waited {waited:.2f} s, asked for {away:g}", after.began)
 
     def _check_opening(self, attempt: Attempt) -> None:
-        opened = attempt.up if attempt.up is not None else attempt.lost
-        if opened is None:
-            return
+        opened = min(attempt.up, attempt.lost)
         stalled = self._trace.stalled(attempt.began, opened)
         if opened - attempt.began > OPEN_WITHIN + stalled + TOLERANCE:
             self._complain(f"an opening took {opened - attempt.began:.2f} s", opened)
 
     # Open connections.
 
-    def _check_refresh(self, attempt: Attempt, wire: Wire, up: float) -> None:
+    def _check_refresh(self, wire: Wire, up: float) -> None:
         """A connection ends without heartbeats, and after a fatal error of the peer."""
         trace = self._trace
-        closed = wire.closed if wire.closed is not None else inf
-        fatal = _fatal(wire.read)
+        closed = wire.closed
+        fatal = max(_fatal(wire.read), up)
         beats = [max(at, up) for at, mark in wire.read if mark.kind == "beat"]
         for heard, then in zip([up, *beats], [*beats, closed], strict=True):
             bound = self._settings.heartbeat_timeout + GRACE
@@ -218,7 +216,6 @@ class Checker:
             bound += trace.stalled(heard, then) + TOLERANCE
             if then - heard > bound:
                 self._complain(f"no heartbeat for {then - heard:.2f} s, and no refresh", heard)
-        fatal = max(fatal, up)
         bound = trace.stalled(fatal, closed) + _held_up(wire, fatal, closed) + TOLERANCE
         if fatal < self._stop_at and closed - fatal > bound:
             self._complain(f"the link lived on for {closed - fatal:.2f} s after its end", fatal)
@@ -226,7 +223,7 @@ class Checker:
     def _check_staleness(self, attempt: Attempt, wire: Wire, up: float) -> None:
         """A stale connection has had no heartbeat for the timeout, read or unread."""
         lost = attempt.lost
-        if lost is None or attempt.end is None or attempt.end.cause.reason != "stale":
+        if attempt.end is None or attempt.end.cause.reason != "stale":
             return
         beats = [at for at, mark in wire.read if mark.kind == "beat"]
         heard = max([up, *(at for at in beats if at < lost - TOLERANCE)])
@@ -254,10 +251,10 @@ class Checker:
 
     def _check_writes(self, wire: Wire) -> None:
         for write in wire.writes:
-            ended = write.ended if write.ended is not None else inf
             limit = WRITE_WITHIN if write.frames else OPEN_WITHIN
-            if ended - write.at > limit + self._trace.stalled(write.at, ended) + TOLERANCE:
-                self._complain(f"a write hung for {ended - write.at:.2f} s", write.at)
+            limit += self._trace.stalled(write.at, write.ended) + TOLERANCE
+            if write.ended - write.at > limit:
+                self._complain(f"a write hung for {write.ended - write.at:.2f} s", write.at)
 
     def _check_pongs(self, attempt: Attempt, wire: Wire) -> None:
         """Each ping is answered, in order, unless a write is stalled."""
@@ -294,7 +291,7 @@ class Checker:
         due: defaultdict[str, list[float]] = defaultdict(list)
         for attempt, at, ask in self._trace.reads("ask"):
             if self._sure(attempt, at):
-                since = self._trace.settled(max(at, attempt.up or at))
+                since = self._trace.settled(max(at, attempt.up))
                 till = since + self._settings.rate_deadline
                 due[ask.id].append(till + self._trace.stalled(since, till) + TOLERANCE)
         for key, times in due.items():
@@ -315,7 +312,7 @@ class Checker:
         healthy = [
             (attempt.wire, attempt.up, min(attempt.lost, self._stop_at, _fatal(attempt.wire.read)))
             for attempt in trace.attempts
-            if attempt.wire is not None and attempt.up is not None and attempt.lost is not None
+            if attempt.wire is not None and max(attempt.up, attempt.lost) < inf
         ]
         for key, replies in trace.made.items():
             made = sorted(reply.at for reply in replies)
@@ -332,12 +329,9 @@ class Checker:
 
     def _sure(self, attempt: Attempt, at: float) -> bool:
         """Whether what was read at `at` must have been dealt with: see the module's text."""
-        if attempt.wire is None or attempt.up is None:
-            return False
-        fatal = _fatal(attempt.wire.read)
-        lost = attempt.lost if attempt.lost is not None else inf
+        fatal = _fatal(attempt.wire.read) if attempt.wire is not None else 0.0
         settled = self._trace.settled(max(at, attempt.up))
-        return settled + 1e-9 < min(fatal, lost, self._stop_at)
+        return settled + 1e-9 < min(fatal, attempt.lost, self._stop_at)
 
     def _batches(self) -> Iterator[Batch]:
         """Every write with replies, in order."""
@@ -354,7 +348,7 @@ class Checker:
                     counted = write.taken if write.done or not attempt.sealed else 0
                     left = sum(frame.end <= counted for frame in replies)
                     yield Batch(taken, write.at, [frame.payload for frame in replies], left)
-                    taken = write.ended or taken
+                    taken = write.ended
 
     def _check_order_of_what_was_refused(self) -> None:
         unsent: deque[bytes] = deque()
@@ -519,11 +513,7 @@ def _fatal(marks: Sequence[tuple[float, Mark]]) -> float:
 
 def _held_up(wire: Wire, begin: float, end: float) -> float:
     """Seconds within a span of time during which a write was stalled."""
-    return sum(
-        max(0.0, min(write.ended, end) - max(write.at, begin))
-        for write in wire.writes
-        if write.ended is not None
-    )
+    return sum(max(0.0, min(write.ended, end) - max(write.at, begin)) for write in wire.writes)
 
 
 def _is_subsequence(few: Sequence[bytes], many: Sequence[bytes]) -> bool:

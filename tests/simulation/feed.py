@@ -1,7 +1,5 @@
 """A faulty feed: a plan for each connection, from the dial to the end."""
 
-import base64
-import hashlib
 import random
 import re
 from collections.abc import Iterable, Iterator
@@ -9,6 +7,7 @@ from math import inf
 from typing import Any, Final, Literal
 
 import trio
+from wsproto.utilities import generate_accept_token
 
 from ratebridge.errors import LinkFailed, Loss
 
@@ -101,11 +100,11 @@ class Feed:
         self._most_asks = 10 ** chance.uniform(0.0, 1.7)  # a second
         self.kernel: Final = Kernel()
 
-    async def dial(self) -> trio.abc.Stream:
+    async def dial(self) -> Any:
         """See `dial.Dial`."""
         chance, trace = self._chance, self._trace
         for attempt in trace.attempts:
-            if attempt.wire is not None and attempt.wire.closed is None:
+            if attempt.wire is not None and attempt.wire.closed == inf:
                 trace.complain("a link is dialled while another is open")
         attempt = Attempt(trio.current_time())
         trace.attempts.append(attempt)
@@ -125,9 +124,7 @@ class Feed:
         if chance.random() < 0.5:
             return trio.SocketStream(wire)
         attempt.sealed = True
-        sealed: Any = Sealed(wire)
-        stream: trio.abc.Stream = sealed
-        return stream
+        return Sealed(wire)
 
     async def _fail_to_dial(self) -> None:
         chance = self._chance
@@ -144,7 +141,7 @@ class Feed:
 
 
 class ScriptedPeer:
-    """The feed's side of one connection. See `wire.Peer`."""
+    """The feed's side of one connection, the far end of a wire."""
 
     def __init__(
         self,
@@ -169,7 +166,7 @@ class ScriptedPeer:
     # The upgrade.
 
     def begin(self, now: float, request: bytes) -> Iterator[Segment]:
-        """See `wire.Peer`."""
+        """Begin to send, on the upgrade request."""
         self._clock = now
         if self._state in ("gate", "forbidden") or self._chance.random() < 0.02:
             yield from self._fail_the_upgrade(now + self._latency, request)
@@ -423,7 +420,7 @@ class ScriptedPeer:
             yield Segment(at + 0.05, end="fin")
 
     def hear_close(self, now: float) -> Iterator[Segment]:
-        """See `wire.Peer`: a correct answer, none, or a wrong one."""
+        """Answer a close frame: correctly, wrongly, or not at all."""
         chance = self._chance
         at = max(now + self._latency, self._whole_at)  # no frame may stand within another
         kind = chance.choices(("answers", "does not answer", "resets", "pings"), (6, 1, 1, 2))[0]
@@ -445,12 +442,10 @@ class ScriptedPeer:
 
 def _accept(request: bytes) -> bytes:
     """The response that grants an upgrade (RFC 6455, section 4.2.2)."""
-    found = re.search(rb"Sec-WebSocket-Key: *(\S+)", request, re.IGNORECASE)
-    key = found[1] if found else b""
-    digest = hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+    [key] = re.findall(rb"Sec-WebSocket-Key: *(\S+)", request, re.IGNORECASE)
     return (
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Accept: " + base64.b64encode(digest) + b"\r\n\r\n"
+        b"Sec-WebSocket-Accept: " + generate_accept_token(key) + b"\r\n\r\n"
     )
 
 

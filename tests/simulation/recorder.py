@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, MutableMapping, Sequence
 from datetime import datetime
+from math import inf
 from typing import Any
 
 import structlog
@@ -23,6 +24,9 @@ from .traffic import number_of
 class Recorder(Observer):
     """An observer that writes its log and what the checker needs to the trace."""
 
+    outbox: Outbox
+    bridge: Bridge
+
     def __init__(
         self,
         trace: Trace,
@@ -32,8 +36,6 @@ class Recorder(Observer):
         super().__init__(utc_now=clock)
         self._trace = trace
         self._sources = {source.name: source for source in sources}
-        self.outbox: Outbox | None = None
-        self.bridge: Bridge | None = None
 
         def into_chronicle(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> Any:
             if error := event.pop("exc_info", None):
@@ -63,14 +65,14 @@ class Recorder(Observer):
     def link_up(self) -> None:
         super().link_up()
         attempt = self._trace.attempts[-1]
-        if attempt.up is not None or attempt.lost is not None:
+        if min(attempt.up, attempt.lost) < inf:
             self._trace.complain("a link is up that was not dialled")
         attempt.up = trio.current_time()
 
     def link_lost(self, cause: LinkFailed, uptime: float, retry_in: float | None) -> None:
         super().link_lost(cause, uptime, retry_in)
         attempts = self._trace.attempts
-        if attempts and attempts[-1].lost is None:
+        if attempts and attempts[-1].lost == inf:
             attempts[-1].lost = trio.current_time()
             attempts[-1].end = SessionEnd(cause, uptime)
         elif retry_in is not None:
@@ -97,14 +99,11 @@ class Recorder(Observer):
 
     def refused(self, problem: Refused | NoRate, message_id: bytes, seconds: float) -> None:
         super().refused(problem, message_id, seconds)
-        assert self.bridge is not None
         if problem.kind == "overloaded" and self.bridge.waiting < bridge_module.MOST_WAITING:
             self._trace.complain(f"overloaded, with {self.bridge.waiting} requests waiting")
         self._make(message_id, problem.kind, seconds)
 
     def _make(self, message_id: bytes, kind: str, seconds: float) -> None:
-        assert self.bridge is not None
-        assert self.outbox is not None
         if self.bridge.waiting > bridge_module.MOST_WAITING:
             self._trace.complain(f"{self.bridge.waiting} requests wait for rates")
         if len(self.outbox) > outbox_module.MOST_REPLIES:
@@ -119,9 +118,8 @@ class Recorder(Observer):
         self._trace.undelivered.setdefault(key, []).append((now, why))
         self._trace.faults[f"undelivered: {why}"] += 1
         made = self._trace.made.get(key, ())
-        assert self.outbox is not None
         if not (
-            self._trace.stop_at is not None
+            self._trace.stop_at < inf
             or len(self.outbox) >= outbox_module.MOST_REPLIES - 1
             or "too many" in why  # bytes: how many there were, is known to the outbox alone
             or any(reply.at <= now - outbox_module.OLDEST_REPLY + 1e-6 for reply in made)

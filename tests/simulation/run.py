@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from math import inf
 from typing import Final
 from unittest.mock import patch
 
@@ -230,7 +231,7 @@ class _Simulation:
         return Report(
             seed,
             trace.served_at or 0.0,
-            sum(attempt.up is not None for attempt in trace.attempts),
+            sum(attempt.up < inf for attempt in trace.attempts),
             len(trace.reads("ask")),
             trace.left,
             sum(map(len, trace.undelivered.values())),

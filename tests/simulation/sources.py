@@ -81,14 +81,12 @@ class ScriptedSource:
         self._judge(day, now)
         self._since.setdefault(day, trio.current_time())
         self._under_way[day] += 1
-        self._trace.fetches += 1
         try:
             await self._act()
             self._since.pop(day, None)
             return self._sheet(day, now)
         finally:
             self._under_way[day] -= 1
-            self._trace.fetches -= 1
 
     def remember(self, asked: str) -> None:
         """The service has seen this call fail."""
@@ -139,18 +137,17 @@ class ScriptedSource:
 
 @cache
 def _quotes(name: str, day: date, version: int) -> dict[str, Decimal]:
-    """The quotes of a table: the same in every simulation, different in every table."""
+    """The quotes of a table: the same in every simulation, different in every table.
+
+    Each is within a third of the usual one, so that it can be true.
+    """
     chance = random.Random(f"{name} {day} {version}")
     euro = Decimal(1) if name == "plain" else Decimal(chance.randrange(800_000, 950_000)) / 10**6
-    return {
-        "EUR": euro,
-        **{code: _near(chance, fake_quote(FRANKFURTER, code, day)) * euro for code in KNOWN},
-    }
-
-
-def _near(chance: random.Random, usual: str) -> Decimal:
-    """Within a third of the usual, so that it can be true."""
-    return Decimal(usual) * chance.randrange(700_000, 1_400_000) / 10**6
+    quotes = {"EUR": euro}
+    for code in KNOWN:
+        usual = Decimal(fake_quote(FRANKFURTER, code, day))
+        quotes[code] = usual * chance.randrange(700_000, 1_400_000) / 10**6 * euro
+    return quotes
 
 
 def acceptable(

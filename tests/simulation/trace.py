@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import attrs
@@ -13,13 +14,13 @@ from .wire import MarkKind, Wire
 
 @attrs.define(eq=False)
 class Attempt:
-    """One attempt, from the dial to the end. Times are trio's; None: not reached."""
+    """One attempt, from the dial to the end. Times are trio's, infinite if not reached."""
 
     began: float
     wire: Wire | None = None
     sealed: bool = False  # it does not tell how far a write has come
-    up: float | None = None
-    lost: float | None = None
+    up: float = inf
+    lost: float = inf
     end: SessionEnd | None = None
     asked_to_stay_away: float = 0.0  # s, by a Retry-After that the service can have read
     forbidden: bool = False  # its upgrade was answered with 401 or 403
@@ -46,8 +47,7 @@ class Trace:
     undelivered: dict[str, list[tuple[float, str]]] = attrs.Factory(dict)  # by id: when, and why
     left: int = 0  # replies that the system has taken
     dropped: Counter[str] = attrs.Factory(Counter)
-    fetches: int = 0  # under way
-    stop_at: float | None = None
+    stop_at: float = inf
     served_at: float | None = None
     faults: Counter[str] = attrs.Factory(Counter)
     violations: list[str] = attrs.Factory(list)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
+from itertools import count
 from typing import Final, Literal
 
 import attrs
@@ -36,7 +37,7 @@ class Ask:
 
 
 class Traffic:
-    """Requests and junk at will; `requests` are those made so far, by number."""
+    """Requests and junk at will."""
 
     def __init__(self, chance: random.Random, utc_at: Callable[[float], datetime]) -> None:
         self._chance = chance
@@ -44,12 +45,12 @@ class Traffic:
         self._large_ids = chance.choice((0.0, 0.0, 0.0, 0.05))  # how often one is
         self._next_id = chance.randrange(1, 100_000)
         self._ids: list[str] = []
-        self.requests: list[Ask] = []
+        self._numbers = count()  # of the requests
 
     def ask(self, now: float) -> Ask:
         """A request that is sent at trio time `now`."""
         chance = self._chance
-        number = len(self.requests)
+        number = next(self._numbers)
         message_id = self._id()
         dice = chance.random()
         stake = chance.choice((f"{chance.uniform(1, 9999):.5f}", f"{chance.uniform(0, 99):.2f}"))
@@ -73,9 +74,7 @@ class Traffic:
         )
         tail = "}}" if chance.random() < 0.8 else ',"extra":{"a":[1.0,null]}},"more":"é"}'
         text = f'{head}{stake},"currency":"{currency}","date":"{when}"{tail}'
-        ask = Ask(number, message_id, kind, text, stake, currency, instant, head, tail)
-        self.requests.append(ask)
-        return ask
+        return Ask(number, message_id, kind, text, stake, currency, instant, head, tail)
 
     def junk(self) -> tuple[bytes, str]:
         """A text that cannot be answered, and the service's word for the reason."""

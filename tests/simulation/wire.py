@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from math import inf
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal
 from unittest.mock import patch
 
 import attrs
@@ -27,6 +27,7 @@ from ratebridge.link import stream as stream_module
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # in the standard library from Python 3.12 on
 
+    from .feed import ScriptedPeer
     from .trace import Trace
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
@@ -72,20 +73,6 @@ class Uplink:
     breaks_after: float = inf
 
 
-class Peer(Protocol):
-    """The far end of a wire."""
-
-    uplink: Uplink
-
-    def begin(self, now: float, request: bytes) -> Iterator[Segment]:
-        """Begin to send, on the upgrade request."""
-        ...
-
-    def hear_close(self, now: float) -> Iterable[Segment]:
-        """Answer a close frame."""
-        ...
-
-
 @attrs.frozen
 class Frame:
     """A frame of ours; `end` is its offset in the write that holds it."""
@@ -103,7 +90,7 @@ class Write:
     data: bytes
     frames: list[Frame]
     taken: int = 0
-    ended: float | None = None
+    ended: float = inf
 
     @property
     def done(self) -> bool:
@@ -120,9 +107,9 @@ class Wire(trio.socket.SocketType):
     type = socket.SOCK_STREAM  # what a SocketStream asks of a socket
     did_shutdown_SHUT_WR = False  # noqa: N815 - the name is trio's
 
-    def __init__(self, peer: Peer, most_at_a_time: int, trace: "Trace") -> None:
+    def __init__(self, peer: "ScriptedPeer", most_at_a_time: int, trace: "Trace") -> None:
         self.opened: Final = trio.current_time()
-        self.closed: float | None = None
+        self.closed = inf
         self.arrived: Final[list[tuple[float, Mark]]] = []
         self.read: Final[list[tuple[float, Mark]]] = []
         self.writes: Final[list[Write]] = []
@@ -167,7 +154,7 @@ class Wire(trio.socket.SocketType):
 
     def write_now(self, data: "Buffer") -> int:
         """What `os.write` does."""
-        if self.closed is not None:  # a write that waited when the link's end closed the socket
+        if self.closed < inf:  # a write that waited when the link's end closed the socket
             raise OSError(errno.EBADF, "closed")
         write = self._begin_or_go_on(bytes(data))
         try:
@@ -186,7 +173,7 @@ class Wire(trio.socket.SocketType):
     async def wait_readable(self) -> None:
         with self._alone("read"):
             await trio.lowlevel.checkpoint()
-            while self.closed is None and not (self._buffer or self._fin or self._reset):
+            while self.closed == inf and not (self._buffer or self._fin or self._reset):
                 with trio.move_on_at(self._next_arrival()):
                     await self._changed.wait()
                 self._arrive()
@@ -195,7 +182,7 @@ class Wire(trio.socket.SocketType):
         self._trace.on("blocked")
         with self._alone("write"):
             await trio.lowlevel.checkpoint()
-            while self.closed is None and not self._reset and not self._has_room():
+            while self.closed == inf and not self._reset and not self._has_room():
                 with trio.move_on_at(self._when_room()):
                     await self._changed.wait()
                 self._arrive()
@@ -229,7 +216,7 @@ class Wire(trio.socket.SocketType):
             await self.wait_writable()
 
     def close(self) -> None:
-        if self.closed is None:
+        if self.closed == inf:
             self._arrive()
             self.closed = trio.current_time()
             if self._write is not None:
@@ -238,14 +225,14 @@ class Wire(trio.socket.SocketType):
 
     def fileno(self) -> int:
         """A number that is no file of this process, should it come to a system call."""
-        return -1 if self.closed is not None else self._fileno
+        return -1 if self.closed < inf else self._fileno
 
     def setsockopt(self, *_option: Any) -> None:
         pass
 
     def _resolve(self) -> None:
         """See what has come; raises what a socket does when there is an end to everything."""
-        if self.closed is not None:
+        if self.closed < inf:
             raise OSError(errno.EBADF, "closed")
         self._arrive()
         if self._reset:
@@ -427,7 +414,7 @@ class Kernel:
         if number not in self.wires:
             raise OSError(errno.EBADF, "closed")
         wire = self.wires[number]
-        assert wire.closed is None, "by now the number can be another file's"
+        assert wire.closed == inf, "by now the number can be another file's"
         return wire
 
     @contextmanager
