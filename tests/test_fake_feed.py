@@ -85,3 +85,9 @@ async def test_a_stand_in_with_nothing_to_ask_is_done_at_once(autojump_clock):
         await client.send(Request(host="feed.example", target="/"))
         await stand_in.done.wait()
         nursery.cancel_scope.cancel()
+
+
+async def test_a_reset_breaks_a_connection_in_memory_too():
+    client = Client()
+    await client.peer.reset()
+    assert await client.stream.receive_some() == b""
