@@ -7,7 +7,6 @@ import re
 import socket
 import ssl
 from collections.abc import Callable
-from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -16,13 +15,13 @@ import pytest
 import trio
 import trustme
 from rate_bench import KEY, make_client, make_source
-from support import Bank, accept_and_listen, listen
+from support import Bank, accept_and_listen, feed_on_a_port, listen
 
 from ratebridge.app import Dependencies
 from ratebridge.command_line import command_line
 from ratebridge.commands.check import Report, check, check_link, describe_certificate, explain, run
 from ratebridge.errors import FetchOutcome, LinkFailed, Loss, SourceFailed
-from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script, request_text, serve_feed
+from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script, request_text
 from ratebridge.fakes.rates import FakeRates, serve_rates
 from ratebridge.link.address import Address
 from ratebridge.providers.source import Source
@@ -46,15 +45,6 @@ def hints(text: str) -> list[str]:
     return re.findall(r"(?m)^ +hint: (.*)$", text)
 
 
-@asynccontextmanager
-async def on_a_port(script: Script, tls: ssl.SSLContext | None = None):
-    peers: list[FeedPeer] = []
-    async with trio.open_nursery() as nursery:
-        port = await nursery.start(lambda **kw: serve_feed(script, peers, tls=tls, **kw))
-        yield port, peers
-        nursery.cancel_scope.cancel()
-
-
 def address(port: int, *, secure: bool = False, host: str = "127.0.0.1") -> Address:
     return Address(host, port, "/feed?token=feed-secret", secure)
 
@@ -73,7 +63,7 @@ async def outcome(
 
 async def test_every_step_is_printed_when_all_is_well():
     bank = Bank()
-    async with on_a_port(beating(0, 0, 0)) as (port, peers):
+    async with feed_on_a_port(beating(0, 0, 0)) as (port, peers):
         settings = Settings(address(port), providers=("ecb",))
         passed, found, text = await outcome(settings, [bank])
     assert passed
@@ -113,7 +103,7 @@ def secure(port: int) -> Settings:
 
 
 async def test_a_certificate_is_shown_with_its_issuer_and_end(authority):
-    async with on_a_port(beating(0, 0, 0), server_tls(authority)) as (port, _):
+    async with feed_on_a_port(beating(0, 0, 0), server_tls(authority)) as (port, _):
         passed, found, _ = await outcome(secure(port))
         assert passed
         assert found["tls"].startswith("ok certificate of Test Authority, good until 3000-01-01 (")
@@ -129,7 +119,7 @@ async def test_a_feed_that_wants_a_client_certificate(authority, tmp_path):
     server.verify_mode = ssl.CERT_REQUIRED
     client = tmp_path / "client.pem"
     authority.issue_cert("client").private_key_and_cert_chain_pem.write_to_path(str(client))
-    async with on_a_port(beating(0, 0, 0), server) as (port, _):
+    async with feed_on_a_port(beating(0, 0, 0), server) as (port, _):
         passed, found, _ = await outcome(secure(port))
         assert not passed
         assert found["tls"].startswith("ok"), "by TLS 1.3 the refusal comes behind the handshake"
@@ -179,7 +169,7 @@ def test_the_hint_says_what_to_do(reason, detail, hint):
 
 
 async def test_a_certificate_of_an_unknown_issuer():
-    async with on_a_port(beating(0, 0, 0), server_tls(trustme.CA())) as (port, _):
+    async with feed_on_a_port(beating(0, 0, 0), server_tls(trustme.CA())) as (port, _):
         passed, found, text = await outcome(secure(port))
     assert not passed
     assert found["tls"].startswith("FAIL the certificate does not pass: unable to get local issuer")
@@ -365,7 +355,7 @@ async def test_rates_of_an_earlier_day_are_shown_as_such():
 
 async def test_no_secret_is_printed():
     source = freecurrencyapi(FakeRates(lambda: NOW, key="another"))
-    async with on_a_port(lambda peer: peer.reject(404)) as (port, _):
+    async with feed_on_a_port(lambda peer: peer.reject(404)) as (port, _):
         settings = Settings(
             address(port),
             freecurrency_api_key=KEY,
