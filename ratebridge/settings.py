@@ -18,7 +18,6 @@ from .link.address import Address
 from .link.upgrade import parse_headers, parse_subprotocol
 from .messages import clipped, is_currency, quoted
 from .parsers import base_url, file, host_port, key, one_of, seconds, some_of, switch
-from .providers.registry import NAMES
 from .proxies import Proxies
 
 T = TypeVar("T")
@@ -26,7 +25,10 @@ T = TypeVar("T")
 FEED: Final = "CURRENCY_ASSIGNMENT_WS_URI"
 PROVIDERS: Final = "RATEBRIDGE_PROVIDERS"
 
-KEYLESS: Final = tuple(name for name in NAMES if name != "freecurrencyapi")
+SOURCES: Final = ("freecurrencyapi", "frankfurter", "ecb", "coinbase")
+"""The rate sources, in the default order of failover; `providers/NAME.py` is the rest of one."""
+
+KEYLESS: Final = tuple(name for name in SOURCES if name != "freecurrencyapi")
 
 DOTENV: Final = Path(".env")
 
@@ -81,7 +83,7 @@ def source_url(default: str, meaning: str) -> str:
 class Settings:
     """Everything an operator can set; times are in seconds, certificates are files in PEM.
 
-    Without `providers` all sources are asked, in the order of their registry, except those
+    Without `providers` all sources are asked, in the order of `SOURCES`, except those
     whose key is not set. Without `proxies` they are those that the environment names; raises
     `BadSettings` if one of them is none.
     """
@@ -117,10 +119,12 @@ class Settings:
         "the coins asked of it, codes separated by commas",
     )
     providers: tuple[str, ...] = setting(
-        some_of(", ".join(NAMES), NAMES.__contains__),
-        attrs.Factory(lambda own: NAMES if own.freecurrency_api_key else KEYLESS, takes_self=True),
+        some_of(", ".join(SOURCES), SOURCES.__contains__),
+        attrs.Factory(
+            lambda own: SOURCES if own.freecurrency_api_key else KEYLESS, takes_self=True
+        ),
         "the sources in the order of trying",
-        shown=f"`{','.join(NAMES)}`, without a key all but the first",
+        shown=f"`{','.join(SOURCES)}`, without a key all but the first",
     )
     plausibility: bool = setting(switch, True, "`off` uses implausible quotes, too", shown="`on`")
     cache_ttl: float = setting(seconds, 7200.0, "seconds for which rates are cached")

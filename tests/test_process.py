@@ -18,7 +18,7 @@ import attrs
 import pytest
 import trio
 import trustme
-from support import environment
+from support import beat, environment
 
 from ratebridge.fakes.feed import FeedPeer, StandIn, request_text, serve_feed
 
@@ -198,9 +198,8 @@ def test_a_second_signal_ends_a_stop_that_still_waits(tmp_path):
 
     async def script(peer: FeedPeer) -> None:
         await peer.accept()
-        await peer.heartbeat()
         await peer.send(RECORDED[3])
-        await StandIn(iter(()), 1)._beat(peer)
+        await beat(peer)
 
     with socket.create_server(("127.0.0.1", 0)) as source:
         ended = run_service(

@@ -130,6 +130,7 @@ async def say_other_things(peer: FeedPeer) -> None:
         await peer.send('{"type":"heartbeat!"}')
         await peer.send('{"type":"message","id":1,"payload":{"type":"heartbeat"}}')
         await peer.send('["heartbeat"]')
+        await peer.send(ask(1))
         await trio.sleep(0.1)
 
 

@@ -11,9 +11,10 @@ import trio
 from ratebridge.app import Dependencies, serve
 from ratebridge.errors import BadSettings, FetchOutcome, LinkFailed, Loss, SourceFailed
 from ratebridge.link.address import Address
-from ratebridge.providers.registry import NAMES, provider
-from ratebridge.proxies import Proxies, Proxy
+from ratebridge.providers.registry import provider
+from ratebridge.proxies import Proxy
 from ratebridge.settings import (
+    SOURCES,
     VARIABLES,
     Settings,
     Variable,
@@ -28,35 +29,28 @@ FEED = {"CURRENCY_ASSIGNMENT_WS_URI": "ws://feed.example/stream"}
 
 
 def test_the_defaults_are_those_of_the_protocol():
-    assert attrs.asdict(load_settings(FEED), recurse=False) == {
-        **dict.fromkeys(("feed_subprotocol", "feed_cert_file", "feed_key_file"), None),
-        **dict.fromkeys(("feed_headers", "status_hosts", "unknown"), ()),
-        **dict.fromkeys(("status_address", "audit_file"), None),
-        "feed": Address("feed.example", 80, "/stream", secure=False),
-        "proxies": Proxies(),
-        "verify_ssl": True,
-        "freecurrency_api_key": "",
-        "freecurrency_api_url": "https://api.freecurrencyapi.com/v1",
-        "frankfurter_url": "https://api.frankfurter.dev/v2",
-        "ecb_url": "https://www.ecb.europa.eu/stats/eurofxref",
-        "coinbase_url": "https://api.exchange.coinbase.com",
-        "coinbase_coins": ("BTC",),
-        "providers": ("frankfurter", "ecb", "coinbase"),
-        "plausibility": True,
-        "cache_ttl": 7200,
-        "rate_deadline": 5,
-        "drain_timeout": 5,
-        "heartbeat_interval": 1,
-        "heartbeat_timeout": 2,
-        "reconnect_min": 0.25,
-        "reconnect_max": 5,
-        "log_level": "info",
-        "log_format": "auto",
-    }
+    """The others are those of `.env.example`, and of the README's table."""
+    defaults = attrs.asdict(load_settings(FEED), recurse=False)
+    assert (
+        defaults.items()
+        >= {
+            "feed": Address("feed.example", 80, "/stream", secure=False),
+            "verify_ssl": True,
+            "providers": ("frankfurter", "ecb", "coinbase"),
+            "plausibility": True,
+            "cache_ttl": 7200,
+            "rate_deadline": 5,
+            "drain_timeout": 5,
+            "heartbeat_interval": 1,
+            "heartbeat_timeout": 2,
+            "reconnect_min": 0.25,
+            "reconnect_max": 5,
+        }.items()
+    )
 
 
 def test_a_key_puts_freecurrencyapi_first():
-    assert load_settings({**FEED, "FREECURRENCY_API_KEY": "k3y"}).providers == NAMES
+    assert load_settings({**FEED, "FREECURRENCY_API_KEY": "k3y"}).providers == SOURCES
 
 
 def test_a_longer_first_wait_raises_the_longest():
@@ -106,18 +100,15 @@ WRONG = [
     ("VERIFY_SSL", "maybe", "true or false"),
     ("FREECURRENCY_API_URL", "ftp://rates", "http://"),
     ("FREECURRENCY_API_URL", "http://rates/ v1", "http://"),
-    ("FREECURRENCY_API_URL", "http://rates:0", "http://"),
-    ("FRANKFURTER_URL", "https://user@rates", "http://"),
-    ("FRANKFURTER_URL", "https://rates:port", "http://"),
-    ("COINBASE_COINS", "BTC,BTC", "codes of three letters"),
+    ("FRANKFURTER_URL", "http://rates:0", "http://"),
+    ("ECB_URL", "https://user@rates", "http://"),
+    ("COINBASE_URL", "https://rates:port", "http://"),
     ("COINBASE_COINS", "USDT", "codes of three letters"),
     ("RATEBRIDGE_FEED_HEADERS", "no colon", "lines `Name: value`"),
     ("RATEBRIDGE_FEED_HEADERS", "a b: c", "lines `Name: value`"),
     ("RATEBRIDGE_FEED_HEADERS", "A: b\x7f", "printable ASCII"),
-    ("RATEBRIDGE_FEED_HEADERS", "Host: h", "none of the handshake's own"),
     ("RATEBRIDGE_FEED_HEADERS", "Sec-WebSocket-Key: h", "none of the handshake's own"),
     ("RATEBRIDGE_FEED_SUBPROTOCOL", "a, b", "the name of one subprotocol"),
-    ("RATEBRIDGE_PLAUSIBILITY", "perhaps", "true or false"),
     ("RATEBRIDGE_PROVIDERS", "ecb,ecb", "a list"),
     ("RATEBRIDGE_PROVIDERS", "bank", "a list"),
     ("RATEBRIDGE_CACHE_TTL", "two hours", "seconds above 0"),
@@ -132,13 +123,12 @@ WRONG = [
     ("RATEBRIDGE_STATUS_ADDRESS", "8080", "host:port"),
     ("RATEBRIDGE_STATUS_ADDRESS", "localhost:70000", "host:port"),
     ("RATEBRIDGE_STATUS_HOSTS", "status.example:8080", "without ports"),
-    ("RATEBRIDGE_STATUS_HOSTS", "one,,two", "separated by commas"),
     ("RATEBRIDGE_AUDIT_FILE", "/no/such/folder/audit.jsonl", "a file in a directory"),
     ("RATEBRIDGE_AUDIT_FILE", f"{'a' * 300}/audit.jsonl", "a file in a directory"),
 ]
 
 
-def problems_of(values: dict[str, str]) -> tuple[str, ...]:
+def problems_of(values: dict[str, str] | None) -> tuple[str, ...]:
     with pytest.raises(BadSettings) as caught:
         load_settings(values)
     return caught.value.args
@@ -175,7 +165,6 @@ def test_a_command_without_a_feed_needs_none():
         ("RATEBRIDGE_QUITE_ANOTHER_THING", None),
         ("FREECURENCY_API_KEY", "FREECURRENCY_API_KEY"),
         ("FREECURRENCY_API_KEY_FIL", "FREECURRENCY_API_KEY_FILE"),
-        ("VERIFY_SLL", "VERIFY_SSL"),
         ("FRANKFURTER_CALL", "FRANKFURTER_URL"),
     ],
 )
@@ -220,7 +209,7 @@ def test_no_value_of_a_secret_setting_is_ever_printed(secret, shape):
     except BadSettings as bad:
         shown = f"{bad} {bad!r}"
     else:
-        sources = [provider(name).make(NO_HTTP, settings) for name in NAMES]
+        sources = [provider(name).make(NO_HTTP, settings) for name in SOURCES]
         shown = f"{settings} {settings!r} {sources}"
     assert SECRET not in shown
 
@@ -237,7 +226,7 @@ async def test_no_secret_is_logged_by_a_service_that_can_reach_nothing(autojump_
 
     values = {variable.name: good_text(variable) for variable in SECRETS}
     settings = load_settings(values)
-    sources = [provider(name).make(Unreachable(), settings) for name in NAMES]
+    sources = [provider(name).make(Unreachable(), settings) for name in SOURCES]
     stop = trio.Event()
     caplog.set_level("DEBUG")
     async with trio.open_nursery() as nursery:
@@ -331,15 +320,7 @@ def test_a_dotenv_file_may_hold_exports_comments_quotes_and_blanks(tmp_path):
     assert read_environment({}, file) == (values, [])
 
 
-def test_the_environment_wins_over_the_file(tmp_path):
-    file = tmp_path / ".env"
-    file.write_text(DOTENV)
-    values, _ = read_environment({"VERIFY_SSL": "true"}, file)
-    assert values["VERIFY_SSL"] == "true"
-    assert values["CURRENCY_ASSIGNMENT_WS_URI"] == "ws://feed.example"
-
-
-def test_without_a_named_file_it_is_dotenv_if_there_is_one(tmp_path, monkeypatch):
+def test_the_environment_wins_over_dotenv_if_there_is_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert read_environment({"A": "b"}) == ({"A": "b"}, [])
     (tmp_path / ".env").write_text("A=c\nB=d")
@@ -351,12 +332,10 @@ def test_without_a_named_file_it_is_dotenv_if_there_is_one(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("make", "problem"),
     [
-        (lambda file: file.write_bytes(b"A=\xff\xfe"), "a text file in UTF-8"),
         (lambda file: file.write_bytes(b"RATEBRIDGE_AUDIT_FILE=a\0b"), "a text file in UTF-8"),
-        (Path.mkdir, "a file that can be read (Is a directory)"),
         (lambda file: file.symlink_to("x"), "a file that can be read (No such file or directory)"),
     ],
-    ids=["no UTF-8", "a null", "a directory", "a dead link"],
+    ids=["a null", "a dead link"],
 )
 def test_a_bad_dotenv_file_is_reported_with_all_other_problems(
     make, problem, tmp_path, monkeypatch
@@ -364,9 +343,7 @@ def test_a_bad_dotenv_file_is_reported_with_all_other_problems(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RATEBRIDGE_CACHE_TTL", "-1")
     make(tmp_path / ".env")
-    with pytest.raises(BadSettings) as caught:
-        load_settings()
-    assert caught.value.args == (
+    assert problems_of(None) == (
         f".env: expected {problem}",
         "CURRENCY_ASSIGNMENT_WS_URI: is required but not set",
         "RATEBRIDGE_CACHE_TTL: expected a number of seconds above 0, got '-1'",

@@ -92,17 +92,6 @@ def test_a_stop_that_the_parent_has_blocked_is_unblocked():
     assert subprocess.run([sys.executable, "-c", BLOCKED]).returncode == 143
 
 
-@pytest.fixture
-def as_found():
-    """The handlers of the tests, put back."""
-    numbers = (*signals.STOPS, *signals.IGNORED)
-    before = {number: signal.getsignal(number) for number in numbers}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("as_found")
 def test_work_that_a_signal_stops_ends_as_its_handler_says():
     signals.install(lambda number: 128 + number)
 
@@ -135,7 +124,6 @@ main()
         (signal.SIGHUP, [], 2),  # it went on to the settings
         (signal.SIGHUP, ["verify", "x"], -signal.SIGHUP),
         (signal.SIGUSR1, ["completion", "no"], 2),
-        (signal.SIGUSR2, ["completion", "no"], 2),
         (signal.SIGINT, [], 0),
         (signal.SIGINT, ["check"], 130),
         (signal.SIGTERM, ["convert", "1", "USD"], 143),

@@ -11,14 +11,15 @@ from rate_bench import KEY, URL, Wall, make_client, make_source
 
 from ratebridge.errors import SourceFailed
 from ratebridge.fakes.rates import CUT, EMPTY, HTML, FakeRates, Fault
-from ratebridge.providers.registry import NAMES, provider
+from ratebridge.providers.registry import provider
 from ratebridge.rates import MAX_DAYS_BACK, Quote
+from ratebridge.settings import SOURCES
 
 NOW = datetime(2090, 11, 20, 12, 0, 20, tzinfo=UTC)
 DAY = date(2090, 11, 6)
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=SOURCES)
 def name(request):
     return request.param
 

@@ -14,10 +14,9 @@ from ..conversion import plain
 from ..dates import BadDate, parse_instant
 from ..errors import BadSettings, NoRate
 from ..messages import is_currency, parse_stake, quoted
-from ..providers.registry import NAMES
 from ..providers.source import Source
 from ..rates import FIXED
-from ..settings import PROVIDERS, load_settings
+from ..settings import PROVIDERS, SOURCES, load_settings
 from ..signals import run_unless_stopped
 from .options import add_command
 
@@ -41,7 +40,7 @@ def declare(commands: Any) -> None:
         help="a number such as 253.67, and a code such as USD; the target is always the euro",
     )
     parser.add_argument("--date", help="a day, or an instant with its offset (default: today)")
-    parser.add_argument("--source", choices=NAMES, help="ask this source only")
+    parser.add_argument("--source", choices=SOURCES, help="ask this source only")
     parser.add_argument("--json", action="store_true", help="one JSON object for each conversion")
 
 

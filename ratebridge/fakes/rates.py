@@ -28,7 +28,7 @@ import trio.testing
 
 from ..history import embedded
 from ..link.dial import Dial, next_event
-from ..providers.registry import NAMES
+from ..settings import SOURCES
 
 
 def units_of(text: str) -> dict[str, Decimal]:
@@ -188,7 +188,7 @@ class FakeRates:
         self.calls: list[Call] = []
         self.disturb: Callable[[Call], Fault | None] = lambda _call: None
         self.sources: dict[str, FakeSource] = {
-            name: fake(name)(**(options if name == "freecurrencyapi" else {})) for name in NAMES
+            name: fake(name)(**(options if name == "freecurrencyapi" else {})) for name in SOURCES
         }
         self._ordered: dict[str, deque[Fault]] = {name: deque() for name in self.sources}
 

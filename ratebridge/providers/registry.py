@@ -1,22 +1,16 @@
-"""The names of the rate sources; `providers/NAME.py` declares the rest.
-
-A module is imported when its declaration is first needed: the command line's help
-needs only the names.
-"""
+"""Finds the declaration of a rate source, by its name in `settings.SOURCES`."""
 
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Final
 
-if TYPE_CHECKING:
-    from .source import Provider
-
-# In the default order of failover.
-NAMES: Final = ("freecurrencyapi", "frankfurter", "ecb", "coinbase")
+from .source import Provider
 
 
 @cache
-def provider(name: str) -> "Provider":
-    """The declaration of the module of that name, one of `NAMES`."""
+def provider(name: str) -> Provider:
+    """The `PROVIDER` of `providers/NAME.py`, which is imported when it is first asked for.
+
+    So a source that is not in use costs nothing.
+    """
     declared: Provider = import_module(f".{name}", __package__).PROVIDER
     return declared
