@@ -300,7 +300,7 @@ async def test_a_bad_key():
     assert found["freecurrencyapi key"] == "FAIL did not accept the key (HTTP 401)"
     assert found["freecurrencyapi today"] == "skip needs freecurrencyapi key"
     assert found["freecurrencyapi past"] == "skip needs freecurrencyapi key"
-    assert hints(text)[1].startswith("compare FREECURRENCY_API_KEY")
+    assert hints(text)[1].startswith("is FREECURRENCY_API_KEY the one")
 
 
 async def test_the_sources_of_the_settings_are_asked_over_the_network():
@@ -323,7 +323,10 @@ async def test_the_sources_of_the_settings_are_asked_over_the_network():
 @pytest.mark.parametrize(
     ("outcome", "hint"),
     [
-        (FetchOutcome.UNREACHABLE, ["is there a way from this machine to the source? Its URL can"]),
+        (
+            FetchOutcome.UNREACHABLE,
+            ["is there a way from this machine to the source, or to its proxy?"],
+        ),
         (FetchOutcome.HTTP_4XX, ["is the source's URL right, with the version in its path?"]),
         (FetchOutcome.HTTP_5XX, []),
     ],

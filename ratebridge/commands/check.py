@@ -166,33 +166,25 @@ _LINK_HINTS: Final[Mapping[str, str]] = {
     Loss.REJECTED: "the feed's host answers, but not with a websocket: is the feed healthy?",
     Loss.REFUSED: f"is the feed running, and is the port in {FEED} its own?",
     Loss.UNREACHABLE: f"is there a way from this machine to the host in {FEED}?",
-    Loss.PROXY: "is the proxy in HTTP_PROXY, HTTPS_PROXY or ALL_PROXY right, or does the feed "
-    "belong in NO_PROXY?",
+    Loss.PROXY: "is the proxy of the environment right, or does the feed belong in NO_PROXY?",
     Loss.CERTIFICATE: "trust its issuer by SSL_CERT_FILE=FILE.pem (since 3.13 Python wants it to "
     "have a key usage and a key identifier, RFC 5280), or, to try things out, set VERIFY_SSL=false",
     Loss.CLIENT_CERTIFICATE: "give one that the feed trusts by RATEBRIDGE_FEED_CERT_FILE",
     Loss.TLS: f"is TLS spoken on that port? If not, {FEED} begins with ws://",
-    Loss.OPEN_TIMEOUT: "the peer accepts connections but does not answer: is it the feed, and is "
-    "it healthy?",
-    **dict.fromkeys(
-        (Loss.RESET, Loss.PROTOCOL_ERROR),
-        f"is it the feed's port? One that speaks TLS needs wss:// in {FEED}",
-    ),
+    Loss.OPEN_TIMEOUT: "the peer takes connections but does not answer: is it a healthy feed?",
+    Loss.RESET: f"is it the feed's port? One that speaks TLS needs wss:// in {FEED}",
+    Loss.PROTOCOL_ERROR: f"is it the feed's port? One that speaks TLS needs wss:// in {FEED}",
 }
 
 _SOURCE_HINTS: Final[Mapping[str, str]] = {
-    FetchOutcome.UNREACHABLE: "is there a way from this machine to the source? Its URL can be "
-    "set, see the README",
+    FetchOutcome.UNREACHABLE: "is there a way from this machine to the source, or to its proxy?",
     FetchOutcome.REDIRECT: "is the source's URL right, with https:// and the version in its path?",
     FetchOutcome.HTTP_4XX: "is the source's URL right, with the version in its path?",
     FetchOutcome.BAD_BODY: "is the source's URL right? A proxy's or a login page may have answered",
 }
 
 
-_SILENCE_HINT: Final = (
-    "the feed should send one each second; without one the service reconnects after "
-    "RATEBRIDGE_HEARTBEAT_TIMEOUT"
-)
+_SILENCE_HINT: Final = "without one in RATEBRIDGE_HEARTBEAT_TIMEOUT the service reconnects"
 
 
 def took(began: float) -> str:

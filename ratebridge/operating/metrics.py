@@ -61,8 +61,7 @@ class Metrics(Collector):
         outcomes: dict[Any, int] = {"converted": stats.converted, **stats.refused}
         yield family("conversions_total", "Requests answered, by outcome.", outcomes, "outcome")
         yield family("messages_dropped_total", "Messages without answer.", stats.dropped, "reason")
-        text = "Time from reading a request until its reply can be written."
-        yield family("answer_duration_seconds", text, stats.latency)
+        yield family("answer_duration_seconds", "From a request to its reply.", stats.latency)
         yield family("replies_undelivered_total", "Replies never sent.", stats.undelivered)
         waiting = service.bridge.waiting
         yield family("requests_waiting", "Requests whose rate is being fetched.", waiting)
@@ -85,7 +84,7 @@ class Metrics(Collector):
         durations = {name: one.durations for name, one in seen.items()}
         yield family("fetch_duration_seconds", "Of fetches that succeeded.", durations, "provider")
         answered = {name: unix(one.answered_at) for name, one in seen.items()}
-        text = "When the last successful fetch ended."
+        text = "When the last good fetch ended."
         yield family("fetch_success_timestamp_seconds", text, answered, "provider")
         implausible = {name: one.implausible for name, one in seen.items()}
         yield family("implausible_quotes_total", "Quotes not used.", implausible, "provider")

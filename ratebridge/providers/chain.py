@@ -48,6 +48,7 @@ UNANSWERED: Final = frozenset(
 )
 RENEWAL_EVERY: Final = 15.0  # s between the renewals of ended days by one source
 PAUSES: Final = (0.1, 0.4)  # s before the second and the third attempt; then the fetch has failed
+LATEST: Final = "the latest rates, as those of the day were not published yet"
 CLOCK_JUMP: Final = 5.0  # s of the wall clock against the monotonic one: more than drift
 CLOCK_DIFFERENCE: Final = 60.0  # s between our clock and a source's that are reported
 
@@ -214,10 +215,12 @@ class RateChain:
                 return again[0]
             for failing in again:
                 self._start(failing, day)
+            notes = [LATEST] if sheet.latest else []
+            notes += [f"in place of {' and '.join(failed)}"] if failed else []
             rate = Rate(
                 *(currency, quote.units, quote.euro, known_on, day, sheet.provider, sheet.fetched),
                 cached=not asked,
-                note=_note(sheet, failed),
+                note="; ".join(notes),
             )
             self._chosen[currency, day] = replace(rate, cached=True), self._due(sheet, day, now)
             if len(self._chosen) > MOST_CHOSEN:
@@ -483,13 +486,3 @@ class RateChain:
         if abs(ahead - access.clock_difference) >= CLOCK_DIFFERENCE:
             access.clock_difference = ahead
             self._observer.clock_differs(sheet.provider, ahead)
-
-
-def _note(sheet: RateSheet, failed: Sequence[str]) -> str:
-    """What is unusual about a rate of a sheet, where these sources have failed before it."""
-    notes = []
-    if sheet.latest:
-        notes.append("the latest rates, as those of the day were not published yet")
-    if failed:
-        notes.append(f"in place of {' and '.join(failed)}")
-    return "; ".join(notes)

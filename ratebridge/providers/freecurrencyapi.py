@@ -139,9 +139,8 @@ class FreeCurrencyApi:
                 code: Quote(row.units, euro.units) if isinstance(row, Quote) else row
                 for code, row in rows.items()
             }
-        days = day, day
         by_day = {quoted_on: rows}
-        return make_sheet(self.name, str(day), days, by_day, now, answer.headers, latest=latest)
+        return make_sheet(self.name, str(day), (day, day), by_day, now, answer.headers, latest=latest)
 
     def _keep_for_today(self, day: date, now: datetime) -> None:
         """Raise `SourceFailed` if the calls left are for the rates of today, or of later days."""
@@ -253,10 +252,8 @@ PROVIDER: Final = Provider(
         http, settings.freecurrency_api_key, settings.freecurrency_api_url, settings.cache_ttl
     ),
     hints={
-        FetchOutcome.REFUSED_KEY: "compare FREECURRENCY_API_KEY with the one in the source's "
-        "dashboard",
-        FetchOutcome.QUOTA_MONTH: "wait, take a larger plan, or put another source first in "
-        "RATEBRIDGE_PROVIDERS",
+        FetchOutcome.REFUSED_KEY: "is FREECURRENCY_API_KEY the one in the source's dashboard?",
+        FetchOutcome.QUOTA_MONTH: "wait, take a larger plan, or put another source first",
         FetchOutcome.QUOTA_MINUTE: "wait a minute and try again",
     },
     check=("key", FreeCurrencyApi.check_key),
