@@ -139,8 +139,8 @@ class FreeCurrencyApi:
                 code: Quote(row.units, euro.units) if isinstance(row, Quote) else row
                 for code, row in rows.items()
             }
-        by_day = {quoted_on: rows}
-        return make_sheet(self.name, str(day), (day, day), by_day, now, answer.headers, latest=latest)
+        days, by_day = (day, day), {quoted_on: rows}
+        return make_sheet(self.name, str(day), days, by_day, now, answer.headers, latest=latest)
 
     def _keep_for_today(self, day: date, now: datetime) -> None:
         """Raise `SourceFailed` if the calls left are for the rates of today, or of later days."""
