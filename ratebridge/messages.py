@@ -168,15 +168,16 @@ def _read_request(
     try:
         amount = parse_stake(stake.decode())
         name, shown = "currency", clipped(currency)
-        code = _read_string(currency)
+        code = _string(currency)
         shown = quoted(code)
         if not is_currency(code):
             raise ValueError("is not three capital letters")  # noqa: TRY301 - one way for all flaws
         name, shown = "date", clipped(date)
-        text = _read_string(date)
+        text = _string(date)
         shown = quoted(text)
         instant = parse_instant(text)
-    except ValueError as flaw:
+    except ValueError as error:
+        flaw = "is not a string" if isinstance(error, msgspec.ValidationError) else str(error)
         raise Refused(message_id[1], Refusal(f"bad-{name}"), f"{name} {shown} {flaw}") from None
     parts: list[bytes] = []
     places = [0, 0, 0, 0]
@@ -187,14 +188,6 @@ def _read_request(
         end = at + len(value)
     parts.append(frame[end:])
     return Request(message_id[1], amount, code, instant, date, tuple(parts), tuple(places))
-
-
-def _read_string(value: bytes) -> str:
-    """A JSON string as text. Raises ValueError if the value is none."""
-    try:
-        return _string(value)
-    except msgspec.ValidationError:
-        raise ValueError("is not a string") from None
 
 
 _NUMBER: Final = re.compile(r"-?(0|[1-9]\d*)(?:\.(\d+))?(?:[eE]([+-]?\d+))?", re.ASCII)

@@ -83,20 +83,20 @@ class Reader:
             return THE_HEARTBEAT
         if len(frame) <= MAX_TEXT:
             for shape in self._shapes:
-                if (matched := shape.match(frame)) is None:
-                    continue
-                parts = matched.groups()
-                its_id, its_stake, its_currency, its_date = places = shape.places
-                text, date = parts[its_stake].decode(), parts[its_date]
-                try:
-                    stake = Decimal(text) or Decimal(0) if len(text) <= SHORT else parse_stake(text)
-                    instant = _instant(date)
-                    if instant.tzinfo is not UTC:
-                        instant = instant.astimezone(UTC)
-                except (ValueError, msgspec.DecodeError, OverflowError):  # no such number or day
-                    break
-                code = parts[its_currency][1:4].decode()
-                return Request(parts[its_id], stake, code, instant, date, parts, places)
+                if matched := shape.match(frame):
+                    parts = matched.groups()
+                    its_id, its_stake, its_currency, its_date = places = shape.places
+                    text, date = parts[its_stake].decode(), parts[its_date]
+                    try:
+                        short = len(text) <= SHORT
+                        stake = Decimal(text) or Decimal(0) if short else parse_stake(text)
+                        instant = _instant(date)
+                        if instant.tzinfo is not UTC:
+                            instant = instant.astimezone(UTC)
+                    except (ValueError, msgspec.DecodeError, OverflowError):  # no number or day
+                        break
+                    code = parts[its_currency][1:4].decode()
+                    return Request(parts[its_id], stake, code, instant, date, parts, places)
         message = decode(frame)
         if isinstance(message, Request):
             if self._unlike % LEARN_EVERY == 0 and len(frame) <= LONGEST and b"\\" not in frame:

@@ -67,27 +67,35 @@ class LinkStream:
         self._to_websocket, self._passed = trio.open_memory_channel[bytes](0)
         self._queue: deque[Write] = deque()
         self._changed = trio.lowlevel.ParkingLot()  # who waits for another state of all these
+        self._at_once = False  # the next read does not wait
         self._broken = False  # the network takes no more
         self.shut = False  # nothing more is put: a close was, or the link has ended
 
     # In.
 
     async def read(self) -> bytes:
-        """What has come next, one byte at least. Raises `trio.BrokenResourceError` at the end."""
+        """What has come next, one byte at least. Raises `trio.BrokenResourceError` at the end.
+
+        Of two calls in a row one lets other tasks run.
+        """
         data: bytes | None
         data, self._behind_response = self._behind_response, b""
         while not data:
             if self._fd is None:
                 data = bytes(await self._network.receive_some(READ_SIZE))
             else:
-                # Without the first attempt of `receive_some`, which would find nothing.
-                await trio.lowlevel.wait_readable(self._fd)
+                # A first attempt would mostly find nothing. But while what came was answered, if it
+                # was much, more has come: that is read at once, each second time.
+                at_once, self._at_once = self._at_once, False
+                if not at_once:
+                    await trio.lowlevel.wait_readable(self._fd)
                 try:
                     data = os.read(self._fd, READ_SIZE)
                 except BlockingIOError:
                     continue
                 except OSError:
                     data = b""
+                self._at_once = len(data) > READ_SIZE // 32 and not at_once
                 if self._tls is not None:
                     # What TLS has to answer leaves with the next write, a heartbeat at the latest.
                     data = self._tls.unseal(data)
