@@ -1,6 +1,6 @@
 """The arithmetic: Decimal in, Decimal out, nothing else.
 
-The rule (Council Regulation (EC) 1103/97, articles 4 and 5, as the protocol
+The rule (Council Regulation (EC) 1103/97, articles 4 and 5, as TASK.md
 states it): the euro amount is ``stake * euro / units``, over one table of
 quotes, rounded once, half to even, to five places. No inverse rate is made.
 """
@@ -40,7 +40,7 @@ def to_euro(stake: Decimal, units: Decimal, euro: Decimal = _ONE) -> Decimal:
 
     `units` and `euro` are the quotes of the stake's currency and of the euro in
     the same table: how much of each makes one of the table's base. The stake is
-    within the bounds of the protocol, the quotes pass `is_quote`.
+    within the bounds of TASK.md, the quotes pass `is_quote`.
 
     Why this is the result of exact arithmetic, though a quotient may be endless
     and is cut after 41 digits. The product is exact. The division cuts towards

@@ -24,7 +24,7 @@ from .errors import SourceFailed
 from .euro import CONVERSION_RATES, REGULATION
 
 FIXED: Final = "fixed"  # the provider of a rate that is law
-MAX_DAYS_BACK: Final = 5  # a quote may be this much older than the day asked for (protocol, dates)
+MAX_DAYS_BACK: Final = 5  # a quote may be this much older than the day asked for (TASK.md)
 FAILURE_LIFE: Final = 5.0  # s: an outage costs a call per 5 s and sheet, not one per request
 MOST_QUOTES: Final = 100_000  # in all sheets: 16 MB; a year of 160 currencies has 58,400
 MOST_ASKED: Final = 2_048  # sheets, and failures: five years of days

@@ -148,7 +148,7 @@ def levels(value: Any) -> int:
 
 
 def expected(frame: bytes) -> str | tuple[Any, ...]:
-    """What the protocol says of a text, told by `json`: an outcome, or what is requested."""
+    """What TASK.md says of a text, told by `json`: an outcome, or what is requested."""
     try:
         value = load(frame.decode())
         json.dumps(value, ensure_ascii=False).encode()  # half a pair is not encoded

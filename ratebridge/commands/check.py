@@ -225,11 +225,7 @@ async def check_feed(report: Report, settings: Settings, tls: ssl.SSLContext) ->
 
 
 async def check_link(
-    done: Done,
-    settings: Settings,
-    address: Address,
-    stream: trio.abc.Stream,
-    link_nursery: trio.Nursery,
+    done: Done, settings: Settings, address: Address, stream: trio.abc.Stream, nursery: trio.Nursery
 ) -> None:
     """The steps on a stream: the upgrade, and enough heartbeats while sending some.
 
@@ -248,22 +244,23 @@ async def check_link(
 
     began = trio.current_time()
     options = UpgradeOptions(settings.feed_headers, settings.feed_subprotocol)
-    link = await open_link(link_nursery, address, dialled, options)  # it has a limit of its own
+    link = await open_link(nursery, address, dialled, options)  # it has a limit of its own
     done(f"open after {took(began)}")
-    link_nursery.start_soon(send_heartbeats, name="heartbeat sender")
+    nursery.start_soon(send_heartbeats, name="heartbeat sender")
 
     timeout = settings.heartbeat_timeout
-    opened = trio.current_time()
+    opened, others = trio.current_time(), 0
     came: list[float] = []
-    others = 0
     with trio.move_on_after(LISTEN * timeout):
-        while len(came) < ENOUGH:
+        while True:
             for text in await link.receive():
                 with suppress(Refused, Unreadable):
                     if isinstance(decode(text), Heartbeat):
                         came.append(trio.current_time())
                         continue
                 others += 1
+            if len(came) >= ENOUGH:
+                break
     # As in a session, the opening counts as a heartbeat.
     silence = max(b - a for a, b in pairwise([opened, *came, trio.current_time()]))
     await link.close(NORMAL_CLOSURE)
@@ -284,8 +281,8 @@ def describe_certificate(certificate: Any, now: datetime) -> str:
     names = dict(pair for part in certificate.get("issuer", ()) for pair in part)
     issuer = names.get("organizationName") or names.get("commonName") or "somebody without a name"
     end = datetime.fromtimestamp(ssl.cert_time_to_seconds(certificate["notAfter"]), UTC)
-    days = (end - now).days
-    return f"certificate of {clipped(issuer, 60)}, good until {end:%Y-%m-%d} ({days} days)"
+    left = f"{end:%Y-%m-%d} ({(end - now).days} days)"
+    return f"certificate of {clipped(issuer, 60)}, good until {left}"
 
 
 async def check_source(report: Report, source: Source, now: datetime, within: float) -> None:
