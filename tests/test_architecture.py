@@ -35,10 +35,7 @@ LAYERS = [
     ["fakes.feed", "fakes.rates"],
     ["fakes.*"],
     ["commands.options"],
-    [
-        *("commands.demo", "commands.check", "commands.convert", "commands.verify"),
-        *("commands.completion", "commands.samples"),
-    ],
+    ["commands.*"],
     ["command_line"],
     ["cli"],
 ]

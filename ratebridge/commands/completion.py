@@ -1,6 +1,8 @@
 """The command `completion`: prints the completions of a shell.
 
-shtab made the files from the command line; a test compares them with it.
+shtab made the files from the command line; a test compares them with it. To make one anew:
+
+    uv run shtab --shell=bash ratebridge.command_line.command_line > completion.bash
 """
 
 import argparse
