@@ -75,7 +75,7 @@ def make_chain(
     """The chain of these sources.
 
     Its fetches run in `nursery` and outlive the requests that asked for them. `clock` is the
-    wall clock in UTC; `jitter`, from 0 to 1, spreads the renewals.
+    wall clock in UTC; `jitter`, from 0 to 1, is for the pauses between attempts.
     """
     return RateChain(
         sources,

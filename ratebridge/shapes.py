@@ -3,9 +3,9 @@
 `messages.decode` reads any text, member by member. But a feed writes its requests alike:
 the names, their order and the white space stay, and the values change. So a request that
 `decode` has read becomes a `Shape`: a regular expression that is the request itself, with
-a pattern in place of each value that is no object and no array. A text that it matches is
-JSON with the same names in the same places. Where one of our three values is out of the
-ordinary, `decode` says what that means.
+a pattern in place of its values, those of objects and arrays one by one. A text that it
+matches is JSON with the same names in the same places. Where one of our three values is out
+of the ordinary, `decode` says what that means.
 
 Nothing but speed depends on which shapes are known: whatever a `Reader` has read before,
 it reads a text as `decode` does. `test_shapes` compares them.
@@ -24,8 +24,9 @@ import msgspec
 from .messages import HEARTBEAT, MAX_TEXT, THE_HEARTBEAT, Heartbeat, Request, decode, parse_stake
 
 MOST_SHAPES: Final = 8  # each is tried before the next
-LEARN_EVERY: Final = 1_000  # texts without a shape; an expression takes 2 ms to compile
-LONGEST: Final = 1_024  # bytes of a text that becomes a shape
+LEARN_EVERY: Final = 1_000  # texts without a shape; an expression takes 2 to 8 ms to compile
+LONGEST: Final = 1_024  # bytes of a text that becomes a shape; `re` keeps 512 expressions
+MOST_COMMAS: Final = 40  # in it: as many values, each of which takes time and memory
 SHORT: Final = 15  # characters: a number without exponent is within all bounds of a stake
 
 # Values (RFC 8259). No repetition is ever taken back, so the time is in proportion to the text.
@@ -99,7 +100,8 @@ class Reader:
                     return Request(parts[its_id], stake, code, instant, date, parts, places)
         message = decode(frame)
         if isinstance(message, Request):
-            if self._unlike % LEARN_EVERY == 0 and len(frame) <= LONGEST and b"\\" not in frame:
+            is_simple = b"\\" not in frame and frame.count(b",") <= MOST_COMMAS
+            if self._unlike % LEARN_EVERY == 0 and len(frame) <= LONGEST and is_simple:
                 self._shapes.appendleft(Shape.of(message))
             self._unlike += 1
         return message

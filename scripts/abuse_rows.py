@@ -86,6 +86,12 @@ async def control_frames(scene: Scene) -> None:
     await scene.flood(bytes((PONG, 0)) * (PIECE // 2))
 
 
+async def empty_texts(scene: Scene) -> None:
+    """The feed sends empty texts without end."""
+    await scene.start()
+    await scene.flood(b"\x81\0" * (PIECE // 2))
+
+
 async def huge_tables(scene: Scene) -> None:
     """A rate source answers 1 MiB with 110,000 names, for 33 days."""
     digits = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -353,6 +359,7 @@ def patched(scene: Scene, slow: Mapping[str, float]) -> dict[str, str]:
 
 MEASURED: Final[tuple[Row, ...]] = (
     *(large_ids_unread, small_ids_unread, large_ids_waiting, empty_fragments, control_frames),
+    empty_texts,
     *(huge_tables, one_byte_chunks, many_days, idle_clients, h2c_flood, log_unread),
 )
 JUDGED: Final[tuple[Row, ...]] = (

@@ -145,9 +145,14 @@ def test_each_tenth_without_a_shape_becomes_one_and_the_oldest_of_them_goes(walk
 
 
 @pytest.mark.parametrize(
-    "frame", [SAMPLE.replace(b"odds", b"o" * LONGEST), SAMPLE.replace(b"odds", rb"\u006fdds")]
+    "frame",
+    [
+        SAMPLE.replace(b"odds", b"o" * LONGEST),
+        SAMPLE.replace(b"odds", rb"\u006fdds"),
+        SAMPLE.replace(b"2.2", b"[%b1]" % (b"1," * 40)),
+    ],
 )
-def test_a_long_text_and_one_with_escapes_become_no_shape(frame, reader, walked):
+def test_a_text_that_is_long_or_has_many_values_or_escapes_becomes_no_shape(frame, reader, walked):
     for _ in range(3):
         reader.read(frame)
     assert walked == [frame] * 3

@@ -217,6 +217,26 @@ async def test_a_socket_that_seems_readable_and_has_nothing_is_waited_for(monkey
         assert await LinkStream(ours).read() == b"at last"
 
 
+async def test_of_two_reads_in_a_row_one_lets_other_tasks_run():
+    ours, theirs = socket_pair()
+    async with ours, theirs, trio.open_nursery() as nursery:
+        stream = LinkStream(ours)
+        turns: list[None] = []
+        await theirs.send_all(bytes(100_000))
+
+        async def take_turns():
+            while True:
+                turns.append(None)
+                await trio.lowlevel.checkpoint()
+
+        nursery.start_soon(take_turns)
+        for number in range(3):
+            for _ in range(2):
+                assert len(await stream.read()) == 16_384
+            assert len(turns) > number
+        nursery.cancel_scope.cancel()
+
+
 def transport(peer: FeedPeer) -> trio.SocketStream:
     """The socket below TLS."""
     stream: Any = peer.stream

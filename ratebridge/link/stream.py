@@ -67,7 +67,7 @@ class LinkStream:
         self._to_websocket, self._passed = trio.open_memory_channel[bytes](0)
         self._queue: deque[Write] = deque()
         self._changed = trio.lowlevel.ParkingLot()  # who waits for another state of all these
-        self._at_once = False  # the next read does not wait
+        self._next_at_once = False  # the next read does not wait
         self._broken = False  # the network takes no more
         self.shut = False  # nothing more is put: a close was, or the link has ended
 
@@ -86,7 +86,7 @@ class LinkStream:
             else:
                 # A first attempt would mostly find nothing. But while what came was answered, if it
                 # was much, more has come: that is read at once, each second time.
-                at_once, self._at_once = self._at_once, False
+                at_once, self._next_at_once = self._next_at_once, False
                 if not at_once:
                     await trio.lowlevel.wait_readable(self._fd)
                 try:
@@ -95,7 +95,7 @@ class LinkStream:
                     continue
                 except OSError:
                     data = b""
-                self._at_once = len(data) > READ_SIZE // 32 and not at_once
+                self._next_at_once = len(data) > READ_SIZE // 8 and not at_once
                 if self._tls is not None:
                     # What TLS has to answer leaves with the next write, a heartbeat at the latest.
                     data = self._tls.unseal(data)

@@ -40,7 +40,7 @@ from .source import READING, Source
 
 FETCH_WITHIN: Final = 30.0  # s, retries included; a request waits for its own deadline at most
 STALLED_AFTER: Final = 10.0  # s without an answer, until another connection is tried
-MOST_FETCHES: Final = 8  # of a source at a time: in all far below the HTTP client's pool
+MOST_FETCHES: Final = 8  # of a source at a time, each with a connection of its own
 MOST_CHOSEN: Final = 16_384  # rates that are at hand, some 5 MB
 # Failures that a source does not count.
 UNANSWERED: Final = frozenset(

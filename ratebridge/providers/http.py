@@ -80,7 +80,7 @@ class HttpClient:
         try:
             response = await client.get(url, params=params, headers=headers)
             # dict(headers) would look each name up among all of them, in quadratic time.
-            found = dict(response.headers.items())
+            found = dict(response.headers.multi_items())
             return HttpAnswer(response.status_code, found, response.content)
         except LinkFailed as failure:
             text = f"could not be reached ({failure.detail})"
