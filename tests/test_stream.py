@@ -232,8 +232,8 @@ async def test_of_two_reads_in_a_row_one_lets_other_tasks_run():
         nursery.start_soon(take_turns)
         for number in range(3):
             for _ in range(2):
-                assert len(await stream.read()) == 16_384
-            assert len(turns) > number
+                assert await stream.read()
+            assert len(turns) >= number  # in one turn of the loop, which runs first is chance
         nursery.cancel_scope.cancel()
 
 
