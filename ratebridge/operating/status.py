@@ -161,7 +161,7 @@ class StatusServer:
         self.address: Final = _spelled(*self._socket.getsockname()[:2])
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         most = MOST_CLIENTS if most == resource.RLIM_INFINITY else most // CLIENTS_SHARE
-        self._most_clients = max(2, min(MOST_CLIENTS, most))  # or the newest had no time
+        self._most_clients = max(2, min(MOST_CLIENTS, most))
         self._share = Share()
         # The oldest first; True while its request is being answered.
         self._clients: dict[trio.CancelScope, bool] = {}
@@ -187,8 +187,8 @@ class StatusServer:
             while True:
                 await trio.sleep(CONNECTION_REST)
                 if len(self._clients) == self._most_clients:
-                    # End the oldest that waits for its client, if any.
-                    waiting = [one for one, busy in self._clients.items() if not busy]
+                    # End the oldest that waits for its client, if any, but not the newest.
+                    waiting = [one for one, busy in list(self._clients.items())[:-1] if not busy]
                     for client_scope in waiting[:1]:
                         client_scope.cancel()
                     continue
