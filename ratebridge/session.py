@@ -22,7 +22,7 @@ from .observer import Observer
 from .outbox import Outbox, Reply
 
 # What has arrived is read before a peer counts as stale: for 0.1 s, and where our own loop stands
-# still meanwhile, in five of its turns at least. Each reads 32 KiB at most.
+# still meanwhile, in five of its turns at least. Each reads 16 KiB at most.
 LOOKS: Final = 5
 LOOK: Final = 0.02  # s
 STALL: Final = 0.5  # s by which the watchdog is woken late: our own loop has stood still

@@ -13,8 +13,8 @@ import trio
 
 from ..errors import BadSettings, CannotStart, LinkFailed, Loss
 
-# Bytes, the most that one read gives. They can be 8,192 empty texts, each to be counted and logged.
-READ_SIZE: Final = 16 * 1024
+# Bytes, the most that one read gives. They can be 4,096 empty texts, each to be counted and logged.
+READ_SIZE: Final = 8 * 1024
 
 _WANTED: Final = "the peer wants a client certificate"
 
