@@ -176,7 +176,7 @@ def _read_request(
         text = _string(date)
         shown = quoted(text)
         instant = parse_instant(text)
-    except ValueError as error:
+    except (ValueError, msgspec.ValidationError) as error:
         flaw = "is not a string" if isinstance(error, msgspec.ValidationError) else str(error)
         raise Refused(message_id[1], Refusal(f"bad-{name}"), f"{name} {shown} {flaw}") from None
     parts: list[bytes] = []

@@ -101,8 +101,8 @@ class Reader:
                     return Request(parts[its_id], stake, code, instant, date, parts, places)
         message = decode(frame)
         if isinstance(message, Request):
-            is_simple = b"\\" not in frame and frame.count(b",") <= MOST_COMMAS
-            if self._unlike % LEARN_EVERY == 0 and len(frame) <= LONGEST and is_simple:
+            learns = self._unlike % LEARN_EVERY == 0 and len(frame) <= LONGEST
+            if learns and b"\\" not in frame and frame.count(b",") <= MOST_COMMAS:
                 self._shapes.appendleft(Shape.of(message))
             self._unlike += 1
         return message
