@@ -5,7 +5,7 @@ nursery waits for the rate, and the reply goes to the outbox later, for whicheve
 link is up by then.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date, datetime
 from typing import Final
 
@@ -64,48 +64,46 @@ class Bridge:
         utc = self._utc_now()
         return Moment(self._trio_now(), utc, wire_json(utc))
 
-    def answer(self, frame: bytes, moment: Moment) -> Heartbeat | Reply | None:
-        """Take one text frame, which came at `moment`.
+    def answer(self, frames: Sequence[bytes], moment: Moment) -> tuple[list[Reply], int]:
+        """Take text frames, which came at `moment`.
 
-        None when there is no answer, or it comes later. `report` has to follow when
-        the replies have been handed on.
+        Returns the replies that are ready, and how many of the frames were heartbeats. `report`
+        has to follow when the replies have been handed on.
         """
-        try:
-            request = self._read(frame)
-        except Unreadable as problem:
-            self._observer.dropped(problem.reason, frame)
-            return None
-        except Refused as problem:
-            return self._refuse(problem.id, problem, moment.mono)
-        if isinstance(request, Heartbeat):
-            return request
-        try:
-            day = rate_day(request.instant, moment.utc)
-        except BadDate as flaw:
-            why = NoRate(Refusal.BAD_DATE, f"date {wire_time(request.instant)} {flaw}")
-            return self._refuse(request.id, why, moment.mono)
-        if self.stopping:
-            why = NoRate(Refusal.STOPPING, "the service is stopping")
-            return self._refuse(request.id, why, moment.mono)
-        try:
-            if request.currency == "EUR":
-                return self._convert(request, None, moment)
-            rate = self._chain.cached_rate(request.currency, day, moment.utc)
-            if rate is not None:
-                return self._convert(request, rate, moment)
-        except NoRate as problem:
-            return self._refuse(request.id, problem, moment.mono)
-        except Exception as bug:  # noqa: BLE001 - a bug costs one request and not the link
-            return self._fail(request.id, bug, moment.mono)
+        replies: list[Reply] = []
+        heartbeats = 0
+        for frame, message in zip(frames, self._read(frames), strict=True):
+            if isinstance(message, Request):
+                try:
+                    day = rate_day(message.instant, moment.utc)
+                    if self.stopping:
+                        raise NoRate(Refusal.STOPPING, "the service is stopping")  # noqa: TRY301
+                    rate = None
+                    if message.currency != "EUR":
+                        rate = self._chain.cached_rate(message.currency, day, moment.utc)
+                        if rate is None:
+                            self._start_waiting(message, len(frame), day, moment.mono)
+                            continue
+                    replies.append(self._convert(message, rate, moment))
+                except Exception as problem:  # noqa: BLE001 - a bug costs one request and not the link
+                    replies.append(self._excuse(message, problem, moment.mono))
+            elif isinstance(message, Heartbeat):
+                heartbeats += 1
+            elif isinstance(message, Unreadable):
+                self._observer.dropped(message.reason, frame)
+            elif isinstance(message, Refused):
+                replies.append(self._refuse(message.id, message, moment.mono))
+            else:
+                self._observer.internal_error("reading", message)
+        return replies, heartbeats
+
+    def _start_waiting(self, request: Request, size: int, day: date, came: float) -> None:
+        """Answer a request of `size` bytes when its rate is there. Raises `NoRate`."""
         if self.waiting >= MOST_WAITING or self._waiting_bytes > MOST_WAITING_BYTES:
-            why = NoRate(Refusal.OVERLOADED, "overloaded, too many requests wait for rates")
-            return self._refuse(request.id, why, moment.mono)
+            raise NoRate(Refusal.OVERLOADED, "overloaded, too many requests wait for rates")
         self.waiting += 1
-        self._waiting_bytes += len(frame)
-        self._nursery.start_soon(
-            self._answer_later, request, len(frame), day, moment.mono, name="request"
-        )
-        return None
+        self._waiting_bytes += size
+        self._nursery.start_soon(self._answer_later, request, size, day, came, name="request")
 
     def report(self, came: float) -> None:
         """Tell the observer of the conversions made, whose requests came at `came` (trio time).
@@ -120,13 +118,11 @@ class Bridge:
         try:
             rate = await self._chain.rate(request.currency, day)
             reply = self._convert(request, rate, self.moment())
-        except NoRate as problem:
-            reply = self._refuse(request.id, problem, came)
         except trio.Cancelled:
             self._observer.undelivered(request.id, "the service stopped")
             raise
-        except Exception as bug:  # noqa: BLE001 - a bug costs one request and not the service
-            reply = self._fail(request.id, bug, came)
+        except Exception as problem:  # noqa: BLE001 - a bug costs one request and not the service
+            reply = self._excuse(request, problem, came)
         self._deliver(reply)
         self.report(came)
         self.waiting -= 1
@@ -141,18 +137,19 @@ class Bridge:
             await self._settled.wait()
 
     def _convert(self, request: Request, rate: Rate | None, at: Moment) -> Reply:
-        if rate is None:
-            euro = rounded(request.stake)
-        else:
-            euro = to_euro(request.stake, rate.units, rate.euro)
-        text = plain(euro)
+        stake = request.stake
+        text = plain(to_euro(stake, rate.units, rate.euro) if rate else rounded(stake))
         self._made.append((request, text, rate, at.utc))
         return Reply(request.id, encode_reply(request, text, at.wire), at.mono)
 
-    def _fail(self, message_id: bytes, bug: Exception, came: float) -> Reply:
-        self._observer.internal_error("request", bug)
-        crash = NoRate(Refusal.INTERNAL_ERROR, "an internal error, see the service's log")
-        return self._refuse(message_id, crash, came)
+    def _excuse(self, request: Request, problem: Exception, came: float) -> Reply:
+        """The error for a request that `problem` kept from being converted."""
+        if isinstance(problem, BadDate):
+            problem = NoRate(Refusal.BAD_DATE, f"date {wire_time(request.instant)} {problem}")
+        elif not isinstance(problem, NoRate):
+            self._observer.internal_error("request", problem)
+            problem = NoRate(Refusal.INTERNAL_ERROR, "an internal error, see the service's log")
+        return self._refuse(request.id, problem, came)
 
     def _refuse(self, message_id: bytes, problem: Refused | NoRate, came: float) -> Reply:
         now = self._trio_now()

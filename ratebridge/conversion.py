@@ -68,8 +68,7 @@ def to_euro(stake: Decimal, units: Decimal, euro: Decimal = _ONE) -> Decimal:
     few times that (the tests make such). At any precision of up to 72 digits an
     ordinary rounding turns some of these into ties, and the second one errs.
     """
-    amount = stake if euro == _ONE else _multiply(stake, euro)
-    return _round(_divide(amount, units), _QUANTUM)
+    return _round(_divide(_multiply(stake, euro), units), _QUANTUM)
 
 
 def rounded(stake: Decimal) -> Decimal:

@@ -225,7 +225,7 @@ def is_currency(text: str) -> bool:
 def encode_reply(request: Request, stake: str, date: bytes) -> bytes:
     """The request with `stake` (a JSON number), `EUR` and `date` (JSON) in place of its own."""
     _, its_stake, its_currency, its_date = request.places
-    parts = list(request.parts)
+    parts = [*request.parts]
     parts[its_stake], parts[its_currency], parts[its_date] = stake.encode(), b'"EUR"', date
     return b"".join(parts)
 

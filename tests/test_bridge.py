@@ -4,6 +4,7 @@ import json
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from decimal import Decimal
+from unittest.mock import Mock
 
 import attrs
 import pytest
@@ -15,6 +16,7 @@ from ratebridge.bridge import MOST_WAITING_BYTES, Bridge
 from ratebridge.fakes.feed import request_text
 from ratebridge.fakes.frankfurter import FRANKFURTER
 from ratebridge.fakes.rates import HANG, Fault, quote
+from ratebridge.messages import THE_HEARTBEAT
 from ratebridge.outbox import Reply
 from ratebridge.rates import Quote, RateSheet
 
@@ -59,9 +61,9 @@ class Desk:
 
     def ask(self, *wish, **more):
         moment = self.bridge.moment()
-        reply = self.bridge.answer(request_text(*wish, **more).encode(), moment)
+        replies, _ = self.bridge.answer([request_text(*wish, **more).encode()], moment)
         self.bridge.report(moment.mono)
-        return reply
+        return replies[0] if replies else None
 
 
 @asynccontextmanager
@@ -281,6 +283,14 @@ async def test_a_bug_in_a_request_costs_that_request(cached, autojump_clock, mon
         assert text_of(reply) == "an internal error, see the service's log"
         assert desk.log.bugs == [bug]
         assert said(desk.ask(2, "1", "USD", NOON))["type"] == "message"
+
+
+async def test_a_bug_in_reading_costs_that_text(autojump_clock, monkeypatch):
+    async with open_desk() as desk:
+        bug = ValueError("oops")
+        monkeypatch.setattr("ratebridge.shapes.decode", Mock(side_effect=[bug, THE_HEARTBEAT]))
+        assert desk.bridge.answer([b"1", b"2"], desk.bridge.moment()) == ([], 1)
+        assert desk.log.bugs == [bug]
 
 
 async def test_requests_that_wait_when_the_service_ends_are_reported(autojump_clock):

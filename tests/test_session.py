@@ -6,7 +6,6 @@ from functools import partial
 from itertools import pairwise
 from math import inf
 from typing import Any
-from unittest.mock import Mock, patch
 
 import attrs
 import pytest
@@ -29,11 +28,12 @@ from support import (
 )
 
 from ratebridge.bridge import Bridge
+from ratebridge.errors import Drop
 from ratebridge.fakes.feed import FeedPeer, Script
 from ratebridge.link.link import open_link
 from ratebridge.observer import Converted, Observer
 from ratebridge.outbox import Outbox, Reply
-from ratebridge.session import LARGE, HeartbeatSettings, Session
+from ratebridge.session import LARGE, MOST, HeartbeatSettings, Session
 
 DEFAULT = HeartbeatSettings()
 
@@ -308,23 +308,32 @@ async def test_a_reply_is_handed_to_the_link_before_its_conversion_is_reported(a
         bridge = Bridge(NO_CHAIN, nursery, outbox.add, utc_now=lambda: NOW, observer=Ordered())
         link: Any = None
         session = Session(link, bridge, outbox, HeartbeatSettings(), Recorder(), trio.Event())
-        session._answer([ask(1).encode(), ask(2).encode()])
+        await session._answer([ask(1).encode(), ask(2).encode()])
     assert order == ["handed on", "handed on", "reported", "reported"]
 
 
-async def test_a_bug_in_the_bridge_surfaces_and_costs_no_reply_of_the_same_batch(autojump_clock):
+async def test_other_tasks_run_while_a_flood_that_was_read_at_once_is_dealt_with(autojump_clock):
+    turns: list[int] = []
+    dropped: list[bytes] = []
+
+    class Dropping(Recorder):
+        def dropped(self, _reason: Drop, frame: bytes) -> None:
+            dropped.append(frame)
+
+    async def take_turns() -> None:
+        while True:
+            turns.append(len(dropped))
+            await trio.lowlevel.checkpoint()
+
     async with trio.open_nursery() as nursery:
-        outbox = Outbox(Recorder())
-        bridge = euro_bridge(nursery, outbox)
+        outbox, flood = Outbox(Recorder()), [b""] * 16_000
+        bridge = Bridge(NO_CHAIN, nursery, outbox.add, utc_now=lambda: NOW, observer=Dropping())
         link: Any = None
-        session = Session(link, bridge, outbox, DEFAULT, Recorder(), trio.Event())
-        replies = [bridge.answer(ask(number).encode(), bridge.moment()) for number in range(2)]
-        with (
-            patch.object(bridge, "answer", Mock(side_effect=[*replies, ZeroDivisionError])),
-            pytest.raises(ZeroDivisionError),
-        ):
-            session._answer([b"0", b"1", b"2"])
-        assert len(outbox) == 2
+        nursery.start_soon(take_turns)
+        await Session(link, bridge, outbox, DEFAULT, Recorder(), trio.Event())._answer(flood)
+        nursery.cancel_scope.cancel()
+    assert dropped == flood
+    assert max(later - sooner for sooner, later in pairwise(turns)) <= 2 * MOST  # by chance
 
 
 # The stop.

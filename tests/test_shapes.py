@@ -2,25 +2,38 @@
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given, settings
 from test_messages import DATE, RANDOM, SAMPLE, TABLE, TOKENS, filled, template
 
 from ratebridge import shapes
-from ratebridge.errors import Refused, Unreadable
+from ratebridge.errors import Drop, Refused, Unreadable
 from ratebridge.messages import HEARTBEAT, MAX_TEXT, THE_HEARTBEAT, Heartbeat, Request, decode
 from ratebridge.messages import encode_reply as encode
 from ratebridge.shapes import LONGEST, MOST_SHAPES, Reader
 
 
-def outcome(read: Callable[[bytes], Heartbeat | Request], frame: bytes) -> object:
+def read_all(frames: Sequence[bytes]) -> list[Heartbeat | Request | Exception]:
+    """What a reader gives that knows no shape."""
+    found: list[Heartbeat | Request | Exception] = []
+    for frame in frames:
+        try:
+            found.append(decode(frame))
+        except (Refused, Unreadable) as problem:
+            found.append(problem)
+    return found
+
+
+def outcome(
+    read: Callable[[Sequence[bytes]], list[Heartbeat | Request | Exception]], frame: bytes
+) -> object:
     """All that can be told of a reading; any other exception fails the test."""
-    try:
-        found = read(frame)
-    except (Refused, Unreadable) as problem:
-        return type(problem), vars(problem), str(problem)
+    [found] = read([frame])
+    if isinstance(found, Exception):
+        assert isinstance(found, Refused | Unreadable), found
+        return type(found), vars(found), str(found)
     if isinstance(found, Heartbeat):
         return found
     facts = found.id, str(found.stake), found.currency, found.instant, found.date
@@ -62,7 +75,7 @@ def test_what_was_read_before_changes_no_reading(rnd: random.Random):
                 at = rnd.randrange(len(text))
                 text = text[:at] + rnd.choice((*TOKENS, *"0123456789-.e")) + text[at + 1 :]
         frame = rnd.choice((text, text, rnd.choice(TABLE))).encode()
-        assert outcome(reader.read, frame) == outcome(decode, frame)
+        assert outcome(reader.read, frame) == outcome(read_all, frame)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +90,7 @@ def test_what_was_read_before_changes_no_reading(rnd: random.Random):
     ],
 )
 def test_a_request_like_one_before_is_read_by_its_shape(text, reader, walked):
-    reader.read(text.encode())
+    reader.read([text.encode()])
     for old, new in (
         *(("253.67", of) for of in ("1", "0.5", "-0.00", "253.670000000000020")),
         *(
@@ -91,7 +104,7 @@ def test_a_request_like_one_before_is_read_by_its_shape(text, reader, walked):
         ("456", "7"),
     ):
         frame = text.replace(old, new).encode()
-        assert outcome(reader.read, frame) == outcome(decode, frame)
+        assert outcome(reader.read, frame) == outcome(read_all, frame)
     assert walked == [text.encode()]
 
 
@@ -110,19 +123,21 @@ def test_a_request_like_one_before_is_read_by_its_shape(text, reader, walked):
     ],
 )
 def test_a_text_out_of_the_ordinary_is_read_by_decode(old, new, reader):
-    reader.read(SAMPLE)
+    reader.read([SAMPLE])
     frame = SAMPLE.decode().replace(old, new, 1).encode()
     assert frame != SAMPLE
-    assert outcome(reader.read, frame) == outcome(decode, frame)
+    assert outcome(reader.read, frame) == outcome(read_all, frame)
 
 
 def test_a_text_over_64_kib_is_dropped_in_a_known_spelling_too(reader):
     frame = SAMPLE.replace(b":456", b':"id"')
-    reader.read(frame)
+    reader.read([frame])
     size = MAX_TEXT - len(frame) + len("id")
-    assert isinstance(reader.read(frame.replace(b':"id"', b':"%b"' % (b"x" * size))), Request)
-    with pytest.raises(Unreadable, match="too-long"):
-        reader.read(frame.replace(b':"id"', b':"%b"' % (b"x" * (size + 1))))
+    frames = [frame.replace(b':"id"', b':"%b"' % (b"x" * size)) for size in (size, size + 1)]
+    found, problem = reader.read(frames)
+    assert isinstance(found, Request)
+    assert isinstance(problem, Unreadable)
+    assert problem.reason == Drop.TOO_LONG
 
 
 def spelt(number: int) -> bytes:
@@ -133,14 +148,14 @@ def spelt(number: int) -> bytes:
 def test_each_tenth_without_a_shape_becomes_one_and_the_oldest_of_them_goes(walked, monkeypatch):
     monkeypatch.setattr(shapes, "LEARN_EVERY", 10)
     reader = Reader()
-    assert reader.read(HEARTBEAT) is THE_HEARTBEAT
+    assert reader.read([HEARTBEAT]) == [THE_HEARTBEAT]
     for number in range(MOST_SHAPES + 1):
         for _ in range(20):
-            reader.read(spelt(number))
-    assert len(walked) == 1 + MOST_SHAPES * 10
+            reader.read([spelt(number)])
+    assert len(walked) == 2 + MOST_SHAPES * 10
     walked.clear()
     for number in (MOST_SHAPES, 1, 0):
-        reader.read(spelt(number))
+        reader.read([spelt(number)])
     assert walked == [spelt(0)]
 
 
@@ -154,5 +169,5 @@ def test_each_tenth_without_a_shape_becomes_one_and_the_oldest_of_them_goes(walk
 )
 def test_a_text_that_is_long_or_has_many_values_or_escapes_becomes_no_shape(frame, reader, walked):
     for _ in range(3):
-        reader.read(frame)
+        reader.read([frame])
     assert walked == [frame] * 3

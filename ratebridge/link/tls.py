@@ -14,7 +14,7 @@ import trio
 from ..errors import BadSettings, CannotStart, LinkFailed, Loss
 
 # Bytes, the most that one read gives. They can be 4,096 empty texts, each to be counted and logged.
-READ_SIZE: Final = 8 * 1024
+READ_SIZE: Final = 32 * 1024
 
 _WANTED: Final = "the peer wants a client certificate"
 

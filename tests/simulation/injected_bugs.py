@@ -23,9 +23,9 @@ def watchdog_reset_by_any_message() -> Patch:
     """Any message resets the heartbeat timeout."""
     answer = Session._answer
 
-    def answer_and_believe(self: Session, frames: Sequence[bytes]) -> None:
+    async def answer_and_believe(self: Session, frames: Sequence[bytes]) -> None:
         self._heard = trio.current_time()
-        answer(self, frames)
+        await answer(self, frames)
 
     return patch.object(Session, "_answer", answer_and_believe)
 
