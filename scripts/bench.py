@@ -4,10 +4,12 @@
     uv run --group bench scripts/bench.py --quick    some 3 minutes
     uv run --group bench scripts/bench.py --tls      over TLS, beside the fastest peer
 
-Starts a feed in this process, a rates server that stands in for freecurrencyapi,
-and in turn, round by round, each client in a process of its own: `ratebridge` at
-default settings, and the peers of bench_peers.py. The same requests come in the
-spellings of `SPELLINGS`. Replies are checked against exact arithmetic where the
+Starts a rates server that stands in for freecurrencyapi, and round by round each client
+in a process of its own, with a feed of its own in this process: `ratebridge` at default
+settings (but for the heartbeat timeout, as its feed rests while others are measured), and
+the peers of bench_peers.py. The same requests come in the spellings of `SPELLINGS`. A load
+goes to the clients in slices, a tenth of a second each in turn, so that what else the
+machine does falls on all of them. Replies are checked against exact arithmetic where the
 load leaves time for it. The results are ratios within a round: the median over the
 rounds, the least and the greatest. Prints tables; writes bench.json and bench.svg
 to the folder --out. Linux only.
@@ -31,8 +33,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
+from operator import mul
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import attrs
@@ -49,7 +52,6 @@ PACE = 50.0  # requests a second, on the production side of "tens"
 COLD = 50  # requests: the first second
 USUAL = "as recorded"
 PAGE = os.sysconf("SC_PAGE_SIZE")
-TICKS = os.sysconf("SC_CLK_TCK")
 
 Figures = dict[str, float]
 
@@ -59,13 +61,14 @@ class Plan:
     """How long to measure."""
 
     rounds: int
-    warm: float  # s of each load that do not count
-    seconds: float  # of each load
+    slices: int  # of each load
     paced: int  # requests at PACE
 
 
-FULL = Plan(rounds=11, warm=0.5, seconds=2.0, paced=1000)
-QUICK = Plan(rounds=3, warm=0.2, seconds=0.5, paced=60)
+FULL = Plan(rounds=11, slices=20, paced=1000)
+QUICK = Plan(rounds=3, slices=5, paced=60)
+SLICE = 0.1  # s
+WARM = 0.03  # s before it, which do not count
 
 # The bars of the speed that the service is to have: (figure, peer, least or most, ratio).
 BARS = (
@@ -85,32 +88,32 @@ START_CPU = 0.18  # s, the bar for the start to the first heartbeat
 
 @attrs.define
 class Client:
-    """A process under measurement."""
+    """A process under measurement, and its feed."""
 
+    feed: Feed
     process: subprocess.Popen[bytes]
     started: float
 
     def cpu(self) -> float:
-        """Seconds of CPU, of all its threads, by the system's accounting."""
-        fields = self._read("stat").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS
+        """Seconds of CPU, of all its threads, by the scheduler's accounting."""
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/schedstat")
+        return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
     def memory(self) -> float:
         """Resident memory, MiB."""
-        return int(self._read("statm").split()[1]) * PAGE / 2**20
-
-    def _read(self, name: str) -> str:
-        return Path(f"/proc/{self.process.pid}/{name}").read_text()
+        statm = Path(f"/proc/{self.process.pid}/statm").read_text()
+        return int(statm.split()[1]) * PAGE / 2**20
 
 
 class Bench:
-    """The feed, the rates, and how to start a client of theirs."""
+    """The feeds, the rates, and how to start a client of theirs."""
 
     def __init__(self, out: Path, also: dict[str, str], *, tls: bool = False) -> None:
         self.out = out
         self.also = also
         self._scheme = "wss" if tls else "ws"
-        self.feed = Feed(_server_tls() if tls else None)
+        self._tls = _server_tls() if tls else None
+        self.feeds: dict[str, Feed] = {}  # of the clients that run
         self.requests = {spelling: make_requests(DAYS, spelling) for spelling in SPELLINGS}
         self._rates_port = serve_rates()
         self._tables = out / "tables.json"
@@ -125,7 +128,8 @@ class Bench:
     @contextmanager
     def client(self, name: str) -> Iterator[Client]:
         """A client that is connected and has beaten once."""
-        uri = f"{self._scheme}://127.0.0.1:{self.feed.port}/"
+        feed = Feed(self._tls)
+        uri = f"{self._scheme}://127.0.0.1:{feed.port}/"
         environment = {
             key: value
             for key, value in os.environ.items()
@@ -149,6 +153,7 @@ class Bench:
                 "FREECURRENCY_API_URL": f"http://127.0.0.1:{self._rates_port}/v1",
                 "RATEBRIDGE_PROVIDERS": "freecurrencyapi",
                 "RATEBRIDGE_PLAUSIBILITY": "off",  # the rates are made up
+                "RATEBRIDGE_HEARTBEAT_TIMEOUT": "600",
             }
             if name in self.also:
                 environment["PYTHONPATH"] = self.also[name]
@@ -157,50 +162,70 @@ class Bench:
             process = subprocess.Popen(
                 command, env=environment, cwd=self.out, stdout=log, stderr=log
             )
-            client = Client(process, started)
             try:
-                self.feed.use(self.requests[USUAL], exact=name not in PEERS)
-                self.feed.accept()
-                self.feed.wait_heartbeat()
-                yield client
+                feed.use(self.requests[USUAL], exact=name not in PEERS)
+                feed.accept()
+                feed.wait_heartbeat()
+                self.feeds[name] = feed
+                yield Client(feed, process, started)
             finally:
+                self.feeds.pop(name, None)
                 process.send_signal(signal.SIGKILL)
                 process.wait()
-                self.feed.hang_up()
+                feed.hang_up()
 
     def prepare(self, name: str) -> None:
         """Start once without measuring, so that what Python compiles is compiled."""
-        with self.client(name):
-            if name != FLOOR:
-                self._fill_tables()
-
-    def _fill_tables(self) -> None:
-        """Ask for each day and currency once, so that the service has fetched what it needs."""
-        self.feed.ask_all(DAYS * len(CODES), 64)
-
-    def measure(self, name: str, plan: Plan) -> Figures:
-        """All figures of one client in one round."""
-        feed = self.feed
-        figures: Figures = {}
         with self.client(name) as client:
+            if name != FLOOR:
+                _fill_tables(client.feed)
+
+    def measure(self, name: str, plan: Plan, figures: Figures) -> Iterator[None]:
+        """All figures of one client in one round, in steps between which others have their turn."""
+        with self.client(name) as client:
+            feed = client.feed
             figures["start_wall"] = time.perf_counter() - client.started
             figures["start_cpu"] = client.cpu()
             if name != FLOOR:
                 figures |= _latency("cold", feed.pace(PACE, COLD))
-                self._fill_tables()
+                _fill_tables(feed)
                 before = client.cpu()
                 figures |= _latency("warm", feed.pace(PACE, plan.paced))
                 figures["cpu_paced"] = (client.cpu() - before) / plan.paced
             for spelling in SPELLINGS:
                 feed.use(self.requests[spelling], exact=name not in PEERS)
                 if name != FLOOR:
-                    self._fill_tables()  # and check the replies
+                    _fill_tables(feed)  # and check the replies
                 for outstanding in LOADS if spelling == USUAL else LOADS[1:]:
                     key = str(outstanding) if outstanding == 1 else f"{outstanding} {spelling}"
-                    rate, cpu = feed.load(outstanding, plan.warm, plan.seconds, client.cpu)
-                    figures[f"rate_{key}"], figures[f"cpu_{key}"] = rate, cpu
+                    rates, cpus = [], []
+                    for _ in range(plan.slices):
+                        yield
+                        rate, cpu = feed.load(outstanding, WARM, SLICE, client.cpu)
+                        rates.append(rate)
+                        cpus.append(cpu)
+                    figures[f"rate_{key}"] = mean(rates)
+                    figures[f"cpu_{key}"] = sum(map(mul, rates, cpus)) / sum(rates)
             figures["memory"] = client.memory()
-        return figures
+
+    def measure_round(self, names: list[str], plan: Plan) -> dict[str, Figures]:
+        """The figures of all clients, which take turns."""
+        found: dict[str, Figures] = {name: {} for name in names}
+        turns = [self.measure(name, plan, figures) for name, figures in found.items()]
+        while turns:
+            for turn in turns.copy():
+                for feed in self.feeds.values():
+                    feed.rest()
+                try:
+                    next(turn)
+                except StopIteration:
+                    turns.remove(turn)
+        return found
+
+
+def _fill_tables(feed: Feed) -> None:
+    """Ask for each day and currency once, so that the service has fetched what it needs."""
+    feed.ask_all(DAYS * len(CODES), 64)
 
 
 def _server_tls() -> ssl.SSLContext:
@@ -369,7 +394,7 @@ def main() -> None:
     rounds: list[dict[str, Figures]] = []
     for number in range(plan.rounds):
         turn = number % len(names)  # another one begins each round
-        found = {name: bench.measure(name, plan) for name in names[turn:] + names[:turn]}
+        found = bench.measure_round(names[turn:] + names[:turn], plan)
         rounds.append({name: found[name] for name in names})
         rates = "  ".join(f"{name} {found[name][f'rate_64 {USUAL}']:,.0f}" for name in names)
         print(f"round {number + 1} of {plan.rounds}, requests/s at 64: {rates}", flush=True)

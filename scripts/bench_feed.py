@@ -186,6 +186,11 @@ class Feed:
             self._turn(until)
             self._count()
 
+    def rest(self) -> None:
+        """Beat if it is time, and take what has come, where nothing is asked for a while."""
+        self._turn(inf, wake=time.perf_counter())
+        self._count()
+
     def load(
         self, outstanding: int, warm: float, seconds: float, cpu: Callable[[], float]
     ) -> tuple[float, float]:
@@ -199,7 +204,7 @@ class Feed:
         answered = self._keep_up(began + seconds)
         took, used = time.perf_counter() - began, cpu() - before
         self._drain(outstanding)
-        return answered / took, used / answered
+        return answered / took, used / max(answered, 1)
 
     def _keep_up(self, until: float) -> int:
         """Put a new request for each one answered; the number of these."""
@@ -260,6 +265,7 @@ class Feed:
 
     def hang_up(self) -> None:
         self._link.close()
+        self._listener.close()
 
     def _turn(self, until: float, wake: float = inf) -> None:
         """Write what is to be written, then wait for what comes, till `wake` at the latest.

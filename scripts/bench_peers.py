@@ -90,7 +90,7 @@ def run_websockets(uri: str, tables: Tables) -> None:
     from websockets.asyncio.client import connect
 
     async def main() -> None:
-        async with connect(uri, compression=None) as link:
+        async with connect(uri, compression=None, ping_interval=None) as link:
             beating = asyncio.create_task(beat_with(link.send))
             async for text in link:
                 reply = answer(text, tables)

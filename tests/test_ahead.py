@@ -11,15 +11,17 @@ from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI
 from ratebridge.providers.ahead import fetch_at_midnight
 
 EVENING = datetime(2026, 11, 20, 23, 50, tzinfo=UTC)
+START = EVENING - timedelta(seconds=7)  # so that no look is at midnight by chance
 TODAY = EVENING.date()
 TOMORROW = TODAY + timedelta(days=1)
 
 
 @asynccontextmanager
 async def ten_minutes_to_midnight(*sources):
-    async with open_bench(*sources, start=EVENING) as bench:
+    async with open_bench(*sources, start=START) as bench:
         bench.fake.latency = 0.5
         bench.nursery.start_soon(fetch_at_midnight, bench.chain, bench.wall)
+        await trio.sleep(7)
         yield bench
 
 
