@@ -28,7 +28,7 @@ SECRETS = [variable for variable in VARIABLES.values() if variable.secret]
 FEED = {"CURRENCY_ASSIGNMENT_WS_URI": "ws://feed.example/stream"}
 
 
-def test_the_defaults_are_those_of_the_protocol():
+def test_the_defaults_are_the_documented_ones():
     """The others are those of `.env.example`, and of the README's table."""
     defaults = attrs.asdict(load_settings(FEED), recurse=False)
     assert (

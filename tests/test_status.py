@@ -42,8 +42,9 @@ async def get(nursery):
 # What it answers.
 
 
-async def test_it_is_healthy_while_the_loop_runs(get):
-    answer = get("/healthz")
+@pytest.mark.parametrize("target", ["/healthz", "http://127.0.0.1:8766/healthz?now"])
+async def test_it_is_healthy_while_the_loop_runs(target, get):
+    answer = get(target)
     assert (answer.status, answer.media_type) == (200, "application/json")
     why = "the event loop turns"
     assert msgspec.json.decode(answer.body) == {"healthy": True, "why": why, "uptime": ANY}

@@ -83,10 +83,9 @@ class Pages:
     def answer(self, method: str, target: str, headers: dict[str, str]) -> Page:
         """The answer to a request.
 
-        `target` is taken as the path with its query, the origin form (RFC 9112, 3.2.1). Any other
-        form is answered with 404, the absolute form too, though a server MUST accept that one
-        (3.2.2): clients send it to proxies only. `headers` have lower-case names. A request without
-        a host, as HTTP/1.0 allows, is answered: no browser sends one.
+        `target` is a path with its query, or a URI, whose host is not looked at (RFC 9112, 3.2.1
+        and 3.2.2): the header has the same. `headers` have lower-case names. A request without a
+        host, as HTTP/1.0 allows, is answered: no browser sends one.
         """
         # Only by a name that is ours: a page elsewhere can have its own name resolved to our
         # address, and then read the answers.
@@ -99,7 +98,7 @@ class Pages:
                 return Page(how, status=421)
         if method not in ("GET", "HEAD"):
             return Page(b"GET and HEAD only\n", status=405)
-        path, _, query = target.partition("?")
+        path, _, query = re.sub("^https?://[^/?]*", "", target).partition("?")
         now, status = trio.current_time(), 200
         told: dict[str, Any]
         if path == "/metrics":

@@ -10,7 +10,8 @@ JSON in printable ASCII, without white space between its parts:
 `at` is the reply's date. `id` and `date` are as they came, except that the id has escapes for all
 that is not printable ASCII. Numbers are exact text. `rate` is units for one euro, or units/euro:
 the two quotes, if the table's base is not the euro, and 1/price for a coin. A stake that was in
-euro already has the rate 1 of the request's own UTC day, by the provider "none".
+euro already has the rate 1 of the request's own UTC day, by the provider "none". The provider of
+a currency's legal conversion rate to the euro is "fixed".
 
 `n` counts the lines from 1. `hash` is the SHA-256, in hex, of the line's bytes before `,"hash"`.
 `prev` is the hash before it in the trail, and 64 zeros in line 1. So each line shows whether it
