@@ -56,7 +56,7 @@ class Bridge:
         self._waiting_bytes = 0
         self.stopping = False  # set: new requests are refused
         self._settled = trio.Event()
-        self._read = Reader().read
+        self._reader = Reader()
         self._made: list[Converted] = []  # and not reported yet
 
     def moment(self) -> Moment:
@@ -72,29 +72,33 @@ class Bridge:
         """
         replies: list[Reply] = []
         heartbeats = 0
-        for frame, message in zip(frames, self._read(frames), strict=True):
-            if isinstance(message, Request):
-                try:
-                    day = rate_day(message.instant, moment.utc)
-                    if self.stopping:
-                        raise NoRate(Refusal.STOPPING, "the service is stopping")  # noqa: TRY301
-                    rate = None
-                    if message.currency != "EUR":
-                        rate = self._chain.cached_rate(message.currency, day, moment.utc)
-                        if rate is None:
-                            self._start_waiting(message, len(frame), day, moment.mono)
-                            continue
-                    replies.append(self._convert(message, rate, moment))
-                except Exception as problem:  # noqa: BLE001 - a bug costs one request and not the link
-                    replies.append(self._excuse(message, problem, moment.mono))
-            elif isinstance(message, Heartbeat):
-                heartbeats += 1
-            elif isinstance(message, Unreadable):
-                self._observer.dropped(message.reason, frame)
-            elif isinstance(message, Refused):
-                replies.append(self._refuse(message.id, message, moment.mono))
-            else:
-                self._observer.internal_error("reading", message)
+        for frame, request in zip(frames, self._reader.read(frames), strict=True):
+            try:
+                if request is None:
+                    message = self._reader.walk(frame)
+                    if isinstance(message, Heartbeat):
+                        heartbeats += 1
+                        continue
+                    request = message  # noqa: PLW2901
+                day = rate_day(request.instant, moment.utc)
+                if self.stopping:
+                    raise NoRate(Refusal.STOPPING, "the service is stopping")  # noqa: TRY301
+                rate = None
+                if request.currency != "EUR":
+                    rate = self._chain.cached_rate(request.currency, day, moment.utc)
+                    if rate is None:
+                        self._start_waiting(request, len(frame), day, moment.mono)
+                        continue
+                replies.append(self._convert(request, rate, moment))
+            except Unreadable as problem:
+                self._observer.dropped(problem.reason, frame)
+            except Refused as problem:
+                replies.append(self._refuse(problem.id, problem, moment.mono))
+            except Exception as problem:  # noqa: BLE001 - a bug costs one text and not the link
+                if request is None:
+                    self._observer.internal_error("reading", problem)
+                else:
+                    replies.append(self._excuse(request, problem, moment.mono))
         return replies, heartbeats
 
     def _start_waiting(self, request: Request, size: int, day: date, came: float) -> None:

@@ -22,7 +22,8 @@ from .observer import Observer
 from .outbox import Outbox
 
 # What has arrived is read before a peer counts as stale: for 0.1 s, and where our own loop stands
-# still meanwhile, in five of its turns at least. Each reads 64 KiB at most.
+# still meanwhile, in five of its turns at least, each of which reads 64 KiB at most. A batch that
+# is being answered then is answered to its end.
 LOOKS: Final = 5
 LOOK: Final = 0.02  # s
 STALL: Final = 0.5  # s by which the watchdog is woken late: our own loop has stood still
@@ -52,6 +53,7 @@ class Session:
     opened: float = attrs.field(factory=trio.current_time, init=False)
     # When the last heartbeat came. The opening stands for the first.
     _heard: float = attrs.field(factory=trio.current_time, init=False)
+    _answered: trio.Event = attrs.field(factory=trio.Event, init=False)  # the batch that was read
     had_heartbeat: bool = attrs.field(default=False, init=False)  # one of the peer's
 
     async def run(self) -> LinkFailed:
@@ -59,6 +61,7 @@ class Session:
 
         Returns what ended it. The answering waits for no rate and for no write.
         """
+        self._answered.set()
         self._link.put([HEARTBEAT])
         self._outbox.attach(self._link.put)
         async with trio.open_nursery() as session_nursery:
@@ -84,18 +87,20 @@ class Session:
             self._link.put([HEARTBEAT])
 
     async def _answer(self, frames: Sequence[bytes]) -> None:
-        """Answer a batch in two writes, or in more if it is large, and let others run between."""
+        """Answer a batch, in two writes if it is large; if it is very large, others run between."""
+        self._answered = trio.Event()
+        moment = self._bridge.moment()
         size = min((len(frames) + 1) // 2, MOST) if len(frames) >= LARGE else len(frames)
         for start in range(0, len(frames), size):
             if size == MOST:
                 await trio.lowlevel.checkpoint()
-            moment = self._bridge.moment()
             replies, heartbeats = self._bridge.answer(frames[start : start + size], moment)
             self._outbox.add(*replies)
             self._bridge.report(moment.mono)
             for _ in range(heartbeats):
                 self._observer.heartbeat_received(moment.mono - self._heard)
                 self._heard, self.had_heartbeat = moment.mono, True
+        self._answered.set()
 
     async def _watch(self) -> None:
         """End the link when no heartbeat has been received for the timeout.
@@ -114,5 +119,6 @@ class Session:
             if heard == self._heard:
                 for _ in range(LOOKS):
                     await trio.sleep(LOOK)
+                await self._answered.wait()
         silence = trio.current_time() - self._heard
         self._link.end(LinkFailed(Loss.STALE, f"no heartbeat for {silence:.1f} s"))

@@ -76,13 +76,14 @@ class Reader:
         self._shapes: tuple[Shape, ...] = ()  # the latest first
         self._unlike = 0  # requests of no known shape
 
-    def read(self, frames: Sequence[bytes]) -> list[Heartbeat | Request | Exception]:
-        """The messages of text frames (UTF-8), in their order, or what `decode` raises instead."""
+    def read(self, frames: Sequence[bytes]) -> list[Request | None]:
+        """The requests among text frames (UTF-8), each in its place; None is left to `walk`."""
         # One call for a batch, and no other for a text of a known shape: a call costs 0.1 µs.
-        messages: list[Heartbeat | Request | Exception] = []
+        requests: list[Request | None] = []
         for frame in frames:
-            for match, places in self._shapes:
-                if (matched := match(frame)) and len(frame) <= MAX_TEXT:
+            request = None
+            for match, places in self._shapes if len(frame) <= MAX_TEXT else ():
+                if matched := match(frame):
                     parts = matched.groups()
                     its_id, its_stake, its_currency, its_date = places
                     text, date = parts[its_stake].decode(), parts[its_date]
@@ -93,21 +94,16 @@ class Reader:
                         if instant.tzinfo is not UTC:
                             instant = instant.astimezone(UTC)
                     except (ValueError, msgspec.DecodeError, OverflowError):  # no number or day
-                        continue
+                        break
                     code = parts[its_currency][1:4].decode()
-                    messages.append(
-                        Request(parts[its_id], stake, code, instant, date, parts, places)
-                    )
+                    request = Request(parts[its_id], stake, code, instant, date, parts, places)
                     break
-            else:
-                messages.append(self._walk(frame))
-        return messages
+            requests.append(request)
+        return requests
 
-    def _walk(self, frame: bytes) -> Heartbeat | Request | Exception:
-        try:
-            message = decode(frame)
-        except Exception as problem:  # noqa: BLE001 - a bug costs one text and not the link
-            return problem
+    def walk(self, frame: bytes) -> Heartbeat | Request:
+        """The message of a text that `read` has left; raises as `decode`. Its shape is learned."""
+        message = decode(frame)
         if isinstance(message, Request):
             learns = self._unlike % LEARN_EVERY == 0 and len(frame) <= LONGEST
             if learns and b"\\" not in frame and frame.count(b",") <= MOST_COMMAS:

@@ -1,5 +1,6 @@
 """The bridge: a frame in, a reply out, now or when the rate has come."""
 
+import gc
 import json
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -13,10 +14,12 @@ from rate_bench import DAY, START, Notes, open_bench
 from support import CLOCK_START, elapsed
 
 from ratebridge.bridge import MOST_WAITING_BYTES, Bridge
+from ratebridge.errors import Refused, Unreadable
 from ratebridge.fakes.feed import request_text
 from ratebridge.fakes.frankfurter import FRANKFURTER
 from ratebridge.fakes.rates import HANG, Fault, quote
 from ratebridge.messages import THE_HEARTBEAT
+from ratebridge.observer import Observer
 from ratebridge.outbox import Reply
 from ratebridge.rates import Quote, RateSheet
 
@@ -200,17 +203,22 @@ async def test_a_failure_is_answered_within_the_deadline_and_other_days_at_once(
 
 async def test_a_thousand_may_wait_and_one_more_is_overloaded(autojump_clock):
     async with open_desk() as desk:
+        earlier = "2026-09-03T12:00:00Z"
+        desk.ask(0, "1", "USD", earlier)
+        await desk.bridge.wait_settled()
+        desk.later.clear()
         desk.fake.latency = 1.0
         for i in range(MOST_WAITING):
             assert desk.ask(i, "1", "USD", NOON) is None
         reply = desk.ask(MOST_WAITING, "1", "USD", NOON)
         assert text_of(reply) == "overloaded, too many requests wait for rates"
-        assert said(desk.ask(0, "1", "EUR", NOON))["type"] == "message"
+        for currency, day in (("EUR", NOON), ("USD", earlier)):
+            assert said(desk.ask(0, "1", currency, day))["type"] == "message"
         assert desk.bridge.waiting == MOST_WAITING
         await desk.bridge.wait_settled()
         assert elapsed() == 1.0
         assert sorted(int(reply.id) for reply in desk.later) == list(range(MOST_WAITING))
-        assert desk.fake.count() == 1
+        assert desk.fake.count() == 2
         assert said(desk.ask(1, "1", "USD", NOON))["type"] == "message"
 
 
@@ -291,6 +299,20 @@ async def test_a_bug_in_reading_costs_that_text(autojump_clock, monkeypatch):
         monkeypatch.setattr("ratebridge.shapes.decode", Mock(side_effect=[bug, THE_HEARTBEAT]))
         assert desk.bridge.answer([b"1", b"2"], desk.bridge.moment()) == ([], 1)
         assert desk.log.bugs == [bug]
+
+
+async def test_nothing_keeps_a_bad_text_until_the_next_collection(autojump_clock):
+    """Texts of a mebibyte would fill the memory before the collector counts enough objects."""
+    async with open_desk() as desk:
+        desk.bridge._observer = Observer()
+        gc.disable()
+        try:
+            texts = [b"?", b"{}", b'{"type":"message","id":1}', b"[" * 101, b"x" * 70_000]
+            desk.bridge.answer(texts, desk.bridge.moment())
+            kept = [one for one in gc.get_objects() if isinstance(one, Unreadable | Refused)]
+        finally:
+            gc.enable()
+        assert not kept
 
 
 async def test_requests_that_wait_when_the_service_ends_are_reported(autojump_clock):

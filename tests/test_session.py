@@ -190,6 +190,26 @@ async def test_the_gaps_between_heartbeats_are_reported(times, autojump_clock):
     assert life.session.had_heartbeat == bool(times)
 
 
+async def test_a_heartbeat_behind_a_flood_that_was_read_in_time_counts(mock_clock):
+    class Slow(Recorder):
+        def dropped(self, _reason: Drop, _frame: bytes) -> None:
+            mock_clock.jump(20e-6)
+
+    async def script(peer: FeedPeer) -> None:
+        await peer.accept()
+        await peer.heartbeat()
+        await trio.sleep(1.9)
+        await peer.send_raw(server_frame(b"") * 16_000 + server_frame(BEAT))
+        await listen(peer)
+
+    async with living(script) as life:
+        life.session._bridge._observer = Slow()
+        await go_on(mock_clock, 3)
+        assert not life.over.is_set()
+        await go_on(mock_clock, 1.5)
+        assert life.end.reason == "stale"
+
+
 # Our own stalls.
 
 

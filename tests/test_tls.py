@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 from support import ADDRESS, socket_pair, tls_contexts, within
 
 from ratebridge.errors import BadSettings, CannotStart, LinkFailed
+from ratebridge.link import tls as tls_module
 from ratebridge.link.address import Address
 from ratebridge.link.dial import add_tls
 from ratebridge.link.tls import TlsStream, tls_context
@@ -96,6 +97,12 @@ async def test_nothing_is_read_of_a_record_before_it_is_whole(size):
                 read[at + size] = plain
         assert b"".join(read.values()) == b"text and more"
         assert min(read) >= len(records[0])
+
+
+async def test_all_of_a_record_is_given_however_little_is_read_at_once(monkeypatch):
+    monkeypatch.setattr(tls_module, "READ_SIZE", 7)
+    async with agreed() as (stream, server):
+        assert stream.unseal(server.sealed(b"x" * 1000)) == b"x" * 1000
 
 
 @pytest.mark.parametrize(
