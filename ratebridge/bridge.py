@@ -143,8 +143,9 @@ class Bridge:
     def _convert(self, request: Request, rate: Rate | None, at: Moment) -> Reply:
         stake = request.stake
         text = plain(to_euro(stake, rate.units, rate.euro) if rate else rounded(stake))
+        reply = Reply(request.id, encode_reply(request, text, at.wire), at.mono)
         self._made.append((request, text, rate, at.utc))
-        return Reply(request.id, encode_reply(request, text, at.wire), at.mono)
+        return reply
 
     def _excuse(self, request: Request, problem: Exception, came: float) -> Reply:
         """The error for a request that `problem` kept from being converted."""

@@ -127,11 +127,10 @@ class Observer:
 
     # The messages.
 
-    def dropped(self, reason: Drop, frame: bytes) -> None:
-        """A frame came that cannot be answered."""
+    def dropped(self, reason: Drop, text: bytes) -> None:
+        """A text came that cannot be answered."""
         self.stats.dropped[reason] += 1
-        fields = {"reason": reason, "size": len(frame), "begins": clipped(frame)}
-        self._report("message.dropped", reason, **fields)
+        self._report("message.dropped", reason, reason=reason, size=len(text), begins=clipped(text))
 
     def converted(self, conversions: Sequence[Converted], seconds: float) -> None:
         """Stakes were converted, `seconds` after their requests came.

@@ -22,8 +22,8 @@ from .observer import Observer
 from .outbox import Outbox
 
 # What has arrived is read before a peer counts as stale: for 0.1 s, and where our own loop stands
-# still meanwhile, in five of its turns at least, each of which reads 64 KiB at most. A batch that
-# is being answered then is answered to its end.
+# still meanwhile, in five of its turns at least, each of which reads 64 KiB at most, or answers a
+# part of a very large batch. A batch that is being answered then is answered to its end.
 LOOKS: Final = 5
 LOOK: Final = 0.02  # s
 STALL: Final = 0.5  # s by which the watchdog is woken late: our own loop has stood still
@@ -92,8 +92,8 @@ class Session:
         moment = self._bridge.moment()
         size = min((len(frames) + 1) // 2, MOST) if len(frames) >= LARGE else len(frames)
         for start in range(0, len(frames), size):
-            if size == MOST:
-                await trio.lowlevel.checkpoint()
+            if len(frames) > MOST:  # what is read is answered, whoever is cancelled meanwhile
+                await trio.lowlevel.cancel_shielded_checkpoint()
             replies, heartbeats = self._bridge.answer(frames[start : start + size], moment)
             self._outbox.add(*replies)
             self._bridge.report(moment.mono)

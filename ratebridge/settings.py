@@ -217,8 +217,7 @@ def read_environment(
                 problems.append(f"{path.name}: line {number}: expected NAME=value")
             elif line.key and line.value is not None:
                 found[line.key] = line.value
-    values = {name: value for name, value in {**found, **environ}.items() if value.strip()}
-    return values, problems
+    return {name: value for name, value in {**found, **environ}.items() if value.strip()}, problems
 
 
 def read_text(path: Path) -> str:

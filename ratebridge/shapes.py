@@ -74,7 +74,7 @@ class Reader:
 
     def __init__(self) -> None:
         self._shapes: tuple[Shape, ...] = ()  # the latest first
-        self._unlike = 0  # requests of no known shape
+        self._unlike = 0  # requests that no shape has read
 
     def read(self, frames: Sequence[bytes]) -> list[Request | None]:
         """The requests among text frames (UTF-8), each in its place; None is left to `walk`."""
@@ -106,7 +106,9 @@ class Reader:
         message = decode(frame)
         if isinstance(message, Request):
             learns = self._unlike % LEARN_EVERY == 0 and len(frame) <= LONGEST
-            if learns and b"\\" not in frame and frame.count(b",") <= MOST_COMMAS:
-                self._shapes = (Shape.of(message), *self._shapes)[:MOST_SHAPES]
             self._unlike += 1
+            if learns and b"\\" not in frame and frame.count(b",") <= MOST_COMMAS:
+                # One that is known comes again where its values are out of the ordinary.
+                shapes = dict.fromkeys((Shape.of(message), *self._shapes))
+                self._shapes = tuple(shapes)[:MOST_SHAPES]
         return message

@@ -153,6 +153,15 @@ def test_each_tenth_without_a_shape_becomes_one_and_the_oldest_of_them_goes(walk
     assert walked == [spelt(0)]
 
 
+def test_a_shape_that_is_known_takes_no_place_of_others(reader, walked):
+    reader.one(spelt(1))
+    for _ in range(MOST_SHAPES):
+        reader.one(SAMPLE.replace(b"42.324Z", b"42"))
+    assert len(walked) == 1 + MOST_SHAPES
+    reader.one(spelt(1))
+    assert len(walked) == 1 + MOST_SHAPES
+
+
 @pytest.mark.parametrize(
     "frame",
     [

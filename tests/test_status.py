@@ -42,7 +42,7 @@ async def get(nursery):
 # What it answers.
 
 
-@pytest.mark.parametrize("target", ["/healthz", "http://127.0.0.1:8766/healthz?now"])
+@pytest.mark.parametrize("target", ["/healthz", "HTTP://127.0.0.1:8766/healthz?now"])
 async def test_it_is_healthy_while_the_loop_runs(target, get):
     answer = get(target)
     assert (answer.status, answer.media_type) == (200, "application/json")

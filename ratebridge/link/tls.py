@@ -13,7 +13,7 @@ import trio
 
 from ..errors import BadSettings, CannotStart, LinkFailed, Loss
 
-# Bytes, the most that one read gives: 16,384 empty texts, or 200 requests.
+# Bytes, the most that one read of a socket gives: 16,384 empty texts, or 200 requests.
 READ_SIZE: Final = 32 * 1024
 
 _WANTED: Final = "the peer wants a client certificate"
@@ -133,7 +133,7 @@ class TlsStream(trio.abc.Stream):
         self._feed(data)
         chunks: list[bytes] = []
         try:
-            # The rest of a record that was begun is in neither of the two buffers.
+            # The rest of a record of which a part was read is in OpenSSL, and not in `_incoming`.
             while not chunks or (chunks[-1] and (self._incoming.pending or self._tls.pending())):
                 chunks.append(self._tls.read(READ_SIZE))
         except ssl.SSLWantReadError:

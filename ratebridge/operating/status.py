@@ -83,9 +83,9 @@ class Pages:
     def answer(self, method: str, target: str, headers: dict[str, str]) -> Page:
         """The answer to a request.
 
-        `target` is a path with its query, or a URI, whose host is not looked at (RFC 9112, 3.2.1
-        and 3.2.2): the header has the same. `headers` have lower-case names. A request without a
-        host, as HTTP/1.0 allows, is answered: no browser sends one.
+        `target` is a path with its query, or a URI (RFC 9112, 3.2.1 and 3.2.2). Of its host the
+        header is asked, which a page in a browser cannot choose. `headers` have lower-case names. A
+        request without a host, as HTTP/1.0 allows, is answered: no browser sends one.
         """
         # Only by a name that is ours: a page elsewhere can have its own name resolved to our
         # address, and then read the answers.
@@ -98,7 +98,7 @@ class Pages:
                 return Page(how, status=421)
         if method not in ("GET", "HEAD"):
             return Page(b"GET and HEAD only\n", status=405)
-        path, _, query = re.sub("^https?://[^/?]*", "", target).partition("?")
+        path, _, query = re.sub("(?i)^https?://[^/?]*", "", target).partition("?")
         now, status = trio.current_time(), 200
         told: dict[str, Any]
         if path == "/metrics":
@@ -116,7 +116,7 @@ class Pages:
             after = re.fullmatch(r"after=(\d{1,15})", query, re.ASCII)
             told = overview(self._service, self._history, now, int(after[1]) if after else 0)
         else:
-            return self._files.get(path, Page(b"there is no such page\n", status=404))
+            return self._files.get(path or "/", Page(b"there is no such page\n", status=404))
         return Page(msgspec.json.encode(told), "application/json", status)
 
 
