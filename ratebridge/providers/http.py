@@ -79,7 +79,8 @@ class HttpClient:
         unlogged = _asking.set(True)
         try:
             response = await client.get(url, params=params, headers=headers)
-            # dict(headers) would look each name up among all of them, in quadratic time.
+            # dict(headers) would look each name up among all of them, in quadratic time. Of a name
+            # on two lines the last counts: joined, as by `items`, a Retry-After is no number.
             found = dict(response.headers.multi_items())
             return HttpAnswer(response.status_code, found, response.content)
         except LinkFailed as failure:
