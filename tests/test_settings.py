@@ -118,7 +118,7 @@ WRONG = [
     ("RATEBRIDGE_RECONNECT_MIN", "inf", "seconds above 0"),
     ("RATEBRIDGE_RECONNECT_MAX", "0.1", "no less than RATEBRIDGE_RECONNECT_MIN (0.25)"),
     ("RATEBRIDGE_DRAIN_TIMEOUT", "-0.1", "a number of seconds"),
-    ("RATEBRIDGE_LOG_LEVEL", "loud", "one of debug, info"),
+    ("RATEBRIDGE_LOG_LEVEL", "loud", "one of debug, info, warning, error"),
     ("RATEBRIDGE_LOG_FORMAT", "xml", "one of auto, console, json"),
     ("RATEBRIDGE_STATUS_ADDRESS", "8080", "host:port"),
     ("RATEBRIDGE_STATUS_ADDRESS", "localhost:70000", "host:port"),

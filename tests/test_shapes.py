@@ -153,6 +153,15 @@ def test_each_tenth_without_a_shape_becomes_one_and_the_oldest_of_them_goes(walk
     assert walked == [spelt(0)]
 
 
+def test_a_shape_in_use_is_kept_and_the_one_without_use_goes(reader, walked):
+    for number in (*range(MOST_SHAPES), 0, MOST_SHAPES):
+        reader.one(spelt(number))
+    walked.clear()
+    for number in (0, 2, 1):
+        reader.one(spelt(number))
+    assert walked == [spelt(1)]
+
+
 def test_a_shape_that_is_known_takes_no_place_of_others(reader, walked):
     reader.one(spelt(1))
     for _ in range(MOST_SHAPES):

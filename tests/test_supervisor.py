@@ -133,6 +133,13 @@ async def test_a_stable_link_is_back_within_a_tenth_of_a_second(autojump_clock):
         assert set(it.recorder.waits) == {0.1}
 
 
+async def test_attempts_after_a_stable_link_wait_longer_and_longer(autojump_clock):
+    async with running(in_turn(beat_for(5.0), refuse(500))) as it:
+        await trio.sleep(10)
+        assert it.recorder.waits[:4] == [0.1, 0.25, 0.5, 1.0]
+        assert it.recorder.ends[1].uptime == 0.0
+
+
 @pytest.mark.parametrize(
     "script",
     [

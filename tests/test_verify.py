@@ -438,9 +438,9 @@ def test_a_damaged_gzip_file_fails(tmp_path, capsys, damage):
         {"cut": text[:at], "altered": text[:at] + b"\0\0\0" + text[at + 3 :], "none": TRUE}[damage]
     )
     assert run_verify([str(path)]) == 1
-    assert re.search(
-        r"^line \d+ cannot be read: the file is damaged$", capsys.readouterr().out, re.MULTILINE
-    )
+    line = "1" if damage == "none" else r"\d+"
+    problem = rf"^line {line} cannot be read: the file is damaged$"
+    assert re.search(problem, capsys.readouterr().out, re.MULTILINE)
 
 
 def test_the_json_document_has_what_the_report_has(tmp_path, capsys):

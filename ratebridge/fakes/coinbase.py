@@ -38,8 +38,7 @@ class FakeCoinbase(FakeSource):
         if first is None or last is None or call.params.get("granularity") != "86400":
             raise Rejected(400, {"message": "Invalid start or end, or granularity"})
         if (last - first).days >= _MOST_CANDLES:
-            message = "granularity too small for the requested time range"
-            raise Rejected(400, {"message": message})
+            raise Rejected(400, {"message": "granularity too small for the requested time range"})
         candles = []
         day = min(last, call.at.date())
         while day >= max(first, _FIRST_DAY) and not fault.empty:

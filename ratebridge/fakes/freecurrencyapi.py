@@ -54,8 +54,7 @@ class FakeFreeCurrencyApi(FakeSource):
     @staticmethod
     def text(rate: Decimal) -> str:
         """Up to 10 decimals."""
-        text = f"{rate.quantize(_TEN_PLACES, context=CONTEXT):f}"
-        return text.rstrip("0").rstrip(".")
+        return f"{rate.quantize(_TEN_PLACES, context=CONTEXT):f}".rstrip("0").rstrip(".")
 
     def answer(self, call: Call, fault: Fault) -> FakeAnswer:
         """See `FakeSource`. Only successful calls for rates count."""

@@ -113,13 +113,13 @@ class Chain:
                 at, when = replied, wire_time(replied)
             kept = prices.get(request.instant.date() if rate is None else id(rate))
             price = kept[0] if kept is not None else self._make_price(request, rate)
-            raw_id, stake = request.id, str(request.stake)
+            raw, stake = request.id.decode(), str(request.stake)
             if "E" in stake:
                 stake = format(request.stake, "f")
             number += 1
             text = (
                 f'{{"n":{number},"prev":"{digest}"{started},"at":"{when}",'
-                f'"id":{raw_id.decode() if raw_id.isdigit() else printable(raw_id)},'
+                f'"id":{raw if raw.isascii() and raw.isprintable() else printable(raw)},'
                 # A valid date is printable ASCII.
                 f'"date":{request.date.decode()},"stake":"{stake}{price}{eur}"'
             )
@@ -187,11 +187,11 @@ def _last_lines(path: Path) -> deque[bytes]:
         return deque()  # not whole yet: it is being made from a file that is still there
 
 
-_WHITE: Final = bytes.maketrans(b"\t\n\r", b"   ")
+_WHITE: Final = str.maketrans("\t\n\r", "   ")
 _OTHERS: Final = re.compile("[^ -~]+")
 
 
-def printable(raw: bytes) -> str:
+def printable(raw: str) -> str:
     """Raw JSON as the same JSON in printable ASCII.
 
     Tabs and line ends can only be white space between tokens, as JSON escapes them in
@@ -200,5 +200,5 @@ def printable(raw: bytes) -> str:
     # JSON escapes, one for each UTF-16 code unit.
     return _OTHERS.sub(
         lambda found: "\\u" + found[0].encode("utf-16-be").hex("u", 2).replace("u", "\\u"),
-        raw.translate(_WHITE).decode(),
+        raw.translate(_WHITE),
     )

@@ -219,8 +219,8 @@ class FreeCurrencyApi:
         if answer.status == 429 and month is not None and month <= 0:
             self._keep_for_today(now.date(), now)
         if answer.status == 429 or (minute is not None and minute <= 0):
-            to_next_minute = 60 - now.second - now.microsecond / 1e6
-            wait = retry_after(answer.headers) or to_next_minute
+            # The minute's quota comes back with the next minute.
+            wait = retry_after(answer.headers) or 60 - now.second - now.microsecond / 1e6
             self._limited_until = max(self._limited_until, trio.current_time() + wait)
 
     def _raise_if_limited(self) -> None:
