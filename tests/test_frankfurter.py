@@ -11,7 +11,7 @@ from ratebridge.errors import SourceFailed
 from ratebridge.fakes.frankfurter import FRANKFURTER
 from ratebridge.fakes.rates import FakeRates, Fault, quote
 from ratebridge.providers.frankfurter import Frankfurter
-from ratebridge.rates import MAX_DAYS_BACK, Quote
+from ratebridge.rates import Quote
 
 DAY = date(2021, 5, 18)
 
@@ -62,7 +62,7 @@ async def test_each_day_of_a_month_has_the_last_row_at_or_before_it_of_five_days
         assert str(found.units) == quote(FRANKFURTER, "USD", friday)
         fortnightly = sheet.find("TMT", day)  # on the 1st and the 15th; not carried any further
         back = (number - 1) % 14 if number < 29 else number - 15
-        assert (fortnightly is not None) is (back <= MAX_DAYS_BACK)
+        assert (fortnightly is not None) is (back <= 5)
 
 
 async def test_a_row_without_a_rate_costs_itself_and_those_of_other_days_do_not_matter(

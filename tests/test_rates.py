@@ -129,6 +129,9 @@ def test_sheets_and_failures_are_bounded_in_number():
         cache.store_failure("other", str(number), FAILURE, 0.0)
     assert len(cache) == MOST_ASKED
     assert [cache.failure("other", str(one)) is None for one in (0, 1)] == [True, False]
+    for again in ("1", "new"):
+        cache.store_failure("other", again, FAILURE, 1.0)
+    assert [cache.failure("other", str(one)) is None for one in (1, 2)] == [False, True]
 
 
 def test_what_is_dated_later_than_now_can_be_dropped():

@@ -12,7 +12,7 @@ from rate_bench import KEY, URL, Wall, make_client, make_source
 from ratebridge.errors import SourceFailed
 from ratebridge.fakes.rates import CUT, EMPTY, HTML, FakeRates, Fault
 from ratebridge.providers.registry import provider
-from ratebridge.rates import MAX_DAYS_BACK, Quote
+from ratebridge.rates import Quote
 from ratebridge.settings import SOURCES
 
 NOW = datetime(2090, 11, 20, 12, 0, 20, tzinfo=UTC)
@@ -48,7 +48,7 @@ async def test_one_call_is_one_sheet_of_all_that_it_can_have(name, day):
     assert sheet.currencies <= (source.currencies or sheet.currencies)
     quote, known_on = sheet.find("BTC" if name == "coinbase" else "USD", day)
     assert isinstance(quote, Quote)
-    assert 0 <= (day - known_on).days <= MAX_DAYS_BACK
+    assert 0 <= (day - known_on).days <= 5
 
 
 @pytest.mark.parametrize("status", [429, 503])
