@@ -1,8 +1,9 @@
 """How fast the service is, beside clients that do the same work with other websocket libraries.
 
-    uv run --group bench scripts/bench.py            some 20 minutes
-    uv run --group bench scripts/bench.py --quick    some 3 minutes
+    uv run --group bench scripts/bench.py            some 40 minutes
+    uv run --group bench scripts/bench.py --quick    some 4 minutes
     uv run --group bench scripts/bench.py --tls      over TLS, beside the fastest peer
+    uv run --group bench scripts/bench.py --audit    what an audit file costs
 
 Starts a rates server that stands in for freecurrencyapi, and round by round each client
 in a process of its own, with a feed of its own in this process: `ratebridge` at default
@@ -45,6 +46,7 @@ from bench_peers import NODE, PEERS
 from bench_plot import plot
 
 SERVICE = "ratebridge"
+AUDITED = "with audit"  # the service, with an audit file
 FLOOR = "floor"  # the peer that reads nothing of what it is asked
 DAYS = 14  # that the requests are of, as the real feed's
 LOADS = (1, 64, 1024)  # requests outstanding
@@ -65,7 +67,7 @@ class Plan:
     paced: int  # requests at PACE
 
 
-FULL = Plan(rounds=11, slices=20, paced=1000)
+FULL = Plan(rounds=11, slices=10, paced=500)
 QUICK = Plan(rounds=3, slices=5, paced=60)
 SLICE = 0.1  # s
 WARM = 0.03  # s before it, which do not count
@@ -155,6 +157,10 @@ class Bench:
                 "RATEBRIDGE_PLAUSIBILITY": "off",  # the rates are made up
                 "RATEBRIDGE_HEARTBEAT_TIMEOUT": "600",
             }
+            if name == AUDITED:
+                trail = self.out / "audit.jsonl"
+                trail.unlink(missing_ok=True)
+                environment["RATEBRIDGE_AUDIT_FILE"] = str(trail)
             if name in self.also:
                 environment["PYTHONPATH"] = self.also[name]
         with (self.out / f"{name.replace('/', '-')}.log").open("ab") as log:
@@ -368,10 +374,12 @@ def main() -> None:
         metavar="NAME=FOLDER",
         help="another copy of the package, by the folder it is in: before and after a change",
     )
-    parser.add_argument("--tls", action="store_true", help="over TLS, beside picows alone")
+    alone = parser.add_mutually_exclusive_group()
+    alone.add_argument("--tls", action="store_true", help="over TLS, beside picows alone")
+    alone.add_argument("--audit", action="store_true", help="beside itself with an audit file")
     options = parser.parse_args()
-    if options.tls:
-        options.peers = "picows"
+    if options.tls or options.audit:
+        options.peers = "picows" if options.tls else AUDITED
     plan = QUICK if options.quick else FULL
     if options.rounds:
         plan = attrs.evolve(plan, rounds=options.rounds)

@@ -222,8 +222,10 @@ def test_a_file_that_another_writes_or_whose_chain_cannot_be_read_is_not_written
         with pytest.raises(CannotStart, match=r"\(Permission denied\)$"):
             Audit(path, Observer())
     audit = Audit(path, Observer())
+    files = set(Path("/dev/fd").iterdir())
     with pytest.raises(CannotStart, match="another process writes it"):
         Audit(path, Observer())
+    assert set(Path("/dev/fd").iterdir()) <= files, "each try would keep one open"
     assert audit.head == START
 
 
