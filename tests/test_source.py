@@ -1,5 +1,7 @@
 """What all sources do with a quote, an answer and a header."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -218,3 +220,16 @@ def test_a_status_is_a_failure_and_two_of_them_say_when_to_come_back(status, out
     with pytest.raises(SourceFailed) as caught:
         read_body(bytes, HttpAnswer(status, {}, b""))
     assert (caught.value.again, caught.value.limited_for) == (status >= 500, None)
+
+
+def test_runs_in_several_threads_read_without_each_other():
+    """As in programs that call `convert_sync` in threads: both are within their reading at once."""
+    both = threading.Barrier(2, timeout=5)
+
+    def rows():
+        both.wait()
+        yield USD
+
+    with ThreadPoolExecutor(2) as threads:
+        runs = [threads.submit(trio.run, read_rows, rows()) for _ in range(2)]
+        assert all(run.result()[DAY]["USD"] for run in runs)

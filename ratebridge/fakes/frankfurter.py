@@ -101,8 +101,7 @@ def _day_of_row(currency: str, day: date) -> date | None:
         if currency in _A_DAY_BEHIND:
             quoted_on = working_day(quoted_on - timedelta(days=1))
     quoted_on = min(quoted_on, last)
-    carried = (day - quoted_on).days
-    return quoted_on if first <= quoted_on and carried <= 14 else None
+    return quoted_on if first <= quoted_on and (day - quoted_on).days <= 14 else None
 
 
 FAKE: Final = FakeFrankfurter

@@ -153,8 +153,7 @@ class FakeSource(ABC):
         about = cls.units[currency] if known is None else Decimal(f"{known[0]:.6g}")
         that_day = zlib.crc32(f"{currency} {day}".encode()) % 20_001 - 10_000
         that_source = zlib.crc32(f"{cls.__name__} {currency} {day}".encode()) % 2_001 - 1_000
-        change = Decimal(that_day * 10 + that_source).scaleb(-7)
-        return CONTEXT.multiply(about, 1 + change)
+        return CONTEXT.multiply(about, 1 + Decimal(that_day * 10 + that_source).scaleb(-7))
 
 
 def fake(name: str) -> type[FakeSource]:

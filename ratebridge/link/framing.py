@@ -132,8 +132,7 @@ def client_close(code: int) -> bytes:
 
 def whole_frames(texts: Sequence[bytes], size: int) -> int:
     """How many of the texts have their frame within the first `size` bytes of `client_frames`."""
-    ends = accumulate(_layout(len(text))[2] for text in texts)
-    return sum(end <= size for end in ends)
+    return sum(end <= size for end in accumulate(_layout(len(text))[2] for text in texts))
 
 
 @lru_cache(maxsize=64)  # of 64 KiB each at most, where the lengths of the messages vary widely

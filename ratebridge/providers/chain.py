@@ -36,7 +36,7 @@ from ..rates import (
     fixed_rate,
 )
 from .ecb import load_embedded
-from .source import READING, Source
+from .source import Source, reading
 
 FETCH_WITHIN: Final = 30.0  # s, retries included; a request waits for its own deadline at most
 STALLED_AFTER: Final = 10.0  # s without an answer, until another connection is tried
@@ -441,7 +441,7 @@ class RateChain:
             return sheet
         rows = dict(sheet.rows)
         refused: list[SourceFailed] = []
-        async with READING:
+        async with reading():
             for day in sorted(sheet.rows):
                 judged, whole = doubt(sheet.rows, history, day)
                 wrong = {code: row.why for code, row in judged.items() if isinstance(row, Doubted)}

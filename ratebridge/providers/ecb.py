@@ -19,7 +19,7 @@ from ..dates import EARLIEST
 from ..errors import FetchOutcome, SourceFailed
 from ..history import History, embedded, read_zip
 from ..rates import MAX_DAYS_BACK, RateSheet
-from .source import Http, Provider, drop_euro, make_sheet, read_body, read_rows
+from .source import Http, Provider, drop_euro, make_sheet, read_body, read_rows, reading
 
 RECENT: Final = timedelta(days=80)  # well within the 90 days of the smaller file
 EMBEDDED: Final = "the embedded table"
@@ -28,15 +28,13 @@ ZIP: Final = "eurofxref-hist.zip"
 
 _Rows = list[tuple[str, Raw, date]]
 
-_loading: Final = trio.Lock()
-
 
 async def load_embedded() -> History:
     """The embedded history; the first call reads it in a thread, while the event loop turns.
 
     All who call meanwhile wait for that one.
     """
-    async with _loading:
+    async with reading():
         if not embedded.cache_info().currsize:
             await trio.to_thread.run_sync(embedded)
     return embedded()

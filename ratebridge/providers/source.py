@@ -25,7 +25,8 @@ MAX_ROWS: Final = 500  # of a day: three times what the largest source lists
 SOURCE_DECIMALS: Final = 5  # every source gives so many, though JSON cuts trailing zeros
 AT_A_TIME: Final = 200  # rows that are read before the other tasks have their turn: some 2 ms
 
-READING: Final = trio.Lock()  # one answer is read at a time: many would keep replies waiting
+# Of the run, as a lock belongs to one: programs convert in several threads at once.
+_READING: Final = trio.lowlevel.RunVar[trio.Lock | None]("reading", None)
 
 _COARSEST: Final = 2000  # a quote of fewer last digits is coarse: one is over 0.05 % of it
 _MAX_MEMBERS: Final = 64 * 1024  # bytes of an object of quotes; 500 of 34 digits take 23 KiB
@@ -233,6 +234,13 @@ def read_members(raw: Raw) -> list[tuple[str, Raw]]:
     return [(name, value if isinstance(value, Raw) else Raw(b"")) for name, value in pairs]
 
 
+def reading() -> trio.Lock:
+    """What is held while an answer is read: one at a time, as many would keep replies waiting."""
+    if (lock := _READING.get()) is None:
+        _READING.set(lock := trio.Lock())
+    return lock
+
+
 async def read_rows(rows: Iterable[tuple[str, Raw, date]]) -> dict[date, dict[str, Row]]:
     """The good rows of an answer, by their own day and by currency.
 
@@ -250,7 +258,7 @@ async def read_rows(rows: Iterable[tuple[str, Raw, date]]) -> dict[date, dict[st
     seen: dict[tuple[date, str], Decimal | None] = {}
     counts: dict[date, int] = {}
     numbers = 0
-    async with READING:
+    async with reading():
         for place, (name, raw, day) in enumerate(rows):
             if place % AT_A_TIME == AT_A_TIME - 1:
                 await trio.lowlevel.checkpoint()
