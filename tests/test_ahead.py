@@ -55,9 +55,11 @@ async def test_a_minute_later_the_ended_day_is_final(autojump_clock):
         await trio.sleep(601)
         (sheet,) = bench.chain.cache.sheets
         assert not sheet.is_final(TODAY)
+        assert bench.cached("USD", TODAY).fetched == sheet.fetched
         await trio.sleep(61)
         (sheet,) = bench.chain.cache.sheets
         assert sheet.is_final(TODAY)
+        assert bench.cached("USD", TODAY).fetched == sheet.fetched, "though it was asked before"
         assert bench.fake.count() == 3
 
 

@@ -129,8 +129,7 @@ def run_mock_server(options: argparse.Namespace) -> int:
     configure_logs("info", "auto", sys.stdout)
     log = structlog.get_logger()
     if replay is None:
-        newest = utc_now().date() - timedelta(days=21)
-        requests = random_requests(random.Random(), newest)
+        requests = random_requests(random.Random(), utc_now().date() - timedelta(days=21))
     else:
         try:
             recorded = requests_of(replay.read_text(encoding="utf-8").splitlines())

@@ -275,8 +275,7 @@ def _report(trail: Trail, is_true: bool, *, many: bool) -> Iterator[str]:
     """The lines for people; they name the file where there are `many`."""
     for found in trail.problems:
         name = f"{clipped(found['file'], 200)}: " if found["file"] and many else ""
-        place = f"line {found['line']} " if found["line"] else ""
-        yield f"{name}{place}{found['problem']}"
+        yield name + (f"line {found['line']} " if found["line"] else "") + found["problem"]
     counts = ", ".join(f"{count:,} {kind}" for kind, count in trail.counts.items())
     yield f"{_lines(trail.lines)} checked: {counts or 'all are true'}. Starts: {trail.starts:,}."
     if is_true:

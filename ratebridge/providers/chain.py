@@ -290,8 +290,8 @@ class RateChain:
         due = sheet.fetched + self.cache.life * RENEWED_FROM
         if sheet.is_final(day):
             return due
-        midnight = now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
-        return min(due, midnight)
+        # Its day ends at midnight.
+        return min(due, now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1))
 
     def _problem(
         self, source: Source, day: date, now: datetime, *, in_use: bool
@@ -362,7 +362,13 @@ class RateChain:
                 self.watch_clock()
                 self._compare_clocks(sheet)
                 fetch.sheet = sheet = await self._judged(sheet)
+                held = self.cache.find(*key[:2])
                 self.cache.store(sheet)
+                # What was chosen for a day that is final now was of a sheet that was not.
+                for chosen, (rate, _) in [*self._chosen.items()]:
+                    before = held is None or held.is_final(chosen[1])
+                    if not before and sheet.is_final(chosen[1]) and rate.provider == source.name:
+                        del self._chosen[chosen]
                 if sheet.refused is None:
                     self._observer.fetched(sheet, trio.current_time() - fetch.began)
                     return

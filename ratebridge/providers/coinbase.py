@@ -76,8 +76,7 @@ class Coinbase:
             for opened_on, of_day in prices.items()
             if opened_on <= until
         }
-        days = first, min(last, now.date())
-        return make_sheet(self.name, str(first), days, rows, now, headers)
+        return make_sheet(self.name, str(first), (first, min(last, now.date())), rows, now, headers)
 
 
 def _closes(found: Iterable[tuple[str, list[list[Raw]]]]) -> Iterator[tuple[str, Raw, date]]:

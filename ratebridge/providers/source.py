@@ -322,8 +322,7 @@ def make_sheet(
     if not any(rows.values()):
         raise SourceFailed(FetchOutcome.NO_TABLE, f"has no rates for {asked}")
     # An answer from a cache on the way has its age, and some caches date their copies anew.
-    from_cache = (read_count(headers.get("age")) or 0) > 0
-    clock = None if from_cache else read_date(headers.get("date"))
+    clock = None if (read_count(headers.get("age")) or 0) > 0 else read_date(headers.get("date"))
     currencies = frozenset(code for of_day in rows.values() for code in of_day)
     return RateSheet(
         provider, asked, *days, rows, now, currencies, latest=latest, source_clock=clock
