@@ -66,6 +66,11 @@ Row = Quote | Doubted | SourceFailed
 """What a sheet has for a currency and day: a quote, a doubted one, or why there is none."""
 
 
+def final_from(day: date) -> datetime:
+    """When a day has ended by all clocks: two that are both right may differ by a minute."""
+    return datetime.combine(day + _DAY, time(), UTC) + CLOCK_SLACK
+
+
 @attrs.frozen
 class RateSheet:
     """All that one call to a source brought.
@@ -110,12 +115,8 @@ class RateSheet:
         return None
 
     def is_final(self, day: date) -> bool:
-        """Whether the day had ended when the sheet was asked for, by a minute at least.
-
-        Two clocks that are both right may differ by that.
-        """
-        ended = datetime.combine(day + _DAY, time(), UTC)
-        return not self.latest and self.fetched >= ended + CLOCK_SLACK
+        """Whether the day had ended by all clocks when the sheet was asked for."""
+        return not self.latest and self.fetched >= final_from(day)
 
     def lives(self, day: date, now: datetime, life: timedelta) -> bool:
         """Whether a day's quotes are used at `now` without asking the source again."""

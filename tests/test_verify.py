@@ -100,7 +100,7 @@ def test_any_altered_digit_of_an_amount_is_found(name):
 
 DIFFERS, NONE, BAD = "differs: ", "is no line of an audit file: ", "cannot be checked: "
 KINDS = {DIFFERS: "false", NONE: "unreadable", BAD: "unreadable", "is not proven: ": "not proven"}
-TOO_EARLY = "should be from 2021-05-12 to 2021-05-18"
+TOO_EARLY = "not up to 6 days before 2021-05-18"
 
 # Each line with its problem, where X is any text.
 ROWS = {
@@ -115,6 +115,10 @@ ROWS = {
     "a rate of the euro": (forged(currency="EUR"), "differs: rate is 1.2222, should be 1 for EUR"),
     "older rate": (forged(rate_date="2021-05-11"), f"differs: rate_date is X, {TOO_EARLY}"),
     "later rate": (forged(rate_date="2021-05-19"), f"differs: rate_date is X, {TOO_EARLY}"),
+    "no day before": (
+        forged(date="0001-01-02T00:00:00Z"),
+        "differs: rate_date is X, not up to 6 days before 0001-01-02",
+    ),
     "other hash": (forged(hash=ZEROS), "was altered: the hash is not that of the content"),
     "no hash": (forged(hash=None), "is not proven: the hash is missing"),
     "no hash before": (forged(prev=None), "is not proven: it has no hash of the line before"),

@@ -25,7 +25,7 @@ import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from datetime import date, timedelta
+from datetime import date
 from decimal import Decimal
 from functools import lru_cache
 from hashlib import sha256
@@ -43,6 +43,8 @@ from ..rates import MAX_DAYS_BACK
 from .options import COUNT, FILE, add_command
 
 LISTED: Final = 10  # problems of each kind that are listed
+# Days; one more than usual, for a peer's clock that is ahead of ours about midnight.
+OLDEST: Final = MAX_DAYS_BACK + 1
 HASH: Final = -len(',"hash":""}') - 64  # of a line's bytes: where its hash begins
 EXCUSED: Final = {"cut short", "lost"}  # kinds of problems that do not make a trail false
 
@@ -96,10 +98,8 @@ def judge(line: re.Match[bytes]) -> tuple[str, str] | None:
         return "false", f"differs: eur is {clipped(eur)}, should be {should_be} ({of})"
     if currency == b"EUR" and units != euro:
         return "false", f"differs: rate is {clipped(rate)}, should be 1 for EUR"
-    # One day more, for a peer's clock that is ahead of ours about midnight.
-    oldest = day - timedelta(days=MAX_DAYS_BACK + 1)
-    if not oldest <= rate_day <= day:
-        return "false", f"differs: rate_date is {rate_day}, should be from {oldest} to {day}"
+    if not 0 <= (day - rate_day).days <= OLDEST:
+        return "false", f"differs: rate_date is {rate_day}, not up to {OLDEST} days before {day}"
     return None
 
 

@@ -33,6 +33,7 @@ from ..rates import (
     Rate,
     RateCache,
     RateSheet,
+    final_from,
     fixed_rate,
 )
 from .ecb import load_embedded
@@ -290,8 +291,10 @@ class RateChain:
         due = sheet.fetched + self.cache.life * RENEWED_FROM
         if sheet.is_final(day):
             return due
-        # Its day ends at midnight.
-        return min(due, now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1))
+        # It lives up to midnight, and is asked for again as soon as it can be final.
+        midnight = now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+        final = final_from(day)
+        return min(due, midnight, final if sheet.fetched < final else due)
 
     def _problem(
         self, source: Source, day: date, now: datetime, *, in_use: bool
@@ -362,13 +365,7 @@ class RateChain:
                 self.watch_clock()
                 self._compare_clocks(sheet)
                 fetch.sheet = sheet = await self._judged(sheet)
-                held = self.cache.find(*key[:2])
                 self.cache.store(sheet)
-                # What was chosen for a day that is final now was of a sheet that was not.
-                for chosen, (rate, _) in [*self._chosen.items()]:
-                    before = held is None or held.is_final(chosen[1])
-                    if not before and sheet.is_final(chosen[1]) and rate.provider == source.name:
-                        del self._chosen[chosen]
                 if sheet.refused is None:
                     self._observer.fetched(sheet, trio.current_time() - fetch.began)
                     return
