@@ -15,7 +15,7 @@ import trio
 from . import __version__
 from .backoff import Backoff
 from .bridge import Bridge
-from .errors import BadSettings, LinkFailed
+from .errors import BadSettings
 from .link import Link, open_link
 from .link.dial import Dial, NetworkDial
 from .link.tls import tls_context
@@ -159,11 +159,7 @@ async def build(
     http = HttpClient(tls, settings.proxies)
 
     async def open_feed(nursery: trio.Nursery) -> Link:
-        try:
-            link = await open_link(nursery, network.address, dial, options)
-        except LinkFailed:
-            network.next_address()
-            raise
+        link = await open_link(nursery, network.address, dial, options)
         on_open()
         return link
 
@@ -219,6 +215,7 @@ async def build(
             heartbeat=HeartbeatSettings(settings.heartbeat_interval, settings.heartbeat_timeout),
             backoff=Backoff(settings.reconnect_min, settings.reconnect_max, jitter),
             observer=observer,
+            next_address=network.next_address,
         )
         service_nursery.start_soon(summarize, name="summary")
         service_nursery.start_soon(outbox.drop_the_old, name="old replies")

@@ -33,6 +33,8 @@ class Supervisor:
         heartbeat: the periods of each session.
         backoff: how long to wait before the next attempt.
         observer: is told of links that are up and that end, and of bugs.
+        next_address: has the next attempt begin with another address of the host; called after
+            each attempt that brought no heartbeat of the peer, open or not.
     """
 
     _open_link: OpenLink
@@ -41,6 +43,7 @@ class Supervisor:
     _heartbeat: HeartbeatSettings = attrs.field(kw_only=True)
     _backoff: Backoff = attrs.field(kw_only=True)
     _observer: Observer = attrs.field(kw_only=True)
+    _next_address: Callable[[], None] = attrs.field(kw_only=True)
     _opening: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     _session: Session | None = attrs.field(default=None, init=False)  # the present or the last one
     _stopping: trio.Event = attrs.field(factory=trio.Event, init=False)
@@ -57,6 +60,8 @@ class Supervisor:
                 self._observer.internal_error("session", bug)
                 cause = LinkFailed(Loss.INTERNAL_ERROR, "a bug, see the trace")
             uptime, wait = 0.0, None
+            if self._session is None or not self._session.had_heartbeat:
+                self._next_address()
             if self._session is not None:
                 uptime = trio.current_time() - self._session.opened
                 if self._session.had_heartbeat and uptime >= STABLE_AFTER:

@@ -35,7 +35,10 @@ from ratebridge.supervisor import Supervisor
 
 @attrs.define
 class Running:
-    """A supervisor that runs. `dialled` are the times of its attempts, from the start."""
+    """A supervisor that runs. `dialled` are the times of its attempts, from the start.
+
+    `skipped` are the attempts after which another address was asked for, counted from 1.
+    """
 
     supervisor: Supervisor
     feed: MemoryFeed
@@ -43,6 +46,7 @@ class Running:
     recorder: Recorder
     began: float
     dialled: list[float] = attrs.Factory(list)
+    skipped: list[int] = attrs.Factory(list)
     over: trio.Event = attrs.Factory(trio.Event)
 
     @property
@@ -83,6 +87,7 @@ async def running(
             heartbeat=HeartbeatSettings(),
             backoff=Backoff(0.25, 5.0, jitter),
             observer=recorder,
+            next_address=lambda: it.skipped.append(len(it.dialled)),
         )
         it = Running(supervisor, feed, outbox, recorder, trio.current_time())
 
@@ -161,6 +166,14 @@ async def test_a_stable_link_had_a_heartbeat_and_not_the_time_alone(autojump_clo
         assert it.recorder.ends[1].uptime > 60
         assert it.reasons == ["reset", "stale"]
         assert it.recorder.waits == [0.1, 0.25]
+
+
+async def test_after_an_attempt_without_a_heartbeat_another_address_is_next(autojump_clock):
+    script = in_turn(refuse(500), accept_and_listen, accept_beat_and_go, accept_and_beat)
+    async with running(script) as it:
+        await trio.sleep(10)
+        assert it.reasons[1] == "stale"
+        assert (len(it.dialled), it.skipped) == (4, [1, 2])
 
 
 @pytest.mark.parametrize("status", [401, 403])

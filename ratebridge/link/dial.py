@@ -75,7 +75,7 @@ class NetworkDial:
             raise LinkFailed(Loss.PROXY, f"the proxy: {failure.detail}") from None
 
     def next_address(self) -> None:
-        """The last attempt failed, here or behind: begin with the host's next address.
+        """The last attempt came to nothing, here or behind: begin with the host's next address.
 
         With the proxy's too, if there is one, as who looks the host up depends on its kind.
         """
