@@ -156,7 +156,6 @@ async def build(
     network = feed_dial(settings, tls)
     dial = dependencies.dial or network
     options = UpgradeOptions(settings.feed_headers, settings.feed_subprotocol)
-    http = HttpClient(tls, settings.proxies)
 
     async def open_feed(nursery: trio.Nursery) -> Link:
         link = await open_link(nursery, network.address, dial, options)
@@ -202,7 +201,7 @@ async def build(
     ):
         outbox = Outbox(observer)
         at_the_end.callback(outbox.discard_all, "the service stopped")
-        sources = dependencies.sources or make_sources(settings, http)
+        sources = dependencies.sources or make_sources(settings, HttpClient(tls, settings.proxies))
         chain = make_chain(settings, sources, service_nursery, observer, clock, jitter)
         if audit is not None:
             with trio.CancelScope(shield=True):  # or the status server's port stayed open

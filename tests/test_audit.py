@@ -10,6 +10,7 @@ import os
 import re
 import resource
 import signal
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime
@@ -521,6 +522,19 @@ async def test_the_service_keeps_a_line_per_conversion_and_its_log_proves_them(p
     assert heads["service.started"] == str(START)
     assert heads["service.stopped"] == heads["summary"]
     assert run_verify([str(path)], list(heads.values())) == 0
+
+
+def test_a_service_off_the_main_thread_keeps_a_trail_without_the_signal(path):
+    """Signals are for the main thread alone; a file that was moved is reopened anyway."""
+
+    async def serve_once() -> None:
+        async with stopping(Observer(), audit_file=path):
+            pass
+
+    other = threading.Thread(target=trio.run, args=(serve_once,), daemon=True)
+    other.start()
+    other.join(10)
+    assert ids(path) == [1, 3]
 
 
 async def test_a_kill_loses_a_second_at_most_and_the_next_run_goes_on_after_it(

@@ -98,8 +98,7 @@ def run_demo(options: argparse.Namespace) -> int:
                 stop.set()
 
             feed_nursery.start_soon(stop_when_done)
-            observer = Observer(event_log())
-            await serve(settings, stop, Dependencies(sources=[ecb], observer=observer))
+            await serve(settings, stop, Dependencies(sources=[ecb], observer=Observer(event_log())))
             feed_nursery.cancel_scope.cancel()
         print(
             f"{feed.sent} requests, {feed.replies - feed.errors} converted, "

@@ -19,9 +19,10 @@ import fcntl
 import os
 import signal
 import stat
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -184,13 +185,16 @@ class Audit:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write until cancelled, then write the rest, for `LAST_WITHIN` seconds at most.
 
-        SIGHUP reopens the file. `task_status` is told when the signal is caught.
+        SIGHUP reopens the file, where this is the main thread. `task_status` is told when the
+        signal is caught.
         """
-        with trio.open_signal_receiver(signal.SIGHUP) as hangups:
+        main = threading.current_thread() is threading.main_thread()  # it alone gets signals
+        with trio.open_signal_receiver(signal.SIGHUP) if main else nullcontext() as hangups:
             task_status.started()
             try:
                 async with trio.open_nursery() as audit_nursery:
-                    audit_nursery.start_soon(self._obey, hangups, name="audit SIGHUP")
+                    if hangups is not None:
+                        audit_nursery.start_soon(self._obey, hangups, name="audit SIGHUP")
                     while True:
                         await trio.sleep(FLUSH_EVERY)
                         due = self._file.reopen or self._unmarked or self._text
