@@ -10,10 +10,14 @@ from support import virtual_clock
 from trio.testing import MockClock
 
 from ratebridge.history import embedded
+from ratebridge.settings import VARIABLES
 from ratebridge.signals import IGNORED, STOPS
 
 # Most machines have it not, and what a process leaves unwritten at its end depends on it.
 os.environ.pop("PYTHONUNBUFFERED", None)
+# Those of the shell, such as README has them exported.
+for variable in VARIABLES.values():
+    os.environ.pop(variable.name, None)
 
 # A machine that is busy with other things is slow: that is no flaw of what is tested.
 settings.register_profile(
