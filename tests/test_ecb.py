@@ -20,6 +20,7 @@ from ratebridge.fakes.ecb import ECB
 from ratebridge.fakes.rates import FakeRates, Fault, quote, working_day
 from ratebridge.history import embedded, read_zip
 from ratebridge.providers.ecb import EMBEDDED, XML, ZIP, Ecb, load_embedded, read_xml
+from ratebridge.providers.source import reading
 from ratebridge.rates import MAX_DAYS_BACK
 
 NOON = datetime(2090, 11, 17, 12, tzinfo=UTC)  # a Friday, three hours before its rates appear
@@ -201,3 +202,8 @@ def test_any_bytes_are_read_or_refused(read, sound, changes):
         body[place % len(body)] = byte
     with suppress(ValueError):
         assert read(bytes(body))
+
+
+async def test_who_needs_the_embedded_table_does_not_wait_for_answers_being_read():
+    async with reading():
+        assert await load_embedded() is embedded()

@@ -34,9 +34,9 @@ async def load_embedded() -> History:
 
     All who call meanwhile wait for that one.
     """
-    async with reading():
-        if not embedded.cache_info().currsize:
-            await trio.to_thread.run_sync(embedded)
+    if not embedded.cache_info().currsize:
+        async with reading():
+            await trio.to_thread.run_sync(embedded)  # those who waited find it there
     return embedded()
 
 
