@@ -109,6 +109,22 @@ async def test_where_the_euro_is_no_base_it_is_the_dollar_from_then_on(how):
     assert scene.bases == ["EUR", None, None]
 
 
+async def test_a_call_that_was_under_way_when_the_base_was_found_asks_again_as_well(autojump_clock):
+    scene = open_scene(dollar_only=True)
+    scene.fake.latency = 0.1
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(scene.fetch)  # its status, its refusal, its table
+        await trio.sleep(0.25)
+        await scene.fetch(TODAY)
+    assert scene.bases == ["EUR", None, "EUR", None]
+
+
+async def test_a_status_that_fails_costs_no_rate(autojump_clock):
+    scene = open_scene()
+    scene.fake.disturb = lambda call: Fault(status=302) if call.path.endswith("/status") else None
+    assert (await scene.fetch()).currencies == CURRENCIES
+
+
 @pytest.mark.parametrize("fault", [Fault(status=403), NO_BASE])
 async def test_a_base_that_is_refused_for_another_reason_stays_the_euro(fault):
     scene = open_scene(fault, fault)

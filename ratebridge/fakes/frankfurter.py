@@ -63,8 +63,7 @@ class FakeFrankfurter(FakeSource):
             raise _rejected(404, "not found")
         if unknown := params.keys() - {"from", "to", "base"}:
             raise _rejected(422, f"unknown parameter: {min(unknown)}")
-        today = call.at.date()
-        first, last = (read_day(params.get(name, str(today))) for name in ("from", "to"))
+        first, last = (read_day(params.get(name, str(call.at.date()))) for name in ("from", "to"))
         if first is None or last is None or last < first:
             raise _rejected(422, "invalid date")
         base = params.get("base", "EUR")

@@ -38,6 +38,7 @@ def tls_context(
     except OSError as error:
         raise CannotStart(f"SSLKEYLOGFILE: cannot be written ({error.strerror})") from None
     context.hostname_checks_common_name = False
+    context.options |= ssl.OP_NO_RENEGOTIATION  # of TLS 1.2: no write works while it goes on
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

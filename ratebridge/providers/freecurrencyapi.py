@@ -97,7 +97,7 @@ class FreeCurrencyApi:
         self._raise_if_limited()
         counted = self._counted
         if counted is None or counted.month != now.month or now - counted >= COUNT_LIFE:
-            with trio.move_on_after(STATUS_WITHIN):
+            with trio.move_on_after(STATUS_WITHIN), suppress(SourceFailed):
                 await self._read_status(now)
             if self._counted is counted:
                 self.quota.month_left = None  # or the count of a month that is over would stay
@@ -187,12 +187,12 @@ class FreeCurrencyApi:
 
     async def _get(self, path: str, params: dict[str, str], now: datetime) -> HttpAnswer:
         """A usable answer. Raises `SourceFailed` while the quota is used up."""
-        url = f"{self._url}/{path}"
-        answer = await self._http.get(url, {**params, **self._base}, self._headers)
+        url, base = f"{self._url}/{path}", self._base  # another call may change it meanwhile
+        answer = await self._http.get(url, {**params, **base}, self._headers)
         base_refused = answer.status == 403 and _refuses_the_key(answer)
         # A 422 (validation error) may be about the date as well.
         base_refused |= answer.status == 422 and b'"base_currency"' in answer.body
-        if self._base and base_refused:
+        if base and base_refused:
             # Some plans allow only the dollar as the base, which a table may have as well.
             answer = await self._http.get(url, params, self._headers)
             if answer.status == 200:
