@@ -66,9 +66,14 @@ Row = Quote | Doubted | SourceFailed
 """What a sheet has for a currency and day: a quote, a doubted one, or why there is none."""
 
 
+def midnight_after(day: date) -> datetime:
+    """When a day ends, UTC."""
+    return datetime.combine(day + _DAY, time(), UTC)
+
+
 def final_from(day: date) -> datetime:
     """When a day has ended by all clocks: two that are both right may differ by a minute."""
-    return datetime.combine(day + _DAY, time(), UTC) + CLOCK_SLACK
+    return midnight_after(day) + CLOCK_SLACK
 
 
 @attrs.frozen

@@ -378,8 +378,10 @@ def main() -> None:
     alone.add_argument("--tls", action="store_true", help="over TLS, beside picows alone")
     alone.add_argument("--audit", action="store_true", help="beside itself with an audit file")
     options = parser.parse_args()
-    if options.tls or options.audit:
-        options.peers = "picows" if options.tls else AUDITED
+    if options.tls:
+        options.peers = "picows"
+    if options.audit:
+        options.peers = AUDITED
     plan = QUICK if options.quick else FULL
     if options.rounds:
         plan = attrs.evolve(plan, rounds=options.rounds)

@@ -7,28 +7,26 @@ all clocks that are right, and its rates are final.
 """
 
 from collections.abc import Callable
-from datetime import UTC, datetime, time, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 import trio
 
-from ..rates import CLOCK_SLACK
+from ..rates import CLOCK_SLACK, midnight_after
 from .chain import RateChain
 
 LOOK_EVERY: Final = 15.0  # s between looks at the wall clock, at most
-
-_DAY: Final = timedelta(days=1)
 
 
 async def fetch_at_midnight(chain: RateChain, utc_now: Callable[[], datetime]) -> None:
     """Fetch what will be asked for, until cancelled; and watch the wall clock."""
     today = utc_now().date()
     while True:
-        to_midnight = datetime.combine(today + _DAY, time(), UTC) - utc_now()
+        to_midnight = midnight_after(today) - utc_now()
         await trio.sleep(min(LOOK_EVERY, max(0.0, to_midnight.total_seconds()) + 0.001))
         chain.watch_clock()
         before, today = today, utc_now().date()
-        if today == before + _DAY:
+        if today == before + timedelta(days=1):
             names = chain.providers_of(before)
             in_use = [source for source in chain.sources if source.name in names]
             for source in in_use:

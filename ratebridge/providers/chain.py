@@ -35,6 +35,7 @@ from ..rates import (
     RateSheet,
     final_from,
     fixed_rate,
+    midnight_after,
 )
 from .ecb import load_embedded
 from .source import Source, reading
@@ -292,9 +293,8 @@ class RateChain:
         if sheet.is_final(day):
             return due
         # It lives up to midnight, and is asked for again as soon as it can be final.
-        midnight = now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
         final = final_from(day)
-        return min(due, midnight, final if sheet.fetched < final else due)
+        return min(due, midnight_after(now.date()), final if sheet.fetched < final else due)
 
     def _problem(
         self, source: Source, day: date, now: datetime, *, in_use: bool

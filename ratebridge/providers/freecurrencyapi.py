@@ -20,7 +20,7 @@ from msgspec import Raw
 
 from ..errors import FetchOutcome, SourceFailed
 from ..headers import read_count, retry_after
-from ..rates import MAX_DAYS_BACK, Quote, RateSheet
+from ..rates import MAX_DAYS_BACK, Quote, RateSheet, midnight_after
 from .source import (
     Http,
     HttpAnswer,
@@ -105,8 +105,7 @@ class FreeCurrencyApi:
         if day < now.date():
             answer = await self._get("historical", {"date": str(day)}, now)
             # Just after midnight it may lack yesterday; `/latest` has yesterday's last quotes.
-            ended = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
-            if answer.status != 422 or now - ended > LATE:
+            if answer.status != 422 or now - midnight_after(day) > LATE:
                 days = read_body(_historical, answer).data
                 names = _DAY_NAME.findall(answer.body)  # the decoder keeps the last of two
                 if len(set(names)) < len(names):
