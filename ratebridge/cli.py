@@ -43,9 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
-        except OSError:  # or the interpreter's flush at exit would fail as well
+        except OSError as error:  # or the interpreter's flush at exit would fail as well
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             unread = unread or stream is sys.stdout
+            if stream is sys.stdout and not isinstance(error, BrokenPipeError):
+                print(f"standard output: {error.strerror}", file=sys.stderr)
     if unread and reports:
         code = code or FAILED
     # The log's last lines may take a second: a handler that raised then would have its error

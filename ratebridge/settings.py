@@ -197,7 +197,8 @@ def read_environment(
 ) -> tuple[dict[str, str], list[str]]:
     """The environment on top of a file of `NAME=value` lines, blank values left out.
 
-    Without `env_file` that is `.env`, if there is one. Returns the values, and a problem for
+    Without `env_file` that is `.env`, if there is one. A line with a name alone leaves that to
+    the environment, as podman and docker read it. Returns the values, and a problem for
     a file that cannot be read and for each line that holds no setting: one left out would be
     another setting than was meant.
     """

@@ -120,8 +120,8 @@ def test_a_file_that_cannot_be_replayed_is_reported(content, problem, tmp_path, 
 def test_a_host_that_is_not_this_machines_is_reported(host, why, capsys):
     assert exit_code("mock-server", "--port", "0", "--host", host) == 2
     problem = capsys.readouterr().err
-    assert problem.startswith(f"--host, --port, --rates-port: cannot listen on '{host[:9]}")
-    assert problem.endswith(f": {why}\n")
+    assert problem.startswith(f"--port: cannot listen on '{host[:9]}")
+    assert problem.endswith(f", port 0: {why}\n")
 
 
 @pytest.mark.parametrize("command", [("check",), ("verify", "FILE"), ("convert", "1", "USD")])
@@ -133,17 +133,19 @@ def test_a_report_whose_reader_leaves_has_not_passed(command, monkeypatch):
     assert exit_code(*command) == 1
 
 
-def test_a_report_whose_reader_left_before_the_last_flush_has_not_passed(monkeypatch):
+def test_a_report_that_cannot_be_written_has_not_passed(monkeypatch, capsys):
     def report(_options) -> int:
         print("all lines are true")
         return 0
 
     monkeypatch.setattr("ratebridge.commands.verify.run", report)
-    reader, writer = os.pipe()
+    reader, left_by_its_reader = os.pipe()
     os.close(reader)
-    with io.FileIO(writer, "w") as raw, io.TextIOWrapper(io.BufferedWriter(raw)) as out:
-        monkeypatch.setattr("sys.stdout", out)
-        assert exit_code("verify", "FILE") == 1
+    for target in (left_by_its_reader, "/dev/full"):
+        with io.FileIO(target, "w") as raw, io.TextIOWrapper(io.BufferedWriter(raw)) as out:
+            monkeypatch.setattr("sys.stdout", out)
+            assert exit_code("verify", "FILE") == 1
+    assert capsys.readouterr().err == "standard output: No space left on device\n"
 
 
 def test_the_samples_are_listed_and_printed(capsys):

@@ -296,7 +296,7 @@ export CURRENCY_ASSIGNMENT_WS_URI=ws://feed.example  # behind a value
 FREECURRENCY_API_KEY="a#b${HOME}"
 VERIFY_SSL="false"
 RATEBRIDGE_LOG_LEVEL=
-NOTHING
+FRANKFURTER_URL
 """
 
 

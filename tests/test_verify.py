@@ -212,7 +212,7 @@ def is_true(data: bytes, *heads: Head, first: int = 1) -> bool:
 def told_lines(data: bytes) -> set[int]:
     """The numbers of the lines with problems."""
     problems = check(data)[0].problems
-    return {found["line"] for found in problems if found["kind"] not in ("lost", "at the end")}
+    return {found["line"] for found in problems if found["kind"] not in ("lost", "wrong end")}
 
 
 def said(data: bytes, *heads: Head, first: int = 1) -> list[str]:
@@ -352,7 +352,7 @@ def test_a_new_chain_is_not_bound_to_what_is_before_it():
     two = TRAIL + TRAIL
     assert not is_true(two)
     assert told_lines(two) == {11}
-    assert said(two)[1:2] == ["begins a new chain: nothing binds it to the lines before it"]
+    assert said(two)[1:2] == ["begins a new chain: nothing binds it to those before it"]
     assert told_lines(Chain(Head(0, "1" * 64)).conversions([record(0)])) == {1}
 
 
@@ -375,7 +375,7 @@ def test_a_line_that_was_cut_is_excused_by_the_next_that_goes_on(cut, why):
 
 def test_the_first_problems_of_each_kind_are_listed_and_all_counted():
     trail, _ = check(b"root:x:0:0\n" * 30 + b'{"n":\n' * 3)
-    assert trail.counts == {"unreadable": 30, "cut short": 3, "at the end": 1}
+    assert trail.counts == {"unreadable": 30, "cut short": 3, "wrong end": 1}
     assert [found["line"] for found in trail.problems] == [*range(1, 11), 31, 32, 33, None]
 
 

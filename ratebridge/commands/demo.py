@@ -152,21 +152,21 @@ def run_mock_server(options: argparse.Namespace) -> int:
     async def mock_server(stop: trio.Event) -> None:
         async with trio.open_nursery() as feed_nursery:
 
-            async def listen(serve: Callable[..., Any], what: Any, port: int) -> str:
-                bound = await feed_nursery.start(partial(serve, what, host=host, port=port))
+            async def listen(option: str, port: int, serve: Callable[..., Any], what: Any) -> str:
+                try:
+                    bound = await feed_nursery.start(partial(serve, what, host=host, port=port))
+                except (OSError, UnicodeError) as error:
+                    why = getattr(error, "strerror", None) or "no name of a host"
+                    problem = f"{option}: cannot listen on {quoted(host)}, port {port}: {why}"
+                    raise BadSettings(problem) from None
                 return Address(host, bound, "/", secure=False).authority
 
-            try:
-                authority = await listen(partial(serve_feed, peers=[]), feed, options.port)
-                log.info("feed.listening", uri=f"ws://{authority}")
-                if options.rates_port is not None:
-                    rates = FakeRates()
-                    authority = await listen(serve_rates, rates, options.rates_port)
-                    log.info("rates.listening", **rates.urls(f"http://{authority}"))
-            except (OSError, UnicodeError) as error:
-                why = getattr(error, "strerror", None) or "no name of a host"
-                problem = f"--host, --port, --rates-port: cannot listen on {quoted(host)}"
-                raise BadSettings(f"{problem}: {why}") from None
+            feed_at = await listen("--port", options.port, partial(serve_feed, peers=[]), feed)
+            log.info("feed.listening", uri=f"ws://{feed_at}")
+            if options.rates_port is not None:
+                rates = FakeRates()
+                rates_at = await listen("--rates-port", options.rates_port, serve_rates, rates)
+                log.info("rates.listening", **rates.urls(f"http://{rates_at}"))
             feed_nursery.start_soon(tell_end)
             await stop.wait()
             feed_nursery.cancel_scope.cancel()

@@ -168,8 +168,7 @@ class Trail:
             self._prev = START.hash.encode() if number == 1 else None
         elif number == 1:
             self._number, self._prev = 0, None
-            what = "begins a new chain: nothing binds it to the lines before it"
-            self.tell("not bound", what, at)
+            self.tell("not bound", "begins a new chain: nothing binds it to those before it", at)
         if number <= self._number:
             what = f"is doubled or moved: it is number {number}, behind number {self._number}"
             self.tell("doubled or moved", what, at)
@@ -201,12 +200,12 @@ class Trail:
     def end(self) -> bool:
         """Take the end of the trail; whether the trail is true."""
         if not self.lines:
-            self.tell("at the end", "an empty trail shows nothing")
+            self.tell("wrong end", "an empty trail shows nothing")
         if self._ends_cut:
-            self.tell("at the end", "the trail ends early: its last line is cut short")
+            self.tell("wrong end", "the trail ends early: its last line is cut short")
         for head in sorted(self.not_found):
             what = "ends early, before" if head.number > self._number else "is another one, without"
-            self.tell("at the end", f"the trail {what} the head {head}")
+            self.tell("wrong end", f"the trail {what} the head {head}")
         return self.counts.keys() <= EXCUSED
 
 

@@ -90,8 +90,7 @@ async def connect_by_http(stream: trio.abc.Stream, peer: Address, proxy: Proxy) 
     `stream` leads to the proxy. It is the tunnel afterwards, and is closed on failure. Raises
     `LinkFailed` when the proxy refuses, with its status, and when it does not speak HTTP.
     """
-    host = f"[{peer.host}]" if ":" in peer.host else peer.host
-    target = f"{host}:{peer.port}"
+    target = f"[{peer.host}]:{peer.port}" if ":" in peer.host else f"{peer.host}:{peer.port}"
     pair = b64encode(f"{proxy.user}:{proxy.password}".encode()).decode()
     secret = [("Proxy-Authorization", f"Basic {pair}")] if proxy.user else []
     request = h11.Request(method="CONNECT", target=target, headers=[("Host", target), *secret])
