@@ -14,6 +14,7 @@ from ratebridge import observer
 from ratebridge.command_line import command_line
 from ratebridge.commands import MODULES
 from ratebridge.errors import Drop, FetchOutcome, Loss, Refusal
+from ratebridge.fakes.rates import FakeRates
 from ratebridge.operating.metrics import Metrics
 from ratebridge.providers.source import Quota
 from ratebridge.settings import VARIABLES
@@ -53,6 +54,15 @@ def test_the_operators_files_name_settings_that_there_are(name):
     named = re.findall(r"\b(?:RATEBRIDGE|CURRENCY|FREECURRENCY|FRANKFURTER|ECB)_[A-Z_]+", text)
     assert named
     assert set(named) <= {variable.name for variable in VARIABLES.values()}
+
+
+@pytest.mark.parametrize(
+    ("file", "base"),
+    [("README.md", "http://127.0.0.1:8080"), ("scripts/compose.yaml", "http://feed:8080")],
+)
+def test_a_service_is_pointed_at_the_stand_in_sources(file, base):
+    named = re.findall(rf"(\w+_URL)(?:=|: )({base}\S+)", (ROOT / file).read_text("utf-8"))
+    assert dict(named) == FakeRates().urls(base)
 
 
 def test_the_readme_and_the_command_line_agree_on_commands_and_options():

@@ -8,7 +8,8 @@ what it brings serves the next one.
 
 The rate that answered a currency and day goes on answering them until its sheet is due again. So
 each request of a bet gets the same, also where a source has failed and is back. What is answered
-depends on the day and on what the sources say of it, and on no other request.
+depends on the day and on what the sources said of it when they were last asked: which currencies
+and days were asked for before it, and in which order, changes nothing.
 """
 
 import random
