@@ -28,7 +28,8 @@ PROVIDERS: Final = "RATEBRIDGE_PROVIDERS"
 SOURCES: Final = ("freecurrencyapi", "frankfurter", "ecb", "coinbase")
 """The rate sources, in the default order of failover; `providers/NAME.py` is the rest of one."""
 
-KEYLESS: Final = tuple(name for name in SOURCES if name != "freecurrencyapi")
+KEYS: Final = {"freecurrencyapi": "freecurrency_api_key"}
+"""The sources that need a key, and the field that holds it."""
 
 DOTENV: Final = Path(".env")
 
@@ -74,7 +75,7 @@ def setting(
     return attrs.field(default=default, repr=not secret, metadata={"variable": row})
 
 
-def source_url(default: str, meaning: str) -> str:
+def url(default: str, meaning: str) -> str:
     """A field for a base URL, which is a secret, as it may hold one."""
     return setting(base_url, default, meaning, secret=True)
 
@@ -103,16 +104,10 @@ class Settings:
     freecurrency_api_key: str = setting(
         key, "", "required when `freecurrencyapi` is among the sources", secret=True
     )
-    freecurrency_api_url: str = source_url(
-        "https://api.freecurrencyapi.com/v1", "its base URL, for a cache"
-    )
-    frankfurter_url: str = source_url(
-        "https://api.frankfurter.dev/v2", "its base URL, for a self-hosted one"
-    )
-    ecb_url: str = source_url("https://www.ecb.europa.eu/stats/eurofxref", "the ECB's base URL")
-    coinbase_url: str = source_url(
-        "https://api.exchange.coinbase.com", "the base URL of Coinbase Exchange"
-    )
+    freecurrency_api_url: str = url("https://api.freecurrencyapi.com/v1", "base URL, for a cache")
+    frankfurter_url: str = url("https://api.frankfurter.dev/v2", "base URL, for a self-hosted one")
+    ecb_url: str = url("https://www.ecb.europa.eu/stats/eurofxref", "base URL of the ECB's files")
+    coinbase_url: str = url("https://api.exchange.coinbase.com", "base URL of Coinbase Exchange")
     coinbase_coins: tuple[str, ...] = setting(
         some_of("codes of three letters", is_currency, str.upper),  # those of the wire have three
         ("BTC",),
@@ -121,7 +116,8 @@ class Settings:
     providers: tuple[str, ...] = setting(
         some_of(", ".join(SOURCES), SOURCES.__contains__),
         attrs.Factory(
-            lambda own: SOURCES if own.freecurrency_api_key else KEYLESS, takes_self=True
+            lambda own: tuple(s for s in SOURCES if s not in KEYS or getattr(own, KEYS[s])),
+            takes_self=True,
         ),
         "the sources in the order of trying",
         shown=f"`{','.join(SOURCES)}`, without a key all but the first",
@@ -296,14 +292,15 @@ def contradictions(settings: Settings, values: Mapping[str, str]) -> Iterator[st
 
     `values` has all that is set: what is there and was refused is one problem and not two.
     """
-    secret, cert = "FREECURRENCY_API_KEY", "RATEBRIDGE_FEED_CERT_FILE"
-    if "freecurrencyapi" in settings.providers and not {secret, f"{secret}_FILE"} & set(values):
-        yield f"{secret}: is required but not set, as freecurrencyapi is among the sources"
+    for source, field in KEYS.items():
+        name = variable_name(field)
+        if source in settings.providers and not {name, f"{name}_FILE"} & set(values):
+            yield f"{name}: is required but not set, as {source} is among the sources"
     names = {name.lower() for name, _ in settings.feed_headers}
     if settings.feed is not None and settings.feed.authorization and b"authorization" in names:
         yield f"{FEED}, RATEBRIDGE_FEED_HEADERS: expected a user and password in one of them"
-    if settings.feed_key_file is not None and cert not in values:
-        yield f"RATEBRIDGE_FEED_KEY_FILE: expected {cert} beside it"
+    if settings.feed_key_file is not None and "RATEBRIDGE_FEED_CERT_FILE" not in values:
+        yield "RATEBRIDGE_FEED_KEY_FILE: expected RATEBRIDGE_FEED_CERT_FILE beside it"
     if settings.reconnect_max < settings.reconnect_min:
         least = f"RATEBRIDGE_RECONNECT_MIN ({settings.reconnect_min:g})"
         yield f"RATEBRIDGE_RECONNECT_MAX: expected no less than {least}"

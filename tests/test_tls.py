@@ -211,6 +211,18 @@ def test_a_client_certificate_of_no_use_is_a_bad_setting_and_nobody_is_asked(fla
         tls_context(True, cert, key)
 
 
+@pytest.mark.parametrize("name", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
+def test_authorities_that_are_not_there_are_a_bad_setting(name, monkeypatch, tmp_path):
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    for value in ("", str(tmp_path)):
+        monkeypatch.setenv("SSL_CERT_DIR", value)
+        tls_context(verify=True)
+    monkeypatch.setenv(name, str(tmp_path / "missing"))
+    tls_context(verify=False)
+    with pytest.raises(BadSettings, match=f"{name}: expected"):
+        tls_context(verify=True)
+
+
 def test_a_key_log_that_cannot_be_written_is_a_start_that_fails(monkeypatch, tmp_path):
     monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "missing" / "keys"))
     with pytest.raises(CannotStart, match="SSLKEYLOGFILE: cannot be written"):

@@ -152,7 +152,7 @@ def explain(
         case LinkFailed():
             hint = _LINK_HINTS.get(error.reason, "")
             if error.status in (401, 403):
-                hint = f"the feed does not let this client in: is all of {FEED} right?"
+                hint = f"are {FEED} and RATEBRIDGE_FEED_HEADERS right?"
             elif error.status == 404:
                 hint = f"the path in {FEED} is not the feed's"
             return Broken(clipped(error.detail, 120) or error.reason, hint)
@@ -167,8 +167,9 @@ _LINK_HINTS: Final[Mapping[str, str]] = {
     Loss.REFUSED: f"is the feed running, and is the port in {FEED} its own?",
     Loss.UNREACHABLE: f"is there a way from this machine to the host in {FEED}?",
     Loss.PROXY: "is the proxy of the environment right, or does the feed belong in NO_PROXY?",
-    Loss.CERTIFICATE: "trust its issuer by SSL_CERT_FILE=FILE.pem (since 3.13 Python wants it to "
-    "have a key usage and a key identifier, RFC 5280), or, to try things out, set VERIFY_SSL=false",
+    Loss.CERTIFICATE: "an unknown issuer is trusted by SSL_CERT_FILE=FILE.pem (since 3.13 Python "
+    f"wants it to have a key usage and a key identifier, RFC 5280); for another name, {FEED} may "
+    "name the wrong host; to try things out, set VERIFY_SSL=false",
     Loss.CLIENT_CERTIFICATE: "give one that the feed trusts by RATEBRIDGE_FEED_CERT_FILE",
     Loss.TLS: f"is TLS spoken on that port? If not, {FEED} begins with ws://",
     Loss.OPEN_TIMEOUT: "the peer takes connections but does not answer: is it a healthy feed?",

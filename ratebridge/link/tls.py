@@ -4,6 +4,7 @@ trio's SSLStream does both steps at once and waits meanwhile. Here what is seale
 bytes like any, which the link's queue writes at once or later, in their order.
 """
 
+import os
 import ssl
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +23,10 @@ _WANTED: Final = "the peer wants a client certificate"
 def tls_context(
     verify: bool, cert_file: Path | None = None, key_file: Path | None = None
 ) -> ssl.SSLContext:
-    """The TLS of a client, with the system's authorities or those that `SSL_CERT_FILE` names.
+    """The TLS of a client.
+
+    The authorities are the system's, or those of the environment's `SSL_CERT_FILE` and
+    `SSL_CERT_DIR` (folders, as on a `PATH`).
 
     Args:
         verify: whether certificates are checked; a name has to stand in the subject's
@@ -30,8 +34,8 @@ def tls_context(
         cert_file: the client's certificate in PEM, with its chain.
         key_file: its key, unless that stands in the same file.
 
-    Raises `BadSettings` for a certificate or a key that cannot be used, and `CannotStart`
-    if the file that `SSLKEYLOGFILE` names cannot be written.
+    Raises `BadSettings` for a certificate, a key or authorities that cannot be used, and
+    `CannotStart` if the file that `SSLKEYLOGFILE` names cannot be written.
     """
     try:
         context = ssl.create_default_context()
@@ -42,6 +46,13 @@ def tls_context(
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
+    # OpenSSL passes over a file or a folder that is not there: then no peer would be trusted.
+    elif os.environ.get("SSL_CERT_FILE") and not context.cert_store_stats()["x509"]:
+        raise BadSettings("SSL_CERT_FILE: expected a file that can be read, certificates in PEM")
+    elif (folders := os.environ.get("SSL_CERT_DIR")) and not any(
+        Path(folder).is_dir() for folder in folders.split(os.pathsep)
+    ):
+        raise BadSettings("SSL_CERT_DIR: expected a folder of certificates")
     context.set_alpn_protocols(["http/1.1"])  # for the upgrade, too
     if cert_file is not None:
         try:
