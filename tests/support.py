@@ -340,8 +340,11 @@ class ProxyPeer:
             else:
                 await stream.send_all(b"\x05\x00")
             data = bytes(await stream.receive_some())
-            by_name = data[3:4] == b"\x03"
-            host = data[5:-2].decode() if by_name else socket.inet_ntoa(data[4:-2])
+            if data[3:4] == b"\x03":
+                host = data[5:-2].decode()
+            else:
+                kind = socket.AF_INET6 if data[3:4] == b"\x04" else socket.AF_INET
+                host = socket.inet_ntop(kind, data[4:-2])
             self.asked.append(f"SOCKS {host} {user}")
             code = b"\x02" if self.refusal else b"\x00"
             answer, port = b"\x05" + code + b"\0\x01" + bytes(6), int.from_bytes(data[-2:])

@@ -193,6 +193,16 @@ async def test_what_is_no_proxy_is_the_reason(scheme, says, detail):
     assert str(caught.value).startswith(f"proxy: the proxy: {detail}")
 
 
+@pytest.mark.parametrize(("scheme", "asked"), [("socks5", "::1"), ("socks5h", ADDRESS.host)])
+async def test_all_addresses_of_a_socks_proxy_are_tried_and_the_first_of_the_feed(scheme, asked):
+    trio.socket.set_custom_hostname_resolver(Known(["::1", "127.0.0.2", "127.0.0.1"]))
+    async with open_proxy() as proxy:
+        proxy.refusal = 407
+        with pytest.raises(LinkFailed, match="not allowed by ruleset"):
+            await NetworkDial(ADDRESS, None, Proxy(scheme, "proxy.test", proxy.port))()
+    assert proxy.asked == [f"SOCKS {asked} "]
+
+
 async def test_a_password_that_socks_cannot_say_is_no_bug():
     async with open_proxy() as proxy:
         for password in ("\u20ac", "x" * 256):

@@ -5,6 +5,7 @@ import ssl
 from base64 import b64encode
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
+from types import SimpleNamespace
 from typing import Any, Final
 
 import attrs
@@ -109,22 +110,29 @@ async def connect_by_http(stream: trio.abc.Stream, peer: Address, proxy: Proxy) 
 async def connect_by_socks(peer: Address, proxy: Proxy) -> trio.SocketStream:
     """Let a proxy connect, by SOCKS 5 (RFC 1928, with RFC 1929 if it has a user).
 
-    By `socks5` this machine looks the peer's name up, by `socks5h` the proxy does. Raises
-    `LinkFailed` when the proxy cannot be reached, refuses, or does not speak SOCKS.
+    By `socks5` this machine looks the peer's name up, and its first address is asked for. By
+    `socks5h` the proxy looks it up. Raises OSError when the proxy cannot be reached or a name is
+    not found, and `LinkFailed` when the proxy refuses, or does not speak SOCKS.
     """
     import python_socks
     from python_socks.async_.trio import Proxy as SocksProxy
 
-    there = proxy.scheme == "socks5h"  # the name is looked up
+    async def connect(dest_host: str, dest_port: int, **_: object) -> trio.socket.SocketType:
+        """To the proxy: python-socks itself tries one address, and an IPv6 one last."""
+        return (await trio.open_tcp_stream(dest_host, dest_port)).socket
+
+    host, there = peer.host, proxy.scheme == "socks5h"  # where the name is looked up
+    if not there:
+        found = await trio.socket.getaddrinfo(host, peer.port, type=socket.SOCK_STREAM)
+        host = str(found[0][4][0])
+    by: Any = SimpleNamespace(connect=connect)
     way = (python_socks.ProxyType.SOCKS5, proxy.host, proxy.port, proxy.user, proxy.password)
     try:
-        return trio.SocketStream(await SocksProxy(*way, there).connect(peer.host, peer.port))
+        return trio.SocketStream(await SocksProxy(*way, there, by).connect(host, peer.port))
     except python_socks.ProxyError as error:
         raise LinkFailed(Loss.PROXY, str(error)) from None
     except ValueError:  # not ASCII, or over 255 characters
         raise LinkFailed(Loss.PROXY, "SOCKS cannot carry its user and password") from None
-    except OSError as error:
-        raise tcp_failure(error.__cause__ or error) from None
 
 
 async def add_tls(
