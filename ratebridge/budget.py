@@ -10,7 +10,6 @@ import attrs
 
 BURST: Final = 62  # calls: the days of two months
 FOR_TODAY: Final = 5  # the last calls of a burst are kept for the rates of today
-FOR_REQUESTS: Final = BURST // 2  # the last half is not spent on renewing what is in use anyway
 UNANSWERED: Final = 0.02  # of a call: what an attempt costs that the source did not answer
 
 

@@ -9,6 +9,8 @@ from rate_bench import DAY, open_bench
 from ratebridge.fakes.frankfurter import FRANKFURTER
 from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI
 from ratebridge.providers.ahead import fetch_at_midnight
+from ratebridge.providers.freecurrencyapi import AT_MIDNIGHT
+from ratebridge.rates import RENEWED_FROM
 
 EVENING = datetime(2026, 11, 20, 23, 50, tzinfo=UTC)
 START = EVENING - timedelta(seconds=7)  # so that no look is at midnight by chance
@@ -63,6 +65,15 @@ async def test_a_minute_later_the_ended_day_is_final(autojump_clock):
         assert sheet.is_final(TODAY)
         assert bench.cached("USD", TODAY).fetched == sheet.fetched, "though it was asked before"
         assert bench.fake.count() == 3
+
+
+async def test_today_takes_no_more_calls_than_are_kept_for_it(autojump_clock):
+    """A twelfth of them is left for what others do with the key."""
+    async with ten_minutes_to_midnight("freecurrencyapi") as bench:
+        for _ in range(288):
+            await bench.ask("USD", bench.wall().date())
+            await trio.sleep(300)
+        assert 16 < bench.fake.count() <= 86400 / (7200 * RENEWED_FROM) + AT_MIDNIGHT
 
 
 async def test_what_was_not_in_use_is_not_asked_for(autojump_clock):

@@ -13,7 +13,7 @@ from support import Bank
 
 import ratebridge
 from ratebridge.errors import FetchOutcome, RatebridgeError, SourceFailed
-from ratebridge.fakes.rates import FakeRates
+from ratebridge.fakes.rates import FakeRates, Fault
 
 MAY_18 = datetime(2021, 5, 18, 21, 32, tzinfo=UTC)
 NOTHING = SourceFailed(FetchOutcome.NO_TABLE, "has nothing")
@@ -94,6 +94,18 @@ async def test_two_hundred_conversions_of_a_day_are_one_call(autojump_clock):
             for currency in ("USD", "GBP"):
                 await converter.convert(1, currency)
     assert fake.count() == 1
+
+
+async def test_a_day_stays_with_the_source_that_stood_in_for_another(autojump_clock):
+    fake = FakeRates()
+    fake.order("frankfurter", Fault(status=404))
+    sources = [make_source(name, make_client(fake)) for name in ("frankfurter", "ecb")]
+    async with ratebridge.Converter(EMBEDDED, sources=sources) as converter:
+        for _ in range(3):
+            rate = (await converter.convert(1, "USD", MAY_18)).rate
+            assert rate is not None
+            assert rate.provider == "ecb"
+            await trio.sleep(6)
 
 
 async def test_an_error_of_the_callers_own_comes_out_as_it_is():

@@ -3,7 +3,6 @@
 import json
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from fractions import Fraction
 from math import ceil
 
 import attrs
@@ -244,17 +243,17 @@ async def test_a_status_that_does_not_answer_delays_by_a_second_and_says_nothing
 
 
 async def test_ended_days_are_asked_for_while_more_is_left_than_today_needs(autojump_clock):
-    """Two calls a day; on the 20th eleven days are left, and ten after it."""
-    scene = open_scene(life=43200, per_month=50, per_minute=1000)
-    for day, calls in ((DAY, 28), (TODAY, 2)):
-        for _ in range(calls):
-            await scene.fetch(day)
-        failure = await scene.failure(day)
-        assert (failure.outcome, failure.again) == ("quota-month", False)
-        assert failure.limited_for is None
-    assert str(failure) == "has 20 calls left this month, kept for the rates of the days to come"
-    scene.wall.jump(timedelta(days=1))
-    await scene.fetch(TODAY + timedelta(days=1))
+    """Two and a half a day, and three at midnight; on the 20th eleven days are left."""
+    scene = open_scene(life=43200, per_month=130, per_minute=1000)
+    for _ in range(130 - 61):
+        await scene.fetch(DAY)
+    failure = await scene.failure(DAY)
+    assert (failure.outcome, failure.again) == ("quota-month", False)
+    assert failure.limited_for is None
+    assert str(failure) == "has 61 calls left this month, kept for the rates of the days to come"
+    for _ in range(61):
+        await scene.fetch(TODAY)
+    assert str(await scene.failure(TODAY)) == "has no calls left this month"
 
 
 @settings(max_examples=30)
@@ -265,7 +264,7 @@ async def test_ended_days_are_asked_for_while_more_is_left_than_today_needs(auto
     day=st.integers(1, 30),
     today=st.booleans(),
 )
-def test_what_is_kept_is_a_call_each_life_for_each_day_and_half_of_the_month_at_most(
+def test_what_is_kept_is_for_each_day_that_is_left_and_half_of_the_month_at_most(
     left, total, life, day, today
 ):
     async def ask():
@@ -274,8 +273,8 @@ def test_what_is_kept_is_a_call_each_life_for_each_day_and_half_of_the_month_at_
         scene = open_scene(start=now, life=life)
         status = json.dumps({"quotas": {"month": {"remaining": left, "total": total}}})
         scene.fake.order(FREECURRENCYAPI, Fault(body=status.encode()))
-        days = 30 - day + (not today)
-        if left > min(ceil(Fraction(86400 / life) * days), (total or 5000) // 2):
+        kept = min(ceil((108_000 / life + 3) * (31 - day)), (total or 5000) // 2)
+        if today or left > kept:
             assert await scene.fetch(asked)
         else:
             assert str(await scene.failure(asked)).startswith(f"has {left} calls left this month, ")

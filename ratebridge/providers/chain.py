@@ -22,7 +22,7 @@ import attrs
 import trio
 from msgspec.structs import replace
 
-from ..budget import FOR_REQUESTS, FOR_TODAY, Budget
+from ..budget import FOR_TODAY, Budget
 from ..errors import FetchOutcome, NoRate, Refusal, SourceFailed
 from ..observer import Observer
 from ..plausibility import alike, doubt
@@ -49,7 +49,7 @@ MOST_CHOSEN: Final = 16_384  # rates that are at hand, some 5 MB
 UNANSWERED: Final = frozenset(
     map(FetchOutcome, ("unreachable", "timeout", "http-5xx", "quota-month"))
 )
-RENEWAL_EVERY: Final = 15.0  # s between the renewals of ended days by one source
+RENEWAL_EVERY: Final = 15.0  # s, at least, between the renewals of ended days by one source
 PAUSES: Final = (0.1, 0.4)  # s before the second and the third attempt; then the fetch has failed
 LATEST: Final = "the latest rates, as those of the day were not published yet"
 CLOCK_JUMP: Final = 5.0  # s of the wall clock against the monotonic one: more than drift
@@ -304,19 +304,19 @@ class RateChain:
 
         `in_use` means that there is a sheet, which can be renewed later as well.
         """
+        if self._under_way(source, day) is not None:  # it may be waiting for a limit to end
+            return None
         access, mono = self._access[source.name], trio.current_time()
         if mono < access.limited_until:
             return access.limit
         failed = self.cache.failure(source.name, source.asks(day, now.date()))
         if failed is not None and mono - failed[1] < FAILURE_LIFE:
             return failed[0]
-        if self._under_way(source, day) is not None:
-            return None
         today = day >= now.date()
-        keep = 0 if today else FOR_REQUESTS if in_use else FOR_TODAY
-        wait = 0.0 if access.budget is None else access.budget.wait(mono, keep)
+        wait = 0.0 if access.budget is None else access.budget.wait(mono, 0 if today else FOR_TODAY)
         if in_use and not today:
-            wait = max(wait, access.renewed_at + RENEWAL_EVERY - mono)
+            pace = max(RENEWAL_EVERY, 2 * (source.every or 0.0))  # half of it is for requests
+            wait = max(wait, access.renewed_at + pace - mono)
         if wait <= 0:
             return None
         failure = SourceFailed(

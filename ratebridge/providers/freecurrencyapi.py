@@ -4,8 +4,8 @@ Its rates are not the ECB's. A weekend has rates of its own.
 
 The month is the source's own count, which it tells with each answer, and by `/status`, which it
 does not count. An ended day is asked for only while more calls are left than the rates of today
-need until the month ends: one each life of a sheet, for each day left. Today is asked for while
-more are left than the days after it need. So neither restarts nor a feed use up a month.
+need until the month ends: one each time a sheet is renewed, and those at midnight, for each day
+left. So neither restarts nor a feed use up a month.
 """
 
 import re
@@ -20,7 +20,7 @@ from msgspec import Raw
 
 from ..errors import FetchOutcome, SourceFailed
 from ..headers import read_count, retry_after
-from ..rates import MAX_DAYS_BACK, Quote, RateSheet, midnight_after
+from ..rates import MAX_DAYS_BACK, RENEWED_FROM, Quote, RateSheet, midnight_after
 from .source import (
     Http,
     HttpAnswer,
@@ -40,6 +40,7 @@ _CODES: Final = (
 CURRENCIES: Final = frozenset(_CODES.split())  # and EUR
 MONTH_OF_CALLS: Final = 5000  # of the free plan, where it does not tell
 MOST_FOR_TODAY: Final = 0.5  # of the month: for more than that a life of sheets is too short
+AT_MIDNIGHT: Final = 3  # calls: the new day and twice the ended one, beside those of `chain`
 COUNT_LIFE: Final = timedelta(hours=1)  # others may use the key, and a plan can be changed
 STATUS_WITHIN: Final = 1.0  # s; without it the next answer tells
 LATE: Final = timedelta(hours=1)  # yesterday's table may be missing for so long after midnight
@@ -142,19 +143,19 @@ class FreeCurrencyApi:
         return make_sheet(self.name, str(day), days, by_day, now, answer.headers, latest=latest)
 
     def _keep_for_today(self, day: date, now: datetime) -> None:
-        """Raise `SourceFailed` if the calls left are for the rates of today, or of later days."""
+        """Raise `SourceFailed` if no calls are left, or for an ended day, if few are."""
         left = self.quota.month_left
         if left is None:
             return
         to_next_month = next_month(now) - now
-        days = to_next_month.days + (day < now.date())
-        most = (self.quota.month_total or MONTH_OF_CALLS) * MOST_FOR_TODAY
-        kept = min(ceil(86400 / self._life * days), int(most))
         if left <= 0:
             wait = min(to_next_month, COUNT_LIFE).total_seconds()
             text = "has no calls left this month"
             raise SourceFailed(FetchOutcome.QUOTA_MONTH, text, limited_for=wait)
-        if left <= kept:
+        a_day = 86400 / (self._life * RENEWED_FROM) + AT_MIDNIGHT
+        most = (self.quota.month_total or MONTH_OF_CALLS) * MOST_FOR_TODAY
+        kept = min(ceil(a_day * (to_next_month.days + 1)), int(most))
+        if day < now.date() and left <= kept:
             text = f"has {left} calls left this month, kept for the rates of the days to come"
             raise SourceFailed(FetchOutcome.QUOTA_MONTH, text)
 
