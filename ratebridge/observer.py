@@ -36,7 +36,7 @@ Converted: TypeAlias = tuple[Request, str, Rate | None, datetime]
 """A request, its stake in euro as the reply has it, the rate (None if it was in euro already),
 and the reply's date."""
 
-LONG_LIMIT: Final = 3600.0  # s
+LONG_LIMIT: Final = 3600.0  # s; after so long a used-up month is looked at again
 OFF: Final = "RATEBRIDGE_PLAUSIBILITY=off lets them through"
 OUR_FAULT: Final = (Refusal.UNAVAILABLE, Refusal.OVERLOADED, Refusal.INTERNAL_ERROR)
 
@@ -238,7 +238,7 @@ class Observer:
         source = self.stats.sources[provider]
         source.limited_until, source.limit = trio.current_time() + seconds, failure.text
         # A minute's quota is soon there again; a month's needs somebody.
-        level = ERROR if seconds > LONG_LIMIT else WARNING
+        level = ERROR if seconds >= LONG_LIMIT else WARNING
         fields = {"provider": provider, "detail": failure.text, "limited_for": round(seconds, 1)}
         self._report("rates.limited", provider, level, **fields)
 

@@ -212,10 +212,10 @@ FACTS = {
         "rates.failed kind=refused-key provider=shop asked=2021-05-18 detail=refuses the key error",
     ),
     "a source is limited for long": Fact(
-        limited(864_000.0),
-        LIMITED.format(864_000.0, "error"),
+        limited(3600.0),
+        LIMITED.format(3600.0, "error"),
         "",
-        {"sources.0.state": "rate-limited", "sources.0.limited_for": 864_000.0},
+        {"sources.0.state": "rate-limited", "sources.0.limited_for": 3600.0},
     ),
     "a source is limited for no time": Fact(
         limited(None),

@@ -409,7 +409,7 @@ def test_the_report_of_a_true_trail_tells_its_limits(tmp_path, capsys):
     found = "line 6 stands for 17 lines lost\n10 lines checked: 17 lost. Starts: 1.\n"
     found += f"The chain is whole from number 1 to its head {head}\n"
     limits = "The chain cannot show whether later lines are missing or all of it was written\n"
-    limits += "anew. To find out, give a head from the log (--head).\n"
+    limits += "anew. To find out, give the newest head of the log (--head).\n"
     for heads, more in [
         ([], limits),
         ([early], f"By the heads given, it is proven up to number 4.\n{limits}"),

@@ -18,6 +18,7 @@ _shtab_ratebridge_option_strings=(-h --help -V --version --env-file)
 
 _shtab_ratebridge_demo___env_file_COMPGEN=_shtab_compgen_files
 _shtab_ratebridge_mock_server___env_file_COMPGEN=_shtab_compgen_files
+_shtab_ratebridge_mock_server___replay_COMPGEN=_shtab_compgen_files
 _shtab_ratebridge_check___env_file_COMPGEN=_shtab_compgen_files
 _shtab_ratebridge_convert___env_file_COMPGEN=_shtab_compgen_files
 _shtab_ratebridge_verify_pos_0_COMPGEN=_shtab_compgen_files

@@ -51,7 +51,7 @@ _shtab_ratebridge_completion_defaults_added=0
 _shtab_ratebridge_convert_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--env-file[read settings from this file instead of .env]:FILE:_files"
-  "--date[a day, or an instant with its offset (default\: today)]:date:"
+  "--date[a day or an instant, if no DATE is given (default\: today)]:date:"
   "--source[ask this source only]:source:(freecurrencyapi frankfurter ecb coinbase)"
   "--json[one JSON object for each conversion]"
   "(*):a number such as 253.67, and a code such as USD\; the target is always the euro:"
@@ -77,7 +77,7 @@ _shtab_ratebridge_mock_server_options=(
   "--host[address to listen on (default\: 127.0.0.1)]:host:"
   "--port[port to listen on (default\: 8765)]:port:"
   "--rates-port[play the rate sources too, on this port\; their URLs are logged]:PORT:"
-  "--replay[send the messages of this file, a JSON line each, and no random ones]:FILE:"
+  "--replay[send the messages of this file, a JSON line each, and no random ones]:FILE:_files"
   "--loop[start the file again at its end]"
   "--quiet[log no requests and replies]"
   "--rate[requests a second (default\: 5)]:rate:"

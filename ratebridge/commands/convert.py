@@ -39,7 +39,7 @@ def declare(commands: Any) -> None:
         nargs="+",
         help="a number such as 253.67, and a code such as USD; the target is always the euro",
     )
-    parser.add_argument("--date", help="a day, or an instant with its offset (default: today)")
+    parser.add_argument("--date", help="a day or an instant, if no DATE is given (default: today)")
     parser.add_argument("--source", choices=SOURCES, help="ask this source only")
     parser.add_argument("--json", action="store_true", help="one JSON object for each conversion")
 

@@ -26,7 +26,7 @@ from ..providers.ecb import Ecb, load_embedded
 from ..proxies import Proxies
 from ..settings import Settings
 from ..signals import run_until_signal
-from .options import COUNT, PORT, RATE, add_command
+from .options import COUNT, FILE, PORT, RATE, add_command
 
 # Those of the real feed that the embedded table has, and one that it lacks.
 _CURRENCIES = ("USD", "GBP", "PLN", "CZK", "EUR", "USD", "GBP", "PLN", "CZK", "BTC")
@@ -63,12 +63,13 @@ def declare(commands: Any) -> None:
         metavar="PORT",
         help="play the rate sources too, on this port; their URLs are logged",
     )
-    mock.add_argument(
+    replay = mock.add_argument(
         "--replay",
         type=Path,
         metavar="FILE",
         help="send the messages of this file, a JSON line each, and no random ones",
     )
+    replay.complete = FILE  # type: ignore[attr-defined]
     mock.add_argument("--loop", action="store_true", help="start the file again at its end")
     mock.add_argument("--quiet", action="store_true", help="log no requests and replies")
     for parser in (demo, mock):

@@ -283,7 +283,7 @@ def _report(trail: Trail, is_true: bool, *, many: bool) -> Iterator[str]:
             yield f"By the heads given, it is proven up to number {max(trail.heads).number}."
         if trail.head not in trail.heads:
             yield "The chain cannot show whether later lines are missing or all of it was written"
-            yield "anew. To find out, give a head from the log (--head)."
+            yield "anew. To find out, give the newest head of the log (--head)."
 
 
 def _lines(count: int) -> str:

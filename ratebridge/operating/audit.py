@@ -9,8 +9,8 @@ the process loses no more than that. Nothing is synced to the disk: a crash of t
 what the system had not written yet, by its defaults up to half a minute.
 
 A write that fails is undone: the file is cut back to where it ended before, and all of it is
-written again. So a full disk leaves no unfinished line. A kill can leave one. It stays, and what
-is written next begins a line of its own.
+written again. So a full disk leaves no unfinished line. A kill can leave one, and a full disk in a
+file that is append-only. It stays, and what is written next begins a line of its own.
 
 A regular file is locked while it is open, because two processes would write two chains.
 """
@@ -22,7 +22,7 @@ import stat
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -47,30 +47,37 @@ class AuditFile:
     Making it and every method may raise OSError; `write` can then be called again.
     `head` is that of the last block in the file, at first where the chain continues.
     `reopen` asks for the file to be opened anew, and `reopened` is set when it was.
+    `ended` asks a write that is under way to close it.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.reopen = self.reopened = False
+        self.reopen = self.reopened = self.ended = False
         self._open()
         try:
             self.head = find_head(path)  # now that no other process can write
         except OSError:
-            self._close()
+            self.close()
             raise
 
-    def write(self, blocks: deque[tuple[bytearray, Head]], last: bool) -> None:
+    def write(self, blocks: deque[tuple[bytearray, Head]]) -> None:
         """Append all blocks, each with the head after it; what is in the file leaves the deque.
 
-        The file is opened anew if it was moved or removed, or if `reopen` is set, and
-        closed after the `last` write.
+        The file is opened anew if it was moved or removed, or if `reopen` is set.
         """
+        try:
+            self._write(blocks)
+        finally:
+            if self.ended:
+                self.close()
+
+    def _write(self, blocks: deque[tuple[bytearray, Head]]) -> None:
         try:
             moved = not os.path.samestat(os.fstat(self._fd), self._path.stat())
         except OSError:  # it is not open, or not there: opening it raises the reason
             moved = True
         if moved or self.reopen:
-            self._close()
+            self.close()
             self._open()
             self.reopen, self.reopened = False, True
         while blocks:
@@ -83,13 +90,13 @@ class AuditFile:
                 while written < len(text):
                     written += os.write(self._fd, memoryview(text)[written:])
             except OSError:
-                with suppress(OSError):
+                try:
                     os.ftruncate(self._fd, size)
+                except OSError:  # it is append-only: lines that are whole stay
+                    blocks[0] = text[text.rfind(b"\n", 0, written) + 1 :].lstrip(b"\n"), head
                 raise
             self.head = head
             blocks.popleft()
-        if last:
-            self._close()
 
     def _open(self) -> None:
         self._fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
@@ -97,12 +104,13 @@ class AuditFile:
             if stat.S_ISREG(os.fstat(self._fd).st_mode):
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            self._close()
+            self.close()
             raise OSError(error.errno, "another process writes it") from None
         except OSError:  # a file system without locks
             pass
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close it, if it is open; a write opens it again."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
@@ -203,6 +211,9 @@ class Audit:
             finally:
                 with trio.CancelScope(shield=True):
                     await self._flush(last=True)
+                self._file.ended = True
+                if not self._limiter.borrowed_tokens:  # no write hangs
+                    self._file.close()
                 if waiting := self.waiting:
                     self.lost += waiting
                     self._observer.audit_lost(waiting, "the service stopped")
@@ -217,7 +228,7 @@ class Audit:
         if self._text and (last or not self._blocks):  # else more is added to it meanwhile
             self._blocks.append((self._text, self._chain.head))
             self._text = bytearray()
-        write = partial(self._file.write, self._blocks, last)
+        write = partial(self._file.write, self._blocks)
         async with trio.open_nursery() as flush_nursery:
             flush_nursery.start_soon(self._watch, flush_nursery.cancel_scope, last)
             try:

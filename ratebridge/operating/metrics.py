@@ -96,7 +96,7 @@ class Metrics(Collector):
             for source in sources
             for window, calls in calls_left(stats, source, now).items()
         }
-        text = "Calls left by the source's own report; absent without a recent report."
+        text = "Calls left by the source's own report, which for a minute is good for a minute."
         yield family("quota_calls_left", text, left, "provider", "window")
 
         # The audit trail, and the service.

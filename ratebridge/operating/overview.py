@@ -30,7 +30,7 @@ PLAIN: Final = attrs.filters.include(
     *("link_up", "link_ended", "links_opened", "lost", "internal_errors"),
 )
 RATE: Final = ("text", "provider", "day", "asked")  # of the rate last used
-FAILED_FOR: Final = 300.0  # s: without requests nobody knows whether they would still fail
+FAILED_FOR: Final = 60.0  # s: without requests nobody knows whether they would still fail
 
 
 @attrs.frozen
