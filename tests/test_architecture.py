@@ -32,7 +32,7 @@ LAYERS = [
     ["operating.overview", "operating.metrics", "operating.status", "operating.notify"],
     ["app"],
     ["api"],
-    ["fakes.feed", "fakes.rates"],
+    ["fakes.port", "fakes.feed", "fakes.rates"],
     ["fakes.*"],
     ["commands.options"],
     ["commands.*"],

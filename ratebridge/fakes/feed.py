@@ -7,8 +7,6 @@ bytes, and so break the protocol in any way.
 
 import json
 import random
-import ssl
-import struct
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import date, datetime, timedelta
@@ -19,6 +17,8 @@ import trio
 import trio.testing
 from wsproto import ConnectionType, WSConnection, events
 from wsproto.utilities import LocalProtocolError, ProtocolError
+
+from .port import reset, serve_on_port
 
 HEARTBEAT = '{"type":"heartbeat"}'
 
@@ -111,11 +111,7 @@ class FeedPeer:
 
     async def reset(self) -> None:
         """Break the connection, by a RST on a socket."""
-        transport: Any = getattr(self.stream, "transport_stream", self.stream)
-        if isinstance(transport, trio.SocketStream):
-            linger = struct.pack("ii", 1, 0)
-            transport.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, linger)
-        await trio.aclose_forcefully(self.stream)
+        await reset(self.stream)
 
     async def receive(self) -> Received:
         """The next text message of the client; also appended to `received`."""
@@ -191,32 +187,15 @@ class MemoryFeed:
         return client
 
 
-async def serve_feed(
-    script: Script,
-    peers: list[FeedPeer],
-    *,
-    host: str = "127.0.0.1",
-    port: int = 0,
-    tls: ssl.SSLContext | None = None,
-    task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
-) -> None:
+async def serve_feed(script: Script, peers: list[FeedPeer], **where: Any) -> None:
     """A feed on a port, for ever; `nursery.start` returns the port's number.
 
     Args:
         script: the server's side, played on each connection.
         peers: gets each connection, in order.
-        host: the address to listen on.
-        port: 0 lets the system choose.
-        tls: the context of a server, for `wss://`.
+        where: `host`, `port` and `tls`, see `serve_on_port`.
     """
-
-    async def handle(stream: trio.SocketStream) -> None:
-        secured = tls and trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
-        await play(script, secured or stream, peers)
-
-    listeners = await trio.open_tcp_listeners(port, host=host)
-    task_status.started(listeners[0].socket.getsockname()[1])
-    await trio.serve_listeners(handle, listeners)
+    await serve_on_port(lambda stream: play(script, stream, peers), **where)
 
 
 # Traffic.

@@ -8,15 +8,13 @@ day.
 """
 
 import json
-import ssl
-import struct
 import zlib
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Context, Decimal
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from typing import Any, ClassVar, Final, Literal
 from urllib.parse import parse_qsl, urlsplit
@@ -29,6 +27,7 @@ import trio.testing
 from ..history import embedded
 from ..link.dial import Dial, next_event
 from ..settings import SOURCES
+from .port import reset, serve_on_port
 
 
 def units_of(text: str) -> dict[str, Decimal]:
@@ -259,23 +258,12 @@ def memory_dial(rates: FakeRates) -> Dial:
     return dial
 
 
-async def serve_rates(
-    rates: FakeRates,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 0,
-    tls: ssl.SSLContext | None = None,
-    task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """The fake on a port, until cancelled; `started` gives the port. With `tls` it speaks https."""
+async def serve_rates(rates: FakeRates, **where: Any) -> None:
+    """The fake on a port, for ever; `nursery.start` returns its number.
 
-    async def handle(stream: trio.SocketStream) -> None:
-        secured = tls and trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
-        await _serve_connection(rates, secured or stream)
-
-    listeners = await trio.open_tcp_listeners(port, host=host)
-    task_status.started(listeners[0].socket.getsockname()[1])
-    await trio.serve_listeners(handle, listeners)
+    `where` is `host`, `port` and `tls`, see `serve_on_port`.
+    """
+    await serve_on_port(partial(_serve_connection, rates), **where)
 
 
 async def _serve_connection(rates: FakeRates, stream: trio.abc.Stream) -> None:
@@ -290,9 +278,8 @@ async def _serve_connection(rates: FakeRates, stream: trio.abc.Stream) -> None:
         await trio.sleep(rates.latency)
         if answer.manner == "hang":
             await stream.receive_some()  # returns when the client goes
-        if answer.manner == "reset" and isinstance(stream, trio.SocketStream):
-            linger = struct.pack("ii", 1, 0)
-            stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, linger)
+        if answer.manner == "reset":
+            await reset(stream)
         if answer.manner not in ("whole", "drip"):
             return
         more = {"content-length": str(len(answer.body)), "connection": "close"}
