@@ -154,11 +154,10 @@ async def build(
     observer, clock, jitter = dependencies.observer, dependencies.clock, dependencies.jitter
     tls = tls_context(settings.verify_ssl)  # one for the sources and the feed
     network = feed_dial(settings, tls)
-    dial = dependencies.dial or network
     options = UpgradeOptions(settings.feed_headers, settings.feed_subprotocol)
 
     async def open_feed(nursery: trio.Nursery) -> Link:
-        link = await open_link(nursery, network.address, dial, options)
+        link = await open_link(nursery, network.address, dependencies.dial or network, options)
         on_open()
         return link
 

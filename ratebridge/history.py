@@ -85,7 +85,7 @@ class History(Mapping[date, Mapping[str, Quote]]):
         self._years = {
             year: compress("\n".join(["", *lines, ""]).encode(), 1) for year, lines in years.items()
         }
-        self._text_of = lru_cache(YEARS_KEPT)(self._decompress)
+        self._text_of = lru_cache(YEARS_KEPT)(lambda year: decompress(self._years[year]).decode())
         self._read = lru_cache(LINES_KEPT)(self._read_line)
 
     def __getitem__(self, day: date) -> Mapping[str, Quote]:
@@ -97,9 +97,6 @@ class History(Mapping[date, Mapping[str, Quote]]):
 
     def __len__(self) -> int:
         return self._days
-
-    def _decompress(self, year: int) -> str:
-        return decompress(self._years[year]).decode() if year in self._years else ""
 
     def _read_line(self, day: date) -> Mapping[str, Quote]:
         _, found, rest = self._text_of(day.year).partition(f"\n{day},")

@@ -49,9 +49,7 @@ def tls_context(
     # OpenSSL passes over a file or a folder that is not there: then no peer would be trusted.
     elif os.environ.get("SSL_CERT_FILE") and not context.cert_store_stats()["x509"]:
         raise BadSettings("SSL_CERT_FILE: expected a file that can be read, certificates in PEM")
-    elif (folders := os.environ.get("SSL_CERT_DIR")) and not any(
-        Path(folder).is_dir() for folder in folders.split(os.pathsep)
-    ):
+    elif not any(map(os.path.isdir, (os.environ.get("SSL_CERT_DIR") or "/").split(os.pathsep))):
         raise BadSettings("SSL_CERT_DIR: expected a folder of certificates")
     context.set_alpn_protocols(["http/1.1"])  # for the upgrade, too
     if cert_file is not None:

@@ -188,11 +188,10 @@ def configure_logs(level: str, log_format: "LogFormat", stream: TextIO | None = 
         _writer.close()
     stream = stream or sys.stderr
     as_json = log_format == "json" or (log_format == "auto" and not stream.isatty())
-    stamper = structlog.processors.TimeStamper(fmt="iso", utc=True)
-    processors: list[Any] = [structlog.processors.add_log_level, stamper]
+    known = structlog.processors
+    processors: list[Any] = [known.add_log_level, known.TimeStamper(fmt="iso", utc=True)]
     if as_json:
-        to_json = structlog.processors.JSONRenderer(default=str)
-        processors += [structlog.processors.format_exc_info, _event_first, to_json]
+        processors += [known.format_exc_info, _event_first, known.JSONRenderer(default=str)]
     else:
         # The default tracebacks print local variables, and so secrets.
         processors.append(

@@ -63,8 +63,7 @@ class Metrics(Collector):
         yield family("messages_dropped_total", "Messages without answer.", stats.dropped, "reason")
         yield family("answer_duration_seconds", "From a request to its reply.", stats.latency)
         yield family("replies_undelivered_total", "Replies never sent.", stats.undelivered)
-        waiting = service.bridge.waiting
-        yield family("requests_waiting", "Requests whose rate is being fetched.", waiting)
+        yield family("requests_waiting", "Requests that wait for a rate.", service.bridge.waiting)
         yield family("outbox_replies", "Replies that are not written yet.", len(service.outbox))
 
         # The connection.

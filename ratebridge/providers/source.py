@@ -35,6 +35,7 @@ _QUOTE_TEXT: Final = 80  # characters: enough for 34 digits, too few for a numbe
 _NUMBER: Final = re.compile(rb"(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")  # of JSON, not negative
 _NOT_JSON: Final = re.compile(rb"(?<=[:,\[\s])-?(?:NaN|Infinity)(?=[\s,\]}])")
 _EURO: Final = Quote(Decimal(1))
+_NO_RATES: Final = "answered with something else than rates"
 
 
 @attrs.frozen
@@ -163,9 +164,7 @@ def read_body(decode: Callable[[bytes], T], answer: HttpAnswer) -> T:
     try:
         return decode(answer.body)
     except (msgspec.DecodeError, ValueError, RecursionError):
-        raise SourceFailed(
-            FetchOutcome.BAD_BODY, "answered with something else than rates"
-        ) from None
+        raise SourceFailed(FetchOutcome.BAD_BODY, _NO_RATES) from None
 
 
 def json_decoder(kind: type[T]) -> Callable[[bytes], T]:
@@ -230,7 +229,7 @@ def read_members(raw: Raw) -> list[tuple[str, Raw]]:
     except (ValueError, RecursionError):
         pairs = None
     if not isinstance(pairs, tuple):
-        raise SourceFailed(FetchOutcome.BAD_BODY, "answered with something else than rates")
+        raise SourceFailed(FetchOutcome.BAD_BODY, _NO_RATES)
     return [(name, value if isinstance(value, Raw) else Raw(b"")) for name, value in pairs]
 
 
@@ -257,7 +256,6 @@ async def read_rows(rows: Iterable[tuple[str, Raw, date]]) -> dict[date, dict[st
     good: dict[date, dict[str, Row]] = {}
     seen: dict[tuple[date, str], Decimal | None] = {}
     counts: dict[date, int] = {}
-    numbers = 0
     async with reading():
         for place, (name, raw, day) in enumerate(rows):
             if place % AT_A_TIME == AT_A_TIME - 1:
@@ -270,18 +268,16 @@ async def read_rows(rows: Iterable[tuple[str, Raw, date]]) -> dict[date, dict[st
             currency = sys.intern(name)
             units = read_quote(raw)
             if seen.setdefault((day, currency), units) != units:
-                raise SourceFailed(
-                    FetchOutcome.BAD_TABLE, f"has two different quotes for {currency} on {day}"
-                )
+                why = f"has two different quotes for {currency} on {day}"
+                raise SourceFailed(FetchOutcome.BAD_TABLE, why)
             if units is None:
                 continue
-            numbers += 1
             good.setdefault(day, {})[currency] = (
                 SourceFailed(FetchOutcome.COARSE, f"gives it in too few digits ({units:f})")
                 if is_coarse(units)
                 else Quote(units)
             )
-    if seen and not numbers:
+    if seen and not good:
         raise SourceFailed(FetchOutcome.BAD_TABLE, "gives quotes that are not JSON numbers")
     return good
 
