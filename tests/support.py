@@ -19,6 +19,7 @@ import trustme
 from ratebridge.bridge import Bridge
 from ratebridge.errors import LinkFailed, SourceFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script, play, request_text, serve_feed
+from ratebridge.fakes.port import serve_on_port
 from ratebridge.link.address import Address
 from ratebridge.link.dial import add_tls
 from ratebridge.link.link import Link, open_link
@@ -380,16 +381,11 @@ async def open_proxy(tls: ssl.SSLContext | None = None) -> AsyncIterator[ProxyPe
     """A proxy, which is spoken to by https if it has `tls`."""
     proxy = ProxyPeer()
 
-    async def serve(stream: trio.SocketStream) -> None:
+    async def serve(stream: trio.abc.Stream) -> None:
         with suppress(trio.BrokenResourceError):
-            await proxy.serve(
-                trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
-                if tls
-                else stream
-            )
+            await proxy.serve(stream)
 
     async with within(10), trio.open_nursery() as nursery:
-        [listener] = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
-        proxy.port = listener.socket.getsockname()[1]
+        proxy.port = await nursery.start(partial(serve_on_port, serve, tls=tls))
         yield proxy
         nursery.cancel_scope.cancel()

@@ -13,7 +13,7 @@ import select
 import signal
 import threading
 from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from functools import partial
@@ -366,24 +366,31 @@ async def test_a_missing_directory_is_a_failure_until_it_is_back(tmp_path, autoj
 # Failures.
 
 
+@contextmanager
+def full_at(size: int):
+    """No file can grow beyond so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 async def test_a_full_disk_costs_no_line_of_an_append_only_file(path, autojump_clock, monkeypatch):
     """What is whole of a write that was cut short stays, and is not written again."""
 
     def refuse(_fd: int, _size: int) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(os, "ftruncate", refuse)
     async with auditing(path) as (audit, told):
         await write(audit, 1)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 500, hard))
-        monkeypatch.setattr(os, "ftruncate", refuse)
-        try:
+        with full_at(path.stat().st_size + 500):
             await write(audit, 2, 3, 4)
             await write(audit, 5)
             assert told == [("failed", "File too large", 2)]
             assert audit.waiting == 3
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         await write(audit, 6)
         assert told[1:] == [("recovered", 0)]
     assert is_true(path)
@@ -393,20 +400,16 @@ async def test_a_full_disk_costs_no_line_of_an_append_only_file(path, autojump_c
 
 async def test_a_full_disk_is_reported_once_and_costs_no_line(path, autojump_clock):
     """A write is cut short in the middle of a line, and those after it are refused."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     async with auditing(path) as (audit, told):
         await write(audit, 1)
         size = path.stat().st_size
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 500, hard))
-        try:
+        with full_at(size + 500):
             await write(audit, 2, 3, 4)
             assert path.stat().st_size == size, "no half line, and no line of a failed write"
             for message_id in range(5, 30):
                 await write(audit, message_id)
             assert told == [("failed", "File too large", 3)]
             assert audit.waiting == 28
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         await write(audit)
         assert told[1:] == [("recovered", 0)]
     assert ids(path) == [*range(1, 30)]

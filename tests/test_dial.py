@@ -13,6 +13,7 @@ from support import ADDRESS, accept_and_listen, feed_on_a_port, open_proxy, tls_
 
 from ratebridge.app import serve
 from ratebridge.errors import LinkFailed
+from ratebridge.fakes.port import serve_on_port
 from ratebridge.link import dial, link
 from ratebridge.link.address import Address
 from ratebridge.link.dial import NetworkDial
@@ -185,8 +186,7 @@ async def test_what_is_no_proxy_is_the_reason(scheme, says, detail):
         await stream.send_all(says)
 
     async with within(5), trio.open_nursery() as nursery:
-        [listener] = await nursery.start(partial(trio.serve_tcp, say, 0, host="127.0.0.1"))
-        by = Proxy(scheme, "127.0.0.1", listener.socket.getsockname()[1])
+        by = Proxy(scheme, "127.0.0.1", await nursery.start(serve_on_port, say))
         with pytest.raises(LinkFailed) as caught:
             await NetworkDial(FEED, None, by, TLS)()
         nursery.cancel_scope.cancel()
