@@ -10,17 +10,7 @@ from datetime import date, datetime, timedelta
 from typing import Final
 
 import trio
-from abuse_scene import (
-    CLOSE,
-    PONG,
-    SECONDS,
-    Scene,
-    days,
-    request,
-    response,
-    status_of,
-    table,
-)
+from abuse_scene import CLOSE, PONG, SECONDS, Scene, days, request, response, status_of, table
 from check_autobahn import free_port
 from support import ask, server_frame
 

@@ -179,9 +179,7 @@ PAYLOADS: Final = [
     _refused("a payload in a string", b'{"type":"message","id":7,"payload":"{}"}', "payload"),
     _refused("an empty payload", b'{"type":"message","id":7,"payload":{}}', "stake is missing"),
     _refused(
-        "no currency",
-        b'{"type":"message","id":7,"payload":{"stake":1}}',
-        "currency is missing",
+        "no currency", b'{"type":"message","id":7,"payload":{"stake":1}}', "currency is missing"
     ),
     _refused(
         "no date",

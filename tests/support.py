@@ -389,3 +389,22 @@ async def open_proxy(tls: ssl.SSLContext | None = None) -> AsyncIterator[ProxyPe
         proxy.port = await nursery.start(partial(serve_on_port, serve, tls=tls))
         yield proxy
         nursery.cancel_scope.cancel()
+
+
+@attrs.define
+class Known(trio.abc.HostnameResolver):
+    """A resolver that knows what it is told, or fails as it is told, or knows nothing."""
+
+    answer: list[Any] | Exception = attrs.Factory(lambda: socket.gaierror(-2, "Name not known"))
+
+    async def getaddrinfo(self, host: Any, port: Any, *args: Any) -> Any:
+        await trio.lowlevel.checkpoint()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        kinds = {True: socket.AF_INET6, False: socket.AF_INET}
+        return [
+            (kinds[":" in host], socket.SOCK_STREAM, 6, "", (host, port)) for host in self.answer
+        ]
+
+    async def getnameinfo(self, *args: Any) -> Any:
+        raise NotImplementedError

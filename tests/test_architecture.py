@@ -61,11 +61,7 @@ BOUNDARIES: dict[str, set[str]] = {
 HEAVY = {"httpx", "python_socks", "prometheus_client", "operating.status", "currency_converter"}
 
 # What a package exports, and the module that it comes from.
-EXPORTED = {
-    "link.Address": "link.address",
-    "link.Link": "link.link",
-    "link.open_link": "link.link",
-}
+EXPORTED = {"link.Address": "link.address", "link.Link": "link.link", "link.open_link": "link.link"}
 
 PURE = {
     *("errors", "dates", "conversion", "backoff", "messages", "rates", "shapes"),

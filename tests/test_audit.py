@@ -459,10 +459,7 @@ async def test_without_a_thread_lines_wait_as_with_a_full_disk(path, autojump_cl
         assert ids(path) == [1, 2]
         here.fails = True
         add(audit, 3)
-    assert told[3:] == [
-        ("failed", "can't start new thread", 1),
-        ("lost", 1, "the service stopped"),
-    ]
+    assert told[3:] == [("failed", "can't start new thread", 1), ("lost", 1, "the service stopped")]
     assert audit.lost == 1
     AuditFile(path).close()  # the next service of this process can have it
 

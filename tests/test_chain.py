@@ -24,16 +24,7 @@ from ratebridge.fakes.freecurrencyapi import (
     NO_CALLS_THIS_MONTH,
     FakeFreeCurrencyApi,
 )
-from ratebridge.fakes.rates import (
-    CLOSE,
-    DRIP,
-    EMPTY,
-    HANG,
-    HTML,
-    RESET,
-    Fault,
-    quote,
-)
+from ratebridge.fakes.rates import CLOSE, DRIP, EMPTY, HANG, HTML, RESET, Fault, quote
 from ratebridge.observer import Observer
 from ratebridge.operating.logs import configure_logs, event_log
 from ratebridge.providers.chain import FETCH_WITHIN, MOST_FETCHES, STALLED_AFTER

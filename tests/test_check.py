@@ -15,7 +15,7 @@ import pytest
 import trio
 import trustme
 from rate_bench import KEY, make_client, make_source
-from support import Bank, accept_and_listen, feed_on_a_port, listen
+from support import Bank, Known, accept_and_listen, feed_on_a_port, listen
 
 from ratebridge.app import Dependencies
 from ratebridge.command_line import command_line
@@ -140,15 +140,6 @@ async def test_a_feed_that_refuses_the_connection():
     assert found["ecb past"].startswith("ok")  # the sources do not depend on the feed
     assert "is the feed running" in hints(text)[0]
     assert text.endswith("\n\n4 ok, 1 failed, 3 skipped.\n")
-
-
-class NoNames(trio.abc.HostnameResolver):
-    async def getaddrinfo(self, host, port, family=0, type=0, proto=0, flags=0):  # noqa: A002 - trio's
-        await trio.lowlevel.checkpoint()
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    async def getnameinfo(self, sockaddr, flags):
-        raise NotImplementedError
 
 
 @pytest.mark.parametrize(
@@ -281,7 +272,7 @@ def freecurrencyapi(rates: FakeRates) -> Source:
 
 async def source_rows(source: Source, **changes: Any) -> tuple[dict[str, str], str]:
     """The rows of one source; the feed's host is one that does not exist."""
-    trio.socket.set_custom_hostname_resolver(NoNames())
+    trio.socket.set_custom_hostname_resolver(Known())
     _, found, text = await outcome(Settings(FEED, **changes), [source])
     return {step: row for step, row in found.items() if step.startswith(source.name)}, text
 
@@ -307,7 +298,7 @@ async def test_the_sources_of_the_settings_are_asked_over_the_network():
     async with trio.open_nursery() as nursery:
         rates = FakeRates(key=KEY)
         port = await nursery.start(serve_rates, rates)
-        trio.socket.set_custom_hostname_resolver(NoNames())
+        trio.socket.set_custom_hostname_resolver(Known())
         values = {"FREECURRENCY_API_KEY": KEY, **rates.urls(f"http://127.0.0.1:{port}")}
         settings = attrs.evolve(load_settings(values, need_feed=False), feed=FEED)
         out = io.StringIO()
@@ -340,7 +331,7 @@ async def test_a_source_that_fails(outcome, hint):
 
 
 async def test_each_source_gets_the_whole_deadline(autojump_clock):
-    trio.socket.set_custom_hostname_resolver(NoNames())
+    trio.socket.set_custom_hostname_resolver(Known())
     settings = Settings(FEED, rate_deadline=5.0)
     sources: list[Source] = [Bank({NOW.date(): 4.9}, "frankfurter"), Bank({NOW.date(): 5.1})]
     _, found, _ = await outcome(settings, sources)
@@ -423,7 +414,7 @@ def test_the_exit_code(monkeypatch, passed, code):
 
 async def test_in_json_it_is_one_document():
     out = io.StringIO()
-    trio.socket.set_custom_hostname_resolver(NoNames())
+    trio.socket.set_custom_hostname_resolver(Known())
     settings = Settings(FEED)
     dependencies = Dependencies(sources=[Bank()], clock=lambda: NOW)
     assert not await check(settings, Report(out, as_json=True), dependencies)
@@ -431,9 +422,5 @@ async def test_in_json_it_is_one_document():
     assert document["ok"] is False
     lookup = document["steps"][1]
     assert lookup.pop("hint").startswith("is the host in CURRENCY_ASSIGNMENT_WS_URI right, and")
-    assert lookup == {
-        "step": "dns",
-        "result": "fail",
-        "text": "the host was not found",
-    }
+    assert lookup == {"step": "dns", "result": "fail", "text": "the host was not found"}
     assert [step["result"] for step in document["steps"][-2:]] == ["ok", "ok"]

@@ -27,9 +27,7 @@ def test_recorded_traffic_is_replayed_and_its_end_told(tmp_path):
     recorded.write_text("\n".join(lines))
     command = [sys.executable, "-m", "ratebridge", "mock-server", "--port", "0", "--rate", "100"]
     with subprocess.Popen(
-        [*command, "--replay", str(recorded)],
-        stdout=subprocess.PIPE,
-        text=True,
+        [*command, "--replay", str(recorded)], stdout=subprocess.PIPE, text=True
     ) as server:
         assert server.stdout is not None
         log = server.stdout

@@ -394,9 +394,7 @@ async def test_a_failed_write_waits_for_the_reason_that_the_reader_comes_upon(au
         assert (texts, failure.code) == ([b"a request"], 1011)
 
 
-async def test_after_a_failed_write_the_reader_has_a_tenth_of_a_second(
-    autojump_clock,
-):
+async def test_after_a_failed_write_the_reader_has_a_tenth_of_a_second(autojump_clock):
     async def script(peer: FeedPeer) -> None:
         await peer.accept()
         stream: Any = peer.stream
@@ -473,9 +471,7 @@ async def test_a_close_waits_for_the_write_under_way_and_for_no_more_than_its_se
         assert peer.close_code == 1001
 
 
-async def test_cancelling_its_nursery_closes_the_stream_without_a_close_frame(
-    autojump_clock,
-):
+async def test_cancelling_its_nursery_closes_the_stream_without_a_close_frame(autojump_clock):
     read: list[bytes] = []
 
     async def script(peer: FeedPeer) -> None:

@@ -218,10 +218,7 @@ FACTS = {
         {"sources.0.state": "rate-limited", "sources.0.limited_for": 3600.0},
     ),
     "a source is limited for no time": Fact(
-        limited(None),
-        LIMITED.format(0.0, "warning"),
-        "",
-        {"sources.0.state": "not asked yet"},
+        limited(None), LIMITED.format(0.0, "warning"), "", {"sources.0.state": "not asked yet"}
     ),
     "quotes are implausible": Fact(
         lambda observer: observer.implausible_quotes("shop", DAY, DOUBTED),

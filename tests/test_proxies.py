@@ -29,8 +29,7 @@ def test_what_a_proxys_url_means(url, proxy):
 
 
 @pytest.mark.parametrize(
-    "url",
-    ["socks4://a", "http://:1", "http://a:0", "http://[::1", "http://\u20ac", "http://a\x01"],
+    "url", ["socks4://a", "http://:1", "http://a:0", "http://[::1", "http://\u20ac", "http://a\x01"]
 )
 def test_a_proxy_that_is_none_is_told_without_its_password(url):
     environ = {"HTTPS_PROXY": url.replace("//", "//user:s3cret@"), "ALL_PROXY": "ftp://a"}

@@ -109,10 +109,7 @@ FAILURES = {
 @pytest.mark.parametrize(("script", "reason"), FAILURES.values(), ids=FAILURES.keys())
 async def test_after_any_failure_of_the_feed_the_service_is_back_and_answers(script, reason):
     healthy = Healthy()
-    async with (
-        feed_on_a_port(in_turn(script, healthy)) as (port, _),
-        serving(tcp(port)) as stats,
-    ):
+    async with feed_on_a_port(in_turn(script, healthy)) as (port, _), serving(tcp(port)) as stats:
         await healthy.answered.wait()
     assert +stats.lost == {reason: 1}
     assert stats.internal_errors == 0
@@ -181,10 +178,7 @@ def open_descriptors() -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no list of descriptors here")
 async def test_sockets_are_closed_by_hand_and_not_by_the_collector():
-    async with (
-        feed_on_a_port(open_and(b"")) as (port, _),
-        serving(tcp(port)) as stats,
-    ):
+    async with feed_on_a_port(open_and(b"")) as (port, _), serving(tcp(port)) as stats:
         while stats.lost.total() < 3:
             await trio.sleep(0.01)
         gc.collect()

@@ -354,8 +354,5 @@ def test_each_line_of_a_dotenv_file_that_holds_no_setting_is_reported(tmp_path, 
     file.write_bytes(f"VERIFY_SSL=true\r\n{SECRET} is here\r\n\r\nKEY='{SECRET}\r\nA=b\n".encode())
     values, problems = read_environment({}, file)
     assert values["VERIFY_SSL"] == "true"
-    assert problems == [
-        ".env: line 2: expected NAME=value",
-        ".env: line 4: expected NAME=value",
-    ]
+    assert problems == [".env: line 2: expected NAME=value", ".env: line 4: expected NAME=value"]
     assert not caplog.records

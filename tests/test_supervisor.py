@@ -64,10 +64,7 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    script: Script,
-    *,
-    jitter: Callable[[], float] = lambda: 1.0,
-    open_as: Any = open_link,
+    script: Script, *, jitter: Callable[[], float] = lambda: 1.0, open_as: Any = open_link
 ) -> AsyncIterator[Running]:
     """A supervisor of links to a feed in memory. Its back-off always takes the longest wait."""
     async with within(600), trio.open_nursery() as nursery:

@@ -28,10 +28,7 @@ class Recorder(Observer):
     bridge: Bridge
 
     def __init__(
-        self,
-        trace: Trace,
-        clock: Callable[[], datetime],
-        sources: Sequence[ScriptedSource],
+        self, trace: Trace, clock: Callable[[], datetime], sources: Sequence[ScriptedSource]
     ) -> None:
         super().__init__(utc_now=clock)
         self._trace = trace
