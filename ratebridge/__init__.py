@@ -26,6 +26,8 @@ Names are imported when they are first used, so that `import ratebridge` costs n
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from .version import __version__ as __version__
+
 if TYPE_CHECKING:
     from . import fakes
     from .api import Conversion, Converter, convert, convert_sync
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
     from .proxies import Proxies, Proxy
     from .rates import Doubted, Quote, Rate, RateSheet
     from .settings import Settings, load_settings
-
-__version__ = "0.1.0"
 
 __all__ = ["Address", "Proxies", "Proxy", "Settings", "load_settings"]
 __all__ += ["Dependencies", "Dial", "run", "serve"]

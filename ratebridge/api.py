@@ -15,11 +15,11 @@ from .dates import BadDate, rate_day, wire_time
 from .errors import BadRequest, NoRate, Refusal
 from .link.tls import tls_context
 from .messages import clipped, is_currency, parse_stake, quoted
-from .observer import Observer
 from .providers.chain import RateChain
 from .providers.http import HttpClient
 from .providers.source import Source
 from .rates import Rate
+from .reporting.observer import Observer
 from .settings import Settings
 
 

@@ -12,7 +12,6 @@ from typing import Final
 import attrs
 import trio
 
-from . import __version__
 from .backoff import Backoff
 from .bridge import Bridge
 from .errors import BadSettings
@@ -20,9 +19,7 @@ from .link import Link, open_link
 from .link.dial import Dial, NetworkDial
 from .link.tls import tls_context
 from .link.upgrade import UpgradeOptions
-from .observer import Observer
 from .operating.audit import Audit
-from .operating.logs import HostLog, configure_logs, event_log
 from .operating.notify import notify
 from .outbox import Outbox
 from .providers.ahead import fetch_at_midnight
@@ -31,10 +28,13 @@ from .providers.http import HttpClient
 from .providers.registry import provider
 from .providers.source import Source
 from .rates import RateCache
+from .reporting.logs import HostLog, configure_logs, event_log
+from .reporting.observer import Observer
 from .session import HeartbeatSettings
 from .settings import FEED, Settings, resembled
 from .signals import run_until_signal
 from .supervisor import Supervisor
+from .version import __version__
 
 SUMMARY_EVERY: Final = 60.0  # s
 

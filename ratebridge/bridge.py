@@ -16,10 +16,10 @@ from .conversion import plain, rounded, to_euro
 from .dates import BadDate, rate_day, wire_json, wire_time
 from .errors import NoRate, Refusal, Refused, Unreadable
 from .messages import Heartbeat, Request, encode_error, encode_reply
-from .observer import Converted, Observer
 from .outbox import Reply
 from .providers.chain import RateChain
 from .rates import Rate
+from .reporting.observer import Converted, Observer
 from .shapes import Reader
 
 MOST_WAITING: Final = 1_000  # requests without a rate: what a flood may cost in memory

@@ -5,9 +5,9 @@ from collections.abc import Collection
 from importlib import import_module
 from typing import Any
 
-from . import __version__
 from .commands import MODULES
 from .commands.options import add_env_file
+from .version import __version__
 
 
 class Strict(argparse.ArgumentParser):

@@ -12,7 +12,7 @@ import msgspec
 import trio
 
 from .link.stream import Write
-from .observer import Observer
+from .reporting.observer import Observer
 
 MOST_REPLIES: Final = 10_000  # minutes of a feed at tens a second
 MOST_BYTES: Final = 8 * 1024 * 1024  # of their frames; with the ids, which the log names, twice

@@ -18,8 +18,8 @@ from .bridge import Bridge
 from .errors import LinkFailed, Loss
 from .link import Link
 from .messages import HEARTBEAT
-from .observer import Observer
 from .outbox import Outbox
+from .reporting.observer import Observer
 
 # What has arrived is read before a peer counts as stale: for 0.1 s, and where our own loop stands
 # still meanwhile, in five of its turns at least, each of which reads 64 KiB at most, or answers a

@@ -14,8 +14,8 @@ from .backoff import STABLE_AFTER, Backoff
 from .bridge import Bridge
 from .errors import LinkFailed, Loss
 from .link import Link
-from .observer import Observer
 from .outbox import Outbox
+from .reporting.observer import Observer
 from .session import HeartbeatSettings, Session
 
 OpenLink = Callable[[trio.Nursery], Awaitable[Link]]

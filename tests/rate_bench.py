@@ -13,13 +13,13 @@ import trio
 
 from ratebridge.errors import NoRate, SourceFailed
 from ratebridge.fakes.rates import FakeRates, memory_dial
-from ratebridge.observer import Observer
 from ratebridge.providers.chain import RateChain
 from ratebridge.providers.http import HttpClient
 from ratebridge.providers.registry import provider
 from ratebridge.providers.source import Http, Source
 from ratebridge.proxies import Proxies
 from ratebridge.rates import Rate, RateCache, RateSheet
+from ratebridge.reporting.observer import Observer
 from ratebridge.settings import load_settings
 
 KEY = "fca_live_s3cr3t"

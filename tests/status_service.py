@@ -18,14 +18,14 @@ from ratebridge.errors import FetchOutcome, SourceFailed
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, request_text
 from ratebridge.link.address import Address
 from ratebridge.messages import Request, decode
-from ratebridge.observer import Observer
-from ratebridge.operating.logs import event_log
 from ratebridge.operating.metrics import Metrics
 from ratebridge.operating.overview import Service
 from ratebridge.outbox import Outbox
 from ratebridge.providers.chain import RateChain
 from ratebridge.providers.source import Quota
 from ratebridge.rates import Quote, RateCache, RateSheet
+from ratebridge.reporting.logs import event_log
+from ratebridge.reporting.observer import Observer
 from ratebridge.settings import Settings
 
 NOW = datetime(2021, 6, 1, 12, tzinfo=UTC)

@@ -23,9 +23,9 @@ from ratebridge.fakes.port import serve_on_port
 from ratebridge.link.address import Address
 from ratebridge.link.dial import add_tls
 from ratebridge.link.link import Link, open_link
-from ratebridge.observer import Observer
 from ratebridge.outbox import Outbox
 from ratebridge.rates import Quote, RateSheet
+from ratebridge.reporting.observer import Observer
 
 ADDRESS = Address("feed.example", 80, "/stream", secure=False)
 NOW = datetime(2021, 6, 1, 12, tzinfo=UTC)

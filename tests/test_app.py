@@ -22,11 +22,11 @@ from ratebridge.app import Dependencies, serve
 from ratebridge.errors import CannotStart
 from ratebridge.fakes.feed import FeedPeer, MemoryFeed, Script, request_text
 from ratebridge.link.address import Address
-from ratebridge.observer import Observer
-from ratebridge.operating.logs import event_log
-from ratebridge.operating.stats import Stats
 from ratebridge.providers.http import HttpClient
 from ratebridge.proxies import Proxies
+from ratebridge.reporting.logs import event_log
+from ratebridge.reporting.observer import Observer
+from ratebridge.reporting.stats import Stats
 from ratebridge.settings import Settings
 
 START = datetime(2021, 6, 1, 12, tzinfo=UTC)

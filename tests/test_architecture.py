@@ -14,13 +14,15 @@ PACKAGE = Path(ratebridge.__file__).parent
 # From the bottom up. A module imports from the layers below its own, and from what its own
 # layer lists before it.
 LAYERS = [
-    ["errors", "headers", "dates", "conversion", "backoff", "budget", "euro"],
+    ["version", "errors", "headers", "dates", "conversion", "backoff", "budget", "euro"],
     ["link.address", "link.framing"],
     ["signals", "link.upgrade", "names", "proxies"],
     ["messages", "rates", "shapes"],
     ["history", "plausibility"],
-    ["parsers", "settings", "operating.stats", "operating.logs", "observer"],
-    ["link.tls", "link.dial", "link.stream", "link.link", "outbox"],
+    ["parsers", "settings"],
+    ["link.tls", "link.dial", "link.stream", "link.link"],
+    ["reporting.stats", "reporting.logs", "reporting.observer"],
+    ["outbox"],
     ["providers.source", "providers.registry", "providers.transport", "providers.http"],
     ["providers.*"],
     ["providers.chain", "providers.ahead"],
@@ -51,7 +53,7 @@ BOUNDARIES: dict[str, set[str]] = {
     },
     "httpx": {"providers.transport", "providers.http"},
     "python_socks": {"link.dial"},
-    "structlog": {"operating.logs", "commands.demo"},
+    "structlog": {"reporting.logs", "commands.demo"},
     "dotenv": {"settings"},
     "prometheus_client": {"operating.metrics"},
     "currency_converter": {"history"},

@@ -31,13 +31,13 @@ from ratebridge.commands.verify import Trail, run_verify
 from ratebridge.conversion import plain
 from ratebridge.errors import CannotStart
 from ratebridge.messages import Request
-from ratebridge.observer import Observer
 from ratebridge.operating import audit as audit_module
 from ratebridge.operating import trail as trail_module
 from ratebridge.operating.audit import FLUSH_EVERY, LAST_WITHIN, SLOW, Audit, AuditFile
-from ratebridge.operating.logs import event_log
 from ratebridge.operating.trail import START, Chain, Head, find_head
 from ratebridge.rates import Rate
+from ratebridge.reporting.logs import event_log
+from ratebridge.reporting.observer import Observer
 
 NOW = datetime(2021, 5, 20, 8, 0, 0, 412_000, tzinfo=UTC)
 NOON = datetime(2021, 5, 20, 12, tzinfo=UTC)

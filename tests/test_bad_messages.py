@@ -12,9 +12,9 @@ from ratebridge.app import Dependencies, serve
 from ratebridge.errors import FetchOutcome, SourceFailed
 from ratebridge.fakes.feed import FeedPeer, serve_feed
 from ratebridge.link.address import Address
-from ratebridge.observer import Observer
-from ratebridge.operating.stats import Stats
 from ratebridge.rates import RateSheet
+from ratebridge.reporting.observer import Observer
+from ratebridge.reporting.stats import Stats
 from ratebridge.settings import Settings
 
 ROWS = bad_messages.ALL

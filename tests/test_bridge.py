@@ -19,9 +19,9 @@ from ratebridge.fakes.feed import request_text
 from ratebridge.fakes.frankfurter import FRANKFURTER
 from ratebridge.fakes.rates import HANG, Fault, quote
 from ratebridge.messages import THE_HEARTBEAT
-from ratebridge.observer import Observer
 from ratebridge.outbox import Reply
 from ratebridge.rates import Quote, RateSheet
+from ratebridge.reporting.observer import Observer
 
 NOON = "2026-11-03T12:00:00Z"
 MOST_WAITING = 1_000  # as the contract has it

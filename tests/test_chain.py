@@ -25,10 +25,10 @@ from ratebridge.fakes.freecurrencyapi import (
     FakeFreeCurrencyApi,
 )
 from ratebridge.fakes.rates import CLOSE, DRIP, EMPTY, HANG, HTML, RESET, Fault, quote
-from ratebridge.observer import Observer
-from ratebridge.operating.logs import configure_logs, event_log
 from ratebridge.providers.chain import FETCH_WITHIN, MOST_FETCHES, STALLED_AFTER
 from ratebridge.rates import FAILURE_LIFE, Quote, Rate, RateSheet
+from ratebridge.reporting.logs import configure_logs, event_log
+from ratebridge.reporting.observer import Observer
 
 TODAY = START.date()
 OTHER_DAY = date(2026, 11, 4)

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from status_service import NOW, Shop, make_service, samples, sheet, trail
 
-from ratebridge import observer
 from ratebridge.command_line import command_line
 from ratebridge.commands import MODULES
 from ratebridge.errors import Drop, FetchOutcome, Loss, Refusal
 from ratebridge.fakes.rates import FakeRates
 from ratebridge.operating.metrics import Metrics
 from ratebridge.providers.source import Quota
+from ratebridge.reporting import observer
 from ratebridge.settings import VARIABLES
 
 ROOT = Path(__file__).parent.parent
@@ -87,7 +87,7 @@ def test_the_alerts_of_the_readme_are_rules():
 
 
 def test_the_events_of_the_readme_are_there():
-    tellers = ("observer.py", "operating/logs.py", "operating/status.py", "app.py")
+    tellers = ("reporting/observer.py", "reporting/logs.py", "operating/status.py", "app.py")
     code = "".join((ROOT / "ratebridge" / name).read_text(encoding="utf-8") for name in tellers)
     [table] = re.findall(r"\| event \| means .*?\n\n", README, re.DOTALL)
     named = set(re.findall(r"`([a-z]+\.[a-z_]+)`", table))
@@ -111,7 +111,7 @@ def test_each_error_on_the_page_links_to_what_the_readme_says_of_it():
             assert events == re.findall(">([a-z._]+)</dt>", line)
             shown[tuple(events)] = html.unescape(re.sub("<dt.*</dt>|<.+?>", "", line).strip())
     assert shown == said
-    code = (ROOT / "ratebridge" / "observer.py").read_text(encoding="utf-8")
+    code = (ROOT / "ratebridge" / "reporting" / "observer.py").read_text(encoding="utf-8")
     reported = set(re.findall(r'_report\(\s*"(.+?)"', code)) | {"connection.lost"}
     assert reported | set(re.findall(r'/#(.+?)"', ALERTS)) <= {one for row in shown for one in row}
     script = (PAGE / "page.js").read_text(encoding="utf-8")

@@ -11,8 +11,8 @@ import structlog
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ratebridge.operating import logs
-from ratebridge.operating.logs import (
+from ratebridge.reporting import logs
+from ratebridge.reporting.logs import (
     MINUTE,
     OFTEN,
     LineLimit,

@@ -14,9 +14,9 @@ from status_service import NOW, Shop, make_service, samples, sheet, trail
 from ratebridge.errors import LinkFailed, Loss, Refusal, Refused
 from ratebridge.operating import metrics
 from ratebridge.operating.metrics import Metrics
-from ratebridge.operating.stats import FETCH_BOUNDS, LATENCY_BOUNDS, Histogram
 from ratebridge.outbox import Reply
 from ratebridge.providers.source import Quota
+from ratebridge.reporting.stats import FETCH_BOUNDS, LATENCY_BOUNDS, Histogram
 
 
 def families(text: str, parse: Any = text_string_to_metric_families) -> dict[str, Any]:

@@ -24,10 +24,10 @@ from ratebridge.errors import (
     Refused,
     SourceFailed,
 )
-from ratebridge.observer import Observer
-from ratebridge.operating.logs import OFTEN, LineLimit, event_log
 from ratebridge.operating.overview import Chart, overview
 from ratebridge.rates import FIXED, Rate
+from ratebridge.reporting.logs import OFTEN, LineLimit, event_log
+from ratebridge.reporting.observer import Observer
 
 DAY = date(2021, 5, 18)
 SHEET = sheet(DAY)
@@ -422,7 +422,7 @@ async def test_what_is_held_back_is_counted_at_its_own_level(log, level):
 
 async def test_what_the_libraries_say_too_often_is_counted_too(at_info, log, monkeypatch):
     library_limit = LineLimit()
-    monkeypatch.setattr("ratebridge.observer.library_limit", library_limit)
+    monkeypatch.setattr("ratebridge.reporting.observer.library_limit", library_limit)
     for _ in range(OFTEN + 3):
         library_limit.admit("library h11", 0.0)
     await at_info.aclose()

@@ -21,9 +21,9 @@ from ratebridge.operating.overview import (
     overview,
     readiness,
 )
-from ratebridge.operating.stats import Stats
 from ratebridge.providers.source import Quota
 from ratebridge.rates import Rate
+from ratebridge.reporting.stats import Stats
 
 REFUSED = LinkFailed(Loss.REFUSED, "nobody listens on that port")
 DAY = (NOW - timedelta(days=14)).date()

@@ -20,8 +20,8 @@ from ratebridge.link import stream
 from ratebridge.link.address import Address
 from ratebridge.link.dial import Dial, NetworkDial
 from ratebridge.link.framing import MAX_MESSAGE
-from ratebridge.observer import Observer
-from ratebridge.operating.stats import Stats
+from ratebridge.reporting.observer import Observer
+from ratebridge.reporting.stats import Stats
 from ratebridge.settings import Settings
 
 PATIENCE = 10  # s, after which a test has hung

@@ -31,8 +31,8 @@ from ratebridge.bridge import Bridge
 from ratebridge.errors import Drop
 from ratebridge.fakes.feed import FeedPeer, Script
 from ratebridge.link.link import open_link
-from ratebridge.observer import Converted, Observer
 from ratebridge.outbox import Outbox, Reply
+from ratebridge.reporting.observer import Converted, Observer
 from ratebridge.session import LARGE, MOST, HeartbeatSettings, Session
 
 DEFAULT = HeartbeatSettings()

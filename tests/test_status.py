@@ -21,11 +21,11 @@ from status_service import make_service, stopping
 from structlog.testing import capture_logs
 
 from ratebridge.errors import CannotStart, NoRate, Refusal
-from ratebridge.observer import Observer
 from ratebridge.operating import status
-from ratebridge.operating.logs import event_log
 from ratebridge.operating.overview import Chart
 from ratebridge.operating.status import HEADERS, Pages, Share, StatusServer
+from ratebridge.reporting.logs import event_log
+from ratebridge.reporting.observer import Observer
 
 SCRIPT = files("ratebridge.operating").joinpath("page", "page.js").read_text(encoding="utf-8")
 PATHS = ["/", "/page.css", "/page.js", "/status.json", "/healthz", "/readyz", "/metrics"]

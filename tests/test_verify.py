@@ -25,9 +25,9 @@ from ratebridge.commands.verify import Trail, run_verify, verify
 from ratebridge.conversion import QUOTE_MAX, QUOTE_MIN, is_quote, plain, to_euro
 from ratebridge.errors import BadSettings
 from ratebridge.messages import Request
-from ratebridge.observer import Converted
 from ratebridge.operating.trail import MOST_LINE, Chain, Head
 from ratebridge.rates import Rate
+from ratebridge.reporting.observer import Converted
 
 AT = datetime(2021, 6, 1, 12, 0, 0, 412_000, tzinfo=UTC)
 ASKED = datetime(2021, 5, 18, 21, 32, 42, 324_000, tzinfo=UTC)

@@ -35,10 +35,10 @@ from ..link.link import OPEN_WITHIN
 from ..link.tls import tls_context
 from ..link.upgrade import UpgradeOptions
 from ..messages import HEARTBEAT, Heartbeat, clipped, decode
-from ..operating.logs import configure_logs
 from ..providers.http import HttpClient
 from ..providers.registry import provider
 from ..providers.source import Source
+from ..reporting.logs import configure_logs
 from ..settings import FEED, Settings, load_settings, unknown_in_words
 from ..signals import run_unless_stopped
 from .options import add_command

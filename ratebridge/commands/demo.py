@@ -20,10 +20,10 @@ from ..fakes.feed import FeedPeer, StandIn, random_requests, requests_of, serve_
 from ..fakes.rates import FakeRates, serve_rates
 from ..link.address import Address
 from ..messages import quoted
-from ..observer import Observer
-from ..operating.logs import configure_logs, event_log
 from ..providers.ecb import Ecb, load_embedded
 from ..proxies import Proxies
+from ..reporting.logs import configure_logs, event_log
+from ..reporting.observer import Observer
 from ..settings import Settings
 from ..signals import run_until_signal
 from .options import COUNT, FILE, PORT, RATE, add_command

@@ -1,1 +1,1 @@
-"""What operators use: the log, the metrics, the status server, the audit trail."""
+"""What operators use: the metrics, the status server and its page, the audit trail."""

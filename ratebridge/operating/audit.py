@@ -31,7 +31,7 @@ from typing import Final
 import trio
 
 from ..errors import CannotStart
-from ..observer import Converted, Observer
+from ..reporting.observer import Converted, Observer
 from .trail import Chain, Head, find_head
 
 FLUSH_EVERY: Final = 0.25  # s; a second is promised, which leaves room for a slow disk

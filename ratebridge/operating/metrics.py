@@ -22,10 +22,10 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from .. import __version__
-from .logs import lines_dropped
+from ..reporting.logs import lines_dropped
+from ..reporting.stats import Histogram
+from ..version import __version__
 from .overview import Service, Status, calls_left, readiness
-from .stats import Histogram
 
 Values: TypeAlias = Mapping[Any, Any] | Histogram | float | None
 """One value, or those of several labels: numbers, histograms, or None."""

@@ -15,7 +15,7 @@ from typing import Final
 import trio
 
 from ..bridge import Bridge
-from .stats import Stats
+from ..reporting.stats import Stats
 
 POLL_EVERY: Final = 0.25  # s
 

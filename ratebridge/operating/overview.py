@@ -13,16 +13,16 @@ from typing import Any, Final
 import attrs
 import trio
 
-from .. import __version__
 from ..bridge import Bridge
 from ..dates import wire_time
 from ..errors import FetchOutcome
 from ..outbox import Outbox
 from ..providers.chain import RateChain
 from ..providers.source import Quota, Source
+from ..reporting.stats import LACKING, Stats
 from ..settings import Settings
+from ..version import __version__
 from .audit import Audit
-from .stats import LACKING, Stats
 
 SAMPLES: Final = 600  # a second each: the ten minutes that the page shows
 PLAIN: Final = attrs.filters.include(

@@ -23,7 +23,7 @@ import msgspec
 import trio
 
 from ..errors import CannotStart
-from ..observer import Observer
+from ..reporting.observer import Observer
 from .metrics import Metrics
 from .overview import Chart, Service, overview, readiness
 

@@ -47,8 +47,8 @@ from typing import Final, NamedTuple
 
 from ..dates import wire_time
 from ..messages import MAX_TEXT, Request
-from ..observer import Converted
 from ..rates import Rate
+from ..reporting.observer import Converted
 
 MOST_LINE: Final = 6 * MAX_TEXT + 4096  # bytes; an escape in an id takes six for one
 MOST_PRICES: Final = 4096  # cached texts of rates, about 1 MB

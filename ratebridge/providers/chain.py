@@ -24,7 +24,6 @@ from msgspec.structs import replace
 
 from ..budget import FOR_TODAY, Budget
 from ..errors import FetchOutcome, NoRate, Refusal, SourceFailed
-from ..observer import Observer
 from ..plausibility import alike, doubt
 from ..rates import (
     FAILURE_LIFE,
@@ -38,6 +37,7 @@ from ..rates import (
     fixed_rate,
     midnight_after,
 )
+from ..reporting.observer import Observer
 from .ecb import load_embedded
 from .source import Source, reading
 

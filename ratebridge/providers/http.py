@@ -18,10 +18,10 @@ from typing import Final
 import h11
 import trio
 
-from .. import __version__
 from ..errors import FetchOutcome, LinkFailed, SourceFailed
 from ..link.dial import Dial
 from ..proxies import Proxies
+from ..version import __version__
 from .source import HttpAnswer
 
 HEADERS: Final = {

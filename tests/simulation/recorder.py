@@ -13,8 +13,8 @@ from ratebridge import bridge as bridge_module
 from ratebridge import outbox as outbox_module
 from ratebridge.bridge import Bridge
 from ratebridge.errors import Drop, LinkFailed, NoRate, Refused, SourceFailed
-from ratebridge.observer import Converted, Observer
 from ratebridge.outbox import Outbox
+from ratebridge.reporting.observer import Converted, Observer
 
 from .sources import ScriptedSource
 from .trace import Made, Trace

@@ -14,12 +14,9 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, MutableMapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import Any, Final, TextIO
 
 import structlog
-
-if TYPE_CHECKING:
-    from ..settings import LogFormat
 
 OFTEN: Final = 10  # lines of one kind in any minute: enough to identify the problem
 MINUTE: Final = 60.0  # s
@@ -178,9 +175,11 @@ def event_log() -> Any:
     return structlog.get_logger()
 
 
-def configure_logs(level: str, log_format: "LogFormat", stream: TextIO | None = None) -> LogWriter:
-    """Configure structlog for the process; `level` is a name such as "info".
+def configure_logs(level: str, log_format: str, stream: TextIO | None = None) -> LogWriter:
+    """Configure structlog for the process.
 
+    `level` is a name such as "info", `log_format` is "json", "console", or "auto" for the second
+    of them on a terminal.
     Lines go to `stream` (default: standard error); the writer is closed at the exit.
     """
     global _writer  # noqa: PLW0603 - one log for the process

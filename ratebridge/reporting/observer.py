@@ -26,11 +26,11 @@ from typing import Any, Final, Protocol, TypeAlias
 import attrs
 import trio
 
-from .errors import Drop, FetchOutcome, LinkFailed, NoRate, Refusal, Refused, SourceFailed
-from .messages import Request, clipped
-from .operating.logs import LineLimit, library_limit
-from .operating.stats import LACKING, RecentError, Stats
-from .rates import Rate, RateSheet
+from ..errors import Drop, FetchOutcome, LinkFailed, NoRate, Refusal, Refused, SourceFailed
+from ..messages import Request, clipped
+from ..rates import Rate, RateSheet
+from .logs import LineLimit, library_limit
+from .stats import LACKING, RecentError, Stats
 
 Converted: TypeAlias = tuple[Request, str, Rate | None, datetime]
 """A request, its stake in euro as the reply has it, the rate (None if it was in euro already),

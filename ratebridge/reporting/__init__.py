@@ -1,0 +1,1 @@
+"""What the service reports of itself: facts, which are counted and become lines of the log."""
