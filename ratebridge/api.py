@@ -103,6 +103,7 @@ class Converter:
         day = _read_day(now if when is None else when, now)
         if code == "EUR":
             return Conversion(amount, code, rounded(amount), None)
+        self._chain.watch_clock()
         rate = self._chain.cached_rate(code, day, now) or await self._chain.rate(code, day)
         return Conversion(amount, code, to_euro(amount, rate.units, rate.euro), rate)
 

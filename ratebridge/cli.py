@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from . import signals
 from .commands import MODULES, REPORTS
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     _open_standard_streams()
     code = DONE
-    unread = False
+    unwritten: OSError | None = None
     try:
         from .command_line import command_line
 
@@ -36,33 +36,37 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         options = command_line(named or (() if service else MODULES)).parse_args(arguments)
         code = options.run(options)
     except* (BadSettings, CannotStart) as errors:
-        print(*_words(errors), sep="\n", file=sys.stderr)
+        for error in _leaves(errors):
+            print(*error.args, sep="\n", file=sys.stderr)
         code = BAD_USAGE if errors.subgroup(BadSettings) else FAILED
-    except* BrokenPipeError:  # standard output has no reader any more
-        unread = True
+    except* OSError as errors:  # standard output has no reader any more, or no room
+        if not named:
+            raise
+        unwritten = next(_leaves(errors))
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
         except OSError as error:  # or the interpreter's flush at exit would fail as well
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            unread = unread or stream is sys.stdout
-            if stream is sys.stdout and not isinstance(error, BrokenPipeError):
-                print(f"standard output: {error.strerror}", file=sys.stderr)
-    if unread and reports:
-        code = code or FAILED
+            unwritten = unwritten or (error if stream is sys.stdout else None)
+    if isinstance(unwritten, BrokenPipeError):  # who left has read enough, but not of a report
+        code = code or (FAILED if reports else DONE)
+    elif unwritten is not None:
+        code = FAILED
+        print(f"ratebridge: {unwritten.strerror}", file=sys.stderr)
     # The log's last lines may take a second: a handler that raised then would have its error
     # written to standard error, whose reader may be stuck.
     signals.ignore_stops()
     sys.exit(code)
 
 
-def _words(errors: BaseExceptionGroup[Exception]) -> Iterator[str]:
-    """The lines of all errors in a group and its subgroups, as trio's nurseries nest them."""
+def _leaves(errors: BaseExceptionGroup[Any]) -> Iterator[Any]:
+    """All errors of a group and its subgroups, as trio's nurseries nest them."""
     for error in errors.exceptions:
         if isinstance(error, BaseExceptionGroup):
-            yield from _words(error)
+            yield from _leaves(error)
         else:
-            yield from error.args
+            yield error
 
 
 def _open_standard_streams() -> None:

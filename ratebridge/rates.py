@@ -134,11 +134,6 @@ class RateSheet:
         final = self.is_final(day) and self.fetched - CLOCK_SLACK <= now
         return final or self.lives(day, now, life)
 
-    @property
-    def days(self) -> int:
-        """How many days it answers for."""
-        return (self.last - self.first).days + 1
-
 
 class Rate(msgspec.Struct, frozen=True, gc=False):
     """One currency's rate with its provenance.

@@ -8,9 +8,10 @@ from rate_bench import DAY, open_bench
 
 from ratebridge.fakes.frankfurter import FRANKFURTER
 from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI
+from ratebridge.fakes.rates import Fault
 from ratebridge.providers.ahead import fetch_at_midnight
 from ratebridge.providers.freecurrencyapi import AT_MIDNIGHT
-from ratebridge.rates import RENEWED_FROM
+from ratebridge.rates import RENEWED_FROM, final_from
 
 EVENING = datetime(2026, 11, 20, 23, 50, tzinfo=UTC)
 START = EVENING - timedelta(seconds=7)  # so that no look is at midnight by chance
@@ -65,6 +66,20 @@ async def test_a_minute_later_the_ended_day_is_final(autojump_clock):
         assert sheet.is_final(TODAY)
         assert bench.cached("USD", TODAY).fetched == sheet.fetched, "though it was asked before"
         assert bench.fake.count() == 3
+
+
+async def test_a_minute_later_a_source_that_fails_is_asked_until_the_ended_day_is_final(
+    autojump_clock,
+):
+    async with ten_minutes_to_midnight("freecurrencyapi") as bench:
+        await bench.ask("USD", TODAY)
+        await trio.sleep(658)
+        bench.fake.order(FREECURRENCYAPI, Fault(status=404))
+        await trio.sleep(10)
+        assert len(bench.notes.failures) == 1
+        assert bench.cached("USD", TODAY).fetched < final_from(TODAY)
+        await trio.sleep(1)
+        assert bench.cached("USD", TODAY).fetched >= final_from(TODAY)
 
 
 async def test_today_takes_no_more_calls_than_are_kept_for_it(autojump_clock):

@@ -8,7 +8,7 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from rate_bench import make_client, make_source
+from rate_bench import Wall, make_client, make_source
 from support import Bank
 
 import ratebridge
@@ -97,14 +97,15 @@ async def test_two_hundred_conversions_of_a_day_are_one_call(autojump_clock):
 
 
 async def test_a_day_stays_with_the_source_that_stood_in_for_another(autojump_clock):
-    fake = FakeRates()
+    wall, fake = Wall(), FakeRates()
     fake.order("frankfurter", Fault(status=404))
     sources = [make_source(name, make_client(fake)) for name in ("frankfurter", "ecb")]
-    async with ratebridge.Converter(EMBEDDED, sources=sources) as converter:
-        for _ in range(3):
+    async with ratebridge.Converter(EMBEDDED, sources=sources, clock=wall) as converter:
+        for jump, provider in ((0, "ecb"), (0, "ecb"), (8, "frankfurter")):
+            wall.jump(timedelta(hours=-jump))  # what was chosen by a wrong clock is not used
             rate = (await converter.convert(1, "USD", MAY_18)).rate
             assert rate is not None
-            assert rate.provider == "ecb"
+            assert rate.provider == provider
             await trio.sleep(6)
 
 

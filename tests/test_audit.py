@@ -377,7 +377,10 @@ def full_at(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-async def test_a_full_disk_costs_no_line_of_an_append_only_file(path, autojump_clock, monkeypatch):
+@pytest.mark.parametrize("more", [99, 0, -1], ids=["in a line", "at its end", "before that"])
+async def test_a_full_disk_costs_no_line_of_an_append_only_file(
+    path, autojump_clock, monkeypatch, more
+):
     """What is whole of a write that was cut short stays, and is not written again."""
 
     def refuse(_fd: int, _size: int) -> None:
@@ -386,11 +389,13 @@ async def test_a_full_disk_costs_no_line_of_an_append_only_file(path, autojump_c
     monkeypatch.setattr(os, "ftruncate", refuse)
     async with auditing(path) as (audit, told):
         await write(audit, 1)
-        with full_at(path.stat().st_size + 500):
-            await write(audit, 2, 3, 4)
-            await write(audit, 5)
+        before = path.stat().st_size
+        await write(audit, 2)  # as long as the next one
+        size = path.stat().st_size
+        with full_at(size + size - before + more):
+            await write(audit, 3, 4, 5)
             assert told == [("failed", "File too large", 2)]
-            assert audit.waiting == 3
+            assert audit.waiting == 2
         await write(audit, 6)
         assert told[1:] == [("recovered", 0)]
     assert is_true(path)
@@ -472,6 +477,20 @@ async def test_a_slow_write_is_reported_before_it_ends(path, autojump_clock):
         await trio.sleep(60)
         assert told[1:] == [("recovered", 0)]
     assert ids(path) == [1]
+
+
+async def test_a_close_that_fails_is_reported_and_ends_nothing(path, autojump_clock, monkeypatch):
+    """It may tell what became of the lines before it."""
+    close = os.close
+
+    def fail(fd: int) -> None:
+        close(fd)
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    async with auditing(path) as (audit, told):
+        await write(audit, 1)
+        monkeypatch.setattr(os, "close", fail)
+    assert told == [("failed", "Disk quota exceeded", 0)]
 
 
 async def test_a_disk_that_hangs_does_not_delay_the_stop(path, autojump_clock):

@@ -124,28 +124,26 @@ def test_a_host_that_is_not_this_machines_is_reported(host, why, capsys):
     assert problem.endswith(f", port 0: {why}\n")
 
 
-@pytest.mark.parametrize("command", [("check",), ("verify", "FILE"), ("convert", "1", "USD")])
-def test_a_report_whose_reader_leaves_has_not_passed(command, monkeypatch):
-    def leave(_options) -> int:
-        raise BrokenPipeError
-
-    monkeypatch.setattr(f"ratebridge.commands.{command[0]}.run", leave)
-    assert exit_code(*command) == 1
+REPORTS = [("check",), ("verify", "FILE"), ("convert", "1", "USD")]
 
 
-def test_a_report_that_cannot_be_written_has_not_passed(monkeypatch, capsys):
-    def report(_options) -> int:
-        print("all lines are true")
+@pytest.mark.parametrize("command", [*REPORTS, ("samples",)], ids=lambda command: command[0])
+@pytest.mark.parametrize("size", [1, 10_000], ids=["in a buffer", "at once"])
+def test_what_cannot_be_written_has_not_passed(command, size, monkeypatch, capsys):
+    """Who leaves has read enough, unless it is a report."""
+
+    def tell(_options) -> int:
+        print("x" * size)
         return 0
 
-    monkeypatch.setattr("ratebridge.commands.verify.run", report)
+    monkeypatch.setattr(f"ratebridge.commands.{command[0]}.run", tell)
     reader, left_by_its_reader = os.pipe()
     os.close(reader)
-    for target in (left_by_its_reader, "/dev/full"):
+    for target, code in ((left_by_its_reader, int(command in REPORTS)), ("/dev/full", 1)):
         with io.FileIO(target, "w") as raw, io.TextIOWrapper(io.BufferedWriter(raw)) as out:
             monkeypatch.setattr("sys.stdout", out)
-            assert exit_code("verify", "FILE") == 1
-    assert capsys.readouterr().err == "standard output: No space left on device\n"
+            assert exit_code(*command) == code
+    assert capsys.readouterr().err == "ratebridge: No space left on device\n"
 
 
 def test_the_samples_are_listed_and_printed(capsys):

@@ -173,13 +173,25 @@ async def test_what_is_no_proxy_is_the_reason(scheme, says, detail):
     assert str(caught.value).startswith(f"proxy: the proxy: {detail}")
 
 
-@pytest.mark.parametrize(("scheme", "asked"), [("socks5", "::1"), ("socks5h", ADDRESS.host)])
-async def test_all_addresses_of_a_socks_proxy_are_tried_and_the_first_of_the_feed(scheme, asked):
-    trio.socket.set_custom_hostname_resolver(Known(["::1", "127.0.0.2", "127.0.0.1"]))
+KNOWN = Known(["::1", "127.0.0.2", "127.0.0.1"])
+
+
+@pytest.mark.parametrize(
+    ("scheme", "host", "known", "asked"),
+    [
+        ("socks5", "proxy.test", KNOWN, "::1"),
+        ("socks5h", "proxy.test", KNOWN, ADDRESS.host),
+        ("socks5", "127.0.0.1", Known(), ADDRESS.host),  # it may know what is not known here
+    ],
+)
+async def test_all_addresses_of_a_socks_proxy_are_tried_and_the_first_of_the_feed(
+    scheme, host, known, asked
+):
+    trio.socket.set_custom_hostname_resolver(known)
     async with open_proxy() as proxy:
         proxy.refusal = 407
         with pytest.raises(LinkFailed, match="not allowed by ruleset"):
-            await NetworkDial(ADDRESS, None, Proxy(scheme, "proxy.test", proxy.port))()
+            await NetworkDial(ADDRESS, None, Proxy(scheme, host, proxy.port))()
     assert proxy.asked == [f"SOCKS {asked} "]
 
 

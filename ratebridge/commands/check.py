@@ -337,8 +337,7 @@ async def check(
             done("can be written")
     tls = tls_context(settings.verify_ssl)
     await check_feed(report, settings, tls)
-    http = HttpClient(tls, settings.proxies)
-    for source in dependencies.sources or make_sources(settings, http):
+    for source in dependencies.sources or make_sources(settings, HttpClient(tls, settings.proxies)):
         await check_source(report, source, dependencies.clock(), settings.rate_deadline)
     report.summarize()
     return not report.counts["FAIL"]

@@ -180,8 +180,7 @@ class Trail:
         if not prev:
             self.tell("not proven", "is not proven: it has no hash of the line before", at)
         elif number == self._number + 1 and self._prev not in (None, prev):
-            what = "does not go on from the line before: one of them took the place of another"
-            self.tell("not bound", what, at)
+            self.tell("not bound", "does not go on from the line before: one was replaced", at)
         self._number, self._unplaced = number, 0
         if started:
             self.starts += 1

@@ -111,8 +111,8 @@ async def connect_by_socks(peer: Address, proxy: Proxy) -> trio.SocketStream:
     """Let a proxy connect, by SOCKS 5 (RFC 1928, with RFC 1929 if it has a user).
 
     By `socks5` this machine looks the peer's name up, and its first address is asked for. By
-    `socks5h` the proxy looks it up. Raises OSError when the proxy cannot be reached or a name is
-    not found, and `LinkFailed` when the proxy refuses, or does not speak SOCKS.
+    `socks5h` the proxy looks it up, and so it does if the name is not found here. Raises OSError
+    when the proxy cannot be reached, and `LinkFailed` when it refuses, or does not speak SOCKS.
     """
     import python_socks
     from python_socks.async_.trio import Proxy as SocksProxy
@@ -121,14 +121,15 @@ async def connect_by_socks(peer: Address, proxy: Proxy) -> trio.SocketStream:
         """To the proxy: python-socks itself tries one address, and an IPv6 one last."""
         return (await trio.open_tcp_stream(dest_host, dest_port)).socket
 
-    host, there = peer.host, proxy.scheme == "socks5h"  # where the name is looked up
-    if not there:
-        found = await trio.socket.getaddrinfo(host, peer.port, type=socket.SOCK_STREAM)
-        host = str(found[0][4][0])
+    host = peer.host
+    if proxy.scheme == "socks5":
+        with suppress(socket.gaierror):
+            found = await trio.socket.getaddrinfo(host, peer.port, type=socket.SOCK_STREAM)
+            host = str(found[0][4][0])
     by: Any = SimpleNamespace(connect=connect)
     way = (python_socks.ProxyType.SOCKS5, proxy.host, proxy.port, proxy.user, proxy.password)
     try:
-        return trio.SocketStream(await SocksProxy(*way, there, by).connect(host, peer.port))
+        return trio.SocketStream(await SocksProxy(*way, True, by).connect(host, peer.port))
     except python_socks.ProxyError as error:
         raise LinkFailed(Loss.PROXY, str(error)) from None
     except ValueError:  # not ASCII, or over 255 characters

@@ -46,7 +46,7 @@ def tls_context(
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    # OpenSSL passes over a file or a folder that is not there: then no peer would be trusted.
+    # OpenSSL passes over what is not there, and then says that it does not know an issuer.
     elif os.environ.get("SSL_CERT_FILE") and not context.cert_store_stats()["x509"]:
         raise BadSettings("SSL_CERT_FILE: expected a file that can be read, certificates in PEM")
     elif not any(map(os.path.isdir, (os.environ.get("SSL_CERT_DIR") or "/").split(os.pathsep))):

@@ -93,7 +93,7 @@ class AuditFile:
                 try:
                     os.ftruncate(self._fd, size)
                 except OSError:  # it is append-only: lines that are whole stay
-                    blocks[0] = text[text.rfind(b"\n", 0, written) + 1 :].lstrip(b"\n"), head
+                    blocks[0] = text[text.rfind(b"\n", 0, written + 1) + 1 :].lstrip(b"\n"), head
                 raise
             self.head = head
             blocks.popleft()
@@ -212,8 +212,11 @@ class Audit:
                 with trio.CancelScope(shield=True):
                     await self._flush(last=True)
                 self._file.ended = True
-                if not self._limiter.borrowed_tokens:  # no write hangs
-                    self._file.close()
+                try:
+                    if not self._limiter.borrowed_tokens:  # no write hangs
+                        self._file.close()
+                except OSError as error:  # of what was written and is not on the disk
+                    self._set_failing(error.strerror)
                 if waiting := self.waiting:
                     self.lost += waiting
                     self._observer.audit_lost(waiting, "the service stopped")

@@ -74,8 +74,7 @@ class Metrics(Collector):
         yield family("connections_opened_total", "Connections opened.", stats.links_opened)
         yield family("reconnects_total", "Losses and failed attempts.", stats.lost, "reason")
         yield family("heartbeats_received_total", "Heartbeats of the feed.", stats.heartbeats)
-        heartbeat = unix(stats.heartbeat_at)
-        yield family("heartbeat_timestamp_seconds", "When the last heartbeat came.", heartbeat)
+        yield family("heartbeat_timestamp_seconds", "Of the last one.", unix(stats.heartbeat_at))
 
         # The rates. A fetch includes its retries.
         fetches = {(name, word): n for name, one in seen.items() for word, n in one.fetches.items()}

@@ -271,7 +271,7 @@ class RateChain:
         sheet = self.cache.find(*known_as)
         if sheet is not None and sheet.serves(day, now, self.cache.life):
             if fetch is None and now >= self._due(sheet, day, now):
-                self.fetch_in_background(source, day, in_use=True)
+                self.fetch_in_background(source, day, in_use=sheet.is_final(day))
             return sheet
         if fetch is not None:
             if not fetch.done.is_set() and mono < until:
@@ -302,7 +302,7 @@ class RateChain:
     ) -> SourceFailed | None:
         """Why a source must not be asked for a day at present, None if it may be.
 
-        `in_use` means that there is a sheet, which can be renewed later as well.
+        `in_use` means that there is a final sheet, which can be renewed later as well.
         """
         if self._under_way(source, day) is not None:  # it may be waiting for a limit to end
             return None
@@ -461,7 +461,7 @@ class RateChain:
     def fetch_in_background(self, source: Source, day: date, *, in_use: bool = False) -> None:
         """Fetch a sheet that will be asked for, if the source may be asked.
 
-        `in_use` means that there is one, which this is to renew.
+        `in_use` means that there is a final one, which this is to renew.
         """
         if self._problem(source, day, self._utc_now(), in_use=in_use) is None:
             self._start(source, day)

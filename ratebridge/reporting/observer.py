@@ -195,7 +195,7 @@ class Observer:
         self.stats.failed_at = None
         recovered = source.failure and source.outcome not in LACKING
         fields: dict[str, Any] = {"provider": sheet.provider, "asked": sheet.asked}
-        fields |= {"days": sheet.days, "currencies": len(sheet.currencies)}
+        fields |= {"days": (sheet.last - sheet.first).days + 1, "currencies": len(sheet.currencies)}
         fields |= {"seconds": round(seconds, 3), "after": source.failure if recovered else None}
         level, event = (WARNING, "rates.recovered") if recovered else (INFO, "rates.fetched")
         self._write(level, event, **fields)
@@ -305,7 +305,8 @@ class Observer:
     async def aclose(self) -> None:
         """Log what is not logged yet, and the end: stopped, cancelled, or failed by a bug."""
         self._write_limited()
-        self.note("service.stopped", answered=self.stats.answered, **self.audit_head())
+        answered = self.stats.converted + self.stats.refused.total()
+        self.note("service.stopped", answered=answered, **self.audit_head())
 
     # Writing lines.
 

@@ -116,8 +116,3 @@ class Stats:
     internal_errors: int = 0
     # One of each kind, so that a frequent one does not displace the others.
     recent_errors: dict[str, RecentError] = attrs.Factory(dict)
-
-    @property
-    def answered(self) -> int:
-        """Replies made, conversions and errors."""
-        return self.converted + self.refused.total()

@@ -365,7 +365,7 @@ function showSources({ sources }) {
       sentence: `${sentences.join(", ")}.`,
       failure: source.failure ? `It ${source.failure}.` : "",
       quota: quota.join(", "),
-      share: source.month_total ? Math.max(0, Math.min(1, source.month_left / source.month_total)) : null,
+      share: known(source.month_left) && source.month_total ? Math.max(0, Math.min(1, source.month_left / source.month_total)) : null,
     };
   });
   fill("sources", items, (item) => {
