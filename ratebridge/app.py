@@ -218,9 +218,7 @@ async def build(
         service_nursery.start_soon(summarize, name="summary")
         service_nursery.start_soon(outbox.drop_the_old, name="old replies")
         service_nursery.start_soon(fetch_at_midnight, chain, clock, name="rates at midnight")
-        service_nursery.start_soon(
-            notify, observer.stats, bridge, dependencies.environment, name="notify"
-        )
+        service_nursery.start_soon(notify, bridge, dependencies.environment, name="notify")
         if status is not None:
             from .operating.overview import Service
 

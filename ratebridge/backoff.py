@@ -9,7 +9,8 @@ BLIP: Final = 0.1  # s, the bound of the first wait: most losses are blips, and 
 STABLE_AFTER: Final = 5.0  # s up, with a heartbeat: or who accepts and closes gets a storm
 EAGER: Final = 1.0  # s, the bound of the first waits after a stable link: a restart is over soon
 EAGER_WAITS: Final = 8  # some 3 s in the mean; then the peer is down, and a storm is to be avoided
-FORBIDDEN: Final = 30.0  # s after a 401 or 403: nothing mends itself in a second
+FORBIDS: Final = (401, 403, 407)  # HTTP: who asks again and again locks an account
+FORBIDDEN: Final = 30.0  # s after one: nothing mends itself in a second
 LONGEST_ASKED: Final = 60.0  # s, how far a peer's Retry-After is honoured
 
 
@@ -36,8 +37,8 @@ class Backoff:
     def next_wait(self, *, status: int | None = None, retry_after: float | None = None) -> float:
         """Seconds to wait now, after one more failure or loss.
 
-        `status` is the HTTP status of a refused upgrade, `retry_after` the seconds that its
-        Retry-After asks for (RFC 9110, 10.2.3): it makes a wait longer, never shorter.
+        `status` is the HTTP status of a refused upgrade or tunnel, `retry_after` the seconds that
+        its Retry-After asks for (RFC 9110, 10.2.3): it makes a wait longer, never shorter.
         """
         # The exponent is bounded so that months of an outage overflow nothing.
         bound = self.base * 2.0 ** min(self._failures - 1, 60) if self._failures else BLIP
@@ -45,7 +46,7 @@ class Backoff:
             bound = min(bound, EAGER)
         self._failures += 1
         wait = self.jitter() * min(bound, self.cap)
-        if status in (401, 403):
+        if status in FORBIDS:
             wait = FORBIDDEN * (1 + 0.1 * self.jitter())
         if retry_after is not None:
             wait = max(wait, min(retry_after, LONGEST_ASKED))

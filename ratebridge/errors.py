@@ -98,8 +98,8 @@ class LinkFailed(RatebridgeError):
     """The connection could not be opened, or has ended.
 
     `reason` is one word for logs and metrics, `detail` one line for people.
-    `status` is the HTTP status of a refused upgrade, `code` the close code of an
-    open connection, `retry_after` the peer's Retry-After in seconds.
+    `status` is the HTTP status of a refused upgrade, or of a proxy, `code` the close
+    code of an open connection, `retry_after` the peer's Retry-After in seconds.
     """
 
     reason: Loss

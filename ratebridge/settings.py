@@ -131,7 +131,7 @@ class Settings:
     reconnect_max: float = setting(
         seconds,
         attrs.Factory(lambda own: max(5.0, own.reconnect_min), takes_self=True),
-        "seconds, the greatest; 401, 403 and Retry-After wait longer",
+        "seconds, the greatest; 401, 403, 407 and Retry-After wait longer",
         shown="`5`",
     )
     drain_timeout: float = setting(

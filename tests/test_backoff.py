@@ -39,7 +39,7 @@ def test_months_of_failures_overflow_nothing():
     assert Backoff(0.25, 5.0, lambda: 1.0, failures=10_000_000).next_wait() == 5.0
 
 
-@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("status", [401, 403, 407])
 def test_a_forbidden_upgrade_is_tried_again_after_half_a_minute_from_the_first_time_on(status):
     backoff = at_most()
     assert [backoff.next_wait(status=status) for _ in range(3)] == [33.0] * 3

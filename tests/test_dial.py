@@ -120,14 +120,14 @@ async def test_a_feed_is_reached_through_a_proxy(scheme, user, asked, secure, pi
 
 
 @pytest.mark.parametrize(
-    ("scheme", "detail"),
+    ("scheme", "detail", "status"),
     [
-        ("http", "it answered HTTP 407"),
-        ("socks5", "Connection not allowed by ruleset"),
-        ("socks5 with a password", "Username and password authentication failure"),
+        ("http", "it answered HTTP 407", 407),
+        ("socks5", "Connection not allowed by ruleset", None),
+        ("socks5 with a password", "Username and password authentication failure", 407),
     ],
 )
-async def test_a_proxy_that_refuses_is_the_reason_with_what_it_says(scheme, detail):
+async def test_a_proxy_that_refuses_is_the_reason_with_what_it_says(scheme, detail, status):
     scheme, _, password = scheme.partition(" with ")
     async with open_proxy() as proxy:
         proxy.refusal = 407
@@ -135,6 +135,7 @@ async def test_a_proxy_that_refuses_is_the_reason_with_what_it_says(scheme, deta
         with pytest.raises(LinkFailed) as caught:
             await NetworkDial(attrs.evolve(FEED, port=1), None, by)()
     assert str(caught.value) == f"proxy: the proxy: {detail}"
+    assert caught.value.status == status
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "socks5"])

@@ -267,4 +267,8 @@ async def test_a_source_is_asked_through_the_proxy_of_the_environment():
         way = f"http://us%40er:s3cret@127.0.0.1:{proxy.port}"
         proxies = Proxies.read({"HTTP_PROXY": way, "NO_PROXY": "a.test"})
         assert (await HttpClient(TLS, proxies).get(url, DAY, HEADERS)).status == 200
-    assert proxy.asked == ["CONNECT 127.0.0.1 us@er:s3cret"]
+        assert proxy.asked == ["CONNECT 127.0.0.1 us@er:s3cret"]
+        proxy.refusal = 407
+        with pytest.raises(SourceFailed, match="HTTP 407") as caught:
+            await HttpClient(TLS, proxies).get(url, DAY, HEADERS)
+    assert (caught.value.again, caught.value.limited_for) == (False, 30)

@@ -31,19 +31,14 @@ def heard(end: socket.socket) -> list[str]:
 
 
 @pytest.mark.parametrize("pid", [{}, {"WATCHDOG_PID": str(os.getpid())}])
-async def test_it_hears_of_the_first_connection_the_loop_and_the_stop(
-    manager, pid, nursery, autojump_clock
-):
+async def test_it_hears_of_the_start_the_loop_and_the_stop(manager, pid, nursery, autojump_clock):
     end, name = manager
-    service, observer = make_service(nursery)
+    service, _ = make_service(nursery)
     environment = {"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "200000", **pid}
     async with trio.open_nursery() as notify_nursery:
-        notify_nursery.start_soon(notify, service.stats, service.bridge, environment)
+        notify_nursery.start_soon(notify, service.bridge, environment)
         await trio.sleep(0.95)
-        assert heard(end) == ["WATCHDOG=1"] * 10
-        observer.link_up()
-        await trio.sleep(0.2)
-        assert heard(end) == ["READY=1", "WATCHDOG=1", "WATCHDOG=1"]
+        assert heard(end) == ["READY=1", *["WATCHDOG=1"] * 10]
         service.bridge.stopping = True
         await trio.sleep(0.1)
         assert heard(end) == ["STOPPING=1", "WATCHDOG=1"]
@@ -58,10 +53,9 @@ async def test_without_a_watchdog_it_hears_the_two_states(
     manager, watchdog, nursery, autojump_clock
 ):
     end, name = manager
-    service, observer = make_service(nursery)
-    observer.link_up()
+    service, _ = make_service(nursery)
     with trio.move_on_after(3):
-        await notify(service.stats, service.bridge, {"NOTIFY_SOCKET": name, **watchdog})
+        await notify(service.bridge, {"NOTIFY_SOCKET": name, **watchdog})
     assert heard(end) == ["READY=1", "STOPPING=1"]
 
 
@@ -69,7 +63,7 @@ async def test_where_nobody_listens_it_costs_nothing(tmp_path, nursery, autojump
     service, _ = make_service(nursery)
     no_bridge: Any = None
     for environment in ({}, {"NOTIFY_SOCKET": "relative"}):
-        await notify(service.stats, no_bridge, environment)
+        await notify(no_bridge, environment)
     with trio.move_on_after(1):
         gone = {"NOTIFY_SOCKET": str(tmp_path / "gone"), "WATCHDOG_USEC": "1000000"}
-        await notify(service.stats, service.bridge, gone)
+        await notify(service.bridge, gone)

@@ -151,9 +151,9 @@ def explain(
             return Broken("no answer in time", hint)
         case LinkFailed():
             hint = _LINK_HINTS.get(error.reason, "")
-            if error.status in (401, 403):
+            if error.reason == Loss.REJECTED and error.status in (401, 403):
                 hint = f"are {FEED} and RATEBRIDGE_FEED_HEADERS right?"
-            elif error.status == 404:
+            elif error.reason == Loss.REJECTED and error.status == 404:
                 hint = f"the path in {FEED} is not the feed's"
             return Broken(clipped(error.detail, 120) or error.reason, hint)
         case _:
@@ -166,7 +166,7 @@ _LINK_HINTS: Final[Mapping[str, str]] = {
     Loss.REJECTED: "the feed's host answers, but not with a websocket: is the feed healthy?",
     Loss.REFUSED: f"is the feed running, and is the port in {FEED} its own?",
     Loss.UNREACHABLE: f"is there a way from this machine to the host in {FEED}?",
-    Loss.PROXY: "is the proxy of the environment right, or does the feed belong in NO_PROXY?",
+    Loss.PROXY: "are the proxy, its user and password right, or does the feed belong in NO_PROXY?",
     Loss.CERTIFICATE: "an unknown issuer is trusted by SSL_CERT_FILE=FILE.pem (since 3.13 Python "
     f"wants it to have a key usage and a key identifier, RFC 5280); for another name, {FEED} may "
     "name the wrong host; to try things out, set VERIFY_SSL=false",

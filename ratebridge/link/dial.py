@@ -70,10 +70,10 @@ class NetworkDial:
             tunnel = await add_tls(stream, proxy, self.proxy_tls) if secure else stream
             return await connect_by_http(tunnel, address, proxy)
         except (OSError, UnicodeError, LinkFailed) as error:
-            failure = error if isinstance(error, LinkFailed) else tcp_failure(error)
+            why = error if isinstance(error, LinkFailed) else tcp_failure(error)
             if proxy is None:
-                raise failure from None
-            raise LinkFailed(Loss.PROXY, f"the proxy: {failure.detail}") from None
+                raise why from None
+            raise LinkFailed(Loss.PROXY, f"the proxy: {why.detail}", status=why.status) from None
 
     def next_address(self) -> None:
         """The last attempt came to nothing, here or behind: begin with the host's next address.
@@ -101,8 +101,8 @@ async def connect_by_http(stream: trio.abc.Stream, peer: Address, proxy: Proxy) 
             answer = await ask(stream, h11.Connection(h11.CLIENT), request)
         except (h11.ProtocolError, trio.BrokenResourceError):
             raise LinkFailed(Loss.PROXY, "it broke off, or does not speak HTTP") from None
-        if not 200 <= answer.status_code < 300:
-            raise LinkFailed(Loss.PROXY, f"it answered HTTP {answer.status_code}")
+        if not 200 <= (status := answer.status_code) < 300:
+            raise LinkFailed(Loss.PROXY, f"it answered HTTP {status}", status=status)
         on_failure.pop_all()
     return stream
 
@@ -112,7 +112,8 @@ async def connect_by_socks(peer: Address, proxy: Proxy) -> trio.SocketStream:
 
     By `socks5` this machine looks the peer's name up, and its first address is asked for. By
     `socks5h` the proxy looks it up, and so it does if the name is not found here. Raises OSError
-    when the proxy cannot be reached, and `LinkFailed` when it refuses, or does not speak SOCKS.
+    when the proxy cannot be reached, and `LinkFailed` when it refuses, with status 407 for the
+    user or password, or does not speak SOCKS.
     """
     import python_socks
     from python_socks.async_.trio import Proxy as SocksProxy
@@ -131,7 +132,8 @@ async def connect_by_socks(peer: Address, proxy: Proxy) -> trio.SocketStream:
     try:
         return trio.SocketStream(await SocksProxy(*way, True, by).connect(host, peer.port))
     except python_socks.ProxyError as error:
-        raise LinkFailed(Loss.PROXY, str(error)) from None
+        status = 407 if "authentication" in str(error) else None  # as HTTP says it
+        raise LinkFailed(Loss.PROXY, str(error), status=status) from None
     except ValueError:  # not ASCII, or over 255 characters
         raise LinkFailed(Loss.PROXY, "SOCKS cannot carry its user and password") from None
 

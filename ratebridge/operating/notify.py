@@ -1,8 +1,9 @@
 """Tells a service manager how the service fares, by the protocol of sd_notify(3).
 
-READY at the first connection, WATCHDOG while the event loop turns, and STOPPING at the stop go to
-the socket that `NOTIFY_SOCKET` names, a path or, after an @, an abstract name. A manager that
-does not read them costs nothing.
+READY at the start, WATCHDOG while the event loop turns, and STOPPING at the stop go to the socket
+that `NOTIFY_SOCKET` names, a path or, after an @, an abstract name. READY does not wait for the
+feed, or a host would not come up while that is away. A manager that does not read them costs
+nothing.
 """
 
 import os
@@ -15,16 +16,15 @@ from typing import Final
 import trio
 
 from ..bridge import Bridge
-from ..reporting.stats import Stats
 
 POLL_EVERY: Final = 0.25  # s
 
 
-async def notify(stats: Stats, bridge: Bridge, environment: Mapping[str, str]) -> None:
+async def notify(bridge: Bridge, environment: Mapping[str, str]) -> None:
     """Tell it until cancelled; returns at once where nobody is to be told.
 
-    `stats` say whether a connection has been open, `bridge` whether the service stops, and
-    `environment` has the variables by which the manager asks, `NOTIFY_SOCKET` and two more.
+    `bridge` says whether the service stops, and `environment` has the variables by which the
+    manager asks, `NOTIFY_SOCKET` and two more.
     A watchdog hears at least twice within the microseconds of `WATCHDOG_USEC`, unless
     `WATCHDOG_PID` names another process.
     """
@@ -49,8 +49,7 @@ async def notify(stats: Stats, bridge: Bridge, environment: Mapping[str, str]) -
 
         try:
             while True:
-                if stats.links_opened:
-                    tell_once("READY=1")
+                tell_once("READY=1")
                 if bridge.stopping:
                     tell_once("STOPPING=1")
                 if every < inf and trio.current_time() >= due:

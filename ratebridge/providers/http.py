@@ -18,6 +18,7 @@ from typing import Final
 import h11
 import trio
 
+from ..backoff import FORBIDDEN, FORBIDS
 from ..errors import FetchOutcome, LinkFailed, SourceFailed
 from ..link.dial import Dial
 from ..proxies import Proxies
@@ -75,7 +76,7 @@ class HttpClient:
             trust_env=False,  # the proxies are known
             headers=HEADERS,
         )
-        text = "broke off the connection"
+        text, rest = "broke off the connection", None
         unlogged = _asking.set(True)
         try:
             response = await client.get(url, params=params, headers=headers)
@@ -85,6 +86,7 @@ class HttpClient:
             return HttpAnswer(response.status_code, found, response.content)
         except LinkFailed as failure:
             text = f"could not be reached ({failure.detail})"
+            rest = FORBIDDEN if failure.status in FORBIDS else None  # the proxy refuses us
         except h11.RemoteProtocolError as error:
             if error.error_status_hint == 431:
                 text = "answered with headers without end"
@@ -95,4 +97,4 @@ class HttpClient:
             pass
         finally:
             _asking.reset(unlogged)
-        raise SourceFailed(FetchOutcome.UNREACHABLE, text, again=True)
+        raise SourceFailed(FetchOutcome.UNREACHABLE, text, again=rest is None, limited_for=rest)
