@@ -29,6 +29,7 @@ from ratebridge.providers.chain import FETCH_WITHIN, MOST_FETCHES, STALLED_AFTER
 from ratebridge.rates import FAILURE_LIFE, Quote, Rate, RateSheet
 from ratebridge.reporting.logs import configure_logs, event_log
 from ratebridge.reporting.observer import Observer
+from ratebridge.settings import SOURCES
 
 TODAY = START.date()
 OTHER_DAY = date(2026, 11, 4)
@@ -140,19 +141,22 @@ async def test_a_coins_price_is_used_as_it_stands(autojump_clock):
 
 
 async def test_what_no_source_can_have_is_not_known_also_while_they_are_down(autojump_clock):
-    async with open_bench("freecurrencyapi", "ecb", "coinbase") as bench:
-        bench.fake.disturb = down(FREECURRENCYAPI, COINBASE, fault=CLOSE)
-        problem = await bench.ask("UAH")
+    async with open_bench(*SOURCES) as bench:
+        bench.fake.disturb = down(*SOURCES, fault=CLOSE)
+        problem = await bench.ask("ETH")
         assert problem.kind == "unknown-currency"
-        assert problem.text == "currency 'UAH' is not known to freecurrencyapi or ecb or coinbase"
+        assert problem.text == f"currency 'ETH' is not known to {' or '.join(SOURCES)}"
         assert bench.fake.calls == []
+        bench.fake.disturb = well
+        assert (await bench.ask("BTC")).provider == "coinbase"
+        assert bench.fake.count() == bench.fake.count(COINBASE) == 1
 
 
 COARSE = "no rate for 'UAH' on 2026-11-03: frankfurter gives it in too few digits (0.00027)"
 
 
 @pytest.mark.parametrize(
-    ("code", "why"), [("BTC", "currency 'BTC' is not known to frankfurter"), ("UAH", COARSE)]
+    ("code", "why"), [("ERN", "currency 'ERN' is not known to frankfurter"), ("UAH", COARSE)]
 )
 async def test_what_a_source_lacks_or_quotes_in_too_few_digits_is_unknown_with_the_reason(
     autojump_clock, code, why

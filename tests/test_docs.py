@@ -123,7 +123,7 @@ def test_each_error_on_the_page_links_to_what_the_readme_says_of_it():
 
 @pytest.mark.parametrize("user", USERS)
 async def test_each_metric_that_is_named_is_there(user, nursery, autojump_clock):
-    service, observer = make_service(nursery, Shop("shop", Quota(9, 4929, 5000)), audit=trail())
+    service, observer = make_service(nursery, Shop("shop", Quota(4929, 5000)), audit=trail())
     observer.heartbeat_received(1.0)
     observer.fetched(sheet(NOW.date()), 0.25)
     service.chain.cache.store(sheet(NOW.date(), fetched=NOW - timedelta(seconds=17)))

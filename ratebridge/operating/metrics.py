@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 from ..reporting.logs import lines_dropped
 from ..reporting.stats import Histogram
 from ..version import __version__
-from .overview import Service, Status, calls_left, readiness
+from .overview import Service, Status, readiness
 
 Values: TypeAlias = Mapping[Any, Any] | Histogram | float | None
 """One value, or those of several labels: numbers, histograms, or None."""
@@ -89,13 +89,9 @@ class Metrics(Collector):
         held = Counter(dict.fromkeys(seen, 0))
         held.update(sheet.provider for sheet in service.chain.cache.sheets)
         yield family("sheets", "Sheets of rates held, one a call.", held, "provider")
-        left = {
-            (source.name, window): calls
-            for source in sources
-            for window, calls in calls_left(stats, source, now).items()
-        }
-        text = "Calls left by the source's own report, which for a minute is good for a minute."
-        yield family("quota_calls_left", text, left, "provider", "window")
+        left = {source.name: source.quota.month_left for source in sources if source.quota}
+        text = "Calls left this month, as the source itself reported last."
+        yield family("quota_calls_left", text, left, "provider")
 
         # The audit trail, and the service.
         if audit is not None:

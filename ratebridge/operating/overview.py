@@ -100,17 +100,6 @@ def readiness(service: Service, now: float) -> tuple[Status, str]:
     return Status.READY, up
 
 
-def calls_left(stats: Stats, source: Source, now: float) -> dict[str, int]:
-    """The calls left by the source's own report, by "minute" and "month" if reported.
-
-    The report for a minute is valid for a minute.
-    """
-    quota, fetched_at = source.quota or Quota(), stats.sources[source.name].fetched_at
-    recent = fetched_at is not None and now - fetched_at < 60
-    left = {"minute": quota.minute_left if recent else None, "month": quota.month_left}
-    return {window: calls for window, calls in left.items() if calls is not None}
-
-
 class Chart:
     """The last ten minutes, a sample a second. `taken` counts the samples since the start.
 
@@ -188,8 +177,7 @@ def overview(service: Service, history: Chart, now: float, taken: int = 0) -> di
 
 def _source(stats: Stats, source: Source, now: float) -> dict[str, Any]:
     """How a source's last fetch ended, and how long ago."""
-    seen = stats.sources[source.name]
-    left = calls_left(stats, source, now)
+    seen, quota = stats.sources[source.name], source.quota or Quota()
     answered = seen.fetches[FetchOutcome.OK]
     limited_for = max(0.0, (seen.limited_until or now) - now)
     state, failure = "succeeded" if answered else "not asked yet", seen.failure
@@ -208,7 +196,6 @@ def _source(stats: Stats, source: Source, now: float) -> dict[str, Any]:
         "fetched_ago": None if seen.fetched_at is None else now - seen.fetched_at,
         "answered_ago": None if seen.answered_at is None else now - seen.answered_at,
         "took": seen.seconds,
-        "minute_left": left.get("minute"),
-        "month_left": left.get("month"),
-        "month_total": source.quota.month_total if source.quota else None,
+        "month_left": quota.month_left,
+        "month_total": quota.month_total,
     }

@@ -18,6 +18,21 @@ from .source import Http, Provider, drop_euro, json_decoder, make_sheet, read_bo
 
 MARGIN: Final = timedelta(days=MAX_DAYS_BACK)
 
+# The currencies of ISO 4217 since 1999 with its metals and accounting units, and a few that banks
+# quote without a code of it. For anything else, such as a coin, there is no call.
+_CODES: Final = """
+    AED AFA AFN ALL AMD ANG AOA AOR ARS AUD AWG AZM AZN BAM BBD BDT BGL BGN BHD BIF BMD BND BOB BOV
+    BRL BSD BTN BWP BYB BYN BYR BZD CAD CDF CHE CHF CHW CLF CLP CNH CNY COP COU CRC CSD CUC CUP CVE
+    CYP CZK DJF DKK DOP DZD EEK EGP ERN ETB FJD FKP FOK GBP GEL GGP GHC GHS GIP GMD GNF GRD GTQ GYD
+    HKD HNL HRK HTG HUF IDR ILS IMP INR IQD IRR ISK JEP JMD JOD JPY KES KGS KHR KID KMF KPW KRW KWD
+    KYD KZT LAK LBP LKR LRD LSL LTL LVL LYD MAD MDL MGA MGF MKD MMK MNT MOP MRO MRU MTL MUR MVR MWK
+    MXN MXV MYR MZM MZN NAD NGN NIO NOK NPR NZD OMR PAB PEN PGK PHP PKR PLN PYG QAR ROL RON RSD RUB
+    RWF SAR SBD SCR SDD SDG SEK SGD SHP SIT SKK SLE SLL SOS SRD SRG SSP STD STN SVC SYP SZL THB TJR
+    TJS TMM TMT TND TOP TPE TRL TRY TTD TVD TWD TZS UAH UGX USD UYI UYU UYW UZS VEB VED VEF VES VND
+    VUV WST XAD XAF XAG XAU XBA XBB XBC XBD XCD XCG XDR XOF XPD XPF XPT XSU XUA YER YUM ZAR ZMK ZMW
+    ZWD ZWG ZWL ZWR"""
+CURRENCIES: Final = frozenset(_CODES.split())
+
 
 class _Row(msgspec.Struct, gc=False):
     day: date = msgspec.field(name="date")
@@ -38,7 +53,7 @@ class Frankfurter:
     """
 
     name = "frankfurter"
-    currencies = None
+    currencies = CURRENCIES
     quota = None
     every = 10.0  # s: it has no quota, but blocks abuse
 

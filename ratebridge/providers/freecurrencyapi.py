@@ -211,7 +211,6 @@ class FreeCurrencyApi:
         month = count("remaining-quota-month")
         total = count("limit-quota-month")
         quota = self.quota
-        quota.minute_left = quota.minute_left if minute is None else minute
         quota.month_left = quota.month_left if month is None else month
         quota.month_total = quota.month_total if total is None else total
         if month is not None:

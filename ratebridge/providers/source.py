@@ -71,14 +71,12 @@ class Quota:
     """What is left of a source's quota, as the source itself reports it.
 
     Attributes:
-        minute_left: the calls left this minute.
         month_left: the calls left this month; what others did with the same key is in it.
         month_total: the calls of a month in the plan of the key.
 
     Each is None where the source does not tell, or has not told yet.
     """
 
-    minute_left: int | None = None
     month_left: int | None = None
     month_total: int | None = None
 

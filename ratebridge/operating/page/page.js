@@ -357,7 +357,6 @@ function showSources({ sources }) {
       const total = known(source.month_total) ? ` of ${whole.format(source.month_total)}` : "";
       quota.push(`${whole.format(source.month_left)}${total} calls left this month`);
     }
-    if (known(source.minute_left)) quota.push(`${whole.format(source.minute_left)} this minute`);
     return {
       name: source.name,
       kind: source.state,
