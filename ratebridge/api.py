@@ -48,7 +48,8 @@ class Converter:
         sources: replace the sources of the settings, in tests.
         clock: replaces the wall clock (UTC), in tests.
 
-    Entering raises `CannotStart` if TLS cannot be set up on this machine.
+    Entering raises `CannotStart` if TLS cannot be set up on this machine, and `BadSettings` for
+    authorities that are not there.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Converter:
         """
         if self._chain is None:
             raise BadRequest("a Converter converts inside of its `async with`")
+        await trio.lowlevel.checkpoint()  # many of them in a row let others run
         now = self._clock()
         amount = _read_stake(stake)
         code = str(currency).upper() if str(currency).isascii() else ""

@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 from rate_bench import Wall, make_client, make_source
@@ -93,6 +94,8 @@ async def test_two_hundred_conversions_of_a_day_are_one_call(autojump_clock):
         for _ in range(100):
             for currency in ("USD", "GBP"):
                 await converter.convert(1, currency)
+        with trio.testing.assert_checkpoints():
+            await converter.convert(1, "USD")
     assert fake.count() == 1
 
 

@@ -200,7 +200,7 @@ async def test_a_password_that_socks_cannot_say_is_no_bug():
     async with open_proxy() as proxy:
         for password in ("\u20ac", "x" * 256):
             by = Proxy("socks5", "127.0.0.1", proxy.port, "user", password)
-            with pytest.raises(LinkFailed, match="SOCKS cannot carry its user"):
+            with pytest.raises(LinkFailed, match="SOCKS cannot carry its name, user"):
                 await NetworkDial(FEED, None, by)()
 
 

@@ -40,6 +40,13 @@ async def test_a_send_to_a_client_that_has_closed_finds_it_gone():
         await client.peer.heartbeat()
 
 
+async def test_a_client_that_speaks_no_ascii_is_gone_like_any_other():
+    client = Client()
+    await client.stream.send_all(b"GET / HTTP/1.1\r\nHost: \xe9\r\nUpgrade: websocket\r\n\r\n")
+    with pytest.raises(FeedGone):
+        await client.peer.accept()
+
+
 async def test_a_ping_is_answered():
     client = Client()
     await client.open()

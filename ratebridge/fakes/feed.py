@@ -132,7 +132,7 @@ class FeedPeer:
         try:
             data = await self.stream.receive_some(65536)
             self._protocol.receive_data(bytes(data) or None)
-        except (trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError):
+        except (trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError, UnicodeError):
             raise FeedGone from None
         for event in self._protocol.events():
             match event:

@@ -135,7 +135,7 @@ async def connect_by_socks(peer: Address, proxy: Proxy) -> trio.SocketStream:
         status = 407 if "authentication" in str(error) else None  # as HTTP says it
         raise LinkFailed(Loss.PROXY, str(error), status=status) from None
     except ValueError:  # not ASCII, or over 255 characters
-        raise LinkFailed(Loss.PROXY, "SOCKS cannot carry its user and password") from None
+        raise LinkFailed(Loss.PROXY, "SOCKS cannot carry its name, user or password") from None
 
 
 async def add_tls(
