@@ -120,7 +120,7 @@ class Settings:
             takes_self=True,
         ),
         "the sources in the order of trying",
-        shown=f"`{','.join(SOURCES)}`, without a key all but the first",
+        shown=f"`{','.join(SOURCES)}`, but those whose key is not set",
     )
     plausibility: bool = setting(switch, True, "`off` uses implausible quotes, too", shown="`on`")
     cache_ttl: float = setting(seconds, 7200.0, "seconds for which rates are cached")

@@ -67,10 +67,8 @@ def _dates(word: str, dates: Iterable[str]) -> list[BadMessage]:
     ]
 
 
-def _currencies(word: str, values: Iterable[str]) -> list[BadMessage]:
-    return [
-        _refused(f"currency {_short(value)}", message(currency=value), word) for value in values
-    ]
+def _currencies(word: str, codes: Iterable[str]) -> list[BadMessage]:
+    return [_refused(f"currency {_short(code)}", message(currency=code), word) for code in codes]
 
 
 NOT_JSON: Final = [

@@ -20,9 +20,10 @@ from ratebridge.providers.source import Http, Source
 from ratebridge.proxies import Proxies
 from ratebridge.rates import Rate, RateCache, RateSheet
 from ratebridge.reporting.observer import Observer
-from ratebridge.settings import load_settings
+from ratebridge.settings import KEYS, load_settings, variable_name
 
 KEY = "fca_live_s3cr3t"
+KEYED = {variable_name(field): KEY for field in KEYS.values()}  # the settings
 START = datetime(2026, 11, 20, 12, 0, 20, tzinfo=UTC)  # a Friday, twenty seconds into its minute
 DAY = date(2026, 11, 3)  # a Tuesday
 URL = "http://rates.test"
@@ -108,7 +109,7 @@ def make_client(fake: FakeRates) -> HttpClient:
 def make_source(name: str, http: Http | None) -> Source:
     """The source of that name, sent to the fakes; its key is `KEY`."""
     assert http is not None, "a source with a name has a client"
-    values = {"FREECURRENCY_API_KEY": KEY, **FakeRates().urls(URL)}
+    values = {**KEYED, **FakeRates().urls(URL)}
     return provider(name).make(http, load_settings(values, need_feed=False))
 
 

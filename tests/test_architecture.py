@@ -188,7 +188,5 @@ def test_no_member_of_a_class_hides_a_type_that_the_class_names(module):
     for found in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         if isinstance(found, ast.ClassDef):
             fields = [node for node in found.body if isinstance(node, ast.AnnAssign)]
-            named = {
-                n.id for f in fields for n in ast.walk(f.annotation) if isinstance(n, ast.Name)
-            }
-            assert not named & {ast.unparse(field.target) for field in fields}
+            used = {n.id for f in fields for n in ast.walk(f.annotation) if isinstance(n, ast.Name)}
+            assert not used & {ast.unparse(field.target) for field in fields}

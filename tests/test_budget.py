@@ -10,7 +10,7 @@ from rate_bench import START, open_bench
 
 from ratebridge.budget import BURST, FOR_TODAY, Budget
 from ratebridge.errors import NoRate
-from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI
+from ratebridge.fakes.freecurrencyapi import FREECURRENCYAPI, FakeFreeCurrencyApi
 from ratebridge.fakes.rates import CLOSE, HTML
 
 DAYS = [date(2010, 1, 4) + timedelta(days=7 * number) for number in range(400)]
@@ -68,6 +68,16 @@ async def test_a_fetch_under_way_is_joined_though_the_budget_is_used_up(autojump
             nursery.start_soon(bench.ask, "USD", DAYS[-1])
             await trio.sleep(0.5)
             assert (await bench.ask("GBP", DAYS[-1])).provider == "freecurrencyapi"
+
+
+async def test_what_a_minute_refuses_costs_nothing(autojump_clock):
+    async with open_bench("freecurrencyapi") as bench:
+        bench.fake.sources[FREECURRENCYAPI] = FakeFreeCurrencyApi(per_minute=10)
+        for _ in range(6):
+            for day in DAYS[: BURST - FOR_TODAY]:
+                bench.nursery.start_soon(bench.ask, "USD", day)
+            await trio.sleep(60)
+        assert len(bench.notes.fetches) > 50, "ten a minute, but for what the attempts cost"
 
 
 @pytest.mark.parametrize(("fault", "left"), [(CLOSE, BURST - 2), (HTML, 0)])

@@ -82,7 +82,7 @@ def test_the_alerts_of_the_readme_are_rules():
     [_, _, *expressions] = re.findall(r"`(.+?)`", table)
     assert len(expressions) > 5
     assert [text for text in expressions if text not in ALERTS] == []
-    rules = [re.split(" or | unless ", text)[0] for text in re.findall(r"expr: (.+)", ALERTS)]
+    rules = [re.split(" or | unless ", text)[0] for text in re.findall(r"expr: \(?(.+)", ALERTS)]
     assert [text for text in rules if text.split(" < ")[0] not in table] == []
 
 

@@ -294,12 +294,18 @@ async def test_a_429_on_the_month_rests_for_an_hour_and_asks_the_status_then(aut
     assert scene.calls[2:] == ["status", "historical"]
 
 
+async def test_a_source_whose_month_ends_just_after_ours_is_asked_in_a_minute(autojump_clock):
+    scene = open_scene(start=datetime(2026, 12, 1, 0, 0, 10, tzinfo=UTC), per_month=0)
+    failure = await scene.failure()
+    assert (failure.outcome, failure.limited_for) == ("quota-month", 50)
+
+
 async def test_the_last_call_of_a_month_is_good_and_the_next_month_needs_no_status(autojump_clock):
     last_day = datetime(2026, 12, 31, 23, 59, 30, tzinfo=UTC)  # of a year, too
     scene = open_scene(start=last_day, per_month=1)
     await scene.fetch(last_day.date())
     failure = await scene.failure(last_day.date())
-    assert (failure.outcome, failure.limited_for) == ("quota-month", 30)
+    assert (failure.outcome, failure.limited_for) == ("quota-month", 90)
     assert scene.calls == ["status", "latest"]
     await trio.sleep(30)
     scene.fake.order(FREECURRENCYAPI, Fault(status=404))

@@ -7,6 +7,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
+from rate_bench import KEYED
 
 from ratebridge.app import Dependencies, serve
 from ratebridge.errors import BadSettings, FetchOutcome, LinkFailed, Loss, SourceFailed
@@ -47,8 +48,8 @@ def test_the_defaults_are_the_documented_ones():
     assert {name: defaults[name] for name in documented} == documented
 
 
-def test_a_key_puts_freecurrencyapi_first():
-    assert load_settings({**FEED, "FREECURRENCY_API_KEY": "k3y"}).providers == SOURCES
+def test_with_all_keys_all_sources_are_asked():
+    assert load_settings({**FEED, **KEYED}).providers == SOURCES
 
 
 def test_a_longer_first_wait_raises_the_longest():

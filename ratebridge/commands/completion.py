@@ -2,7 +2,8 @@
 
 shtab made the files from the command line; a test compares them with it. To make one anew:
 
-    uv run shtab --shell=bash ratebridge.command_line.command_line > completion.bash
+    uv run shtab --shell=bash ratebridge.command_line.command_line \\
+        > ratebridge/commands/completion.bash
 """
 
 import argparse

@@ -37,6 +37,5 @@ async def reset(stream: trio.abc.Stream) -> None:
     """Break a connection, by a RST on a socket."""
     transport = getattr(stream, "transport_stream", stream)
     if isinstance(transport, trio.SocketStream):
-        linger = struct.pack("ii", 1, 0)
-        transport.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, linger)
+        transport.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, struct.pack("ii", 1, 0))
     await trio.aclose_forcefully(stream)

@@ -26,7 +26,7 @@ import trio.testing
 
 from ..history import embedded
 from ..link.dial import Dial, next_event
-from ..settings import SOURCES
+from ..settings import KEYS, SOURCES
 from .port import reset, serve_on_port
 
 
@@ -110,12 +110,14 @@ class Rejected(Exception):
 class FakeSource(ABC):
     """One source, below the path `prefix`; `url` names the setting of its base URL.
 
-    `units` are the usual units for one euro. A subclass is an attrs class whose options
+    `key_header` is where it looks for a key, in lower case. `units` are the usual units for one
+    euro. A subclass is an attrs class whose options
     are fields with defaults.
     """
 
     prefix: ClassVar[str]
     url: ClassVar[str]
+    key_header: ClassVar[str] = "apikey"
     units: ClassVar[Mapping[str, Decimal]] = COMMON
 
     def answer(self, call: Call, fault: Fault) -> FakeAnswer:
@@ -170,7 +172,7 @@ class FakeRates:
     """All the sources. `calls` are the requests so far.
 
     `latency` is how long an answer takes, in seconds. The options are those of
-    `FakeFreeCurrencyApi`, such as the `key` that it accepts. `disturb` may return a fault
+    the fakes with a key, such as the `key` that is accepted. `disturb` may return a fault
     for a call that has none from `order`. `sources` may be replaced by others.
     """
 
@@ -186,7 +188,7 @@ class FakeRates:
         self.calls: list[Call] = []
         self.disturb: Callable[[Call], Fault | None] = lambda _call: None
         self.sources: dict[str, FakeSource] = {
-            name: fake(name)(**(options if name == "freecurrencyapi" else {})) for name in SOURCES
+            name: fake(name)(**(options if name in KEYS else {})) for name in SOURCES
         }
         self._ordered: dict[str, deque[Fault]] = {name: deque() for name in self.sources}
 
@@ -212,7 +214,8 @@ class FakeRates:
         asked = (n for n, f in self.sources.items() if parts.path.startswith(f"{f.prefix}/"))
         if (source := next(asked, None)) is None:
             return FakeAnswer(404, {}, b"")
-        call = Call(source, parts.path, params, headers.get("apikey"), self._utc_now())
+        key = headers.get(self.sources[source].key_header)
+        call = Call(source, parts.path, params, key, self._utc_now())
         self.calls.append(call)
         ordered = self._ordered[source]
         fault = (ordered.popleft() if ordered else self.disturb(call)) or Fault()

@@ -90,8 +90,7 @@ class Metrics(Collector):
         held.update(sheet.provider for sheet in service.chain.cache.sheets)
         yield family("sheets", "Sheets of rates held, one a call.", held, "provider")
         left = {source.name: source.quota.month_left for source in sources if source.quota}
-        text = "Calls left this month, as the source itself reported last."
-        yield family("quota_calls_left", text, left, "provider")
+        yield family("quota_calls_left", "Left this month, by the last report.", left, "provider")
 
         # The audit trail, and the service.
         if audit is not None:

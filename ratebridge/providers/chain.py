@@ -47,7 +47,7 @@ MOST_FETCHES: Final = 8  # of a source at a time, each with a connection of its 
 MOST_CHOSEN: Final = 16_384  # rates that are at hand, some 5 MB
 # Failures that a source does not count.
 UNANSWERED: Final = frozenset(
-    map(FetchOutcome, ("unreachable", "timeout", "http-5xx", "quota-month"))
+    map(FetchOutcome, ("unreachable", "timeout", "http-5xx", "quota-minute", "quota-month"))
 )
 RENEWAL_EVERY: Final = 15.0  # s, at least, between the renewals of ended days by one source
 PAUSES: Final = (0.1, 0.4)  # s before the second and the third attempt; then the fetch has failed

@@ -20,7 +20,7 @@ from msgspec import Raw
 
 from ..errors import FetchOutcome, SourceFailed
 from ..headers import read_count, retry_after
-from ..rates import MAX_DAYS_BACK, RENEWED_FROM, Quote, RateSheet, midnight_after
+from ..rates import CLOCK_SLACK, MAX_DAYS_BACK, RENEWED_FROM, Quote, RateSheet, midnight_after
 from .source import (
     Http,
     HttpAnswer,
@@ -147,14 +147,14 @@ class FreeCurrencyApi:
         left = self.quota.month_left
         if left is None:
             return
-        to_next_month = next_month(now) - now
         if left <= 0:
-            wait = min(to_next_month, COUNT_LIFE).total_seconds()
+            ended = next_month(now - CLOCK_SLACK) + CLOCK_SLACK  # by the source's clock, too
+            wait = min(ended - now, COUNT_LIFE).total_seconds()
             text = "has no calls left this month"
             raise SourceFailed(FetchOutcome.QUOTA_MONTH, text, limited_for=wait)
         a_day = 86400 / (self._life * RENEWED_FROM) + AT_MIDNIGHT
         most = (self.quota.month_total or MONTH_OF_CALLS) * MOST_FOR_TODAY
-        kept = min(ceil(a_day * (to_next_month.days + 1)), int(most))
+        kept = min(ceil(a_day * ((next_month(now) - now).days + 1)), int(most))
         if day < now.date() and left <= kept:
             text = f"has {left} calls left this month, kept for the rates of the days to come"
             raise SourceFailed(FetchOutcome.QUOTA_MONTH, text)
