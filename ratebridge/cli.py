@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     _open_standard_streams()
     code = DONE
+    # A command meets no other one: its standard output has no reader any more, or no room.
+    of_the_output = (OSError,) if named else ()
     unwritten: OSError | None = None
     try:
         from .command_line import command_line
@@ -39,9 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         for error in _leaves(errors):
             print(*error.args, sep="\n", file=sys.stderr)
         code = BAD_USAGE if errors.subgroup(BadSettings) else FAILED
-    except* OSError as errors:  # standard output has no reader any more, or no room
-        if not named:
-            raise
+    except* of_the_output as errors:
         unwritten = next(_leaves(errors))
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:

@@ -127,11 +127,11 @@ class Settings:
     rate_deadline: float = setting(seconds, 5.0, "seconds for one rate, failover included")
     heartbeat_interval: float = setting(seconds, 1.0, "seconds between heartbeats sent")
     heartbeat_timeout: float = setting(seconds, 2.0, "seconds without one until it reconnects")
-    reconnect_min: float = setting(seconds, 0.25, "seconds, the least bound of a reconnect's wait")
+    reconnect_min: float = setting(seconds, 0.25, "seconds, the first bound of a reconnect's wait")
     reconnect_max: float = setting(
         seconds,
         attrs.Factory(lambda own: max(5.0, own.reconnect_min), takes_self=True),
-        "seconds, the greatest; 401, 403, 407 and Retry-After wait longer",
+        "seconds, the last one; 401, 403, 407 and Retry-After wait longer",
         shown="`5`",
     )
     drain_timeout: float = setting(

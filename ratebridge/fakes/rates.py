@@ -111,8 +111,7 @@ class FakeSource(ABC):
     """One source, below the path `prefix`; `url` names the setting of its base URL.
 
     `key_header` is where it looks for a key, in lower case. `units` are the usual units for one
-    euro. A subclass is an attrs class whose options
-    are fields with defaults.
+    euro. A subclass is an attrs class whose options are fields with defaults.
     """
 
     prefix: ClassVar[str]
@@ -172,8 +171,8 @@ class FakeRates:
     """All the sources. `calls` are the requests so far.
 
     `latency` is how long an answer takes, in seconds. The options are those of
-    the fakes with a key, such as the `key` that is accepted. `disturb` may return a fault
-    for a call that has none from `order`. `sources` may be replaced by others.
+    `FakeFreeCurrencyApi`; the `key` that is accepted is that of all fakes with one. `disturb`
+    may return a fault for a call that has none from `order`. `sources` may be replaced by others.
     """
 
     def __init__(
@@ -187,9 +186,8 @@ class FakeRates:
         self.latency = latency
         self.calls: list[Call] = []
         self.disturb: Callable[[Call], Fault | None] = lambda _call: None
-        self.sources: dict[str, FakeSource] = {
-            name: fake(name)(**(options if name in KEYS else {})) for name in SOURCES
-        }
+        own = {name: {"key": options.get("key")} for name in KEYS} | {"freecurrencyapi": options}
+        self.sources: dict[str, FakeSource] = {n: fake(n)(**own.get(n, {})) for n in SOURCES}
         self._ordered: dict[str, deque[Fault]] = {name: deque() for name in self.sources}
 
     def order(self, source: str, *faults: Fault) -> None:
