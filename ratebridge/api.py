@@ -94,9 +94,9 @@ class Converter:
         there is no rate for that currency or day (before 1999, or in the future), or none at
         present.
         """
+        await trio.lowlevel.checkpoint()  # many of them in a row let others run
         if self._chain is None:
             raise BadRequest("a Converter converts inside of its `async with`")
-        await trio.lowlevel.checkpoint()  # many of them in a row let others run
         now = self._clock()
         amount = _read_stake(stake)
         code = str(currency).upper() if str(currency).isascii() else ""

@@ -39,6 +39,9 @@ class Budget:
         """Count a call."""
         self._left, self._at = self.left(now) - 1, now
 
-    def return_unanswered(self, now: float) -> None:
-        """Take back most of a call that got no answer: a source does not count it."""
-        self._left, self._at = self.left(now) + 1 - UNANSWERED, now
+    def return_unanswered(self, now: float, *, whole: bool = False) -> None:
+        """Take back most of a call that got no answer: a source does not count it.
+
+        Of one that was not made, the `whole`.
+        """
+        self._left, self._at = self.left(now) + 1 - (0 if whole else UNANSWERED), now

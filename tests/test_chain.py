@@ -646,6 +646,9 @@ async def test_days_refused_for_the_sake_of_today_cost_no_calls_of_the_budget(au
         for day in days(BURST + 1):
             assert "has 40 calls left this month, kept" in (await bench.ask("USD", day)).text
         assert (bench.fake.count(), bench.notes.silences) == (0, [])
+        budget = bench.chain._access[FREECURRENCYAPI].budget
+        assert budget is not None
+        assert budget.left(trio.current_time()) == BURST
 
 
 @pytest.mark.parametrize("code", [429, 503])
@@ -663,6 +666,16 @@ async def test_a_source_that_names_a_time_is_not_asked_before(autojump_clock, co
             assert len(bench.notes.silences) == told, "a second is none, and both are one"
             assert bench.fake.count() - calls == (2 if wait != "1" else 6)
             await trio.sleep(60)
+
+
+async def test_who_waits_for_a_turn_does_not_ask_a_source_that_is_limited_meanwhile(autojump_clock):
+    async with open_bench("frankfurter") as bench:
+        bench.fake.latency = 1.0
+        fault = Fault(status=503, headers={"retry-after": "60"})
+        bench.fake.disturb = down(FRANKFURTER, fault=fault)
+        asked = [("USD", date(2024, month, 1)) for month in range(1, 13)]
+        assert {type(problem) for problem in await ask_all(bench, asked)} == {NoRate}
+        assert bench.fake.count() == MOST_FETCHES
 
 
 async def test_rates_at_hand_are_used_while_their_source_is_limited(autojump_clock):

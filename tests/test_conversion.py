@@ -11,15 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ratebridge.conversion import (
-    QUOTE_DIGITS,
-    QUOTE_MAX,
-    QUOTE_MIN,
-    is_quote,
-    plain,
-    rounded,
-    to_euro,
-)
+from ratebridge import conversion
+from ratebridge.conversion import QUOTE_DIGITS, QUOTE_MAX, QUOTE_MIN, is_quote, rounded, to_euro
 
 WIDE = Context(prec=100)  # wide enough for every number here, so that nothing is rounded by it
 
@@ -250,7 +243,7 @@ def test_a_stake_in_euro_is_rounded_half_even(stake: Decimal):
 @example(Decimal("100.00000"))
 @example(Decimal("-0.00001"))
 def test_a_plain_number_is_the_shortest_text_of_the_same_value(amount: Decimal):
-    text = plain(amount)
+    text = conversion.plain(amount)
     assert re.fullmatch(r"0|-?(0\.\d*[1-9]|[1-9]\d*(\.\d*[1-9])?)", text)
     assert Fraction(text) == Fraction(amount)
 
@@ -268,7 +261,7 @@ def test_a_plain_number_is_the_shortest_text_of_the_same_value(amount: Decimal):
     ],
 )
 def test_a_plain_number_by_hand(amount: str, text: str):
-    assert plain(Decimal(amount)) == text
+    assert conversion.plain(Decimal(amount)) == text
 
 
 @pytest.mark.parametrize(

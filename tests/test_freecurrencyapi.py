@@ -298,6 +298,9 @@ async def test_a_source_whose_month_ends_just_after_ours_is_asked_in_a_minute(au
     scene = open_scene(start=datetime(2026, 12, 1, 0, 0, 10, tzinfo=UTC), per_month=0)
     failure = await scene.failure()
     assert (failure.outcome, failure.limited_for) == ("quota-month", 50)
+    scene.fake.sources[FREECURRENCYAPI].per_month = 5000
+    await trio.sleep(50)
+    await scene.fetch()
 
 
 async def test_the_last_call_of_a_month_is_good_and_the_next_month_needs_no_status(autojump_clock):

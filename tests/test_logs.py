@@ -12,14 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ratebridge.reporting import logs
-from ratebridge.reporting.logs import (
-    MINUTE,
-    OFTEN,
-    LineLimit,
-    LogWriter,
-    configure_logs,
-    lines_dropped,
-)
+from ratebridge.reporting.logs import MINUTE, OFTEN, LineLimit, LogWriter, configure_logs
 
 
 class Terminal(io.StringIO):
@@ -142,7 +135,7 @@ def test_lines_are_queued_without_a_reader_and_dropped_ones_counted(reader, monk
     assert reader.asked.wait(10)
     for number in range(200):
         writer.msg(f"{number:099}")
-    assert writer.dropped == lines_dropped() == 151
+    assert writer.dropped == logs.lines_dropped() == 151
     reader.reads.set()
     writer.close()
     assert reader.got.decode().splitlines() == [

@@ -386,7 +386,7 @@ class RateChain:
         mono = trio.current_time()
         budget = self._access[source.name].budget
         if budget is not None and failure.outcome in UNANSWERED:
-            budget.return_unanswered(mono)
+            budget.return_unanswered(mono, whole=failure.outcome == FetchOutcome.QUOTA_MONTH)
         self.cache.store_failure(*key[:2], failure, mono)
         held = self.cache.find(*key[:2])
         serves = held is not None and held.serves(day, self._utc_now(), self.cache.life)
@@ -410,6 +410,9 @@ class RateChain:
                 try:
                     async with access.limiter:
                         asking.set()
+                        # It may have been limited while this waited for its turn.
+                        if access.limit and (s := access.limited_until - trio.current_time()) > 0:
+                            raise attrs.evolve(access.limit, limited_for=s)  # noqa: TRY301
                         outcome = await source.fetch(day, self._utc_now())
                         break
                 except SourceFailed as failure:

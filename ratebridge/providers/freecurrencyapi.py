@@ -96,11 +96,13 @@ class FreeCurrencyApi:
     async def fetch(self, day: date, now: datetime) -> RateSheet:
         """See `Source`. Today is `/latest`, any other day `/historical`."""
         self._raise_if_limited()
-        counted = self._counted
-        if counted is None or counted.month != now.month or now - counted >= COUNT_LIFE:
+        counted = self._counted or now - COUNT_LIFE
+        # The source's month may end a minute after ours.
+        months = {(at - gap).month for at in (counted, now) for gap in (timedelta(0), CLOCK_SLACK)}
+        if len(months) > 1 or now - counted >= COUNT_LIFE:
             with trio.move_on_after(STATUS_WITHIN), suppress(SourceFailed):
                 await self._read_status(now)
-            if self._counted is counted:
+            if self._counted in (None, counted):
                 self.quota.month_left = None  # or the count of a month that is over would stay
         self._keep_for_today(day, now)
         if day < now.date():
@@ -210,9 +212,8 @@ class FreeCurrencyApi:
         minute = count("remaining-quota-minute")
         month = count("remaining-quota-month")
         total = count("limit-quota-month")
-        quota = self.quota
-        quota.month_left = quota.month_left if month is None else month
-        quota.month_total = quota.month_total if total is None else total
+        self.quota.month_left = self.quota.month_left if month is None else month
+        self.quota.month_total = self.quota.month_total if total is None else total
         if month is not None:
             self._counted = now
         if answer.status == 429 and month is not None and month <= 0:
