@@ -42,6 +42,6 @@ class Budget:
     def return_unanswered(self, now: float, *, whole: bool = False) -> None:
         """Take back most of a call that got no answer: a source does not count it.
 
-        Of one that was not made, the `whole`.
+        Of one that the month refuses, the `whole`.
         """
         self._left, self._at = self.left(now) + 1 - (0 if whole else UNANSWERED), now

@@ -303,6 +303,14 @@ async def test_a_source_whose_month_ends_just_after_ours_is_asked_in_a_minute(au
     await scene.fetch()
 
 
+async def test_a_new_month_is_looked_at_when_it_begins_by_either_clock(autojump_clock):
+    scene = open_scene(start=datetime(2026, 12, 31, 23, 59, 30, tzinfo=UTC), per_minute=1000)
+    for _ in range(24):
+        await scene.fetch()
+        await trio.sleep(5)
+    assert scene.calls.count("status") == 3
+
+
 async def test_the_last_call_of_a_month_is_good_and_the_next_month_needs_no_status(autojump_clock):
     last_day = datetime(2026, 12, 31, 23, 59, 30, tzinfo=UTC)  # of a year, too
     scene = open_scene(start=last_day, per_month=1)

@@ -98,11 +98,11 @@ class FreeCurrencyApi:
         self._raise_if_limited()
         counted = self._counted or now - COUNT_LIFE
         # The source's month may end a minute after ours.
-        months = {(at - gap).month for at in (counted, now) for gap in (timedelta(0), CLOCK_SLACK)}
-        if len(months) > 1 or now - counted >= COUNT_LIFE:
+        new = any((counted - gap).month != (now - gap).month for gap in (timedelta(), CLOCK_SLACK))
+        if new or now - counted >= COUNT_LIFE:
             with trio.move_on_after(STATUS_WITHIN), suppress(SourceFailed):
                 await self._read_status(now)
-            if self._counted in (None, counted):
+            if self._counted == counted:
                 self.quota.month_left = None  # or the count of a month that is over would stay
         self._keep_for_today(day, now)
         if day < now.date():
